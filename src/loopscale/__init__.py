@@ -1,0 +1,36 @@
+"""loopscale: tune a looped Transformer once, at few loops, and train it at any number of loops.
+
+The maths is imported at once and needs no torch; everything else is imported when first touched.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from loopscale.errors import UserError
+from loopscale.parameterization import RULES, Depth, Role, Rule, Width, residual_scale
+
+if TYPE_CHECKING:
+    from loopscale.diagnose import check_parameterization, diagnose, watch
+    from loopscale.nn import Loop, LoopedTransformer, ModelConfig, ScaledResidual
+    from loopscale.optim import build_optimizer, param_groups, schedule
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "Loop": "nn", "LoopedTransformer": "nn", "ModelConfig": "nn", "ScaledResidual": "nn",
+    "build_optimizer": "optim", "param_groups": "optim", "schedule": "optim",
+    "check_parameterization": "diagnose", "diagnose": "diagnose", "watch": "diagnose",
+}
+
+__all__ = [
+    "RULES", "Depth", "Loop", "LoopedTransformer", "ModelConfig", "Role", "Rule", "ScaledResidual", "UserError", "Width",
+    "build_optimizer", "check_parameterization", "diagnose", "param_groups", "residual_scale", "schedule", "watch",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(f"loopscale.{_LAZY[name]}"), name)
+    raise AttributeError(f"module 'loopscale' has no attribute {name!r}")

@@ -1,0 +1,38 @@
+"""What a user's mistake looks like: one sentence with the fix; the command line exits with code 2."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable
+from types import ModuleType
+
+
+class UserError(ValueError):
+    """A mistake the caller can mend. The message is one sentence that says how."""
+
+
+class MissingExtraError(UserError, ImportError):
+    """An optional dependency is absent; the message names the extra that brings it."""
+
+
+def nearest(word: str, options: Iterable[str]) -> str:
+    """Say which known word was probably meant, and list the choices.
+
+    >>> nearest("loped", ["looped", "sqrt"])
+    "did you mean 'looped'? known: looped, sqrt"
+    """
+    names = sorted(options)
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}known: {', '.join(names)}"
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import an optional dependency, or raise `MissingExtraError` with the command that installs it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as cause:
+        raise MissingExtraError(
+            f"this needs {module!r}, which is not installed: pip install 'loopscale[{extra}]'"
+        ) from cause

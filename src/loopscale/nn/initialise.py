@@ -1,0 +1,52 @@
+"""Initial values of the house model, in one place.
+
+| parameter                  | initial value                       | why                                            |
+|----------------------------|-------------------------------------|------------------------------------------------|
+| embedding                  | N(0, 1)                             | the stream enters the core with RMS 1          |
+| qkv, gate_up               | N(0, 1 / fan_in)                    | keeps the branch O(1); independent of depth    |
+| value, out, gate_up, down  | the same * branch_gain              | 1 for pre-norm: no second depth rule; Post-LN  |
+| readout                    | N(0, 1 / base_width)                | the 1/m_d output multiplier carries the width  |
+| tied readout               | embedding * 1 / sqrt(base_width)    | both at once: logits O(1)                      |
+| gains                      | 1                                   |                                                |
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from loopscale.nn.config import ModelConfig
+from loopscale.parameterization import get_rule
+
+
+def initialise(model: Any, config: ModelConfig, seed: int) -> None:
+    """Fill `model`'s parameters from `seed` alone; the global generator is left as it was."""
+    generator = torch.Generator().manual_seed(seed)
+    gain = get_rule(config.rule).branch_gain(config.depth).value
+    base_width = config.base_width or config.width
+    embedding_std = base_width**-0.5 if config.tied_readout else 1.0
+    _normal(model.embedding.weight, embedding_std, generator)
+    for block in (*model.prelude, *model.core, *model.coda):
+        _block(block, gain, generator)
+    if model.readout is not None:
+        _normal(model.readout.weight, base_width**-0.5, generator)
+
+
+def _block(block: Any, gain: float, generator: torch.Generator) -> None:
+    attention, mlp = block.attention, block.mlp
+    for linear in (attention.qkv, attention.out, mlp.gate_up, mlp.down):
+        _normal(linear.weight, linear.in_features**-0.5, generator)
+    with torch.no_grad():
+        values = attention.qkv.weight[-attention.sizes[2]:]
+        for weight in (values, attention.out.weight, mlp.gate_up.weight, mlp.down.weight):
+            weight.mul_(gain)
+
+
+def _normal(weight: nn.Parameter, std: float, generator: torch.Generator) -> None:
+    # Drawn on the CPU whatever the device, so that a seed means the same network everywhere.
+    if weight.is_meta:
+        return
+    with torch.no_grad():
+        weight.copy_(torch.randn(weight.shape, generator=generator) * std)

@@ -1,0 +1,191 @@
+"""The looped Transformer in one readable file: prelude / looped core / coda, pre-norm, RoPE, SwiGLU, GQA.
+
+Shapes: B batch, T positions, D width, H query heads, K key-value heads, E head_dim, F MLP width, V vocabulary.
+The stream is fp32 also under autocast; the branches run in the autocast dtype.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from loopscale.errors import UserError
+from loopscale.nn.config import ModelConfig
+from loopscale.nn.initialise import initialise
+from loopscale.nn.residual import Scale
+from loopscale.parameterization import Depth, Role, Width, get_rule
+
+
+class RMSNorm(nn.Module):
+    """x / RMS(x) * gain over the last axis; `gain=False` leaves the gain out."""
+
+    def __init__(self, size: int, gain: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size)) if gain else None
+        self.size = (size,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape with `size` last; keeps the dtype."""
+        return F.rms_norm(x, self.size, self.weight, eps=1e-6)
+
+
+class Attention(nn.Module):
+    """Causal grouped-query attention with rotary positions. [B, T, D] -> [B, T, D]."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.heads, self.head_dim = config.heads, config.head_dim
+        self.kv_heads = config.kv_heads or config.heads
+        self.sizes = [self.heads * self.head_dim, self.kv_heads * self.head_dim, self.kv_heads * self.head_dim]
+        self.qkv = nn.Linear(config.width, sum(self.sizes), bias=False)
+        self.out = nn.Linear(self.sizes[0], config.width, bias=False)
+        self.norm_q = RMSNorm(self.head_dim) if config.qk_norm else None
+        self.norm_k = RMSNorm(self.head_dim) if config.qk_norm else None
+
+    def forward(self, x_BTD: Tensor, rotation_TE: Tensor) -> Tensor:
+        """`rotation_TE` from `rotary`."""
+        B, T, _ = x_BTD.shape
+        q, k, v = self.qkv(x_BTD).split(self.sizes, dim=-1)
+        q_BHTE = q.view(B, T, self.heads, self.head_dim).transpose(1, 2)
+        k_BKTE = k.view(B, T, self.kv_heads, self.head_dim).transpose(1, 2)
+        v_BKTE = v.view(B, T, self.kv_heads, self.head_dim).transpose(1, 2)
+        if self.norm_q is not None and self.norm_k is not None:
+            q_BHTE, k_BKTE = self.norm_q(q_BHTE), self.norm_k(k_BKTE)
+        mixed_BHTE = F.scaled_dot_product_attention(
+            rotate(q_BHTE, rotation_TE), rotate(k_BKTE, rotation_TE), v_BKTE,
+            is_causal=True, enable_gqa=self.kv_heads != self.heads,
+        )
+        return self.out(mixed_BHTE.transpose(1, 2).reshape(B, T, -1))
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate x) * up x). [B, T, D] -> [B, T, D]."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(config.width, 2 * config.mlp_width, bias=False)
+        self.down = nn.Linear(config.mlp_width, config.width, bias=False)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """Gate and up come from one matrix."""
+        gate_BTF, up_BTF = self.gate_up(x_BTD).chunk(2, dim=-1)
+        return self.down(F.silu(gate_BTF) * up_BTF)
+
+
+class Block(nn.Module):
+    """One layer: two residual branches, each scaled by the same eps. Post-LN rules norm the sum instead."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention_norm, self.attention = RMSNorm(config.width), Attention(config)
+        self.mlp_norm, self.mlp = RMSNorm(config.width), SwiGLU(config)
+        self.post = get_rule(config.rule).norm == "post"
+
+    def forward(self, x: Tensor, rotation: Tensor, scale: Scale, skip: Scale) -> Tensor:
+        """`scale` is eps; `skip` is alpha of the Post-LN rules (1 and unused for pre-norm)."""
+        if self.post:
+            x = self.attention_norm(skip * x + scale * self.attention(x, rotation))
+            return self.mlp_norm(skip * x + scale * self.mlp(x))
+        x = x + scale * self.attention(self.attention_norm(x), rotation)
+        return x + scale * self.mlp(self.mlp_norm(x))
+
+
+class LoopedTransformer(nn.Module):
+    """Tokens [B, T] -> logits [B, T, V]; `loops` is an argument of forward, and eps follows it.
+
+    Prelude and coda layers are visited once: N = 1 in their scale. `seed` fixes the initialisation, which does not
+    touch the global generator.
+
+    >>> model = LoopedTransformer(ModelConfig(vocab_size=17, width=32, layers=2, loops=4))
+    >>> model(torch.zeros(1, 5, dtype=torch.long), loops=8).shape
+    torch.Size([1, 5, 17])
+    """
+
+    def __init__(self, config: ModelConfig, seed: int = 0) -> None:
+        super().__init__()
+        self.config, self.rule = config, get_rule(config.rule)
+        self.embedding = nn.Embedding(config.vocab_size, config.width)
+        self.prelude = nn.ModuleList(Block(config) for _ in range(config.prelude))
+        self.core = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.coda = nn.ModuleList(Block(config) for _ in range(config.coda))
+        self.final_norm = RMSNorm(config.width)
+        self.readout = None if config.tied_readout else nn.Linear(config.width, config.vocab_size, bias=False)
+        initialise(self, config, seed)
+
+    @property
+    def depth(self) -> Depth:
+        """Loops and layers as configured."""
+        return self.config.depth
+
+    @property
+    def width_ratio(self) -> Width:
+        """Width against the base width."""
+        return Width(self.config.width, self.config.base_width)
+
+    def residual_scale(self, loops: int) -> float:
+        """eps of the core at this many loops; `loops=1` gives that of prelude and coda."""
+        depth = Depth(loops, self.config.layers)
+        return self.rule.residual_scale(depth, self.config.strength, self.config.base_layers).value
+
+    def forward(self, tokens_BT: Tensor, loops: int | None = None) -> Tensor:
+        """Logits [B, T, V]. Raises `UserError` when loops < 1."""
+        return self.read(self.run(tokens_BT, self.config.loops if loops is None else loops)[-1])
+
+    def run(self, tokens_BT: Tensor, loops: int, keep: bool = False) -> list[Tensor]:
+        """The stream [B, T, D] at the end; with `keep`, also at entry to the core and after each visit."""
+        scale, once = self.residual_scale(loops), self.residual_scale(1)
+        skip = self.rule.skip_scale(Depth(loops, self.config.layers)).value
+        rotation = rotary(tokens_BT.shape[1], self.config.head_dim, tokens_BT.device)
+        x = self.embedding(tokens_BT)
+        for block in self.prelude:
+            x = block(x, rotation, once, skip)
+        kept = [x]
+        for _visit in range(loops):
+            for block in self.core:
+                x = block(x, rotation, scale, skip)
+            kept.append(x)
+        for block in self.coda:
+            x = block(x, rotation, once, skip)
+        return [*kept, x] if keep else [x]
+
+    def read(self, x_BTD: Tensor) -> Tensor:
+        """Final norm and readout."""
+        weight = self.embedding.weight if self.readout is None else self.readout.weight
+        return F.linear(self.final_norm(x_BTD), weight) * self.rule.output_multiplier(self.width_ratio).value
+
+    @torch.no_grad()
+    def visit_rms(self, tokens_BT: Tensor, loops: int | None = None) -> list[float]:
+        """RMS of the stream at entry to the core and after each visit: loops + 1 numbers."""
+        streams = self.run(tokens_BT, self.config.loops if loops is None else loops, keep=True)[:-1]
+        return [float(x.float().square().mean().sqrt()) for x in streams]
+
+    def roles(self) -> dict[str, Role]:
+        """The role of every parameter, by name."""
+        return {name: _role(name, parameter.ndim) for name, parameter in self.named_parameters()}
+
+
+def _role(name: str, ndim: int) -> Role:
+    if name.startswith("embedding."):
+        return Role.EMBEDDING
+    if name.startswith("readout."):
+        return Role.READOUT
+    if name.startswith("final_norm."):
+        return Role.OUTER_GAIN
+    if name.split(".")[0] not in ("prelude", "core", "coda"):
+        raise UserError(f"parameter {name!r} has no role: add it to LoopedTransformer.roles")
+    return Role.HIDDEN if ndim >= 2 else Role.GAIN
+
+
+def rotary(length: int, head_dim: int, device: torch.device) -> Tensor:
+    """Angles as complex-free pairs: [2, T, E/2], cosine and sine of position * 10000^(-2i/E)."""
+    inverse = 10000.0 ** -(torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
+    angle = torch.arange(length, device=device, dtype=torch.float32)[:, None] * inverse
+    return torch.stack((angle.cos(), angle.sin()))
+
+
+def rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """Rotate pairs (i, i + E/2) of the last axis of [B, H, T, E] by the position's angle."""
+    cos, sin = rotation.to(x.dtype)
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)

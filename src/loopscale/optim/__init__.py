@@ -1,0 +1,7 @@
+"""Ordinary torch parameter groups and optimisers from roles and a rule."""
+
+from loopscale.optim.build import MuonAdamW, build_optimizer
+from loopscale.optim.groups import check_partition, param_groups
+from loopscale.optim.schedule import SCHEDULES, schedule
+
+__all__ = ["SCHEDULES", "MuonAdamW", "build_optimizer", "check_partition", "param_groups", "schedule"]

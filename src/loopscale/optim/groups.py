@@ -1,0 +1,79 @@
+"""Named parameters + roles + rule -> ordinary torch parameter groups."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from loopscale.errors import UserError
+from loopscale.parameterization import Depth, Optimizer, Role, Rule, Width, check_roles, get_rule
+
+
+def param_groups(
+    model: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float = 0.1,
+    eps: float = 1e-8,
+    rule: str | Rule | None = None,
+    depth: Depth | None = None,
+    width: Width | None = None,
+    base_layers: int | None = None,
+    roles: Mapping[str, Role] | None = None,
+    optimizer: Optimizer = "adamw",
+) -> list[dict[str, Any]]:
+    """One group per role (`name`), with lr, weight decay and Adam's eps spelled out, for any torch optimiser.
+
+    A model that states `roles()`, `depth`, `width_ratio`, `rule` and `config.base_layers`, as the house model does, needs
+    no more; for another model pass `roles=`, `depth=` and, as wanted, `rule=`, `width=`, `base_layers=`. `lr` is the base
+    rate, before the rule's multiplier. Tied parameters are listed once. Frozen parameters are left out.
+
+    Raises `UserError` for a parameter without a role, or a rate that is not positive.
+
+    >>> from loopscale.nn import LoopedTransformer, ModelConfig
+    >>> groups = param_groups(LoopedTransformer(ModelConfig(layers=4)), lr=0.01)
+    >>> next(group["lr"] for group in groups if group["name"] == "hidden")
+    0.005
+    """
+    if not (lr > 0 and lr < float("inf")):
+        raise UserError(f"lr must be a positive number, got {lr!r}")
+    parameters = dict(model.named_parameters())
+    assigned = check_roles(parameters, _stated(model, "roles", roles))
+    chosen = get_rule(_stated(model, "rule", rule))
+    size = _stated(model, "depth", depth)
+    ratio = width if width is not None else getattr(model, "width_ratio", None)
+    base = base_layers if base_layers is not None else getattr(getattr(model, "config", None), "base_layers", None)
+    groups = []
+    for role in Role:
+        members = [p for name, p in parameters.items() if assigned[name] is role and p.requires_grad]
+        if members:
+            values = chosen.for_role(role, size, ratio, base, optimizer)
+            groups.append({
+                "params": members, "name": role.value, "lr": lr * values.lr.value, "initial_lr": lr * values.lr.value,
+                "weight_decay": weight_decay * values.weight_decay.value, "eps": eps * values.adam_eps.value,
+            })
+    return groups
+
+
+def check_partition(model: nn.Module, groups: list[dict[str, Any]]) -> None:
+    """Raise `UserError` naming a trainable parameter that is in no group, or in two."""
+    names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
+    seen: set[int] = set()
+    for parameter in (p for group in groups for p in group["params"]):
+        if id(parameter) in seen:
+            raise UserError(f"parameter {names.get(id(parameter), '?')!r} is listed twice: leave it in one group")
+        seen.add(id(parameter))
+    missing = [name for key, name in names.items() if key not in seen]
+    if missing:
+        raise UserError(f"parameter {missing[0]!r} is in no group: give it a role")
+
+
+def _stated(model: nn.Module, name: str, given: Any) -> Any:
+    if given is not None:
+        return given
+    stated = getattr(model, name, None)
+    if stated is None:
+        raise UserError(f"{type(model).__name__} does not state its {name}: pass {name}=")
+    return stated() if name == "roles" else stated

@@ -1,0 +1,12 @@
+"""Pure maths of the parameterization: standard library only, no torch."""
+
+from loopscale.parameterization.depth import Depth, Width, relative_layers
+from loopscale.parameterization.explain import prescription
+from loopscale.parameterization.roles import Role, check_roles, infer_roles
+from loopscale.parameterization.rules import OPTIMIZERS, Optimizer, RoleValues, Rule, Value
+from loopscale.parameterization.table import RULES, get_rule, residual_scale
+
+__all__ = [
+    "OPTIMIZERS", "RULES", "Depth", "Optimizer", "Role", "RoleValues", "Rule", "Value", "Width",
+    "check_roles", "get_rule", "infer_roles", "prescription", "relative_layers", "residual_scale",
+]
