@@ -105,12 +105,13 @@ class LoopedTransformer(nn.Module):
     def __init__(self, config: ModelConfig, seed: int = 0) -> None:
         super().__init__()
         self.config, self.rule = config, get_rule(config.rule)
-        self.embedding = nn.Embedding(config.vocab_size, config.width)
-        self.prelude = nn.ModuleList(Block(config) for _ in range(config.prelude))
-        self.core = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.coda = nn.ModuleList(Block(config) for _ in range(config.coda))
-        self.final_norm = RMSNorm(config.width)
-        self.readout = None if config.tied_readout else nn.Linear(config.width, config.vocab_size, bias=False)
+        with torch.random.fork_rng(devices=[]):
+            self.embedding = nn.Embedding(config.vocab_size, config.width)
+            self.prelude = nn.ModuleList(Block(config) for _ in range(config.prelude))
+            self.core = nn.ModuleList(Block(config) for _ in range(config.layers))
+            self.coda = nn.ModuleList(Block(config) for _ in range(config.coda))
+            self.final_norm = RMSNorm(config.width)
+            self.readout = None if config.tied_readout else nn.Linear(config.width, config.vocab_size, bias=False)
         initialise(self, config, seed)
 
     @property

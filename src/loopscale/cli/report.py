@@ -1,0 +1,29 @@
+"""`loopscale report`: draw the page and figures of a study or a run again, from its records."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from loopscale.errors import UserError
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--open", "open_page", is_flag=True, help="Open the page when done.")
+@click.option("--json", "as_json", is_flag=True, help="Print the page's path as JSON.")
+def command(folder: Path, open_page: bool, as_json: bool) -> None:
+    """Write report.html and figures/ of FOLDER: a study (`loopscale transfer`) or a run (`loopscale train`)."""
+    from loopscale.report import write_report, write_run_report
+
+    if (folder / "study.json").exists():
+        page = write_report(folder)
+    elif (folder / "metrics.jsonl").exists():
+        page = write_run_report(folder)
+    else:
+        raise UserError(f"{folder} is neither a study nor a run: it has no study.json and no metrics.jsonl")
+    click.echo(json.dumps({"page": str(page)}) if as_json else f"page: {page}")
+    if open_page:
+        click.launch(str(page))

@@ -1,0 +1,40 @@
+"""`loopscale scale`: the table of everything a rule prescribes at one size. No torch."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from loopscale.parameterization import OPTIMIZERS, RULES, Depth, Optimizer, Width, get_rule, prescription
+
+
+@click.command()
+@click.option("--loops", type=int, required=True, help="N: how often the stack is applied.")
+@click.option("--layers", type=int, required=True, help="L: unique layers in the stack; attention + MLP are one layer.")
+@click.option("--width", type=int, help="Width of the stream.")
+@click.option("--base-width", type=int, help="Width the rates were tuned at (muP); without it, no width rule.")
+@click.option("--base-layers", type=int, help="Layers the rates were tuned at; without it, L counts absolutely.")
+@click.option("--strength", type=float, default=1.0, show_default=True, help="lambda, tuned once at the base.")
+@click.option("--rule", default="looped", show_default=True, help=f"One of: {', '.join(RULES)}.")
+@click.option("--optimizer", type=click.Choice(OPTIMIZERS), default="adamw", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(
+    loops: int, layers: int, width: int | None, base_width: int | None, base_layers: int | None, strength: float,
+    rule: str, optimizer: Optimizer, as_json: bool,
+) -> None:
+    """Print the residual scale and every multiplier that RULE gives a network of N loops and L layers."""
+    if base_width is not None and width is None:
+        raise click.UsageError("--base-width needs --width: name the width of the network too")
+    depth = Depth(loops, layers)
+    size = None if width is None else Width(width, base_width)
+    rows = prescription(depth, size, rule=rule, strength=strength, base_layers=base_layers, optimizer=optimizer)
+    if as_json:
+        given = {"rule": rule, "loops": loops, "layers": layers, "width": width, "base_width": base_width,
+                 "base_layers": base_layers, "strength": strength, "optimizer": optimizer}
+        scales = {row["name"]: row["value"] for row in rows if "." not in row["name"]}
+        click.echo(json.dumps({**given, **scales, "values": rows}, indent=1))
+        return
+    click.echo(f"{rule}: {get_rule(rule).summary}\nN = {loops} loops, L = {layers} layers\n")
+    for row in rows:
+        click.echo(f"{row['name']:<26}{row['value']:>12.6g}   {row['why']} [{row['source']}]")

@@ -1,0 +1,102 @@
+"""`loopscale transfer`: the study that shows whether the best learning rate stands still over loops."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+def _list_of(kind: Callable[[str], Any], noun: str) -> Callable[[click.Context, click.Parameter, str | None], Any]:
+    def parse(context: click.Context, parameter: click.Parameter, text: str | None) -> Any:
+        if text is None:
+            return None
+        try:
+            return tuple(kind(part.strip()) for part in text.split(",") if part.strip())
+        except ValueError:
+            raise click.BadParameter(f"{text!r} is not a comma-separated list of {noun}") from None
+    return parse
+
+
+def _rate(text: str) -> float:
+    """A number, or a power of two: 0.0156 or 2^-6."""
+    return 2.0 ** float(text[2:]) if text.startswith("2^") else float(text)
+
+
+@click.command()
+@click.option("--preset", default="demo", show_default=True, help="demo, laptop or gpu.")
+@click.option("--rules", callback=_list_of(str, "rules"), help="Comma-separated; default looped,sqrt,none.")
+@click.option("--loops", callback=_list_of(int, "whole numbers"), help="Numbers of loops, such as 1,2,4,8.")
+@click.option("--lrs", callback=_list_of(_rate, "rates such as 2^-6 or 0.01"), help="Fix the rates (0.01 or 2^-6); default: search.")
+@click.option("--strengths", callback=_list_of(float, "numbers"), help="Sweep lambda too, such as 0.25,0.5,1.")
+@click.option("--seeds", type=int, help="Seeds per cell.")
+@click.option("--data", help="stdlib, synthetic:TASK, a file or folder, or hf:NAME.")
+@click.option("--set", "sets", multiple=True, metavar="A.B=C", help="Any value of the base config, such as train.steps=300.")
+@click.option("--workers", type=int, help="Processes, one thread each; default: one per core.")
+@click.option("--out", type=click.Path(path_type=Path), help="Study folder; default runs/transfer-PRESET. Continues if it exists.")
+@click.option("--open", "open_page", is_flag=True, help="Open the page when done.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def command(
+    preset: str, rules: tuple[str, ...] | None, loops: tuple[int, ...] | None, lrs: tuple[float, ...] | None,
+    strengths: tuple[float, ...] | None, seeds: int | None, data: str | None, sets: tuple[str, ...], workers: int | None,
+    out: Path | None, open_page: bool, as_json: bool,
+) -> None:
+    """Train rules x loops x rates x seeds side by side; fit each optimum; say which rule transfers.
+
+    Stop it anywhere and start it again: finished trials are kept. Exit 1 when a rule that claims transfer drifts.
+    """
+    from loopscale.report import write_report
+    from loopscale.transfer import LocalProcesses, StudyPlan, failed, get_preset, run_study
+
+    chosen = get_preset(preset)
+    plan = StudyPlan(
+        base=chosen.base(sets if data is None else (f"data.path={json.dumps(data)}", *sets)),
+        rules=rules or ("looped", "sqrt", "none"), loops=loops or chosen.loops, lrs=lrs,
+        seeds=chosen.seeds if seeds is None else seeds, strengths=strengths or chosen.strengths,
+        center_lr=chosen.center_lr, preset=preset,
+    )
+    folder = out or Path("runs") / f"transfer-{preset}"
+    executor = LocalProcesses(workers)
+    with _progress(preset, chosen.promise) as observer:
+        result = run_study(plan, folder, executor=executor, observer=observer)
+    page = write_report(folder)
+    if as_json:
+        click.echo(json.dumps(result, indent=1))
+    else:
+        click.echo("\n".join([result["sentence"], *(rule["sentence"] for rule in result["rules"].values())]))
+        click.echo(f"page: {page}")
+    if open_page:
+        click.launch(str(page))
+    if failed(result):
+        click.echo(f"check failed: {', '.join(failed(result))} claims transfer and drifts", err=True)
+        raise SystemExit(1)
+
+
+class _progress:
+    """A live line on stderr: trials done, trials known to be missing, the last loss."""
+
+    def __init__(self, preset: str, promise: str) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        console = Console(stderr=True)
+        console.print(f"study '{preset}': {promise}; stop it any time, the same command goes on")
+        self._bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("trials"),
+                             TimeElapsedColumn(), console=console)
+
+    def __enter__(self) -> Callable[[dict[str, Any], int, int], None]:
+        self._bar.start()
+        self._task = self._bar.add_task("starting", total=None)
+        return self._show
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.stop()
+
+    def _show(self, trial: dict[str, Any], finished: int, missing: int) -> None:
+        cell = trial["cell"]
+        loss = "diverged" if trial["diverged"] else f"{trial['loss']:.3f}"
+        text = f"{cell['rule']:>8} N={cell['loops']:<3} lr={cell['lr']:.4f} loss {loss}"
+        self._bar.update(self._task, description=text, completed=finished, total=finished + missing)

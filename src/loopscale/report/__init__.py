@@ -1,0 +1,49 @@
+"""Numbers of a study or a run -> figures and one self-contained interactive page.
+
+Public names load on first use, so that `import loopscale.report` needs neither plotly nor matplotlib.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from loopscale.report.chart import Chart, LegendEntry
+    from loopscale.report.info import study_info
+    from loopscale.report.page import Section, Table, render_page
+    from loopscale.report.readme import readme_figure
+    from loopscale.report.run_page import write_run_report
+    from loopscale.report.study_page import write_figures, write_report
+
+__all__ = [
+    "Chart",
+    "LegendEntry",
+    "Section",
+    "Table",
+    "readme_figure",
+    "render_page",
+    "study_info",
+    "write_figures",
+    "write_report",
+    "write_run_report",
+]
+
+_HOMES = {
+    "Chart": "chart",
+    "LegendEntry": "chart",
+    "Section": "page",
+    "Table": "page",
+    "render_page": "page",
+    "readme_figure": "readme",
+    "study_info": "info",
+    "write_figures": "study_page",
+    "write_report": "study_page",
+    "write_run_report": "run_page",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

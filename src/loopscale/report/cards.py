@@ -1,0 +1,59 @@
+"""The verdict cards: one a rule, with its sentence, its slope on a small scale, and its regret."""
+
+from __future__ import annotations
+
+from loopscale.report.info import StudyInfo
+from loopscale.report.page import escape
+from loopscale.report.palette import Ink, interval, looks, number
+from loopscale.report.records import RuleRecord
+
+_SIGNS = {"transfers": "\N{CHECK MARK}", "drifts": "\N{SOUTH EAST ARROW}", "undecided": "?"}
+
+
+def cards_html(study: StudyInfo) -> str:
+    """One card for each rule, as trusted HTML: everything read from the study is escaped."""
+    ends = [0.0, -0.5, 0.5]
+    for rule in study.rules.values():
+        ends += [end for end in (rule.slope, *(rule.slope_interval or ())) if end is not None]
+    low, high = min(ends), max(ends)
+    inks = looks(list(study.rules))
+    made = "".join(_card(name, rule, inks[name].ink, (low, high)) for name, rule in study.rules.items())
+    return f'<ul class="cards">\n{made}</ul>\n'
+
+
+def _card(name: str, rule: RuleRecord, ink: Ink, scale: tuple[float, float]) -> str:
+    sign = _SIGNS.get(rule.verdict, "")
+    strength = "" if rule.strength is None else f"<dt>strength \N{GREEK SMALL LETTER LAMDA}</dt><dd>{rule.strength:g}</dd>"
+    regret = f"{number(rule.regret)} <span>{interval(rule.regret_interval)}</span>" if rule.regret is not None else "n/a"
+    return f"""<li class="card" style="--light:{ink.light};--dark:{ink.dark}">
+<h3>{escape(name)}</h3>
+<p class="verdict"><span aria-hidden="true">{sign}</span> {escape(rule.verdict)}</p>
+<p class="sentence">{escape(rule.sentence)}</p>
+{_gauge(rule, scale)}<dl>
+<dt>claims transfer</dt><dd>{"yes" if rule.claims_transfer else "no"}</dd>
+<dt>slope</dt><dd>{number(rule.slope)} <span>{interval(rule.slope_interval)}</span></dd>
+<dt>regret (nats)</dt><dd>{regret}</dd>
+{strength}</dl>
+</li>
+"""
+
+
+def _gauge(rule: RuleRecord, scale: tuple[float, float]) -> str:
+    """The slope and its interval on a line with zero marked, the same scale on every card."""
+    if rule.slope is None:
+        return ""
+    low, high = scale
+    across = high - low
+
+    def at(value: float) -> str:
+        return f"{4 + 92 * (value - low) / across:.2f}%"
+
+    ends = rule.slope_interval or (rule.slope, rule.slope)
+    return (
+        f'<svg class="gauge" role="img" aria-label="slope {number(rule.slope)}, 0 is no drift">'
+        '<line class="axis" x1="0" x2="100%" y1="14" y2="14"/>'
+        f'<line class="zero" x1="{at(0)}" x2="{at(0)}" y1="3" y2="25"/>'
+        f'<line x1="{at(ends[0])}" x2="{at(ends[1])}" y1="14" y2="14" stroke="currentColor" stroke-width="3"/>'
+        f'<circle cx="{at(rule.slope)}" cy="14" r="5" fill="currentColor"/>'
+        f'<text x="{at(0)}" y="37" text-anchor="middle">0: no drift</text></svg>\n'
+    )

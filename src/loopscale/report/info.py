@@ -1,0 +1,190 @@
+"""The numbers behind every figure of a study page: pure Python, no drawing, the same for both back ends."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import NamedTuple
+
+from loopscale.report.records import Optimum, Point, Result, RuleRecord, Trial, read_result, read_trials
+
+
+@dataclass(frozen=True)
+class StudyInfo:
+    """A study as read: the result and every trial."""
+
+    result: Result
+    trials: tuple[Trial, ...]
+
+    @property
+    def rules(self) -> dict[str, RuleRecord]:
+        """The rules by name, in the order of the result."""
+        return self.result.rules
+
+    @property
+    def loops(self) -> tuple[int, ...]:
+        """The loops of the study, ascending."""
+        return tuple(sorted(set(self.result.loops)))
+
+
+class Curve(NamedTuple):
+    """Loss over learning rate at one number of loops, by ascending rate, and the fitted optimum if there is one."""
+
+    loops: int
+    points: tuple[Point, ...]
+    optimum: Optimum | None
+
+
+class Window(NamedTuple):
+    """Axes shared by all panels: log2 of the rate, and the loss."""
+
+    rate_low: float
+    rate_high: float
+    loss_low: float
+    loss_high: float
+
+
+class Stream(NamedTuple):
+    """RMS of the residual stream after each visit (index 0: on entry), in the trial nearest to the optimum."""
+
+    rule: str
+    loops: int
+    lr: float
+    initial: tuple[float | None, ...]
+    final: tuple[float | None, ...]
+
+
+class StrengthCurve(NamedTuple):
+    """Best loss over the swept rates at each strength, for one rule and one number of loops."""
+
+    rule: str
+    loops: int
+    strengths: tuple[float, ...]
+    losses: tuple[float, ...]
+
+
+class Share(NamedTuple):
+    """Of the seeds at one rule, loops and rate: how many diverged."""
+
+    loops: int
+    lr: float
+    diverged: int
+    seeds: int
+
+
+def study_info(study_dir: Path) -> StudyInfo:
+    """Read a study folder.
+
+    Raises `UserError` when it is missing, unfinished, damaged or of another schema.
+    """
+    return StudyInfo(read_result(study_dir), read_trials(study_dir))
+
+
+def curves(rule: RuleRecord) -> tuple[Curve, ...]:
+    """Loss over rate, one curve per number of loops, ascending."""
+    return tuple(
+        Curve(loops, tuple(sorted(rule.points.get(loops, ()), key=lambda point: point.lr)), rule.optima.get(loops))
+        for loops in sorted(set(rule.points) | set(rule.optima))
+    )
+
+
+def seed_range(point: Point) -> tuple[float, float] | None:
+    """Smallest and largest loss over the seeds that finished; None if none did.
+
+    >>> seed_range(Point(lr=0.01, loss=2.5, losses=(2.0, None, 3.0)))
+    (2.0, 3.0)
+    """
+    finished = [loss for loss in point.losses if loss is not None]
+    return (min(finished), max(finished)) if finished else None
+
+
+def share(loops: int, point: Point) -> Share:
+    """Count the diverged seeds of a point; a point without seeds counts as one trial."""
+    losses = point.losses or (point.loss,)
+    return Share(loops, point.lr, sum(loss is None for loss in losses), len(losses))
+
+
+def shares(rule: RuleRecord) -> tuple[Share, ...]:
+    """Trainability: every (loops, rate) cell of a rule with its number of diverged seeds."""
+    return tuple(share(curve.loops, point) for curve in curves(rule) for point in curve.points)
+
+
+def any_diverged(study: StudyInfo) -> bool:
+    """Whether any trial behind the result diverged."""
+    return any(cell.diverged for rule in study.rules.values() for cell in shares(rule))
+
+
+def window(study: StudyInfo) -> Window:
+    """The axes that all panels share: every rate, and the losses near the optima.
+
+    A rate much too large gives a loss far above the rest; showing it would flatten the basins that decide. The window
+    ends at most 2.5 times the spread of the optima above the worst of them.
+    """
+    found = [curve for rule in study.rules.values() for curve in curves(rule)]
+    rates = [math.log2(p.lr) for curve in found for p in curve.points]
+    rates += [math.log2(c.optimum.lr) for c in found if c.optimum]
+    losses = [loss for c in found for p in c.points for loss in (p.loss, *(seed_range(p) or ())) if loss is not None]
+    optima = [c.optimum.loss for c in found if c.optimum]
+    if not rates or not losses + optima:
+        return Window(-8.0, -4.0, 0.0, 1.0)
+    low, high = min(losses + optima), max(losses + optima)
+    if optima:
+        spread = max(max(optima) - min(optima), 0.05 * abs(min(optima)), 1e-6)
+        high = min(high, max(optima) + 2.5 * spread)
+    pad = 0.06 * (high - low) or 0.05
+    return Window(min(rates) - 0.4, max(rates) + 0.4, low - pad, high + pad)
+
+
+def drift_line(rule: RuleRecord) -> tuple[tuple[float, float], tuple[float, float]] | None:
+    """End points, in log2, of the line with the fitted slope through the centre of the optima."""
+    if rule.slope is None or len(rule.optima) < 2:
+        return None
+    xs = [math.log2(loops) for loops in rule.optima]
+    centre_x, centre_y = fmean(xs), fmean(math.log2(optimum.lr) for optimum in rule.optima.values())
+    low, high = min(xs), max(xs)
+    return (low, centre_y + rule.slope * (low - centre_x)), (high, centre_y + rule.slope * (high - centre_x))
+
+
+def streams(study: StudyInfo) -> tuple[Stream, ...]:
+    """For each rule at the largest loops, the stream of the finished trial nearest to the fitted optimum."""
+    loops, found = max(study.loops), []
+    for name, rule in study.rules.items():
+        optimum = rule.optima.get(loops)
+        mine = [t for t in study.trials if t.cell.rule == name and t.cell.loops == loops and not t.diverged]
+        mine = [t for t in mine if rule.strength is None or t.cell.strength in (None, rule.strength)] or mine
+        mine = [t for t in mine if t.stream_rms.get("initial") or t.stream_rms.get("final")]
+        if optimum is None or not mine:
+            continue
+        target = math.log2(optimum.lr)
+        best = min(mine, key=lambda t: (abs(math.log2(t.cell.lr) - target), t.cell.seed))
+        initial, final = (tuple(map(_positive, best.stream_rms.get(w) or ())) for w in ("initial", "final"))
+        found.append(Stream(name, loops, best.cell.lr, initial, final))
+    return tuple(found)
+
+
+def _positive(rms: float | None) -> float | None:
+    return rms if rms is not None and math.isfinite(rms) and rms > 0 else None
+
+
+def strength_curves(study: StudyInfo) -> tuple[StrengthCurve, ...]:
+    """Where several strengths were swept: the best mean loss over rates at each; diverged cells are left out."""
+    cells: dict[tuple[str, int, float, float], list[float | None]] = defaultdict(list)
+    for trial in study.trials:
+        cell = trial.cell
+        if cell.strength is not None and cell.rule in study.rules:
+            cells[cell.rule, cell.loops, cell.strength, cell.lr].append(None if trial.diverged else trial.loss)
+    best: dict[tuple[str, int], dict[float, float]] = defaultdict(dict)
+    for (rule, loops, strength, _), losses in cells.items():
+        finished = [loss for loss in losses if loss is not None]
+        if len(finished) == len(losses):
+            row = best[rule, loops]
+            row[strength] = min(row.get(strength, math.inf), fmean(finished))
+    order = list(study.rules)
+    return tuple(
+        StrengthCurve(rule, loops, tuple(sorted(row)), tuple(row[s] for s in sorted(row)))
+        for (rule, loops), row in sorted(best.items(), key=lambda item: (order.index(item[0][0]), item[0][1]))
+        if len(row) > 1
+    )

@@ -1,0 +1,108 @@
+"""Colours, marks and number words shared by both back ends, so that a rule looks the same in every figure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Ink(NamedTuple):
+    """One colour in its two readings: on a light page and on a dark page (contrast at least 4.5 on each)."""
+
+    light: str
+    dark: str
+
+
+class Look(NamedTuple):
+    """How a rule is drawn: colour and marker differ together, so that colour is never the only difference."""
+
+    ink: Ink
+    plotly_symbol: str
+    mpl_marker: str
+
+
+_KNOWN = {
+    "looped": Look(Ink("#0b7a75", "#3fd0c4"), "circle", "o"),
+    "sqrt": Look(Ink("#a85b00", "#f2b04a"), "square", "s"),
+    "none": Look(Ink("#b8304a", "#ff8296"), "diamond", "D"),
+}
+_OTHERS = (
+    Look(Ink("#4450b8", "#98a4ff"), "triangle-up", "^"),
+    Look(Ink("#8a2f9e", "#dd94ee"), "triangle-down", "v"),
+    Look(Ink("#1f6fa8", "#74bdf0"), "pentagon", "p"),
+    Look(Ink("#55701c", "#b3cf6a"), "hexagon", "h"),
+    Look(Ink("#5d5f66", "#b9bcc4"), "star", "*"),
+)
+_VIRIDIS = ("#440154", "#472d7b", "#3b528b", "#2c728e", "#21918c", "#28ae80", "#5ec962", "#addc30", "#fde725")
+
+
+def looks(rules: Sequence[str]) -> dict[str, Look]:
+    """Give every rule its look: the known ones always the same, the others from the rest of the palette in order."""
+    others = [rule for rule in rules if rule not in _KNOWN]
+    return {rule: _KNOWN.get(rule) or _OTHERS[others.index(rule) % len(_OTHERS)] for rule in rules}
+
+
+def sequential(count: int) -> list[Ink]:
+    """`count` ordered colours (viridis, legible to the colour-blind); the last stands out most on either page."""
+    steps = [i / (count - 1) if count > 1 else 0.5 for i in range(count)]
+    return [Ink(_viridis(0.80 * (1 - t)), _viridis(0.32 + 0.64 * t)) for t in steps]
+
+
+def _viridis(t: float) -> str:
+    at = min(max(t, 0.0), 1.0) * (len(_VIRIDIS) - 1)
+    left = min(int(at), len(_VIRIDIS) - 2)
+    mixed = (
+        round(int(_VIRIDIS[left][i : i + 2], 16) * (1 - at + left) + int(_VIRIDIS[left + 1][i : i + 2], 16) * (at - left))
+        for i in (1, 3, 5)
+    )
+    return "#" + "".join(f"{channel:02x}" for channel in mixed)
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Write a number for readers, with a true minus sign.
+
+    >>> number(-0.0213), number(None)
+    ('\N{MINUS SIGN}0.021', 'n/a')
+    """
+    if value is None:
+        return "n/a"
+    text = f"{value:.{digits}f}" if abs(value) >= 10**-digits or value == 0 else f"{value:.1e}"
+    if float(text) == 0:
+        text = text.lstrip("-")
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def interval(pair: tuple[float, float] | None, digits: int = 3) -> str:
+    """Write an interval.
+
+    >>> interval((0.5, 1.0), digits=1)
+    '[0.5, 1.0]'
+    """
+    return "" if pair is None else f"[{number(pair[0], digits)}, {number(pair[1], digits)}]"
+
+
+def power(value: float) -> str:
+    """Write a rate as a power of two, in plain characters.
+
+    >>> power(2**-6), power(0.02)
+    ('2^-6', '2^-5.64')
+    """
+    exponent = math.log2(value)
+    return f"2^{round(exponent)}" if abs(exponent - round(exponent)) < 5e-3 else f"2^{exponent:.2f}"
+
+
+def whole_ticks(low: float, high: float, most: int = 9) -> list[int]:
+    """Whole exponents inside [low, high], thinned to at most `most`."""
+    step = max(1, math.ceil((high - low) / most))
+    return [tick for tick in range(math.ceil(low), math.floor(high) + 1) if tick % step == 0]
+
+
+def short(name: str, most: int = 28) -> str:
+    """Shorten a long name for a label; pages and tables show it in full.
+
+    >>> short("a" * 40, most=5)
+    'aaaa…'
+    """
+    line = " ".join(name.split())
+    return line if len(line) <= most else line[: most - 1] + "…"

@@ -1,0 +1,123 @@
+"""What one training run is: four sections of typed, validated values that go to TOML and back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field
+
+if TYPE_CHECKING:
+    from loopscale.data import Dataset
+    from loopscale.nn import ModelConfig
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Moment = Annotated[float, Field(ge=0, lt=1, strict=False)]
+
+
+class Section(BaseModel):
+    """One table of the TOML file: no unknown keys, no text where a number belongs, no NaN."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class ModelSection(Section):
+    """The network; the fields of `loopscale.nn.ModelConfig`, where combinations are checked."""
+
+    vocab_size: Count | None = None
+    width: Count = 64
+    layers: Count = 1
+    loops: Count = 4
+    prelude: Annotated[int, Field(ge=0)] = 0
+    coda: Annotated[int, Field(ge=0)] = 0
+    head_dim: Count = 32
+    kv_heads: Count | None = None
+    mlp_ratio: Positive = 8 / 3
+    qk_norm: bool = False
+    tied_readout: bool = False
+    rule: str = "looped"
+    strength: Positive = 1.0
+    base_layers: Count | None = None
+    base_width: Count | None = None
+
+
+class DataSection(Section):
+    """Where tokens come from and how they are cut into batches; `path` is any source that `load_data` knows."""
+
+    path: Annotated[str, Field(min_length=1)] = "stdlib"
+    tokenizer: Literal["bytes", "bpe"] = "bytes"
+    vocab_size: Count | None = None
+    context: Annotated[int, Field(ge=2)] = 64
+    batch_size: Count = 16
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    max_tokens: Count | None = None
+    text_field: Annotated[str, Field(min_length=1)] = "text"
+
+
+class OptimSection(Section):
+    """The optimizer and its rates; `clip = 0` leaves gradients alone, `warmup` is a fraction of the steps."""
+
+    optimizer: Literal["adamw", "muon", "sgd"] = "adamw"
+    lr: Positive = 2.0**-7
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    betas: Annotated[tuple[Moment, Moment], Field(strict=False)] = (0.9, 0.95)
+    eps: Positive = 1e-8
+    momentum: Fraction = 0.95
+    clip: Annotated[float, Field(ge=0)] = 1.0
+    schedule: Literal["constant", "cosine", "linear", "wsd"] = "cosine"
+    warmup: Fraction = 0.1
+
+
+class TrainSection(Section):
+    """How long, from which seed, on what, and what is written down; an `..._every` of 0 means never."""
+
+    steps: Count = 300
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    checkpoint_every: Annotated[int, Field(ge=0)] = 100
+    keep: Count = 2
+    eval_every: Annotated[int, Field(ge=0)] = 100
+    eval_batches: Annotated[int, Field(ge=0)] = 8
+    stream_every: Annotated[int, Field(ge=0)] = 50
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+
+class TrainConfig(Section):
+    """One training run. Equal configs on equal versions give equal losses.
+
+    >>> TrainConfig().optim.lr
+    0.0078125
+    """
+
+    model: ModelSection = ModelSection()
+    data: DataSection = DataSection()
+    optim: OptimSection = OptimSection()
+    train: TrainSection = TrainSection()
+
+    def network(self, vocab_size: int) -> ModelConfig:
+        """Give the model's config; `vocab_size` counts where the file names none.
+
+        Raises `UserError` when two values do not fit together, for example head_dim and width.
+        """
+        from loopscale.nn import ModelConfig
+
+        values = self.model.model_dump()
+        values["vocab_size"] = self.model.vocab_size or vocab_size
+        return ModelConfig(**values)
+
+    def load_data(self) -> Dataset:
+        """Read and tokenize the data that the config names; raises `UserError` when it cannot be used."""
+        from loopscale.data import load_data
+
+        values = self.data.model_dump(exclude={"path", "batch_size"})
+        return load_data(self.data.path, **values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give nested plain values without the keys that are absent: what TOML and JSON can hold."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+    def to_toml(self) -> str:
+        """Write every value, defaults included, as TOML that `load_config` reads back to an equal config."""
+        return tomli_w.dumps(self.to_dict())

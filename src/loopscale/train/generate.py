@@ -1,0 +1,73 @@
+"""Sample text from a run."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from loopscale.errors import UserError
+from loopscale.nn import LoopedTransformer
+from loopscale.train import checkpoint
+from loopscale.train.run import Run, Warn, open_run
+
+
+def generate(
+    run_dir: str | Path,
+    prompt: str,
+    tokens: int = 200,
+    temperature: float = 0.8,
+    seed: int = 0,
+    loops: int | None = None,
+    *,
+    warn: Warn = lambda sentence: None,
+) -> str:
+    """Continue `prompt` by `tokens` tokens from the run's newest whole checkpoint; the same seed gives the same text.
+
+    temperature: 0 takes the likeliest token. loops: how often the core is applied; by default as in training. The model
+    sees the last `data.context` tokens, as in training.
+
+    Raises `UserError` for values out of range, a folder that is no run, or a run without a checkpoint or text.
+    """
+    if tokens < 1:
+        raise UserError(f"tokens must be at least 1, not {tokens}")
+    if not (math.isfinite(temperature) and temperature >= 0):
+        raise UserError(f"temperature must be 0 (the likeliest token) or a positive number, not {temperature}")
+    run = open_run(Path(run_dir))
+    newest = run.newest_whole(warn)
+    if newest is None:
+        raise UserError(f"{run.path} has no checkpoint to sample from: train it with loopscale train --resume {run.path}")
+    tokenizer, vocab_size = _tokenizer(run)
+    model = LoopedTransformer(run.config.network(vocab_size))
+    checkpoint.load_weights(newest, model)
+    start = [int(token) for token in tokenizer.encode(prompt)]
+    if not start:
+        raise UserError("the prompt is empty: give at least one character to continue")
+    ids = _continued(model, start, tokens, temperature, seed, loops, run.config.data.context)
+    return prompt + str(tokenizer.decode(ids[len(start) :]))
+
+
+@torch.inference_mode()
+def _continued(
+    model: LoopedTransformer, start: list[int], count: int, temperature: float, seed: int, loops: int | None, context: int
+) -> list[int]:
+    generator = torch.Generator().manual_seed(seed)
+    ids = list(start)
+    for _ in range(count):
+        logits_V = model(torch.tensor([ids[-context:]]), loops=loops)[0, -1].float()
+        ids.append(_pick(logits_V, temperature, generator))
+    return ids
+
+
+def _pick(logits_V: Tensor, temperature: float, generator: torch.Generator) -> int:
+    if temperature == 0:
+        return int(logits_V.argmax())
+    return int(torch.multinomial(torch.softmax(logits_V / temperature, dim=-1), 1, generator=generator))
+
+
+def _tokenizer(run: Run) -> tuple[Any, int]:
+    dataset = run.config.load_data()
+    return dataset.tokenizer, dataset.vocab_size

@@ -1,0 +1,113 @@
+"""From a TOML file and `--set a.b=c` to a `TrainConfig`, or one sentence that says what to change."""
+
+from __future__ import annotations
+
+import copy
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from loopscale.errors import UserError, nearest
+from loopscale.train.config import TrainConfig
+
+
+def load_config(path: str | Path, sets: Iterable[str] = ()) -> TrainConfig:
+    """Read the TOML file at `path`, replace values by `sets` ("optim.lr=0.01"), and validate.
+
+    Raises `UserError`, one sentence: an unreadable file, an unknown key (names the nearest), a refused value (key,
+    value, what is allowed), or values that do not fit together.
+    """
+    return make_config(read_toml(Path(path)), sets)
+
+
+def make_config(values: Mapping[str, Any], sets: Iterable[str] = ()) -> TrainConfig:
+    """Validate a copy of nested plain values after replacing some by `sets`; raises `UserError` as `load_config` does."""
+    changed = copy.deepcopy(dict(values))
+    for assignment in sets:
+        _assign(changed, assignment)
+    return parse_config(changed)
+
+
+def parse_config(values: Mapping[str, Any]) -> TrainConfig:
+    """Validate nested plain values; raises `UserError` as `load_config` does."""
+    try:
+        config = TrainConfig.model_validate(dict(values))
+    except ValidationError as problem:
+        raise UserError(_sentence(problem)) from None
+    config.network(vocab_size=256)
+    return config
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Parse a TOML file; raises `UserError` when it is missing, not text, or not TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not a text file: give a config in TOML, for example examples/tiny.toml") from None
+    except tomllib.TOMLDecodeError as problem:
+        raise UserError(f"{path} is not valid TOML: {_decapitalized(str(problem))}") from None
+    except (OSError, ValueError) as problem:
+        reason = getattr(problem, "strerror", None) or str(problem)
+        raise UserError(
+            f"cannot read the config {path} ({_decapitalized(reason)}): "
+            "give a TOML file, for example examples/tiny.toml"
+        ) from None
+
+
+def _assign(values: dict[str, Any], assignment: str) -> None:
+    key, equals, text = assignment.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise UserError(f"--set {assignment!r} is not of the form section.key=value, for example --set optim.lr=0.01")
+    if len(parts) != 2:
+        raise UserError(f"--set {key.strip()!r} is not section.key: {_hint(tuple(parts))}")
+    section = values.setdefault(parts[0], {})
+    if isinstance(section, dict):
+        section[parts[1]] = _value(text.strip())
+
+
+def _value(text: str) -> Any:
+    """Read what was typed after `=` as a TOML value; bare words are text, so that quotes are not needed."""
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    return parsed["value"] if set(parsed) == {"value"} else text
+
+
+def _sentence(problem: ValidationError) -> str:
+    """Turn the first complaint into one sentence; an unknown key comes first, since it explains the others."""
+    errors = sorted(problem.errors(include_url=False), key=lambda error: error["type"] != "extra_forbidden")
+    error = errors[0]
+    place = tuple(str(part) for part in error["loc"])
+    name = ".".join(place[:2])
+    if error["type"] == "extra_forbidden":
+        return f"unknown config key {name!r}: {_hint(place)}"
+    shown = repr(error["input"])
+    shown = shown if len(shown) <= 60 else shown[:57] + "..."
+    allowed = _decapitalized(error["msg"]).removeprefix("input should be ")
+    if error["type"] == "model_type":
+        return f"config section {name!r} must be a table of keys, not {shown}: write [{name}] and its keys below it"
+    return f"config key {name!r} cannot be {shown}: it must be {allowed}"
+
+
+def _hint(place: tuple[str, ...]) -> str:
+    """Say which key was meant: the same word in another section, or the nearest in this one."""
+    known = known_keys()
+    section, leaf = (place[0], place[-1]) if len(place) > 1 else ("", place[0])
+    elsewhere = [f"{name}.{leaf}" for name, keys in known.items() if leaf in keys]
+    if elsewhere:
+        return f"did you mean {elsewhere[0]!r}?"
+    return nearest(leaf, known[section]) if section in known else nearest(place[0], known)
+
+
+def known_keys() -> dict[str, list[str]]:
+    """List the sections and the keys of each."""
+    return {name: list(type(section).model_fields) for name, section in TrainConfig()}
+
+
+def _decapitalized(text: str) -> str:
+    return text[:1].lower() + text[1:]

@@ -1,0 +1,61 @@
+"""Find where a non-finite value was born: which module, at which visit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from loopscale.train.training import StepRecord, Training, batch_loss, training_batch
+
+
+@dataclass(frozen=True)
+class Birthplace:
+    """The first non-finite output. `visit` counts the executions of that module from 1."""
+
+    module: str
+    visit: int
+
+
+def find(training: Training) -> Birthplace | None:
+    """Run the training's next batch again, watching every module; None when all outputs are finite."""
+    first: list[Birthplace] = []
+    visits: dict[str, int] = {}
+
+    def watcher(name: str) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            visits[name] = visits.get(name, 0) + 1
+            if not first and isinstance(output, Tensor) and not torch.isfinite(output).all():
+                first.append(Birthplace(name, visits[name]))
+
+        return hook
+
+    handles = [module.register_forward_hook(watcher(name)) for name, module in training.model.named_modules() if name]
+    try:
+        with torch.no_grad():
+            batch_loss(training, *training_batch(training, training.done))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return first[0] if first else None
+
+
+def explain(training: Training, record: StepRecord) -> str:
+    """Say in one sentence at which step, module and visit the training broke, and what to try."""
+    place = find(training)
+    if place is not None:
+        where = f"the first non-finite value came out of {place.module!r} at visit {place.visit}"
+    else:
+        bad = [
+            name for name, p in training.model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()
+        ]
+        where = f"the forward pass is finite, the gradient of {bad[-1]!r} is not" if bad else "only the sum overflows"
+    optim = training.config.optim
+    clip = "" if optim.clip else ", optim.clip = 1"
+    what = "loss" if not torch.isfinite(torch.tensor(record.loss)) else "gradient"
+    return (
+        f"the {what} is not finite at step {record.step}: {where}; "
+        f"try a lower optim.lr (now {optim.lr:g}), a longer optim.warmup (now {optim.warmup:g}){clip}"
+    )

@@ -1,0 +1,172 @@
+"""The folder of a run: what is in it, how it is made, opened and found damaged.
+
+RUN/
+  config.toml       every value, defaults included; written last, so a folder with it is a run
+  provenance.json   versions, commit, hardware, date, seed, the data; one entry in "resumed" for each continuation
+  tokenizer.json    turns prompts into tokens
+  metrics.jsonl     one line a step
+  checkpoints/      see `checkpoint`
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from loopscale.atomic import disk_error, write_json, write_text
+from loopscale.errors import UserError
+from loopscale.train import checkpoint
+from loopscale.train.config import TrainConfig
+from loopscale.train.load import load_config
+from loopscale.train.provenance import provenance
+from loopscale.train.training import Training
+
+Warn = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A folder and the config in it."""
+
+    path: Path
+    config: TrainConfig
+
+    @property
+    def metrics(self) -> Path:
+        """The file with a line a step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    def newest_whole(self, warn: Warn) -> Path | None:
+        """Give the newest undamaged checkpoint, warning about damaged ones; None when there is none at all.
+
+        Raises `UserError` when there are checkpoints and all are damaged.
+        """
+        found = checkpoint.listed(self.checkpoints)
+        problem = None
+        for candidate in found:
+            problem = checkpoint.damage(candidate)
+            if problem is None:
+                return candidate
+            warn(f"checkpoint {candidate.name} is damaged ({problem}): the one before it is used")
+        if found:
+            raise UserError(
+                f"no checkpoint in {self.path} is whole ({found[-1].name}: {problem}): "
+                f"train again with loopscale train {self.path / 'config.toml'} --out another folder"
+            )
+        return None
+
+
+def open_run(path: Path) -> Run:
+    """Open a run folder; raises `UserError` when it is none or its config is damaged."""
+    if not (path / "config.toml").is_file():
+        what = "there is no such folder" if not path.exists() else "it has no config.toml"
+        raise UserError(f"{path} is not a run folder ({what}): give the folder that loopscale train wrote")
+    return Run(path, load_config(path / "config.toml"))
+
+
+def check_new(path: Path) -> None:
+    """Raise `UserError` unless a new run may be written to `path`: it is absent or an empty folder."""
+    if (path / "config.toml").exists():
+        raise UserError(
+            f"{path} already holds a run: continue it with loopscale train --resume {path}, "
+            "or name another folder with --out"
+        )
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path} already exists and is no empty folder: name another folder with --out")
+
+
+def create_run(path: Path, training: Training) -> Run:
+    """Make the folder of a new run; raises `UserError` when it is taken or cannot be written, leaving nothing behind."""
+    check_new(path)
+    fresh = not path.exists()
+    try:
+        write_json(path / "provenance.json", {**provenance(), **_origin(training), "resumed": []})
+        write_json(path / "tokenizer.json", training.dataset.tokenizer.to_json())
+        write_text(path / "config.toml", training.config.to_toml())
+    except UserError:
+        if fresh:
+            shutil.rmtree(path, ignore_errors=True)
+        raise
+    return Run(path, training.config)
+
+
+def note_resumption(run: Run, training: Training, warn: Warn) -> None:
+    """Add this continuation to provenance.json, warning when it cannot be bitwise the same.
+
+    Raises `UserError` when the data are not those that the run began with, or provenance.json is damaged.
+    """
+    file = run.path / "provenance.json"
+    try:
+        origin: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        resumed, data, torch_version = list(origin["resumed"]), dict(origin["data"]), str(origin["torch"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{file} is missing or damaged: restore it, or train again into another folder") from None
+    here = provenance()
+    if data.get("sha256") != _origin(training)["data"].get("sha256"):
+        raise UserError(f"the data of {run.path} have changed since it began: restore them, or begin a new run")
+    if torch_version != here["torch"]:
+        warn(f"the run began with torch {torch_version}, this is {here['torch']}: losses may differ in the last digits")
+    write_json(file, {**origin, "resumed": [*resumed, {"step": training.done, **here}]})
+
+
+def cut_metrics(run: Run, done: int) -> None:
+    """Keep the lines of steps 1 to `done`, so that a continuation writes each step once.
+
+    Raises `UserError` when a line of these is missing.
+    """
+    try:
+        text = run.metrics.read_text(encoding="utf-8") if run.metrics.exists() else ""
+    except (OSError, ValueError):
+        text = ""
+    kept = text.splitlines(keepends=True)[:done]
+    steps = [_step(line) for line in kept]
+    if steps != list(range(1, done + 1)):
+        raise UserError(f"{run.metrics} is damaged: it does not hold one line for each of the steps 1 to {done}")
+    write_text(run.metrics, "".join(kept))
+
+
+@contextmanager
+def metrics_writer(run: Run) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Give a function that appends one line; each is flushed, so that a killed run loses at most the last.
+
+    Raises `UserError` when the disk is full.
+    """
+    with _open(run.metrics) as handle:
+
+        def write(line: dict[str, Any]) -> None:
+            try:
+                handle.write(json.dumps(line, allow_nan=False) + "\n")
+                handle.flush()
+            except OSError as cause:
+                raise disk_error(run.metrics, cause) from cause
+
+        yield write
+
+
+def _open(path: Path) -> TextIO:
+    try:
+        return path.open("a", encoding="utf-8")
+    except OSError as cause:
+        raise disk_error(path, cause) from cause
+
+
+def _step(line: str) -> int | None:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value.get("step") if isinstance(value, dict) else None
+
+
+def _origin(training: Training) -> dict[str, Any]:
+    return {"seed": training.config.train.seed, "data": training.dataset.description}

@@ -1,0 +1,16 @@
+"""Learning-rate transfer over loops: the study, the fitted optimum, the verdict."""
+
+from loopscale.transfer.executor import Executor, LocalProcesses
+from loopscale.transfer.optimum import Optimum, fit_optimum
+from loopscale.transfer.plan import Arm, Cell, StudyPlan
+from loopscale.transfer.presets import PRESETS, Preset, get_preset
+from loopscale.transfer.result import failed, summarise
+from loopscale.transfer.run import run_study
+from loopscale.transfer.search import wanted
+from loopscale.transfer.study import Study
+from loopscale.transfer.verdict import fit_slope, judge, one_shot_regret
+
+__all__ = [
+    "PRESETS", "Arm", "Cell", "Executor", "LocalProcesses", "Optimum", "Preset", "Study", "StudyPlan", "failed",
+    "fit_optimum", "fit_slope", "get_preset", "judge", "one_shot_regret", "run_study", "summarise", "wanted",
+]

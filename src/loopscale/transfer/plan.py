@@ -1,0 +1,141 @@
+"""What a study is made of: cells of (rule, strength, loops, rate, seed), each with the config that trains it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from loopscale.errors import UserError
+from loopscale.parameterization import Depth, Width, get_rule, prescription
+from loopscale.train import TrainConfig
+
+STEPS_PER_OCTAVE = 2  # the rate grid is 2^(k/2), k whole: factor-2 grids hide a drift of half an octave
+LOWEST, HIGHEST = -40, 8  # 2^-20 .. 2^4: where the search for an optimum gives up
+
+
+@dataclass(frozen=True, order=True)
+class Arm:
+    """One curve of loss over rate: a rule at a strength and a number of loops."""
+
+    rule: str
+    strength: float
+    loops: int
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One training run: an arm, a rate and a seed."""
+
+    arm: Arm
+    lr: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """The identity of a study: rules x strengths x loops x rates x seeds over one base config.
+
+    `lrs` fixes the rate grid; without it the rates are searched on a sqrt(2) grid around `center_lr` until the minimum of
+    every arm lies inside with two points on either side.
+
+    Raises `UserError` for an empty or invalid axis.
+    """
+
+    base: TrainConfig
+    rules: tuple[str, ...] = ("looped", "sqrt", "none")
+    loops: tuple[int, ...] = (1, 2, 4, 8)
+    lrs: tuple[float, ...] | None = None
+    seeds: int = 1
+    strengths: tuple[float, ...] = (1.0,)
+    center_lr: float = 2.0**-6
+    preset: str = "custom"
+    _canonical: dict[tuple[str, int], str] = field(default_factory=dict, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in ("rules", "loops", "strengths"):
+            axis = getattr(self, name)
+            if not axis or len(set(axis)) != len(axis):
+                raise UserError(f"{name} must list at least one value, each once, got {list(axis)}")
+        if self.seeds < 1:
+            raise UserError(f"seeds must be at least 1, got {self.seeds}")
+        for rule in self.rules:
+            get_rule(rule)
+        for loops in self.loops:
+            Depth(loops, 1)
+        for rate in (self.center_lr, *(self.lrs or ())):
+            if not (math.isfinite(rate) and rate > 0):
+                raise UserError(f"a learning rate must be a positive number, got {rate!r}")
+        if self.lrs is not None and len(set(self.lrs)) < 3:
+            raise UserError(f"a parabola needs at least 3 different rates, got {len(set(self.lrs))}: add to --lrs")
+
+    @property
+    def arms(self) -> list[Arm]:
+        """Every (rule, strength, loops), the most expensive first so that the cores end together."""
+        grid = [Arm(rule, strength, n) for rule in self.rules for strength in self.strengths for n in self.loops]
+        return sorted(grid, key=lambda arm: -arm.loops)
+
+    def same_network(self, arm: Arm) -> Arm:
+        """The first arm of the plan that is the same network: at N = 1 and the base L all pre-norm rules are one."""
+        key = (arm.rule, arm.loops)
+        if key not in self._canonical:
+            mine = self._prescribed(arm)
+            self._canonical[key] = next(r for r in self.rules if self._prescribed(Arm(r, arm.strength, arm.loops)) == mine)
+        return Arm(self._canonical[key], arm.strength, arm.loops)
+
+    def prescription(self, arm: Arm) -> list[dict[str, Any]]:
+        """The table of everything the arm's rule applies to this model."""
+        model = self.config(Cell(arm, self.center_lr, 0)).model
+        return prescription(
+            Depth(model.loops, model.layers), Width(model.width, model.base_width), rule=arm.rule, strength=arm.strength,
+            base_layers=model.base_layers, optimizer=self.base.optim.optimizer,
+        )
+
+    def _prescribed(self, arm: Arm) -> list[Any]:
+        return [get_rule(arm.rule).norm, *(row["value"] for row in self.prescription(arm))]
+
+    def config(self, cell: Cell) -> TrainConfig:
+        """The full config of one trial. `base_layers` defaults to the model's layers: L is fixed in a study."""
+        base = self.base.model_dump(mode="json")
+        model = base["model"]
+        model.update(rule=cell.arm.rule, strength=cell.arm.strength, loops=cell.arm.loops)
+        model["base_layers"] = model.get("base_layers") or model["layers"]
+        base["optim"]["lr"] = cell.lr
+        base["train"]["seed"] = cell.seed
+        return TrainConfig.model_validate(base)
+
+    def key(self, cell: Cell) -> str:
+        """Content hash of the trial's config: equal configs are one trial, whatever study asks for them."""
+        shared = Cell(self.same_network(cell.arm), cell.lr, cell.seed)
+        return content_hash(self.config(shared).model_dump(mode="json"))
+
+    def to_json(self) -> dict[str, Any]:
+        """What `study.json` holds."""
+        record = {key: value for key, value in asdict(self).items() if key not in ("base", "_canonical")}
+        return {"schema": 1, **json.loads(json.dumps(record)), "base": self.base.model_dump(mode="json")}
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> StudyPlan:
+        """The reverse of `to_json`."""
+        lists = {key: tuple(record[key]) for key in ("rules", "loops", "strengths")}
+        lrs = None if record["lrs"] is None else tuple(record["lrs"])
+        return cls(base=TrainConfig.model_validate(record["base"]), lrs=lrs, seeds=record["seeds"],
+                   center_lr=record["center_lr"], preset=record["preset"], **lists)
+
+
+def content_hash(value: Any) -> str:
+    """The first 16 hex digits of SHA-256 over canonical JSON."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def grid_rate(index: int) -> float:
+    """Rate number `index` of the sqrt(2) grid: 2^(index/2)."""
+    return 2.0 ** (index / STEPS_PER_OCTAVE)
+
+
+def grid_index(rate: float) -> int:
+    """The nearest grid index of a rate."""
+    return round(math.log2(rate) * STEPS_PER_OCTAVE)

@@ -1,0 +1,52 @@
+"""The sizes a study comes in: a demo in minutes, a laptop's lunch break, one GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from loopscale.errors import UserError, nearest
+from loopscale.train import TrainConfig, make_config
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Defaults of `loopscale transfer`: a base config and the axes of the study."""
+
+    config: dict[str, Any]
+    loops: tuple[int, ...]
+    seeds: int
+    strengths: tuple[float, ...]
+    center_lr: float
+    promise: str
+
+    def base(self, sets: Sequence[str] = ()) -> TrainConfig:
+        """The base config of every trial, with `a.b=c` overrides; raises `UserError` for an unknown key or bad value."""
+        return make_config(self.config, sets)
+
+
+def _small(steps: int, layers: int, batch: int, width: int = 64, context: int = 64, **train: Any) -> dict[str, Any]:
+    return {
+        "model": {"width": width, "layers": layers, "loops": 1, "head_dim": 32, "base_layers": layers},
+        "data": {"path": "stdlib", "context": context, "batch_size": batch},
+        "optim": {"optimizer": "adamw", "lr": 2.0**-6, "weight_decay": 0.1, "clip": 1.0, "schedule": "linear", "warmup": 0.1},
+        "train": {"steps": steps, "eval_batches": 32, "seed": 0, "device": "cpu", **train},
+    }
+
+
+PRESETS = {
+    "demo": Preset(_small(120, 1, 12), (1, 2, 4, 8), 1, (0.5,), 2.0**-6, "about 4 minutes on 2 cores"),
+    "laptop": Preset(_small(150, 2, 12), (1, 2, 4, 8, 16), 3, (0.25,), 2.0**-6, "at most 40 minutes on 2 cores"),
+    "gpu": Preset(
+        _small(2000, 4, 64, width=512, context=512, device="cuda", precision="bf16"),
+        (1, 2, 4, 8, 16), 3, (0.5,), 2.0**-9, "hours on one GPU; not yet measured",
+    ),
+}
+
+
+def get_preset(name: str) -> Preset:
+    """A preset by name. Raises `UserError` for an unknown one, with the nearest."""
+    if name not in PRESETS:
+        raise UserError(f"unknown preset {name!r}: {nearest(name, PRESETS)}")
+    return PRESETS[name]

@@ -1,0 +1,51 @@
+"""Run a study to its end: ask what is missing, run it, record it, judge it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from loopscale.atomic import write_json
+from loopscale.transfer.executor import Executor, Job, LocalProcesses
+from loopscale.transfer.plan import StudyPlan
+from loopscale.transfer.result import summarise
+from loopscale.transfer.study import Study
+
+Observer = Callable[[dict[str, Any], int, int], None]
+
+
+def run_study(
+    plan: StudyPlan, folder: Path, *, executor: Executor | None = None, observer: Observer | None = None
+) -> dict[str, Any]:
+    """Run or continue the study in `folder` and write `result.json`; returns its content.
+
+    `observer(trial, finished, missing_now)` is called after each trial. Stop it anywhere and call it again: finished
+    trials are read from disk. Raises `UserError` for a folder of another study, bad data, or workers that keep dying.
+    """
+    study = Study.open(folder, plan)
+    started = time.monotonic()
+    # Packed once here, so that the workers find it in the cache.
+    dataset = plan.base.load_data()
+
+    def next_jobs() -> list[Job]:
+        return [(plan.key(cell), {**asdict(cell.arm), "lr": cell.lr, "seed": cell.seed},
+                 plan.config(cell).model_dump(mode="json")) for cell in study.missing()]
+
+    for trial in (executor or LocalProcesses()).run(next_jobs):
+        study.record(trial)
+        if observer is not None:
+            observer(trial, len(study.trials), len(study.missing()))
+    result = summarise(study, _provenance(plan, dataset.description, time.monotonic() - started))
+    write_json(folder / "result.json", result)
+    return result
+
+
+def _provenance(plan: StudyPlan, description: dict[str, Any], seconds: float) -> dict[str, Any]:
+    from loopscale.train import provenance
+
+    base = plan.base.model_dump(mode="json")
+    return {**provenance(), "data": description, "model": base["model"], "optim": base["optim"], "train": base["train"],
+            "seconds": round(seconds, 1)}

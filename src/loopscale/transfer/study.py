@@ -1,0 +1,121 @@
+"""The study folder: opened or continued, every finished trial on disk, nothing lost or redone."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from loopscale.atomic import write_json
+from loopscale.errors import UserError
+from loopscale.transfer.plan import Arm, Cell, StudyPlan
+from loopscale.transfer.search import Losses, best_index, wanted
+from loopscale.transfer.plan import grid_rate
+
+
+class Study:
+    """A plan and its trials in a folder. `Study.open` continues the folder when it holds the same plan.
+
+    Raises `UserError` when the folder holds another study, something else, or a damaged record.
+    """
+
+    def __init__(self, folder: Path, plan: StudyPlan) -> None:
+        self.folder, self.plan = folder, plan
+        self.trials: dict[str, dict[str, Any]] = {}
+
+    @classmethod
+    def open(cls, folder: Path, plan: StudyPlan) -> Study:
+        """Create the folder, or continue it."""
+        path = folder / "study.json"
+        if path.exists():
+            if _read(path) != plan.to_json():
+                raise UserError(f"{folder} holds another study: give this one its own --out, or delete that folder")
+        elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"{folder} exists and is not a study: name an empty or new folder with --out")
+        else:
+            write_json(path, plan.to_json())
+        study = cls(folder, plan)
+        study.load_trials()
+        return study
+
+    @classmethod
+    def load(cls, folder: Path) -> Study:
+        """A study as it lies on disk, finished or not."""
+        path = folder / "study.json"
+        if not path.exists():
+            raise UserError(f"{folder} is not a study folder: it has no study.json")
+        try:
+            plan = StudyPlan.from_json(_read(path))
+        except (KeyError, TypeError) as cause:
+            raise UserError(f"{path} is not a plan of this version ({cause}): run the study again") from cause
+        study = cls(folder, plan)
+        study.load_trials()
+        return study
+
+    def load_trials(self) -> None:
+        """Read the finished trials from disk."""
+        for path in sorted((self.folder / "trials").glob("*.json")):
+            record = _read(path)
+            if record.get("key") != path.stem or "diverged" not in record:
+                raise UserError(f"{path} is damaged: delete it, and the study runs that trial again")
+            self.trials[path.stem] = record
+
+    def record(self, trial: dict[str, Any]) -> None:
+        """Keep a finished trial, on disk first."""
+        write_json(self.folder / "trials" / f"{trial['key']}.json", trial)
+        self.trials[trial["key"]] = trial
+
+    def losses(self, arm: Arm) -> Losses:
+        """(rate, seed) -> validation loss of an arm, inf for diverged trials."""
+        shared = self.plan.same_network(arm)
+        found = {}
+        for trial in self.trials.values():
+            cell = trial["cell"]
+            if (cell["rule"], cell["strength"], cell["loops"]) == (shared.rule, shared.strength, shared.loops):
+                found[cell["lr"], cell["seed"]] = math.inf if trial["diverged"] else trial["loss"]
+        return found
+
+    def missing(self) -> list[Cell]:
+        """The cells to run next: what each arm needs, then the one-shot trials at the rate tuned at the smallest N."""
+        cells: dict[str, Cell] = {}
+        for arm in self.plan.arms:
+            shared = self.plan.same_network(arm)
+            asked = wanted(self.losses(arm), self.plan.seeds, self.plan.center_lr, self.plan.lrs)
+            for rate, seed in asked or self._one_shot(arm):
+                cell = Cell(shared, rate, seed)
+                cells.setdefault(self.plan.key(cell), cell)
+        return list(cells.values())
+
+    def tuned_rate(self, arm: Arm) -> float | None:
+        """The best rate on the grid at the smallest N of this arm's rule and strength; None until that arm is complete."""
+        base = Arm(arm.rule, arm.strength, min(self.plan.loops))
+        known = self.losses(base)
+        if not known or wanted(known, self.plan.seeds, self.plan.center_lr, self.plan.lrs):
+            return None
+        return best_rate(known)
+
+    def _one_shot(self, arm: Arm) -> list[tuple[float, int]]:
+        rate = self.tuned_rate(arm)
+        if rate is None or self.plan.lrs is not None:
+            return []
+        known = self.losses(arm)
+        return [(rate, seed) for seed in range(self.plan.seeds) if (rate, seed) not in known]
+
+
+def best_rate(losses: Losses) -> float:
+    """The rate with the smallest mean loss among those run with the most seeds."""
+    by_rate: dict[float, list[float]] = {}
+    for (rate, _), loss in losses.items():
+        by_rate.setdefault(rate, []).append(loss)
+    most = max(map(len, by_rate.values()))
+    means = {rate: sum(values) / most for rate, values in by_rate.items() if len(values) == most}
+    best = min(means, key=lambda rate: means[rate])
+    return best if math.isfinite(means[best]) else grid_rate(best_index(losses))
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as cause:
+        raise UserError(f"{path} is damaged ({cause}): delete it and run the study again") from cause

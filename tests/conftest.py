@@ -1,0 +1,23 @@
+"""Shared by all tests: one thread, and a token cache that no test shares with the user's."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """Pack tokens into a folder of this session (or the one CI names)."""
+    os.environ.setdefault("LOOPSCALE_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Threads fight at test sizes."""
+    import torch
+
+    torch.set_num_threads(1)

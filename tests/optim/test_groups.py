@@ -1,0 +1,121 @@
+"""Groups partition the parameters; optimisers keep torch's meaning; schedules keep their laws."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from loopscale import Depth, LoopedTransformer, ModelConfig, Role, UserError, build_optimizer, param_groups, schedule
+from loopscale.optim import SCHEDULES, check_partition
+
+CONFIG = ModelConfig(vocab_size=31, width=32, head_dim=16, layers=4, prelude=1, base_layers=1)
+TOKENS = torch.randint(0, 31, (2, 8), generator=torch.Generator().manual_seed(0))
+
+
+def step(model, optimizer):
+    model(TOKENS).square().mean().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon", "sgd"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_groups_partition_the_parameters(name, tied):
+    model = LoopedTransformer(ModelConfig(layers=2, tied_readout=tied))
+    optimizer = build_optimizer(model, name, lr=0.01)
+    listed = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(listed) == sorted(id(p) for p in model.parameters())
+    check_partition(model, optimizer.param_groups)
+
+
+def test_multipliers_reach_the_groups():
+    groups = {g["name"]: g for g in param_groups(LoopedTransformer(CONFIG), lr=0.01, weight_decay=0.2, eps=1e-8)}
+    assert groups["hidden"]["lr"] == 0.005 and groups["gain"]["lr"] == 0.005
+    assert groups["hidden"]["weight_decay"] == pytest.approx(0.4) and groups["hidden"]["eps"] == pytest.approx(5e-9)
+    assert groups["embedding"]["lr"] == groups["readout"]["lr"] == groups["outer_gain"]["lr"] == 0.01
+    assert groups["gain"]["weight_decay"] == groups["outer_gain"]["weight_decay"] == 0
+
+
+def test_adamw_without_a_depth_is_plain_adamw():
+    config = ModelConfig(vocab_size=31, width=32, head_dim=16, layers=1)
+    ours, plain = LoopedTransformer(config), LoopedTransformer(config)
+    decayed = [p for p in plain.parameters() if p.ndim >= 2]
+    rest = [p for p in plain.parameters() if p.ndim < 2]
+    reference = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}],
+                                  lr=0.01, betas=(0.9, 0.95))
+    optimizer = build_optimizer(ours, lr=0.01)
+    for _ in range(3):
+        step(ours, optimizer)
+        step(plain, reference)
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), plain.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon", "sgd"])
+def test_state_round_trip_continues_exactly(name):
+    model = LoopedTransformer(CONFIG)
+    optimizer = build_optimizer(model, name, lr=0.01)
+    step(model, optimizer)
+    twin = copy.deepcopy(model)
+    resumed = build_optimizer(twin, name, lr=0.01)
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for _ in range(2):
+        step(model, optimizer)
+        step(twin, resumed)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+
+
+def test_muon_follows_a_schedule_set_on_its_groups():
+    model = LoopedTransformer(CONFIG)
+    optimizer = build_optimizer(model, "muon", lr=0.01)
+    before = copy.deepcopy(list(model.parameters()))
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    step(model, optimizer)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
+
+
+def test_foreign_models_state_their_roles():
+    model = nn.Linear(4, 4)
+    groups = param_groups(model, lr=0.1, rule="looped", depth=Depth(8, 4), roles={"weight": Role.HIDDEN, "bias": Role.GAIN})
+    assert [group["lr"] for group in groups] == [0.05, 0.05]
+
+
+@pytest.mark.parametrize("change,words", [
+    ({"lr": 0}, "lr must be a positive number, got 0"), ({"lr": float("nan")}, "lr must be a positive number, got nan"),
+    ({"roles": {"weight": Role.HIDDEN}}, "no role for parameter 'bias'"), ({"roles": None}, "does not state its roles: pass roles="),
+    ({"depth": None}, "does not state its depth: pass depth="),
+])
+def test_mistakes_name_the_parameter(change, words):
+    given_ = {"lr": 0.1, "rule": "looped", "depth": Depth(1, 1), "roles": {"weight": Role.HIDDEN, "bias": Role.GAIN}, **change}
+    with pytest.raises(UserError) as caught:
+        param_groups(nn.Linear(4, 4), **given_)
+    assert words in str(caught.value)
+
+
+def test_a_parameter_twice_or_never_is_named():
+    model = nn.Linear(2, 2)
+    with pytest.raises(UserError, match="'weight' is listed twice"):
+        check_partition(model, [{"params": [model.weight, model.weight]}])
+    with pytest.raises(UserError, match="'bias' is in no group"):
+        check_partition(model, [{"params": [model.weight]}])
+    with pytest.raises(UserError, match="unknown optimizer 'adam': did you mean 'adamw'"):
+        build_optimizer(model, "adam", lr=0.1)
+
+
+@given(st.sampled_from(sorted(SCHEDULES)), st.integers(1, 300), st.data())
+def test_schedules_warm_up_then_never_rise_and_waste_no_step(name, steps, data):
+    warmup = data.draw(st.integers(0, steps - 1))
+    values = [schedule(name, steps, warmup)(step) for step in range(steps)]
+    assert all(0 < value <= 1 for value in values)
+    assert values[:warmup] == sorted(values[:warmup])
+    assert values[warmup:] == sorted(values[warmup:], reverse=True)
+    assert values[warmup] == 1
+
+
+@pytest.mark.parametrize("arguments,words", [(("cos", 10), "did you mean 'cosine'"), (("linear", 5, 5), "0 <= warmup < steps")])
+def test_schedule_mistakes(arguments, words):
+    with pytest.raises(UserError, match=words):
+        schedule(*arguments)

@@ -1,0 +1,115 @@
+"""Laws of the conformance table."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loopscale import RULES, Depth, Role, UserError, Width, residual_scale
+from loopscale.parameterization import check_roles, get_rule, infer_roles, prescription
+
+PRE_NORM = [rule for rule in RULES.values() if rule.norm == "pre"]
+counts = st.integers(1, 512)
+
+
+def test_the_paper_rule():
+    assert residual_scale(Depth(loops=8, layers=4)) == 0.0625
+    assert residual_scale(Depth(loops=8, layers=4), base_layers=4) == 0.125
+    assert residual_scale(Depth(loops=8, layers=4), strength=0.5) == 0.03125
+
+
+@given(counts, counts, counts)
+def test_looped_factorises_over_loops_and_layers(loops, layers, more):
+    scale = residual_scale(Depth(loops, layers))
+    assert math.isclose(residual_scale(Depth(loops * more, layers)) * more, scale)
+    assert math.isclose(residual_scale(Depth(loops, layers * more)) * math.sqrt(more), scale)
+
+
+@pytest.mark.parametrize("name,slopes", [
+    ("looped", (-1, -0.5)), ("looped-complete", (-1, -1)), ("sqrt", (-0.5, -0.5)), ("none", (0, 0)), ("depth-mup", (-0.5, -0.5)),
+])
+def test_slopes_of_the_scale_over_loops_and_layers(name, slopes):
+    def scale(n, layers):
+        return math.log(residual_scale(Depth(n, layers), rule=name))
+
+    assert math.isclose((scale(64, 4) - scale(4, 4)) / math.log(16), slopes[0], abs_tol=1e-12)
+    assert math.isclose((scale(4, 64) - scale(4, 4)) / math.log(16), slopes[1], abs_tol=1e-12)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "sgd"])
+@pytest.mark.parametrize("layers", [1, 4])
+def test_at_one_loop_and_the_base_layers_all_pre_norm_rules_prescribe_the_same(layers, optimizer):
+    tables = [
+        [row["value"] for row in prescription(Depth(1, layers), Width(512, 128), rule=rule, base_layers=layers,
+                                              strength=0.7, optimizer=optimizer)]
+        for rule in PRE_NORM
+    ]
+    assert all(table == tables[0] for table in tables)
+
+
+@given(counts, counts, st.sampled_from(["looped", "looped-complete"]), st.sampled_from(["adamw", "muon", "sgd"]))
+def test_no_loops_in_the_rates_of_rules_that_claim_transfer(loops, layers, name, optimizer):
+    rule = get_rule(name)
+    for role in Role:
+        ours = rule.for_role(role, Depth(loops, layers), None, None, optimizer)
+        base = rule.for_role(role, Depth(1, layers), None, None, optimizer)
+        assert (ours.lr.value, ours.adam_eps.value, ours.weight_decay.value) == (
+            base.lr.value, base.adam_eps.value, base.weight_decay.value)
+
+
+@given(counts, st.sampled_from(["looped", "looped-complete", "sqrt"]))
+def test_rate_times_scale_falls_as_one_over_layers(layers, name):
+    """L layers move the output coherently: L * eps * eta must not depend on L (Adam-like)."""
+    rule = get_rule(name)
+    product = [
+        n * rule.residual_scale(Depth(1, n)).value * rule.for_role(Role.HIDDEN, Depth(1, n)).lr.value for n in (1, layers)
+    ]
+    assert math.isclose(*product)
+
+
+@given(counts, counts)
+def test_decay_per_step_of_hidden_weights_is_constant(layers, ratio):
+    values = get_rule("looped").for_role(Role.HIDDEN, Depth(2, layers), Width(ratio * 8, 8))
+    assert math.isclose(values.lr.value * values.weight_decay.value, 1.0)
+
+
+def test_post_norm_rules_follow_their_papers():
+    depth = Depth(loops=8, layers=4)
+    assert math.isclose(get_rule("deepnorm").skip_scale(depth).value, 64**0.25)
+    assert math.isclose(get_rule("deepnorm").branch_gain(depth).value, 256**-0.25)
+    assert math.isclose(get_rule("deeploop").skip_scale(depth).value, 8.0)
+    assert math.isclose(get_rule("deeploop").branch_gain(depth).value, 1 / 16)
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=lambda rule: rule.name)
+def test_every_value_says_why_and_whence(rule):
+    for row in prescription(Depth(3, 5), Width(64, 32), rule=rule):
+        assert row["why"] and row["source"] and math.isfinite(row["value"])
+
+
+@pytest.mark.parametrize("make,words", [
+    (lambda: Depth(0, 1), "loops must be a whole number of at least 1, got 0"),
+    (lambda: Depth(1, -2), "layers must be a whole number of at least 1, got -2"),
+    (lambda: Depth(1, 2.5), "layers must be a whole number of at least 1, got 2.5"),
+    (lambda: Depth(True, 1), "loops must be a whole number"),
+    (lambda: Width(8, 0), "base_width must be a whole number of at least 1, got 0"),
+    (lambda: residual_scale(Depth(1, 1), float("nan")), "strength must be a finite number of at least 0, got nan"),
+    (lambda: residual_scale(Depth(1, 1), -1.0), "strength must be a finite number of at least 0, got -1.0"),
+    (lambda: residual_scale(Depth(1, 1), rule="loped"), "unknown rule 'loped': did you mean 'looped'?"),
+    (lambda: get_rule("looped").for_role(Role.HIDDEN, Depth(1, 1), optimizer="adam"), "no rule for optimizer 'adam'"),
+    (lambda: check_roles(["a", "b"], {"a": Role.HIDDEN}), "no role for parameter 'b'"),
+    (lambda: check_roles(["a"], {"a": Role.HIDDEN, "c": Role.GAIN}), "roles= names 'c'"),
+])
+def test_mistakes_get_a_sentence(make, words):
+    with pytest.raises(UserError) as caught:
+        make()
+    assert words in str(caught.value)
+
+
+def test_roles_are_inferred_from_names():
+    roles = infer_roles({
+        "transformer.wte.weight": 2, "transformer.h.0.attn.c_attn.weight": 2, "transformer.h.0.attn.c_attn.bias": 1,
+        "transformer.ln_f.weight": 1, "lm_head.weight": 2,
+    })
+    assert [role.value for role in roles.values()] == ["embedding", "hidden", "gain", "outer_gain", "readout"]
