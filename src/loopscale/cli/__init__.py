@@ -62,6 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
+def entry() -> None:
+    """Run the command line and end the process with its exit code."""
+    sys.exit(main())
+
+
 def _complain(sentence: str) -> int:
     print(f"loopscale: {sentence}", file=sys.stderr)
     return 2

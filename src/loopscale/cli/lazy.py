@@ -31,7 +31,9 @@ class LazyGroup(click.Group):
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command; raises `UserError` that names the nearest one."""
         if args and not args[0].startswith("-") and args[0] not in self.list_commands(ctx):
             raise UserError(f"unknown command {args[0]!r}: {nearest(args[0], self.list_commands(ctx))}")

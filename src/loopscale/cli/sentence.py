@@ -12,8 +12,8 @@ def usage_sentence(mistake: click.ClickException) -> str:
     context = mistake.ctx if isinstance(mistake, click.UsageError) else None
     if isinstance(mistake, click.NoSuchOption) and context is not None:
         known = [option for parameter in context.command.get_params(context) for option in parameter.opts]
-        options = [option for option in known if option.startswith("--")]
-        return f"unknown option {mistake.option_name!r} of {context.command_path}: {nearest(mistake.option_name, options)}"
+        hint = nearest(mistake.option_name, [option for option in known if option.startswith("--")])
+        return f"unknown option {mistake.option_name!r} of {context.command_path}: {hint}"
     text = mistake.format_message().strip().rstrip(".")
     text = text[:1].lower() + text[1:]
     return f"{text}: see {context.command_path} --help" if context is not None else text

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from loopscale.report.palette import Ink
+from loopscale.report.palette import Ink, log_ticks
 
 Trace = dict[str, Any]
 
@@ -33,8 +34,6 @@ class Axis(NamedTuple):
         made: dict[str, Any] = {"type": "log" if self.log else "linear", "zeroline": False, "automargin": False}
         if self.ticks:
             made |= {"tickmode": "array", "tickvals": list(self.ticks), "ticktext": list(self.ticks.values())}
-        elif self.log:
-            made |= {"dtick": "D2", "exponentformat": "power"}
         if self.span:
             made["range"] = list(self.span)
         return made
@@ -111,6 +110,16 @@ def whiskers(centre: Sequence[float], pairs: Sequence[tuple[float, float] | None
         "thickness": 1.4,
         "width": 4,
     }
+
+
+def log_axis(title: str, values: Sequence[float]) -> Axis:
+    """A log axis with ticks at 1, 2, 5; a linear one from zero where the positive `values` span less than a factor 4."""
+    low, high = min(values, default=1.0), max(values, default=1.0)
+    if low <= 0 or high / low < 4:
+        return Axis(title, None, (min(0.0, 1.08 * low), 1.08 * high))
+    pad = 0.06 * math.log10(high / low)
+    ticks = {tick: f"{tick:g}" for tick in log_ticks(low, high)}
+    return Axis(title, ticks, (math.log10(low) - pad, math.log10(high) + pad), log=True)
 
 
 def power_ticks(exponents: Sequence[int]) -> dict[float, str]:

@@ -138,6 +138,15 @@ def window(study: StudyInfo) -> Window:
     return Window(min(rates) - 0.4, max(rates) + 0.4, low - pad, high + pad)
 
 
+def log_bounds(pair: tuple[float, float] | None) -> tuple[float, float] | None:
+    """An interval of rates in log2; None where there is none, or where it reaches zero.
+
+    >>> log_bounds((0.25, 0.5))
+    (-2.0, -1.0)
+    """
+    return (math.log2(pair[0]), math.log2(pair[1])) if pair and min(pair) > 0 else None
+
+
 def drift_line(rule: RuleRecord) -> tuple[tuple[float, float], tuple[float, float]] | None:
     """End points, in log2, of the line with the fitted slope through the centre of the optima."""
     if rule.slope is None or len(rule.optima) < 2:

@@ -36,6 +36,9 @@ _OTHERS = (
 )
 _VIRIDIS = ("#440154", "#472d7b", "#3b528b", "#2c728e", "#21918c", "#28ae80", "#5ec962", "#addc30", "#fde725")
 
+GREY = Ink("#767b82", "#8f959c")
+PAPER = Ink("#ffffff", "#181c20")
+
 
 def looks(rules: Sequence[str]) -> dict[str, Look]:
     """Give every rule its look: the known ones always the same, the others from the rest of the palette in order."""
@@ -46,7 +49,7 @@ def looks(rules: Sequence[str]) -> dict[str, Look]:
 def sequential(count: int) -> list[Ink]:
     """`count` ordered colours (viridis, legible to the colour-blind); the last stands out most on either page."""
     steps = [i / (count - 1) if count > 1 else 0.5 for i in range(count)]
-    return [Ink(_viridis(0.80 * (1 - t)), _viridis(0.32 + 0.64 * t)) for t in steps]
+    return [Ink(_viridis(0.70 * (1 - t)), _viridis(0.32 + 0.64 * t)) for t in steps]
 
 
 def _viridis(t: float) -> str:
@@ -96,6 +99,32 @@ def whole_ticks(low: float, high: float, most: int = 9) -> list[int]:
     """Whole exponents inside [low, high], thinned to at most `most`."""
     step = max(1, math.ceil((high - low) / most))
     return [tick for tick in range(math.ceil(low), math.floor(high) + 1) if tick % step == 0]
+
+
+def nice_ticks(low: float, high: float, most: int = 8) -> list[float]:
+    """Round positions inside [low, high], in steps of 1, 2 or 5 times a power of ten.
+
+    >>> nice_ticks(2.17, 2.93, most=5)
+    [2.2, 2.4, 2.6, 2.8]
+    """
+    if not high > low:
+        return [low]
+    size = 10.0 ** math.floor(math.log10((high - low) / most))
+    step = next(size * factor for factor in (1, 2, 5, 10, 20) if (high - low) / (size * factor) <= most)
+    return [round(step * i, 12) for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Positions 1, 2, 5 times powers of ten around [low, high]; whole powers only, over many decades.
+
+    >>> log_ticks(0.8, 12)
+    [1.0, 2.0, 5.0, 10.0]
+    """
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    factors = (1, 2, 5) if high / low < 1e3 else (1,)
+    every = max(1, len(decades) // 8)
+    ticks = [float(f"{factor}e{decade}") for decade in decades if decade % every == 0 for factor in factors]
+    return [tick for tick in ticks if 0.95 * low <= tick <= 1.05 * high]
 
 
 def short(name: str, most: int = 28) -> str:

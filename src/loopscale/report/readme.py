@@ -42,10 +42,10 @@ def _draw(study: StudyInfo) -> bytes:
     panels[0].set_ylabel("validation loss (nats)")
     for axes in panels[1:]:
         axes.tick_params(labelleft=False)
-    panels[0].legend(loc="lower left", fontsize=7, handlelength=1.0, labelspacing=0.25, borderaxespad=0.2)
+    panels[0].legend(loc="best", fontsize=7, handlelength=1.0, labelspacing=0.25, borderaxespad=0.2)
     optimum_axes(last, study)
     last.set_title("best rate over loops")
     handles, _ = last.get_legend_handles_labels()
     labels = [f"{short(name, 14)}: slope {number(rule.slope, 2)}" for name, rule in study.rules.items()]
-    last.legend(handles, labels, loc="lower left", fontsize=7.5, handlelength=1.0, borderaxespad=0.2)
+    last.legend(handles, labels, loc="best", fontsize=7.5, handlelength=1.0, borderaxespad=0.2)
     return render(figure, "svg")

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from loopscale.errors import require
-from loopscale.report.info import StudyInfo, any_diverged, curves, drift_line, seed_range, shares, streams, window
+from loopscale.report.info import StudyInfo, any_diverged, curves, drift_line, log_bounds, seed_range, shares, streams, window
 from loopscale.report.info import strength_curves as strength_info
-from loopscale.report.palette import interval, looks, number, sequential, short, whole_ticks
+from loopscale.report.palette import interval, log_ticks, looks, nice_ticks, number, sequential, short, whole_ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -139,7 +139,9 @@ def rate_panel(axes: Axes, study: StudyInfo, name: str) -> None:
     if first:
         axes.axvline(math.log2(first.lr), color="#767b82", lw=0.8, ls=":", zorder=0)
     top = view.loss_high
+    axes.set_yticks(nice_ticks(view.loss_low, view.loss_high))
     if any_row:
+        axes.axhline(top, color="#c3c7cb", lw=0.6, zorder=0)
         top += row * (len(study.loops) + 1.2)
         axes.text(0.02, view.loss_high + row * (len(study.loops) + 0.2), "diverged", color="#767b82", fontsize=7.5,
                   va="center", transform=axes.get_yaxis_transform())
@@ -149,15 +151,12 @@ def rate_panel(axes: Axes, study: StudyInfo, name: str) -> None:
     axes.set_xlabel("learning rate")
 
 
-def power_axis(axes: Axes, which: str, low: float, high: float, most: int = 6) -> None:
+def power_axis(axes: Axes, which: str, low: float, high: float, most: int = 8) -> None:
     """Label a log2 axis with powers of two."""
-    from matplotlib.text import Text
-
     ticks = whole_ticks(low, high, most)
     axis = axes.xaxis if which == "x" else axes.yaxis
     axis.set_ticks(ticks)
     axis.set_ticklabels([f"$2^{{{tick}}}$" for tick in ticks], parse_math=True)
-    assert Text is not None
 
 
 def optimum_over_loops(study: StudyInfo) -> Figure:
@@ -175,11 +174,10 @@ def optimum_axes(axes: Axes, study: StudyInfo) -> None:
     for position, (name, rule) in enumerate(study.rules.items()):
         found = [(c.loops, c.optimum) for c in curves(rule) if c.optimum]
         ys = [math.log2(best.lr) for _, best in found]
-        pairs = [b.lr_interval if b.lr_interval and min(b.lr_interval) > 0 else (b.lr, b.lr) for _, b in found]
-        bounds = [(math.log2(low), math.log2(high)) for low, high in pairs]
+        bounds = [log_bounds(best.lr_interval) or (y, y) for y, (_, best) in zip(ys, found, strict=True)]
         heights += [*ys, *(end for pair in bounds for end in pair)]
         label = f"{short(name)}: slope {number(rule.slope, 2)} {interval(rule.slope_interval, 2)}".rstrip()
-        _rule_marks(axes, study, position, [loops for loops, _ in found], ys, bounds, label)
+        _rule_marks(axes, study, position, ys, bounds, label)
         line = drift_line(rule)
         if line:
             axes.plot(*zip(*line, strict=True), color=looks(list(study.rules))[name].ink.light, lw=1.2, ls=":")
@@ -191,20 +189,19 @@ def optimum_axes(axes: Axes, study: StudyInfo) -> None:
 
 
 def _rule_marks(
-    axes: Axes,
-    study: StudyInfo,
-    position: int,
-    loops: list[int],
-    ys: list[float],
-    bounds: list[tuple[float, float]],
-    label: str,
+    axes: Axes, study: StudyInfo, position: int, ys: list[float], bounds: list[tuple[float, float]], label: str
 ) -> None:
-    look = list(looks(list(study.rules)).values())[position]
+    """The optima of the rule at `position` with their intervals; hollow where at the edge of the swept rates."""
+    name = list(study.rules)[position]
+    look, optima = looks(list(study.rules))[name], sorted(study.rules[name].optima.items())
     aside = 0.05 * (position - (len(study.rules) - 1) / 2)
     reach = [[max(y - pair[0], 0.0) for y, pair in zip(ys, bounds, strict=True)]]
     reach.append([max(pair[1] - y, 0.0) for y, pair in zip(ys, bounds, strict=True)])
-    xs = [math.log2(n) + aside for n in loops]
+    xs = [math.log2(loops) + aside for loops, _ in optima]
     axes.errorbar(xs, ys, reach, color=look.ink.light, fmt=look.mpl_marker, ms=5.5, lw=1.2, capsize=2.5, label=label)
+    edges = [(x, y) for x, y, (_, best) in zip(xs, ys, optima, strict=True) if best.edge]
+    for x, y in edges:
+        axes.plot(x, y, look.mpl_marker, ms=5.5, mfc="white", mec=look.ink.light, zorder=5)
 
 
 def _loops_axis(axes: Axes, study: StudyInfo) -> None:
@@ -220,7 +217,7 @@ def loss_over_loops(study: StudyInfo) -> Figure:
         found = [(c.loops, c.optimum) for c in curves(rule) if c.optimum]
         ys = [best.loss for _, best in found]
         bounds = [best.loss_interval or (best.loss, best.loss) for _, best in found]
-        _rule_marks(axes, study, position, [n for n, _ in found], ys, bounds, short(name))
+        _rule_marks(axes, study, position, ys, bounds, short(name))
         aside = 0.05 * (position - (len(study.rules) - 1) / 2)
         colour = looks(list(study.rules))[name].ink.light
         axes.plot([math.log2(n) + aside for n, _ in found], ys, color=colour, lw=1.4)
@@ -240,8 +237,12 @@ def stream_over_visits(study: StudyInfo) -> Figure:
             ys = [math.nan if value is None else value for value in rms]
             axes.plot(range(len(ys)), ys, color=look.ink.light, marker=look.mpl_marker, ms=3.5, lw=1.4,
                       label=f"{short(stream.rule)}")
+    heights = [rms for stream in streams(study) for rms in (*stream.initial, *stream.final) if rms]
     for axes in panels:
         axes.set_yscale("log")
+        ticks = log_ticks(min(heights, default=1.0), max(heights, default=1.0))
+        axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.set_yticks([], minor=True)
         axes.set_xlabel("visit (0 is the entry)")
     panels[0].set_ylabel("RMS of the stream")
     loops_legend(figure, panels[0])

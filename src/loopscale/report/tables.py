@@ -102,7 +102,7 @@ def applied(study: StudyInfo) -> Table:
                 by_name.setdefault((item.name, item.why, item.source), []).append((loops, _value(item.value)))
         for (name, why, source), found in by_name.items():
             same = len({value for _, value in found}) == 1
-            text = found[0][1] if same else ", ".join(f"{value} (N = {loops})" for loops, value in found)
+            text = found[0][1] if same else ", ".join(f"{value} (N = {loops})".replace(" ", "\N{NO-BREAK SPACE}") for loops, value in found)
             rows.append((rule_name, name, text, why, source))
     return Table(("rule", "name", "value", "why", "source"), rows)
 

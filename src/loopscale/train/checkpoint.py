@@ -68,7 +68,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def damage(checkpoint: Path) -> str | None:
-    """Say what is wrong with a checkpoint ("model.safetensors does not match its checksum"), or None when it is whole."""
+    """Say what is wrong with a checkpoint ("state.json does not match its checksum"), or None when it is whole."""
     try:
         lines = (checkpoint / SUMS).read_text(encoding="utf-8").splitlines()
         sums = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
@@ -95,7 +95,7 @@ def load(checkpoint: Path, training: Training) -> None:
     try:
         training.optimizer.load_state_dict(unpack(state["optimizer"], tensors))
     except (ValueError, KeyError):
-        raise UserError(f"{checkpoint} does not fit the optimizer of config.toml: restore the run's own config") from None
+        raise _misfit(checkpoint, "optimizer") from None
     training.done = int(state["step"])
 
 
@@ -104,7 +104,11 @@ def load_weights(checkpoint: Path, model: Any) -> None:
     try:
         model.load_state_dict(load_file(checkpoint / "model.safetensors"))
     except RuntimeError:
-        raise UserError(f"{checkpoint} does not fit the model of config.toml: restore the run's own config") from None
+        raise _misfit(checkpoint, "model") from None
+
+
+def _misfit(checkpoint: Path, part: str) -> UserError:
+    return UserError(f"{checkpoint} does not fit the {part} of config.toml: restore the run's own config")
 
 
 def _write(folder: Path, training: Training) -> None:

@@ -84,7 +84,7 @@ def _finite_start(values: list[float]) -> list[float]:
 
 
 def _thinned(losses: list[float]) -> list[list[float]]:
-    """Keep evenly spaced [step, loss] points and the last one; non-finite losses are left out, JSON has no word for them."""
+    """Keep evenly spaced [step, loss] points and the last one; non-finite losses are left out: JSON has none."""
     stride = math.ceil(len(losses) / CURVE_POINTS) or 1
     kept = [*range(0, len(losses) - 1, stride), len(losses) - 1] if losses else []
     return [[index + 1, losses[index]] for index in kept if math.isfinite(losses[index])]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,27 +41,26 @@ def generate(
     run = open_run(Path(run_dir))
     newest = run.newest_whole(warn)
     if newest is None:
-        raise UserError(f"{run.path} has no checkpoint to sample from: train it with loopscale train --resume {run.path}")
+        raise UserError(f"{run.path} has no checkpoint to sample from: run loopscale train --resume {run.path}")
     tokenizer, vocab_size = _tokenizer(run)
     model = LoopedTransformer(run.config.network(vocab_size))
     checkpoint.load_weights(newest, model)
     start = [int(token) for token in tokenizer.encode(prompt)]
     if not start:
         raise UserError("the prompt is empty: give at least one character to continue")
-    ids = _continued(model, start, tokens, temperature, seed, loops, run.config.data.context)
-    return prompt + str(tokenizer.decode(ids[len(start) :]))
+    generator = torch.Generator().manual_seed(seed)
+    pick = partial(_pick, temperature=temperature, generator=generator)
+    return prompt + str(tokenizer.decode(_sampled(model, start, tokens, pick, loops, run.config.data.context)))
 
 
 @torch.inference_mode()
-def _continued(
-    model: LoopedTransformer, start: list[int], count: int, temperature: float, seed: int, loops: int | None, context: int
+def _sampled(
+    model: LoopedTransformer, start: list[int], count: int, pick: Callable[[Tensor], int], loops: int | None, context: int
 ) -> list[int]:
-    generator = torch.Generator().manual_seed(seed)
     ids = list(start)
     for _ in range(count):
-        logits_V = model(torch.tensor([ids[-context:]]), loops=loops)[0, -1].float()
-        ids.append(_pick(logits_V, temperature, generator))
-    return ids
+        ids.append(pick(model(torch.tensor([ids[-context:]]), loops=loops)[0, -1].float()))
+    return ids[len(start) :]
 
 
 def _pick(logits_V: Tensor, temperature: float, generator: torch.Generator) -> int:

@@ -24,7 +24,7 @@ def load_config(path: str | Path, sets: Iterable[str] = ()) -> TrainConfig:
 
 
 def make_config(values: Mapping[str, Any], sets: Iterable[str] = ()) -> TrainConfig:
-    """Validate a copy of nested plain values after replacing some by `sets`; raises `UserError` as `load_config` does."""
+    """Validate a copy of nested values after replacing some by `sets`; raises `UserError` as `load_config` does."""
     changed = copy.deepcopy(dict(values))
     for assignment in sets:
         _assign(changed, assignment)

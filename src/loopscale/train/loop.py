@@ -18,6 +18,7 @@ from loopscale.train.run import (
     check_new,
     create_run,
     cut_metrics,
+    exclusive,
     metrics_writer,
     note_resumption,
     open_run,
@@ -55,7 +56,9 @@ def train_run(config: TrainConfig, out: Path, *, on_step: OnStep = _silent) -> O
     with orderly() as interrupt:
         check_new(out)
         training = prepare(config)
-        return _loop(create_run(out, training), training, interrupt, on_step)
+        run = create_run(out, training)
+        with exclusive(run):
+            return _loop(run, training, interrupt, on_step)
 
 
 def resume_run(path: Path, *, on_step: OnStep = _silent, warn: Warn = _silent) -> Outcome:
@@ -63,8 +66,8 @@ def resume_run(path: Path, *, on_step: OnStep = _silent, warn: Warn = _silent) -
 
     Raises `UserError` when the folder is damaged beyond its checkpoints or the data have changed.
     """
-    with orderly() as interrupt:
-        run = open_run(path)
+    run = open_run(path)
+    with orderly() as interrupt, exclusive(run):
         training = prepare(run.config)
         newest = run.newest_whole(warn)
         if newest is None:

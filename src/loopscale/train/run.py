@@ -26,6 +26,11 @@ from loopscale.train.load import load_config
 from loopscale.train.provenance import provenance
 from loopscale.train.training import Training
 
+try:
+    import fcntl
+except ImportError:  # not on Windows: there a second process is not noticed
+    fcntl = None  # type: ignore[assignment]
+
 Warn = Callable[[str], object]
 
 
@@ -86,7 +91,10 @@ def check_new(path: Path) -> None:
 
 
 def create_run(path: Path, training: Training) -> Run:
-    """Make the folder of a new run; raises `UserError` when it is taken or cannot be written, leaving nothing behind."""
+    """Make the folder of a new run.
+
+    Raises `UserError` when it is taken or cannot be written; nothing is left behind then.
+    """
     check_new(path)
     fresh = not path.exists()
     try:
@@ -133,6 +141,18 @@ def cut_metrics(run: Run, done: int) -> None:
     if steps != list(range(1, done + 1)):
         raise UserError(f"{run.metrics} is damaged: it does not hold one line for each of the steps 1 to {done}")
     write_text(run.metrics, "".join(kept))
+
+
+@contextmanager
+def exclusive(run: Run) -> Iterator[None]:
+    """Keep a second process out of the run; raises `UserError` when one is at work. A killed one leaves no lock."""
+    with (run.path / "config.toml").open("rb") as handle:
+        if fcntl is not None:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UserError(f"another process is training {run.path}: wait until it ends, or stop it") from None
+        yield
 
 
 @contextmanager

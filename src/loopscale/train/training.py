@@ -141,7 +141,7 @@ def precision(training: Training) -> AbstractContextManager[object]:
 
 @torch.inference_mode()
 def evaluate(training: Training) -> float | None:
-    """Mean loss on the first `train.eval_batches` validation batches, always the same ones; None when there are none."""
+    """Mean loss on the first `train.eval_batches` validation batches, always the same; None when there are none."""
     config = training.config
     pairs = training.dataset.validation_batches(config.data.batch_size, config.data.context, config.train.eval_batches)
     losses = [batch_loss(training, *to_device(pair, training.device)) for pair in pairs]

@@ -1,0 +1,67 @@
+"""Batches as a pure function of seed and step, from packed tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loopscale.data.packing import Packed
+from loopscale.data.tokenizer import Tokenizer
+from loopscale.errors import UserError
+
+Batch = tuple[NDArray[np.int64], NDArray[np.int64]]
+
+
+class Dataset:
+    """Packed tokens of a training and a validation side. B sequences of T tokens; targets are inputs one later.
+
+    `description` is plain JSON for provenance: source, sha256, tokens, documents, tokenizer, versions.
+    """
+
+    def __init__(self, sides: dict[str, Packed], tokenizer: Tokenizer, description: dict[str, Any]) -> None:
+        self._sides = sides
+        self.tokenizer = tokenizer
+        self.description = description
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens in the vocabulary."""
+        return self.tokenizer.vocab_size
+
+    def tokens(self, split: str) -> int:
+        """How many tokens a side has."""
+        return len(self._sides[split])
+
+    def check(self, context: int) -> None:
+        """Raise `UserError` when a side is shorter than one sequence of `context` tokens and its targets."""
+        for split, side in self._sides.items():
+            if len(side) < context + 1:
+                longest = min(map(len, self._sides.values())) - 1
+                advice = f"set data.context to at most {longest}" if longest >= 2 else "give more text"
+                raise UserError(
+                    f"the {split} text of {self.description['source']} has {len(side)} tokens, too few for a context of {context}: {advice}"
+                )
+
+    def batch(self, step: int, seed: int, batch_size: int, context: int, split: str = "train") -> Batch:
+        """(inputs [B, T], targets [B, T]), int64: random windows, a pure function of (step, seed)."""
+        side = self._sides[split]
+        rng = np.random.Generator(np.random.Philox(key=[seed, step]))
+        starts = rng.integers(0, len(side) - context, batch_size)
+        return _windows(side, starts, context)
+
+    def validation_batches(self, batch_size: int, context: int, count: int) -> Iterator[Batch]:
+        """The same evenly spaced windows for every seed, without overlap; fewer than `count` when the text is short."""
+        side = self._sides["validation"]
+        available = (len(side) - 1) // context
+        wanted = min(count * batch_size, available)
+        starts = (np.arange(wanted) * available // max(wanted, 1)) * context
+        for first in range(0, wanted, batch_size):
+            yield _windows(side, starts[first:first + batch_size], context)
+
+
+def _windows(side: Packed, starts: NDArray[np.int64], context: int) -> Batch:
+    window = side[starts[:, None] + np.arange(context + 1)].astype(np.int64)
+    return window[:, :-1], window[:, 1:]

@@ -1,0 +1,75 @@
+"""From a source's name to a data set, packing it into the cache the first time."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from loopscale.data.dataset import Dataset
+from loopscale.data.documents import Source, find_source
+from loopscale.data.packing import cache_key, open_tokens, pack, packed_meta, split_documents
+from loopscale.data.tokenizer import make_tokenizer, tokenizer_from_json
+from loopscale.errors import UserError
+
+BPE_SAMPLE = 2000  # documents that a BPE is trained on
+
+
+def cache_folder() -> Path:
+    """Where packed tokens lie: $LOOPSCALE_CACHE, or ~/.cache/loopscale."""
+    return Path(os.environ.get("LOOPSCALE_CACHE") or Path.home() / ".cache" / "loopscale")
+
+
+def load_data(
+    source: str | Path = "stdlib",
+    *,
+    tokenizer: str = "bytes",
+    vocab_size: int | None = None,
+    context: int = 64,
+    validation_fraction: float = 0.05,
+    max_tokens: int | None = None,
+    text_field: str = "text",
+    cache_dir: Path | None = None,
+) -> Dataset:
+    """Open a source as batches of tokens, packed once into memory-mapped files.
+
+    source: "stdlib" (the sources of the running Python's standard library), "synthetic:copy|addition|permutation", a
+    text file, folder, .jsonl or .parquet, or "hf:NAME[:SPLIT]" (streamed; only then is anything downloaded).
+    context: the longest sequence that will be asked for; both sides must hold one.
+
+    Raises `UserError`: no such source, empty, binary or too short text, unknown tokenizer or field, a missing extra.
+
+    >>> load_data("synthetic:copy").batch(step=0, seed=0, batch_size=2, context=16)[0].shape
+    (2, 16)
+    """
+    if not 0 < validation_fraction < 1:
+        raise UserError(f"validation_fraction must lie between 0 and 1, got {validation_fraction!r}")
+    found = find_source(source)
+    settings = {"source": found.name, "identity": found.identity, "tokenizer": tokenizer, "vocab_size": vocab_size,
+                "validation_fraction": validation_fraction, "max_tokens": max_tokens, "text_field": text_field}
+    folder = (cache_dir or cache_folder()) / "tokens" / cache_key(**settings)
+    meta = packed_meta(folder)
+    if meta is None:
+        meta = _pack(folder, found, settings)
+    words = tokenizer_from_json((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    sides = {side: open_tokens(folder, side, meta) for side in ("train", "validation")}
+    dataset = Dataset(sides, words, _description(found, tokenizer, meta))
+    dataset.check(context)
+    return dataset
+
+
+def _pack(folder: Path, source: Source, settings: dict[str, Any]) -> dict[str, Any]:
+    field = settings["text_field"]
+    words = make_tokenizer(settings["tokenizer"], settings["vocab_size"], islice(source.documents(field), BPE_SAMPLE))
+    documents: Iterator[str] = (document for document in source.documents(field) if document)
+    return pack(folder, split_documents(documents, settings["validation_fraction"]), words, settings["max_tokens"])
+
+
+def _description(source: Source, tokenizer: str, meta: dict[str, Any]) -> dict[str, Any]:
+    """What provenance keeps: the name of a local file, not the path to it."""
+    name = source.name if source.name.startswith(("stdlib", "synthetic:", "hf:")) else Path(source.name).name
+    return {"source": name, "sha256": meta["sha256"], "tokenizer": tokenizer, "vocab_size": meta["vocab_size"],
+            "tokens": meta["tokens"], "documents": meta["documents"], "python": platform.python_version()}

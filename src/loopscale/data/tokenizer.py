@@ -1,0 +1,122 @@
+"""Text to tokens and back: bytes, or a byte-level BPE trained on the spot."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loopscale.errors import UserError, nearest
+
+Tokens = NDArray[np.int64]
+SEPARATOR = 0  # the token between documents; text of ours has no zero bytes
+
+
+class Tokenizer(Protocol):
+    """What turns text into tokens. `decode(encode(text)) == text` for any text without zero characters."""
+
+    name: str
+    vocab_size: int
+
+    def encode(self, text: str) -> Tokens:
+        """Tokens [T] of a text."""
+        ...
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """The text of tokens; bytes that make no character become U+FFFD."""
+        ...
+
+    def to_json(self) -> str:
+        """A text from which `tokenizer_from_json` makes it again."""
+        ...
+
+
+class ByteTokenizer:
+    """UTF-8 bytes; the vocabulary is 256, and byte 0 separates documents.
+
+    >>> ByteTokenizer().decode(ByteTokenizer().encode("loop"))
+    'loop'
+    """
+
+    name = "bytes"
+    vocab_size = 256
+
+    def encode(self, text: str) -> Tokens:
+        """One token a byte; lone surrogates are refused by UTF-8 and become '?'."""
+        return np.frombuffer(text.encode("utf-8", errors="replace"), dtype=np.uint8).astype(np.int64)
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """The reverse of `encode`."""
+        return bytes(int(token) for token in tokens).decode("utf-8", errors="replace")
+
+    def to_json(self) -> str:
+        """Nothing but its name."""
+        return json.dumps({"tokenizer": "bytes"})
+
+
+class BPETokenizer:
+    """Byte-level BPE by the `tokenizers` library; token 0 separates documents."""
+
+    name = "bpe"
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self.vocab_size = int(model.get_vocab_size())
+
+    @classmethod
+    def train(cls, documents: Iterable[str], vocab_size: int) -> BPETokenizer:
+        """Learn `vocab_size` tokens from the documents. Deterministic. Raises `UserError` below 257 tokens."""
+        from tokenizers import Tokenizer as Model
+        from tokenizers import decoders, models, pre_tokenizers, trainers
+
+        if vocab_size < 257:
+            raise UserError(f"a byte-level BPE needs data.vocab_size of at least 257 (256 bytes and a separator), got {vocab_size}")
+        model = Model(models.BPE())
+        model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        model.decoder = decoders.ByteLevel()
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=["<|separator|>"], initial_alphabet=alphabet, show_progress=False)
+        model.train_from_iterator(documents, trainer)
+        return cls(model)
+
+    def encode(self, text: str) -> Tokens:
+        """Tokens [T]."""
+        return np.array(self._model.encode(text).ids, dtype=np.int64)
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """The reverse of `encode`."""
+        return str(self._model.decode([int(token) for token in tokens], skip_special_tokens=False))
+
+    def to_json(self) -> str:
+        """The library's own description."""
+        return json.dumps({"tokenizer": "bpe", "model": json.loads(self._model.to_str())})
+
+
+def make_tokenizer(name: str, vocab_size: int | None, documents: Iterator[str]) -> Tokenizer:
+    """A tokenizer by name; BPE is trained on the documents.
+
+    Raises `UserError` for an unknown name, or a vocabulary that the tokenizer cannot have.
+    """
+    if name == "bytes":
+        if vocab_size not in (None, 256):
+            raise UserError(f"the bytes tokenizer has 256 tokens, not {vocab_size}: leave data.vocab_size out, or use tokenizer 'bpe'")
+        return ByteTokenizer()
+    if name == "bpe":
+        return BPETokenizer.train(documents, 1024 if vocab_size is None else vocab_size)
+    raise UserError(f"unknown tokenizer {name!r}: {nearest(name, ('bytes', 'bpe'))}")
+
+
+def tokenizer_from_json(text: str) -> Tokenizer:
+    """The reverse of `to_json`. Raises `UserError` for a text that is none of ours."""
+    from tokenizers import Tokenizer as Model
+
+    try:
+        record = json.loads(text)
+        if record["tokenizer"] == "bytes":
+            return ByteTokenizer()
+        return BPETokenizer(Model.from_str(json.dumps(record["model"])))
+    except Exception:  # the library raises bare Exception
+        raise UserError("the stored tokenizer is damaged: restore the file, or train again") from None

@@ -1,0 +1,14 @@
+"""A config with some values replaced."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from loopscale.train import TrainConfig, parse_config
+
+
+def changed(config: TrainConfig, **sections: dict[str, Any]) -> TrainConfig:
+    values = config.to_dict()
+    for name, section in sections.items():
+        values[name] = {**values[name], **section}
+    return parse_config(values)
