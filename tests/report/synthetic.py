@@ -74,8 +74,8 @@ def rule_record(rule: str, loops: tuple[int, ...] = LOOPS) -> dict[str, Any]:
         applied[str(n)] = [value, {"name": "lr", "value": 1.0, "why": "no factor N", "source": "arXiv:2606.18524"}]
     verdict = "transfers" if drift == 0 else "drifts"
     sentences = {
-        "transfers": "The best rate stays within a fifth of a step from N = 1 to N = 16 while the loss falls by 0.072.",
-        "drifts": f"The best rate falls by a factor of {2 ** (-4 * drift):.1f} from N = 1 to N = 16 and the loss rises.",
+        "transfers": "The best rate moves by less than a fifth of a step from N = 1 to 16; the loss falls by 0.072.",
+        "drifts": f"The best rate falls by a factor of {2 ** (-4 * drift):.1f} from N = 1 to 16; the loss rises.",
     }
     return {
         "claims_transfer": drift == 0,
@@ -97,8 +97,8 @@ def result(rules: tuple[str, ...] = tuple(SHAPES), loops: tuple[int, ...] = LOOP
     return {
         "schema": 1,
         "preset": "demo",
-        "sentence": "With eps = \u03bb / (N \u221aL) the learning rate tuned at one loop is right at sixteen and the loss "
-        "falls; with 1/\u221aN or no scaling it drifts down and the loss rises.",
+        "sentence": "With eps = \u03bb / (N \u221aL) the learning rate tuned at one loop is right at sixteen and the "
+        "loss falls; with 1/\u221aN or no scaling it drifts down and the loss rises.",
         "rules": {rule: rule_record(rule, loops) for rule in rules},
         "strengths": list(STRENGTHS),
         "loops": list(loops),

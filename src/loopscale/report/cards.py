@@ -23,8 +23,14 @@ def cards_html(study: StudyInfo) -> str:
 
 def _card(name: str, rule: RuleRecord, ink: Ink, scale: tuple[float, float]) -> str:
     sign = _SIGNS.get(rule.verdict, "")
-    strength = "" if rule.strength is None else f"<dt>strength \N{GREEK SMALL LETTER LAMDA}</dt><dd>{rule.strength:g}</dd>"
-    regret = f"{number(rule.regret, 4)} <span>{interval(rule.regret_interval, 4)}</span>" if rule.regret is not None else "n/a"
+    strength = (
+        "" if rule.strength is None else f"<dt>strength \N{GREEK SMALL LETTER LAMDA}</dt><dd>{rule.strength:g}</dd>"
+    )
+    regret = (
+        f"{number(rule.regret, 4)} <span>{interval(rule.regret_interval, 4)}</span>"
+        if rule.regret is not None
+        else "n/a"
+    )
     return f"""<li class="card" style="--light:{ink.light};--dark:{ink.dark}">
 <h3>{escape(name)}</h3>
 <p class="verdict"><span aria-hidden="true">{sign}</span> {escape(rule.verdict)}</p>

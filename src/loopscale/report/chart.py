@@ -1,4 +1,4 @@
-"""A chart as a value: what the page draws with plotly.js. Panels share their axes; the page places them by its width."""
+"""A chart as a value: what the page draws with plotly.js. Panels share their axes; the page places them."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def whiskers(centre: Sequence[float], pairs: Sequence[tuple[float, float] | None
 
 
 def log_axis(title: str, values: Sequence[float]) -> Axis:
-    """A log axis with ticks at 1, 2, 5; a linear one from zero where the positive `values` span less than a factor 4."""
+    """A log axis with ticks at 1, 2, 5; a linear one from zero where the `values` span less than a factor of 4."""
     low, high = min(values, default=1.0), max(values, default=1.0)
     if low <= 0 or high / low < 4:
         return Axis(title, None, (min(0.0, 1.08 * low), 1.08 * high))

@@ -73,7 +73,9 @@ def render_page(
     """
     parts = [*sections]
     if provenance:
-        parts.append(Section("Provenance", "Where these numbers come from.", table=Table(("what", "value"), provenance)))
+        parts.append(
+            Section("Provenance", "Where these numbers come from.", table=Table(("what", "value"), provenance))
+        )
     names = _anchors([part.title for part in parts])
     parts, specs = _unique_charts(parts)
     number, body = 0, []
@@ -163,7 +165,9 @@ def _figure(part: Section, number: int) -> str:
     assert chart is not None
     reading = f"<p><b>How to read this.</b> {escape(part.how_to_read)}</p>" if part.how_to_read else ""
     numbers = (
-        f"<details><summary>The numbers of figure {number}</summary>{_table(part.table)}</details>" if part.table else ""
+        f"<details><summary>The numbers of figure {number}</summary>{_table(part.table)}</details>"
+        if part.table
+        else ""
     )
     return (
         f'<figure>\n{_legend(chart)}<div class="chart" id="{escape(chart.name)}" role="img" tabindex="0" '

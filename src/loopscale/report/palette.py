@@ -56,7 +56,9 @@ def _viridis(t: float) -> str:
     at = min(max(t, 0.0), 1.0) * (len(_VIRIDIS) - 1)
     left = min(int(at), len(_VIRIDIS) - 2)
     mixed = (
-        round(int(_VIRIDIS[left][i : i + 2], 16) * (1 - at + left) + int(_VIRIDIS[left + 1][i : i + 2], 16) * (at - left))
+        round(
+            int(_VIRIDIS[left][i : i + 2], 16) * (1 - at + left) + int(_VIRIDIS[left + 1][i : i + 2], 16) * (at - left)
+        )
         for i in (1, 3, 5)
     )
     return "#" + "".join(f"{channel:02x}" for channel in mixed)

@@ -8,7 +8,18 @@ from typing import Any
 from loopscale.report.chart import Axis, Chart, LegendEntry, Trace, axis_keys, on_panel, power_ticks, whiskers
 from loopscale.report.info import Curve, StudyInfo, Window, any_diverged, curves, log_bounds, seed_range, share, shares
 from loopscale.report.info import window as shared_window
-from loopscale.report.palette import GREY, PAPER, Ink, interval, nice_ticks, number, power, sequential, short, whole_ticks
+from loopscale.report.palette import (
+    GREY,
+    PAPER,
+    Ink,
+    interval,
+    nice_ticks,
+    number,
+    power,
+    sequential,
+    short,
+    whole_ticks,
+)
 
 RATE = "learning rate (powers of 2)"
 
@@ -116,7 +127,12 @@ def _optimum(curve: Curve, ink: Ink) -> list[Trace]:
             "x": [centre],
             "y": [best.loss],
             "error_x": whiskers([centre], [log_bounds(best.lr_interval)]) | {"color": ink.light},
-            "marker": {"symbol": "diamond", "size": 10, "color": ink.light, "line": {"color": PAPER.light, "width": 1.5}},
+            "marker": {
+                "symbol": "diamond",
+                "size": 10,
+                "color": ink.light,
+                "line": {"color": PAPER.light, "width": 1.5},
+            },
             "hoverinfo": "text",
             "hovertext": [optimum_text(f"N = {curve.loops}: fitted optimum", curve)],
         }

@@ -77,7 +77,9 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError as cause:
-        raise UserError(f"cannot read {path} ({cause.strerror}): give the folder that `loopscale train` wrote") from cause
+        raise UserError(
+            f"cannot read {path} ({cause.strerror}): give the folder that `loopscale train` wrote"
+        ) from cause
     written = text.splitlines()
     lines = []
     for number, line in enumerate(written, start=1):

@@ -9,7 +9,17 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from loopscale.errors import require
-from loopscale.report.info import StudyInfo, any_diverged, curves, drift_line, log_bounds, seed_range, shares, streams, window
+from loopscale.report.info import (
+    StudyInfo,
+    any_diverged,
+    curves,
+    drift_line,
+    log_bounds,
+    seed_range,
+    shares,
+    streams,
+    window,
+)
 from loopscale.report.info import strength_curves as strength_info
 from loopscale.report.palette import interval, log_ticks, looks, nice_ticks, number, sequential, short, whole_ticks
 
@@ -143,8 +153,15 @@ def rate_panel(axes: Axes, study: StudyInfo, name: str) -> None:
     if any_row:
         axes.axhline(top, color="#c3c7cb", lw=0.6, zorder=0)
         top += row * (len(study.loops) + 1.2)
-        axes.text(0.02, view.loss_high + row * (len(study.loops) + 0.2), "diverged", color="#767b82", fontsize=7.5,
-                  va="center", transform=axes.get_yaxis_transform())
+        axes.text(
+            0.02,
+            view.loss_high + row * (len(study.loops) + 0.2),
+            "diverged",
+            color="#767b82",
+            fontsize=7.5,
+            va="center",
+            transform=axes.get_yaxis_transform(),
+        )
     axes.set_xlim(view.rate_low, view.rate_high)
     axes.set_ylim(view.loss_low, top)
     power_axis(axes, "x", view.rate_low, view.rate_high)
@@ -235,8 +252,15 @@ def stream_over_visits(study: StudyInfo) -> Figure:
         look = styles[stream.rule]
         for axes, rms in zip(panels, (stream.initial, stream.final), strict=True):
             ys = [math.nan if value is None else value for value in rms]
-            axes.plot(range(len(ys)), ys, color=look.ink.light, marker=look.mpl_marker, ms=3.5, lw=1.4,
-                      label=f"{short(stream.rule)}")
+            axes.plot(
+                range(len(ys)),
+                ys,
+                color=look.ink.light,
+                marker=look.mpl_marker,
+                ms=3.5,
+                lw=1.4,
+                label=f"{short(stream.rule)}",
+            )
     heights = [rms for stream in streams(study) for rms in (*stream.initial, *stream.final) if rms]
     for axes in panels:
         axes.set_yscale("log")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from loopscale.report.info import StudyInfo, curves, seed_range, share, shares, strength_curves, streams
+from loopscale.report.info import StudyInfo, curves, seed_range, share, shares, streams, strength_curves
 from loopscale.report.page import Table
 from loopscale.report.palette import interval, number, power
+
+_NB = "\N{NO-BREAK SPACE}"
 
 
 def tables(study: StudyInfo) -> dict[str, Table]:
@@ -102,7 +104,7 @@ def applied(study: StudyInfo) -> Table:
                 by_name.setdefault((item.name, item.why, item.source), []).append((loops, _value(item.value)))
         for (name, why, source), found in by_name.items():
             same = len({value for _, value in found}) == 1
-            text = found[0][1] if same else ", ".join(f"{value} (N = {loops})".replace(" ", "\N{NO-BREAK SPACE}") for loops, value in found)
+            text = found[0][1] if same else ", ".join(f"{value}{_NB}(N{_NB}={_NB}{loops})" for loops, value in found)
             rows.append((rule_name, name, text, why, source))
     return Table(("rule", "name", "value", "why", "source"), rows)
 

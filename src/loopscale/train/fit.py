@@ -61,7 +61,7 @@ def fit(
             observer(record)
         if watch.observe(record):
             break
-        stopped = stop is not None and stop()
+        stopped = training.done < config.train.steps and stop is not None and stop()
     diverged_at = watch.at if stopped else watch.verdict()
     val_loss = evaluate(training) if diverged_at is None and not stopped else None
     if val_loss is not None and not math.isfinite(val_loss):

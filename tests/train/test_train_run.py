@@ -135,7 +135,7 @@ def test_damaged_folders_have_their_sentences(run: Path, tmp_path: Path) -> None
         resume_run(tmp_path / "nowhere")
     metrics = (run / "metrics.jsonl").read_text()
     (run / "metrics.jsonl").write_text(metrics[50:])
-    with pytest.raises(UserError, match=r"metrics\.jsonl is damaged: it does not hold one line for each of the steps 1"):
+    with pytest.raises(UserError, match=r"metrics\.jsonl is damaged: it does not hold one line for each"):
         resume_run(run)
     (run / "provenance.json").write_text("{")
     with pytest.raises(UserError, match=r"provenance\.json is missing or damaged"):
@@ -206,17 +206,18 @@ def test_the_module_and_the_visit_are_named(tiny: TrainConfig) -> None:
 
 
 def test_a_second_process_is_kept_out(run: Path) -> None:
-    with exclusive(open_run(run)), pytest.raises(UserError, match=r"^another process is training .*: wait until it ends"):
+    with exclusive(open_run(run)), pytest.raises(UserError, match=r"^another process is training .*: wait until"):
         resume_run(run)
 
 
 def test_pack_gives_back_what_it_took() -> None:
     shared = torch.arange(3.0)
-    state = {0: {"step": torch.tensor(2.0), "a": shared, "b": shared}, "betas": (0.9, 0.95), "none": [None, True, math.pi]}
+    first = {"step": torch.tensor(2.0), "a": shared, "b": shared}
+    state = {0: first, "betas": (0.9, 0.95), "none": [None, True, math.pi]}
     packed, tensors = pack(state)
     back = unpack(json.loads(json.dumps(packed)), tensors)
     assert str(back) == str(state)
-    with pytest.raises(TypeError, match="state.x is a object"):
+    with pytest.raises(TypeError, match=r"state\.x is a object"):
         pack({"x": object()})
 
 

@@ -31,6 +31,11 @@ def test_the_model_section_is_the_models_config() -> None:
     assert ours == theirs
 
 
+def test_the_example_is_a_config() -> None:
+    example = Path(__file__).parents[2] / "examples" / "tiny.toml"
+    assert load_config(example).data.path == "stdlib"
+
+
 def test_set_reaches_every_section(config_file: Path) -> None:
     config = load_config(config_file, ["model.loops=8", "optim.lr=1e-3", "train.device=cpu", "optim.betas=[0.8, 0.99]"])
     assert (config.model.loops, config.optim.lr, config.train.device) == (8, 1e-3, "cpu")
