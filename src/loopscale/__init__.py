@@ -12,7 +12,7 @@ from loopscale.errors import UserError
 from loopscale.parameterization import RULES, Depth, Role, Rule, Width, residual_scale
 
 if TYPE_CHECKING:
-    from loopscale.diagnose import check_parameterization, diagnose, watch
+    from loopscale.diagnosis import check_parameterization, watch
     from loopscale.nn import Loop, LoopedTransformer, ModelConfig, ScaledResidual
     from loopscale.optim import build_optimizer, param_groups, schedule
 
@@ -21,12 +21,12 @@ __version__ = "0.1.0"
 _LAZY = {
     "Loop": "nn", "LoopedTransformer": "nn", "ModelConfig": "nn", "ScaledResidual": "nn",
     "build_optimizer": "optim", "param_groups": "optim", "schedule": "optim",
-    "check_parameterization": "diagnose", "diagnose": "diagnose", "watch": "diagnose",
+    "check_parameterization": "diagnosis", "watch": "diagnosis",
 }
 
 __all__ = [
     "RULES", "Depth", "Loop", "LoopedTransformer", "ModelConfig", "Role", "Rule", "ScaledResidual", "UserError", "Width",
-    "build_optimizer", "check_parameterization", "diagnose", "param_groups", "residual_scale", "schedule", "watch",
+    "build_optimizer", "check_parameterization", "param_groups", "residual_scale", "schedule", "watch",
 ]
 
 
