@@ -9,7 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from loopscale import RULES, Depth, Loop, LoopedTransformer, ModelConfig, Role, ScaledResidual, UserError, residual_scale
+from loopscale import (
+    RULES,
+    Depth,
+    Loop,
+    LoopedTransformer,
+    ModelConfig,
+    Role,
+    ScaledResidual,
+    UserError,
+    residual_scale,
+)
 
 PRE_NORM = [rule.name for rule in RULES.values() if rule.norm == "pre"]
 TOKENS = torch.randint(0, 50, (2, 12), generator=torch.Generator().manual_seed(0))

@@ -67,7 +67,7 @@ def test_toml_gives_the_config_back(tmp_path: Path, loops: int, lr: float, clip:
 @given(
     section=st.sampled_from(sorted(known_keys())),
     data=st.data(),
-    value=st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.lists(st.integers()), st.dates()),
+    value=st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.lists(st.integers()) | st.dates(),
 )
 def test_any_value_is_taken_or_refused_in_one_sentence(section: str, data: st.DataObject, value: object) -> None:
     key = data.draw(st.sampled_from(known_keys()[section]))

@@ -126,7 +126,7 @@ def test_any_missing_file_is_damage(run: Path, file: str) -> None:
 def test_all_checkpoints_damaged(run: Path) -> None:
     for path in (run / "checkpoints").iterdir():
         flip(path / "optimizer.safetensors")
-    with pytest.raises(UserError, match=r"^no checkpoint in .* is whole \(step-000008: optimizer\.safetensors does not"):
+    with pytest.raises(UserError, match=r"^no checkpoint in .* is whole \(step-000008: optimizer\.safet"):
         resume_run(run)
 
 
@@ -207,6 +207,23 @@ def test_the_module_and_the_visit_are_named(tiny: TrainConfig) -> None:
 
 def test_a_second_process_is_kept_out(run: Path) -> None:
     with exclusive(open_run(run)), pytest.raises(UserError, match=r"^another process is training .*: wait until"):
+        resume_run(run)
+
+
+def test_generate_needs_the_runs_tokenizer(run: Path) -> None:
+    (run / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match=r"^the stored tokenizer is damaged"):
+        generate(run, "a")
+    (run / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"tokenizer\.json is missing or unreadable: restore it, or train again$"):
+        generate(run, "a")
+
+
+def test_data_that_changed_are_noticed(run: Path) -> None:
+    file = run / "provenance.json"
+    origin = json.loads(file.read_text())
+    file.write_text(json.dumps({**origin, "data": {**origin["data"], "sha256": "0"}}))
+    with pytest.raises(UserError, match=r"^the data of .* have changed since it began: restore them"):
         resume_run(run)
 
 

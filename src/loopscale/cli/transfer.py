@@ -83,12 +83,11 @@ class _progress:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
         console = Console(stderr=True)
-        console.print(f"study '{preset}': {promise}; stop it any time, the same command goes on")
+        self._intro = f"study '{preset}': {promise}; stop it any time, the same command goes on"
         self._bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("trials"),
                              TimeElapsedColumn(), console=console)
 
     def __enter__(self) -> Callable[[dict[str, Any], int, int], None]:
-        self._bar.start()
         self._task = self._bar.add_task("starting", total=None)
         return self._show
 
@@ -96,6 +95,9 @@ class _progress:
         self._bar.stop()
 
     def _show(self, trial: dict[str, Any], finished: int, missing: int) -> None:
+        if not self._bar.live.is_started:  # only once a trial has ended: a mistake shows one sentence and no bar
+            self._bar.console.print(self._intro, soft_wrap=True)
+            self._bar.start()
         cell = trial["cell"]
         loss = "diverged" if trial["diverged"] else f"{trial['loss']:.3f}"
         text = f"{cell['rule']:>8} N={cell['loops']:<3} lr={cell['lr']:.4f} loss {loss}"

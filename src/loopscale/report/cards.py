@@ -10,18 +10,21 @@ from loopscale.report.records import RuleRecord
 _SIGNS = {"transfers": "\N{CHECK MARK}", "drifts": "\N{SOUTH EAST ARROW}", "undecided": "?"}
 
 
-def cards_html(study: StudyInfo) -> str:
-    """One card for each rule, as trusted HTML: everything read from the study is escaped."""
-    ends = [0.0, -0.5, 0.5]
+def cards_html(study: StudyInfo, tolerance: float) -> str:
+    """One card for each rule, as trusted HTML: everything read from the study is escaped.
+
+    `tolerance` is the slope, either way, within which a rule transfers; the scale of every card shades it.
+    """
+    ends = [-3 * tolerance, 3 * tolerance]
     for rule in study.rules.values():
         ends += [end for end in (rule.slope, *(rule.slope_interval or ())) if end is not None]
     low, high = min(ends), max(ends)
     inks = looks(list(study.rules))
-    made = "".join(_card(name, rule, inks[name].ink, (low, high)) for name, rule in study.rules.items())
+    made = "".join(_card(name, rule, inks[name].ink, (low, high), tolerance) for name, rule in study.rules.items())
     return f'<ul class="cards">\n{made}</ul>\n'
 
 
-def _card(name: str, rule: RuleRecord, ink: Ink, scale: tuple[float, float]) -> str:
+def _card(name: str, rule: RuleRecord, ink: Ink, scale: tuple[float, float], tolerance: float) -> str:
     sign = _SIGNS.get(rule.verdict, "")
     strength = (
         "" if rule.strength is None else f"<dt>strength \N{GREEK SMALL LETTER LAMDA}</dt><dd>{rule.strength:g}</dd>"
@@ -34,8 +37,8 @@ def _card(name: str, rule: RuleRecord, ink: Ink, scale: tuple[float, float]) -> 
     return f"""<li class="card" style="--light:{ink.light};--dark:{ink.dark}">
 <h3>{escape(name)}</h3>
 <p class="verdict"><span aria-hidden="true">{sign}</span> {escape(rule.verdict)}</p>
-<p class="sentence">{escape(rule.sentence)}</p>
-{_gauge(rule, scale)}<dl>
+<p class="sentence">{escape(rule.sentence.removeprefix(f"{name}: "))}</p>
+{_gauge(rule, scale, tolerance)}<dl>
 <dt>claims transfer</dt><dd>{"yes" if rule.claims_transfer else "no"}</dd>
 <dt>slope</dt><dd>{number(rule.slope)} <span>{interval(rule.slope_interval)}</span></dd>
 <dt>regret (nats)</dt><dd>{regret}</dd>
@@ -44,8 +47,8 @@ def _card(name: str, rule: RuleRecord, ink: Ink, scale: tuple[float, float]) -> 
 """
 
 
-def _gauge(rule: RuleRecord, scale: tuple[float, float]) -> str:
-    """The slope and its interval on a line with zero marked, the same scale on every card."""
+def _gauge(rule: RuleRecord, scale: tuple[float, float], tolerance: float) -> str:
+    """The slope and its interval on a line with zero marked and the tolerance shaded, the same scale on every card."""
     if rule.slope is None:
         return ""
     low, high = scale
@@ -57,6 +60,7 @@ def _gauge(rule: RuleRecord, scale: tuple[float, float]) -> str:
     ends = rule.slope_interval or (rule.slope, rule.slope)
     return (
         f'<svg class="gauge" role="img" aria-label="slope {number(rule.slope)}, 0 is no drift">'
+        f'<rect x="{at(-tolerance)}" width="{92 * 2 * tolerance / across:.2f}%" y="3" height="22"/>'
         '<line class="axis" x1="0" x2="100%" y1="14" y2="14"/>'
         f'<line class="zero" x1="{at(0)}" x2="{at(0)}" y1="3" y2="25"/>'
         f'<line x1="{at(ends[0])}" x2="{at(ends[1])}" y1="14" y2="14" stroke="currentColor" stroke-width="3"/>'

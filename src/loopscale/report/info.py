@@ -147,10 +147,13 @@ def log_bounds(pair: tuple[float, float] | None) -> tuple[float, float] | None:
     return (math.log2(pair[0]), math.log2(pair[1])) if pair and min(pair) > 0 else None
 
 
-def drift_line(rule: RuleRecord) -> tuple[tuple[float, float], tuple[float, float]] | None:
-    """End points, in log2, of the line with the fitted slope through the centre of the optima."""
+def drift_line(rule: RuleRecord) -> tuple[tuple[float, float], ...]:
+    """In log2: the end points of the line with the fitted slope through the centre of the optima.
+
+    Without a fitted slope (an optimum at the edge of the rates) it is the optima themselves, joined.
+    """
     if rule.slope is None or len(rule.optima) < 2:
-        return None
+        return tuple((math.log2(loops), math.log2(optimum.lr)) for loops, optimum in sorted(rule.optima.items()))
     xs = [math.log2(loops) for loops in rule.optima]
     centre_x, centre_y = fmean(xs), fmean(math.log2(optimum.lr) for optimum in rule.optima.values())
     low, high = min(xs), max(xs)
@@ -179,11 +182,32 @@ def _positive(rms: float | None) -> float | None:
 
 
 def strength_curves(study: StudyInfo) -> tuple[StrengthCurve, ...]:
-    """Where several strengths were swept: the best mean loss over rates at each; diverged cells are left out."""
+    """Where several strengths were swept: the loss at the fitted optimum of each, else the best mean over rates."""
+    table = _fitted_strengths(study) if study.result.by_strength else _tried_strengths(study)
+    return tuple(
+        StrengthCurve(
+            rule, loops, tuple(sorted(table[rule, loops])), tuple(v for _, v in sorted(table[rule, loops].items()))
+        )
+        for rule in study.rules
+        for loops in study.loops
+        if len(table.get((rule, loops), {})) > 1
+    )
+
+
+def _fitted_strengths(study: StudyInfo) -> dict[tuple[str, int], dict[float, float]]:
+    return {
+        (rule, loops): {strength: optimum.loss for strength, optimum in row.items()}
+        for rule, by_loops in study.result.by_strength.items()
+        for loops, row in by_loops.items()
+    }
+
+
+def _tried_strengths(study: StudyInfo) -> dict[tuple[str, int], dict[float, float]]:
+    """From the trials; a cell of which a seed diverged is left out."""
     cells: dict[tuple[str, int, float, float], list[float | None]] = defaultdict(list)
     for trial in study.trials:
         cell = trial.cell
-        if cell.strength is not None and cell.rule in study.rules:
+        if cell.strength is not None:
             cells[cell.rule, cell.loops, cell.strength, cell.lr].append(None if trial.diverged else trial.loss)
     best: dict[tuple[str, int], dict[float, float]] = defaultdict(dict)
     for (rule, loops, strength, _), losses in cells.items():
@@ -191,9 +215,4 @@ def strength_curves(study: StudyInfo) -> tuple[StrengthCurve, ...]:
         if len(finished) == len(losses):
             row = best[rule, loops]
             row[strength] = min(row.get(strength, math.inf), fmean(finished))
-    order = list(study.rules)
-    return tuple(
-        StrengthCurve(rule, loops, tuple(sorted(row)), tuple(row[s] for s in sorted(row)))
-        for (rule, loops), row in sorted(best.items(), key=lambda item: (order.index(item[0][0]), item[0][1]))
-        if len(row) > 1
-    )
+    return best

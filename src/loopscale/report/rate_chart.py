@@ -43,7 +43,7 @@ def loss_over_rate(study: StudyInfo) -> Chart:
         if row:
             shapes.append(_ceiling(panel, view.loss_high))
             notes.append(_band_note(panel, view.loss_high + row * (len(study.loops) + 0.2)))
-    losses = {tick: number(tick, 6) for tick in nice_ticks(view.loss_low, view.loss_high)}
+    losses = {tick: f"{tick:g}" for tick in nice_ticks(view.loss_low, view.loss_high)}
     return Chart(
         "loss-over-rate",
         "Loss over learning rate, one panel per rule, one line per number of loops, fitted optima marked.",

@@ -7,7 +7,7 @@ from pathlib import Path
 from loopscale.atomic import replacing
 from loopscale.report.info import StudyInfo, study_info
 from loopscale.report.palette import number, short
-from loopscale.report.static import blank, optimum_axes, rate_panel, render, style
+from loopscale.report.static import blank, optimum_axes, power_axis, rate_panel, render, style
 
 
 def readme_figure(study_dir: Path, out_svg_path: Path) -> Path:
@@ -38,6 +38,8 @@ def _draw(study: StudyInfo) -> bytes:
     panels, last = list(grid[:-1]), grid[-1]
     for axes, name in zip(panels, names, strict=True):
         rate_panel(axes, study, name)
+        low, high = axes.get_xlim()
+        power_axis(axes, "x", low, high, most=5)
         axes.set_title(f"residual rule: {short(name, 16)}")
     panels[0].set_ylabel("validation loss (nats)")
     for axes in panels[1:]:

@@ -85,6 +85,7 @@ class Result(Record):
     rules: dict[str, RuleRecord]
     strengths: tuple[FiniteFloat, ...] = ()
     loops: tuple[PositiveInt, ...]
+    by_strength: dict[str, dict[PositiveInt, dict[float, Optimum]]] = {}
     provenance: dict[str, Any] = {}
 
 

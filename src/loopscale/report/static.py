@@ -193,7 +193,7 @@ def optimum_axes(axes: Axes, study: StudyInfo) -> None:
         ys = [math.log2(best.lr) for _, best in found]
         bounds = [log_bounds(best.lr_interval) or (y, y) for y, (_, best) in zip(ys, found, strict=True)]
         heights += [*ys, *(end for pair in bounds for end in pair)]
-        label = f"{short(name)}: slope {number(rule.slope, 2)} {interval(rule.slope_interval, 2)}".rstrip()
+        label = f"{_label(name)}: slope {number(rule.slope, 2)} {interval(rule.slope_interval, 2)}".rstrip()
         _rule_marks(axes, study, position, ys, bounds, label)
         line = drift_line(rule)
         if line:
@@ -203,6 +203,11 @@ def optimum_axes(axes: Axes, study: StudyInfo) -> None:
     power_axis(axes, "y", low, high)
     axes.set_ylabel("optimal learning rate")
     _loops_axis(axes, study)
+
+
+def _label(name: str) -> str:
+    """A rule's name for a legend; matplotlib hides labels that begin with an underscore."""
+    return f" {short(name)}" if name.startswith("_") else short(name)
 
 
 def _rule_marks(
@@ -234,7 +239,7 @@ def loss_over_loops(study: StudyInfo) -> Figure:
         found = [(c.loops, c.optimum) for c in curves(rule) if c.optimum]
         ys = [best.loss for _, best in found]
         bounds = [best.loss_interval or (best.loss, best.loss) for _, best in found]
-        _rule_marks(axes, study, position, ys, bounds, short(name))
+        _rule_marks(axes, study, position, ys, bounds, _label(name))
         aside = 0.05 * (position - (len(study.rules) - 1) / 2)
         colour = looks(list(study.rules))[name].ink.light
         axes.plot([math.log2(n) + aside for n, _ in found], ys, color=colour, lw=1.4)
@@ -259,7 +264,7 @@ def stream_over_visits(study: StudyInfo) -> Figure:
                 marker=look.mpl_marker,
                 ms=3.5,
                 lw=1.4,
-                label=f"{short(stream.rule)}",
+                label=_label(stream.rule),
             )
     heights = [rms for stream in streams(study) for rms in (*stream.initial, *stream.final) if rms]
     for axes in panels:

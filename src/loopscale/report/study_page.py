@@ -20,6 +20,13 @@ TITLES = {
     "loss-over-strength": "Loss over strength",
 }
 
+CRITERION = (
+    "A rule transfers when the interval of its slope (octaves of the best rate per doubling of loops) lies within "
+    "\N{PLUS-MINUS SIGN}{slope:g}, the shaded band, and the rate tuned at the fewest loops costs at most {regret:g} "
+    "nats, or the seed noise, at the most loops. It drifts when the interval lies outside the band or the tuned rate "
+    "diverges; everything else is undecided."
+)
+
 READINGS = {
     "loss-over-rate": (
         "Each line is one number of loops N; the bars span the seeds, the large diamond is the fitted optimum with its "
@@ -29,7 +36,7 @@ READINGS = {
     ),
     "optimum-over-loops": (
         "The fitted best rate of each rule with its interval, over N, both in powers of two; the slope is that of the "
-        "dotted line. Hollow marks lie at the edge of the swept rates and are bounds, not optima. A rule passes when "
+        "dotted line (where there is none, the line joins the marks). Hollow marks lie at the edge of the swept rates and are bounds, not optima. A rule passes when "
         "its line is flat: slope 0 means that a rate tuned at few loops is right at many."
     ),
     "loss-over-loops": (
@@ -56,7 +63,10 @@ READINGS = {
 def sections(study: StudyInfo) -> list[Section]:
     """The parts of the page in order: the cards, every figure that has numbers, the applied rules."""
     drawn, numbers = charts(study), tables(study)
-    parts = [Section("Verdict by rule", body_html=cards_html(study))]
+    from loopscale.transfer.verdict import REGRET_TOLERANCE, SLOPE_TOLERANCE
+
+    criterion = CRITERION.format(slope=SLOPE_TOLERANCE, regret=REGRET_TOLERANCE)
+    parts = [Section("Verdict by rule", criterion, cards_html(study, SLOPE_TOLERANCE))]
     for name, chart in drawn.items():
         parts.append(Section(TITLES[name], figure=chart, how_to_read=READINGS[name], table=numbers[name]))
     if not study.trials:

@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from loopscale.data import Tokenizer, tokenizer_from_json
 from loopscale.errors import UserError
 from loopscale.nn import LoopedTransformer
 from loopscale.train import checkpoint
@@ -42,20 +42,25 @@ def generate(
     newest = run.newest_whole(warn)
     if newest is None:
         raise UserError(f"{run.path} has no checkpoint to sample from: run loopscale train --resume {run.path}")
-    tokenizer, vocab_size = _tokenizer(run)
-    model = LoopedTransformer(run.config.network(vocab_size))
+    tokenizer = _tokenizer(run)
+    model = LoopedTransformer(run.config.network(tokenizer.vocab_size))
     checkpoint.load_weights(newest, model)
     start = [int(token) for token in tokenizer.encode(prompt)]
     if not start:
         raise UserError("the prompt is empty: give at least one character to continue")
     generator = torch.Generator().manual_seed(seed)
     pick = partial(_pick, temperature=temperature, generator=generator)
-    return prompt + str(tokenizer.decode(_sampled(model, start, tokens, pick, loops, run.config.data.context)))
+    return prompt + tokenizer.decode(_sampled(model, start, tokens, pick, loops, run.config.data.context))
 
 
 @torch.inference_mode()
 def _sampled(
-    model: LoopedTransformer, start: list[int], count: int, pick: Callable[[Tensor], int], loops: int | None, context: int
+    model: LoopedTransformer,
+    start: list[int],
+    count: int,
+    pick: Callable[[Tensor], int],
+    loops: int | None,
+    context: int,
 ) -> list[int]:
     ids = list(start)
     for _ in range(count):
@@ -69,6 +74,9 @@ def _pick(logits_V: Tensor, temperature: float, generator: torch.Generator) -> i
     return int(torch.multinomial(torch.softmax(logits_V / temperature, dim=-1), 1, generator=generator))
 
 
-def _tokenizer(run: Run) -> tuple[Any, int]:
-    dataset = run.config.load_data()
-    return dataset.tokenizer, dataset.vocab_size
+def _tokenizer(run: Run) -> Tokenizer:
+    """Read the run's own tokenizer: sampling needs no data."""
+    try:
+        return tokenizer_from_json((run.path / "tokenizer.json").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError):
+        raise UserError(f"{run.path / 'tokenizer.json'} is missing or unreadable: restore it, or train again") from None

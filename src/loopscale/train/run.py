@@ -99,7 +99,7 @@ def create_run(path: Path, training: Training) -> Run:
     fresh = not path.exists()
     try:
         write_json(path / "provenance.json", {**provenance(), **_origin(training), "resumed": []})
-        write_json(path / "tokenizer.json", training.dataset.tokenizer.to_json())
+        write_text(path / "tokenizer.json", training.dataset.tokenizer.to_json())
         write_text(path / "config.toml", training.config.to_toml())
     except UserError:
         if fresh:

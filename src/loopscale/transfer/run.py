@@ -25,10 +25,10 @@ def run_study(
     `observer(trial, finished, missing_now)` is called after each trial. Stop it anywhere and call it again: finished
     trials are read from disk. Raises `UserError` for a folder of another study, bad data, or workers that keep dying.
     """
-    study = Study.open(folder, plan)
     started = time.monotonic()
-    # Packed once here, so that the workers find it in the cache.
+    # First, so that bad data leaves no folder behind; packed once here, so that the workers find it in the cache.
     dataset = plan.base.load_data()
+    study = Study.open(folder, plan)
 
     def next_jobs() -> list[Job]:
         return [(plan.key(cell), {**asdict(cell.arm), "lr": cell.lr, "seed": cell.seed},

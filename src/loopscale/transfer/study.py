@@ -9,9 +9,8 @@ from typing import Any
 
 from loopscale.atomic import write_json
 from loopscale.errors import UserError
-from loopscale.transfer.plan import Arm, Cell, StudyPlan
+from loopscale.transfer.plan import Arm, Cell, StudyPlan, grid_rate
 from loopscale.transfer.search import Losses, best_index, wanted
-from loopscale.transfer.plan import grid_rate
 
 
 class Study:

@@ -1,0 +1,96 @@
+"""The pages in a real browser: drawn, offline, readable on a phone, usable by keyboard, and inert to nasty names."""
+
+from __future__ import annotations
+
+import pytest
+from made_study import write_study
+
+from loopscale.report import write_report
+
+pytestmark = pytest.mark.browser
+
+
+class Visit:
+    """A page opened at a width, with everything it asked for and complained about."""
+
+    def __init__(self, browser, path, width=1280, scheme="light"):
+        self.asked, self.said = [], []
+        self.page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.on("console", lambda message: self.said.append(message.text))
+        self.page.on("pageerror", lambda error: self.said.append(str(error)))
+        self.page.goto(path.as_uri())
+        self.page.wait_for_selector("html[data-ready]", timeout=20_000)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.page.close()
+
+    def is_clean(self):
+        assert self.said == []
+        assert [url for url in self.asked if not url.startswith(("file:", "data:", "blob:"))] == []
+        assert len([url for url in self.asked if url.startswith("file:")]) == 1
+
+    def fits(self):
+        assert self.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_the_study_page_draws_every_figure(browser, study, width, scheme):
+    with Visit(browser, study / "report.html", width, scheme) as visit:
+        assert visit.page.locator(".chart svg.main-svg").count() >= 6
+        assert visit.page.locator(".chart .scatterlayer .trace").count() > 30
+        visit.fits()
+        visit.is_clean()
+
+
+def test_the_run_page_draws_every_figure(browser, run_folder):
+    with Visit(browser, run_folder / "report.html", 390) as visit:
+        assert visit.page.locator(".chart").count() == 5
+        visit.fits()
+        visit.is_clean()
+
+
+def test_hovering_and_arrow_keys_show_the_numbers(browser, study):
+    with Visit(browser, study / "report.html") as visit:
+        page = visit.page
+        page.locator("#loss-at-the-optimum").scroll_into_view_if_needed()
+        page.locator("#loss-at-the-optimum .point").first.hover(force=True)
+        page.wait_for_selector("#loss-at-the-optimum .hovertext", timeout=5000)
+        assert "loss 2.2870" in page.locator("#loss-at-the-optimum .hovertext").first.text_content()
+        page.locator("#loss-over-learning-rate .chart").focus()
+        page.keyboard.press("ArrowRight")
+        assert page.locator("#said").text_content().startswith("N = 1, rate 2^-9, loss")
+        page.wait_for_selector("#loss-over-learning-rate .hovertext", timeout=5000)
+        visit.is_clean()
+
+
+def test_a_legend_button_hides_its_lines(browser, study):
+    with Visit(browser, study / "report.html") as visit:
+        count = "document.querySelectorAll('#loss-over-learning-rate .scatterlayer .trace').length"
+        before = visit.page.evaluate(count)
+        button = visit.page.get_by_role("button", name="N = 16").first
+        button.focus()
+        visit.page.keyboard.press("Enter")
+        assert button.get_attribute("aria-pressed") == "false"
+        assert visit.page.evaluate(count) < before
+        visit.is_clean()
+
+
+def test_a_nasty_rule_name_shows_as_text(browser, tmp_path):
+    name = "<script>document.title='owned'</script><i>%{x}&amp;"
+    folder = write_study(tmp_path / "nasty", ("looped", name), loops=(1, 2))
+    with Visit(browser, write_report(folder)) as visit:
+        page = visit.page
+        assert "owned" not in page.title()
+        assert page.locator(".card h3").nth(1).text_content() == name
+        shown = " ".join(page.locator("#loss-over-learning-rate .annotation-text").all_text_contents())
+        assert "<script>document.title=" in shown
+        page.locator("#the-optimum-over-loops").scroll_into_view_if_needed()
+        page.locator("#the-optimum-over-loops .chart").focus()
+        for key in ("ArrowDown", "ArrowDown", "ArrowRight"):
+            page.keyboard.press(key)
+        assert "<script>document.title=" in page.locator("#said").text_content()
+        visit.is_clean()

@@ -1,0 +1,183 @@
+"""The page as text: its numbers are the record's, its order is fixed, and no string of a study escapes into markup."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import plotly.graph_objects as go
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from made_study import LOOPS, SHAPES, result, trial
+
+from loopscale.report import Section, Table, readme_figure, render_page, study_info, write_figures
+from loopscale.report.chart import plot_text
+from loopscale.report.info import StudyInfo
+from loopscale.report.interactive import charts
+from loopscale.report.page import embed_json, escape
+from loopscale.report.palette import number
+from loopscale.report.records import Result, Trial, clean
+from loopscale.report.study_page import page
+from loopscale.report.tables import tables
+
+NASTY = (
+    '<script>alert(1)</script>', "</script><b>", "</style>", "%{x}", "<!--", "]]>", "&lt;i&gt;", '" onload="x', "$a$b$",
+    "_hidden", "\x00", "\ud800", "\u2028", "javascript:", "a" * 300, "",
+)  # fmt: skip
+nasty = st.one_of(st.sampled_from(NASTY), st.text(st.characters(), max_size=30))
+
+
+class Reader(HTMLParser):
+    """What a browser would see: tags, attributes of every tag, and the text outside script and style."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags, self.attributes, self.words, self._inside = [], set(), [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes |= {name for name, _ in attrs}
+        self._inside = tag
+
+    def handle_endtag(self, tag):
+        self._inside = ""
+
+    def handle_data(self, data):
+        if self._inside not in ("script", "style"):
+            self.words.append(data)
+
+
+def drawn(study) -> list[dict]:
+    text = (study / "report.html").read_text()
+    return json.loads(re.search(r'<script type="application/json" id="charts">(.*?)</script>', text).group(1))
+
+
+def test_numbers_of_the_page_are_those_of_the_result(study):
+    words = " ".join(Reader((study / "report.html").read_text()).words)
+    for rule in json.loads((study / "result.json").read_text())["rules"].values():
+        assert rule["sentence"] in words
+        for value in (rule["slope"], *rule["slope_interval"], *[best["loss"] for best in rule["optima"].values()]):
+            assert number(value) in words
+
+
+def test_the_drawn_optima_and_losses_are_those_of_the_result(study):
+    record = json.loads((study / "result.json").read_text())
+    spec = drawn(study)[0]
+    heights = {y for trace in spec["data"] for y in trace["y"]}
+    for rule in record["rules"].values():
+        assert {best["loss"] for best in rule["optima"].values()} <= heights
+    optima = [trace["y"] for trace in drawn(study)[2]["data"] if "hovertext" in trace]
+    assert optima == [[best["loss"] for best in rule["optima"].values()] for rule in record["rules"].values()]
+
+
+def test_the_verdict_comes_first_and_provenance_last(study):
+    text = (study / "report.html").read_text()
+    titles = re.findall(r"<h2[^>]*>(.*?)</h2>", text)
+    assert titles[0] == "Verdict by rule" and titles[1] == "Loss over learning rate" and titles[-1] == "Provenance"
+    assert text.index('class="lead"') < text.index("<h2")
+    assert text.count("<figure>") == 6 == text.count("How to read this.") == text.count("<details>")
+    assert "0123456789abcdef0123456789abcdef01234567" in text and text.startswith("<!doctype html>\n<html lang=")
+
+
+def test_every_figure_is_valid_for_plotly_and_has_a_table(study):
+    info = study_info(study)
+    for name, chart in charts(info).items():
+        spec = chart.spec()
+        go.Figure(spec["data"], spec["layout"])
+        assert tables(info)[name].rows
+
+
+def test_the_page_and_the_figures_are_reproducible(study, tmp_path):
+    first = {path.name: path.read_bytes() for path in (study / "figures").iterdir()}
+    assert len(first) == 18 and {name.rsplit(".", 1)[1] for name in first} == {"svg", "png", "pdf"}
+    write_figures(study)
+    assert {path.name: path.read_bytes() for path in (study / "figures").iterdir()} == first
+    assert page(study_info(study)) == (study / "report.html").read_text()
+
+
+def test_the_readme_figure_is_one_wide_svg(study, tmp_path):
+    root = ElementTree.fromstring(readme_figure(study, tmp_path / "deep" / "readme.svg").read_bytes())
+    assert root.get("width") == "648pt"
+
+
+def nasty_study(name: str, text: str) -> StudyInfo:
+    record = result(("looped",), LOOPS[:2])
+    record["rules"] = {name: record["rules"]["looped"] | {"verdict": text, "sentence": text}}
+    record["rules"][name]["applied"]["1"][0] |= {"name": text, "why": text, "source": text, "value": text}
+    record |= {"sentence": text, "preset": text, "provenance": {text: {text: [text]}}}
+    trials = [trial("looped", 2, 2.0**-6, 0.5, seed) for seed in (0, 1)]
+    trials = [item | {"cell": item["cell"] | {"rule": name}} for item in trials]
+    return StudyInfo(Result.model_validate(clean(record)), tuple(Trial.model_validate(clean(item)) for item in trials))
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(name=nasty, text=nasty)
+def test_no_string_of_a_study_becomes_markup(name, text, monkeypatch_module):
+    calm, wild = Reader(page(nasty_study("calm", "calm"))), page(nasty_study(name, text))
+    read = Reader(wild)
+    assert set(read.tags) <= set(calm.tags) and read.attributes <= calm.attributes
+    assert read.tags.count("script") == 3
+    wild.encode("utf-8")
+    specs = re.search(r'id="charts">(.*?)</script>', wild, re.S).group(1)
+    assert "<" not in specs
+    labels = [note["text"] for spec in json.loads(specs) for note in spec["layout"]["annotations"]]
+    hovers = [text for spec in json.loads(specs) for trace in spec["data"] for text in trace.get("hovertext", ())]
+    for label in labels + hovers:
+        assert re.sub(r"</?(b|br|sup)>", "", label).count("<") == 0
+
+
+@pytest.fixture(scope="module")
+def monkeypatch_module():
+    """Pages without the five megabytes of plotly.js: the parser need not read them forty times."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("plotly.offline.get_plotlyjs", lambda: "0")
+        yield patch
+
+
+@given(nasty)
+def test_escaping_round_trips(text):
+    import html
+
+    assert html.unescape(escape(text)).replace("\r", "\n") == clean(text).replace("\r", "\n")
+    assert json.loads(embed_json({"a": text})) == {"a": clean(text)}
+    assert not set("<>&") & set(embed_json(text))
+    assert "<" not in plot_text(text)
+
+
+@pytest.mark.parametrize("name", ["$a$ <b>", "_hidden", "x" * 200, "%{x}"])
+def test_matplotlib_draws_any_rule_name_as_text(name):
+    from loopscale.report.static import figures, render, style
+
+    with style():
+        made = figures(nasty_study(name, "text"))
+        ElementTree.fromstring(render(made["optimum-over-loops"], "svg"))
+        shown = [text.get_text() for text in made["optimum-over-loops"].axes[0].get_legend().get_texts()]
+    assert shown and shown[0].strip().startswith(name[:20])
+
+
+def test_any_page_can_be_made_of_sections():
+    chart = next(iter(charts(nasty_study("a", "b")).values()))
+    table = Table(("x",), [("<1>",)])
+    parts = [
+        Section("A", "plain <text>", figure=chart, table=table),
+        Section("A", figure=chart),
+        Section("B", table=table),
+    ]
+    read = Reader(text := render_page("T & T", "lead", parts, [("k", "v")]))
+    assert "plain <text>" in read.words and "T & T" in read.words and "<1>" in read.words
+    ids = re.findall(r' id="([^"]+)"', text)
+    assert len(ids) == len(set(ids))
+    assert "<script" not in render_page("no charts", "lead", [Section("A", "b")], [])
+
+
+def test_public_names_load_lazily():
+    import subprocess
+    import sys
+
+    code = "import sys, loopscale.report as r; assert not {'plotly', 'matplotlib', 'torch'} & set(sys.modules); dir(r)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert set(SHAPES) == {"looped", "sqrt", "none"}
