@@ -48,13 +48,18 @@ def test_layer_imports_only_what_the_table_allows(layer):
         assert found <= allowed, f"{path.name} imports {sorted(found - allowed)}: allowed {sorted(allowed)}"
 
 
-@pytest.mark.parametrize("code", [
-    "import loopscale; loopscale.residual_scale(loopscale.Depth(loops=8, layers=4))",
-    "from loopscale.cli import main; main(['scale', '--loops', '8', '--layers', '4', '--json'])",
-])
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import loopscale; loopscale.residual_scale(loopscale.Depth(loops=8, layers=4))",
+        "from loopscale.cli import main; main(['scale', '--loops', '8', '--layers', '4', '--json'])",
+    ],
+)
 def test_the_maths_needs_no_torch_and_starts_fast(code):
-    script = f"import sys, time\n{code}\nassert 'torch' not in sys.modules and 'numpy' not in sys.modules\n" \
-             "print(time.process_time(), file=sys.stderr)"
+    script = (
+        f"import sys, time\n{code}\nassert 'torch' not in sys.modules and 'numpy' not in sys.modules\n"
+        "print(time.process_time(), file=sys.stderr)"
+    )
     seconds = []
     for _ in range(3):
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

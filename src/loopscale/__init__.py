@@ -19,14 +19,34 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _LAZY = {
-    "Loop": "nn", "LoopedTransformer": "nn", "ModelConfig": "nn", "ScaledResidual": "nn",
-    "build_optimizer": "optim", "param_groups": "optim", "schedule": "optim",
-    "check_parameterization": "diagnosis", "watch": "diagnosis",
+    "Loop": "nn",
+    "LoopedTransformer": "nn",
+    "ModelConfig": "nn",
+    "ScaledResidual": "nn",
+    "build_optimizer": "optim",
+    "param_groups": "optim",
+    "schedule": "optim",
+    "check_parameterization": "diagnosis",
+    "watch": "diagnosis",
 }
 
 __all__ = [
-    "RULES", "Depth", "Loop", "LoopedTransformer", "ModelConfig", "Role", "Rule", "ScaledResidual", "UserError", "Width",
-    "build_optimizer", "check_parameterization", "param_groups", "residual_scale", "schedule", "watch",
+    "RULES",
+    "Depth",
+    "Loop",
+    "LoopedTransformer",
+    "ModelConfig",
+    "Role",
+    "Rule",
+    "ScaledResidual",
+    "UserError",
+    "Width",
+    "build_optimizer",
+    "check_parameterization",
+    "param_groups",
+    "residual_scale",
+    "schedule",
+    "watch",
 ]
 
 

@@ -49,9 +49,14 @@ def test_bpe_shortens_what_it_was_trained_on(bpe):
     assert len(bpe.encode(WORDS)) < 0.5 * len(WORDS) and bpe.vocab_size <= 300
 
 
-@pytest.mark.parametrize("task,golden", [
-    ("copy", "7b67682d0f21c63d"), ("addition", "56867e0c19d2ea11"), ("permutation", "df53bab3d5bc4e74"),
-])
+@pytest.mark.parametrize(
+    "task,golden",
+    [
+        ("copy", "7b67682d0f21c63d"),
+        ("addition", "56867e0c19d2ea11"),
+        ("permutation", "df53bab3d5bc4e74"),
+    ],
+)
 def test_synthetic_text_is_the_same_everywhere(task, golden):
     assert hashlib.sha256("".join(synthetic_documents(task)).encode()).hexdigest()[:16] == golden
 
@@ -95,7 +100,9 @@ def test_validation_windows_do_not_overlap_and_targets_are_all_distinct_places(b
     rows = [tuple(row) for inputs, _ in batches for row in inputs]
     assert len(rows) == len(set(rows)) == 32
     assert all(np.array_equal(a, b) for (a, _), (b, _) in zip(batches, data.validation_batches(4, 16, 8), strict=True))
-    assert sum(len(inputs) for inputs, _ in data.validation_batches(4, 16, 10**6)) == (data.tokens("validation") - 1) // 16
+    assert (
+        sum(len(inputs) for inputs, _ in data.validation_batches(4, 16, 10**6)) == (data.tokens("validation") - 1) // 16
+    )
 
 
 @given(st.lists(st.text(min_size=1), max_size=30, unique=True), st.floats(0.01, 0.99))
@@ -127,9 +134,11 @@ def test_a_changed_file_is_packed_again_and_a_truncated_cache_is_mended(book, tm
 
 
 def test_two_processes_may_pack_at_once(book, tmp_path):
-    code = (f"from loopscale.data import load_data; from pathlib import Path\n"
-            f"d = load_data({str(book)!r}, tokenizer='bpe', vocab_size=300, cache_dir=Path({str(tmp_path / 'c')!r}))\n"
-            "print(d.description['sha256'], d.tokens('train'))")
+    code = (
+        f"from loopscale.data import load_data; from pathlib import Path\n"
+        f"d = load_data({str(book)!r}, tokenizer='bpe', vocab_size=300, cache_dir=Path({str(tmp_path / 'c')!r}))\n"
+        "print(d.description['sha256'], d.tokens('train'))"
+    )
     running = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     said = {process.communicate()[0] for process in running}
     assert len(said) == 1 and all(process.returncode == 0 for process in running)

@@ -32,7 +32,9 @@ class Foreign(nn.Module):
     def __init__(self, loops, scale):
         super().__init__()
         torch.manual_seed(0)
-        self.layers = nn.ModuleList(nn.Sequential(nn.LayerNorm(32), nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 32)) for _ in range(2))
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(32), nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 32)) for _ in range(2)
+        )
         self.head, self.loops, self.scale = nn.Linear(32, 5), loops, scale
 
     def forward(self, x):
@@ -51,8 +53,12 @@ def test_a_factory_of_a_foreign_model_is_checked():
 
 def test_a_loop_of_scaled_residuals_is_flat():
     torch.manual_seed(0)
-    stack = nn.Sequential(*(ScaledResidual(nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32)), nn.LayerNorm(32))
-                            for _ in range(3)))
+    stack = nn.Sequential(
+        *(
+            ScaledResidual(nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32)), nn.LayerNorm(32))
+            for _ in range(3)
+        )
+    )
     check = check_parameterization(Loop(stack, loops=4), batch=torch.randn(16, 32), layers=3)
     assert check.passed, str(check)
 
@@ -88,13 +94,16 @@ def test_watch_removes_its_hooks_when_the_block_raises_and_never_reports_nothing
     assert not any(module._forward_hooks for module in model.modules())
 
 
-@pytest.mark.parametrize("call,words", [
-    (lambda: check_parameterization(nn.Linear(4, 4)), "Linear.forward takes no loops= argument: pass a factory"),
-    (lambda: check_parameterization(house("looped"), loops=(4,)), "at least two different numbers of loops"),
-    (lambda: check_parameterization(house("looped"), "loped"), "did you mean 'looped'"),
-    (lambda: check_parameterization(house("looped"), steps=0), "steps must be at least 1"),
-    (lambda: check_parameterization(lambda n: Foreign(n, 1.0)), "pass batch="),
-])
+@pytest.mark.parametrize(
+    "call,words",
+    [
+        (lambda: check_parameterization(nn.Linear(4, 4)), "Linear.forward takes no loops= argument: pass a factory"),
+        (lambda: check_parameterization(house("looped"), loops=(4,)), "at least two different numbers of loops"),
+        (lambda: check_parameterization(house("looped"), "loped"), "did you mean 'looped'"),
+        (lambda: check_parameterization(house("looped"), steps=0), "steps must be at least 1"),
+        (lambda: check_parameterization(lambda n: Foreign(n, 1.0)), "pass batch="),
+    ],
+)
 def test_mistakes_get_a_sentence(call, words):
     with pytest.raises(UserError) as caught:
         call()

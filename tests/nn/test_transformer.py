@@ -26,7 +26,9 @@ TOKENS = torch.randint(0, 50, (2, 12), generator=torch.Generator().manual_seed(0
 
 
 def make(seed=0, **changes):
-    return LoopedTransformer(ModelConfig(**{"vocab_size": 50, "width": 32, "head_dim": 16, "layers": 2, **changes}), seed)
+    return LoopedTransformer(
+        ModelConfig(**{"vocab_size": 50, "width": 32, "head_dim": 16, "layers": 2, **changes}), seed
+    )
 
 
 @pytest.mark.parametrize("rule", PRE_NORM)
@@ -35,8 +37,18 @@ def test_one_loop_at_the_base_is_the_same_network_bitwise(rule):
     assert torch.equal(ours(TOKENS), reference(TOKENS))
 
 
-@pytest.mark.parametrize("changes", [{}, {"kv_heads": 1}, {"qk_norm": True}, {"tied_readout": True},
-                                     {"prelude": 1, "coda": 1}, {"rule": "deepnorm"}, {"base_width": 16}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"kv_heads": 1},
+        {"qk_norm": True},
+        {"tied_readout": True},
+        {"prelude": 1, "coda": 1},
+        {"rule": "deepnorm"},
+        {"base_width": 16},
+    ],
+)
 def test_every_choice_runs_and_every_parameter_learns(changes):
     model = make(loops=3, **changes)
     model(TOKENS).square().mean().backward()
@@ -104,7 +116,7 @@ def test_rotary_attention_depends_on_distance_alone():
 
     q, k = torch.randn(2, 1, 1, 1, 16)
     at = rotary(40, 16, q.device)
-    dots = [(rotate(q, at[:, i:i + 1]) * rotate(k, at[:, i + 3:i + 4])).sum() for i in (0, 7, 30)]
+    dots = [(rotate(q, at[:, i : i + 1]) * rotate(k, at[:, i + 3 : i + 4])).sum() for i in (0, 7, 30)]
     torch.testing.assert_close(torch.stack(dots), dots[0].expand(3), atol=1e-5, rtol=1e-5)
 
 
@@ -180,14 +192,17 @@ class TestLoop:
         for parameter, expected in zip(loop.parameters(), both, strict=True):
             torch.testing.assert_close(parameter.grad, expected)
 
-    @pytest.mark.parametrize("make_loop,words", [
-        (lambda s: Loop(nn.Sequential(nn.Linear(8, 8)), 2), "the stack has no ScaledResidual"),
-        (lambda s: Loop(s, 0), "loops must be a whole number of at least 1, got 0"),
-        (lambda s: Loop(s, 2, "loop"), "unknown rule 'loop': did you mean 'looped'?"),
-        (lambda s: Loop(s, 2, "deepnorm"), "is for Post-LN networks"),
-        (lambda s: Loop(nn.ModuleDict({"a": s}), 2), "cannot count the layers"),
-        (lambda s: Loop(s, 2)(torch.randn(2, 8), loops=0), "loops must be a whole number"),
-    ])
+    @pytest.mark.parametrize(
+        "make_loop,words",
+        [
+            (lambda s: Loop(nn.Sequential(nn.Linear(8, 8)), 2), "the stack has no ScaledResidual"),
+            (lambda s: Loop(s, 0), "loops must be a whole number of at least 1, got 0"),
+            (lambda s: Loop(s, 2, "loop"), "unknown rule 'loop': did you mean 'looped'?"),
+            (lambda s: Loop(s, 2, "deepnorm"), "is for Post-LN networks"),
+            (lambda s: Loop(nn.ModuleDict({"a": s}), 2), "cannot count the layers"),
+            (lambda s: Loop(s, 2)(torch.randn(2, 8), loops=0), "loops must be a whole number"),
+        ],
+    )
     def test_mistakes_get_a_sentence(self, make_loop, words):
         with pytest.raises(UserError) as caught:
             make_loop(self.stack())
@@ -198,12 +213,19 @@ class TestLoop:
             ScaledResidual(nn.Linear(8, 4))(torch.randn(2, 8))
 
 
-@pytest.mark.parametrize("change,words", [
-    ({"width": 48}, "width 48 is not a multiple of head_dim 32"), ({"head_dim": 7, "width": 7}, "head_dim must be even"),
-    ({"kv_heads": 3}, "kv_heads 3 must divide the 2 heads"), ({"layers": 0}, "layers must be a whole number"),
-    ({"rule": "Looped"}, "unknown rule 'Looped': did you mean 'looped'?"), ({"prelude": -1}, "prelude must be at least 0"),
-    ({"mlp_ratio": 0.0}, "mlp_ratio must be a positive number"), ({"vocab_size": 0}, "vocab_size must be at least 1"),
-])
+@pytest.mark.parametrize(
+    "change,words",
+    [
+        ({"width": 48}, "width 48 is not a multiple of head_dim 32"),
+        ({"head_dim": 7, "width": 7}, "head_dim must be even"),
+        ({"kv_heads": 3}, "kv_heads 3 must divide the 2 heads"),
+        ({"layers": 0}, "layers must be a whole number"),
+        ({"rule": "Looped"}, "unknown rule 'Looped': did you mean 'looped'?"),
+        ({"prelude": -1}, "prelude must be at least 0"),
+        ({"mlp_ratio": 0.0}, "mlp_ratio must be a positive number"),
+        ({"vocab_size": 0}, "vocab_size must be at least 1"),
+    ],
+)
 def test_a_config_that_makes_no_network_is_refused(change, words):
     with pytest.raises(UserError) as caught:
         ModelConfig(**change)

@@ -44,8 +44,9 @@ def test_adamw_without_a_depth_is_plain_adamw():
     ours, plain = LoopedTransformer(config), LoopedTransformer(config)
     decayed = [p for p in plain.parameters() if p.ndim >= 2]
     rest = [p for p in plain.parameters() if p.ndim < 2]
-    reference = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}],
-                                  lr=0.01, betas=(0.9, 0.95))
+    reference = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}], lr=0.01, betas=(0.9, 0.95)
+    )
     optimizer = build_optimizer(ours, lr=0.01)
     for _ in range(3):
         step(ours, optimizer)
@@ -79,17 +80,30 @@ def test_muon_follows_a_schedule_set_on_its_groups():
 
 def test_foreign_models_state_their_roles():
     model = nn.Linear(4, 4)
-    groups = param_groups(model, lr=0.1, rule="looped", depth=Depth(8, 4), roles={"weight": Role.HIDDEN, "bias": Role.GAIN})
+    groups = param_groups(
+        model, lr=0.1, rule="looped", depth=Depth(8, 4), roles={"weight": Role.HIDDEN, "bias": Role.GAIN}
+    )
     assert [group["lr"] for group in groups] == [0.05, 0.05]
 
 
-@pytest.mark.parametrize("change,words", [
-    ({"lr": 0}, "lr must be a positive number, got 0"), ({"lr": float("nan")}, "lr must be a positive number, got nan"),
-    ({"roles": {"weight": Role.HIDDEN}}, "no role for parameter 'bias'"), ({"roles": None}, "does not state its roles: pass roles="),
-    ({"depth": None}, "does not state its depth: pass depth="),
-])
+@pytest.mark.parametrize(
+    "change,words",
+    [
+        ({"lr": 0}, "lr must be a positive number, got 0"),
+        ({"lr": float("nan")}, "lr must be a positive number, got nan"),
+        ({"roles": {"weight": Role.HIDDEN}}, "no role for parameter 'bias'"),
+        ({"roles": None}, "does not state its roles: pass roles="),
+        ({"depth": None}, "does not state its depth: pass depth="),
+    ],
+)
 def test_mistakes_name_the_parameter(change, words):
-    given_ = {"lr": 0.1, "rule": "looped", "depth": Depth(1, 1), "roles": {"weight": Role.HIDDEN, "bias": Role.GAIN}, **change}
+    given_ = {
+        "lr": 0.1,
+        "rule": "looped",
+        "depth": Depth(1, 1),
+        "roles": {"weight": Role.HIDDEN, "bias": Role.GAIN},
+        **change,
+    }
     with pytest.raises(UserError) as caught:
         param_groups(nn.Linear(4, 4), **given_)
     assert words in str(caught.value)
@@ -115,7 +129,9 @@ def test_schedules_warm_up_then_never_rise_and_waste_no_step(name, steps, data):
     assert values[warmup] == 1
 
 
-@pytest.mark.parametrize("arguments,words", [(("cos", 10), "did you mean 'cosine'"), (("linear", 5, 5), "0 <= warmup < steps")])
+@pytest.mark.parametrize(
+    "arguments,words", [(("cos", 10), "did you mean 'cosine'"), (("linear", 5, 5), "0 <= warmup < steps")]
+)
 def test_schedule_mistakes(arguments, words):
     with pytest.raises(UserError, match=words):
         schedule(*arguments)

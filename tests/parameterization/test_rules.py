@@ -26,9 +26,16 @@ def test_looped_factorises_over_loops_and_layers(loops, layers, more):
     assert math.isclose(residual_scale(Depth(loops, layers * more)) * math.sqrt(more), scale)
 
 
-@pytest.mark.parametrize("name,slopes", [
-    ("looped", (-1, -0.5)), ("looped-complete", (-1, -1)), ("sqrt", (-0.5, -0.5)), ("none", (0, 0)), ("depth-mup", (-0.5, -0.5)),
-])
+@pytest.mark.parametrize(
+    "name,slopes",
+    [
+        ("looped", (-1, -0.5)),
+        ("looped-complete", (-1, -1)),
+        ("sqrt", (-0.5, -0.5)),
+        ("none", (0, 0)),
+        ("depth-mup", (-0.5, -0.5)),
+    ],
+)
 def test_slopes_of_the_scale_over_loops_and_layers(name, slopes):
     def scale(n, layers):
         return math.log(residual_scale(Depth(n, layers), rule=name))
@@ -41,8 +48,12 @@ def test_slopes_of_the_scale_over_loops_and_layers(name, slopes):
 @pytest.mark.parametrize("layers", [1, 4])
 def test_at_one_loop_and_the_base_layers_all_pre_norm_rules_prescribe_the_same(layers, optimizer):
     tables = [
-        [row["value"] for row in prescription(Depth(1, layers), Width(512, 128), rule=rule, base_layers=layers,
-                                              strength=0.7, optimizer=optimizer)]
+        [
+            row["value"]
+            for row in prescription(
+                Depth(1, layers), Width(512, 128), rule=rule, base_layers=layers, strength=0.7, optimizer=optimizer
+            )
+        ]
         for rule in PRE_NORM
     ]
     assert all(table == tables[0] for table in tables)
@@ -55,7 +66,10 @@ def test_no_loops_in_the_rates_of_rules_that_claim_transfer(loops, layers, name,
         ours = rule.for_role(role, Depth(loops, layers), None, None, optimizer)
         base = rule.for_role(role, Depth(1, layers), None, None, optimizer)
         assert (ours.lr.value, ours.adam_eps.value, ours.weight_decay.value) == (
-            base.lr.value, base.adam_eps.value, base.weight_decay.value)
+            base.lr.value,
+            base.adam_eps.value,
+            base.weight_decay.value,
+        )
 
 
 @given(counts, st.sampled_from(["looped", "looped-complete", "sqrt"]))
@@ -63,7 +77,8 @@ def test_rate_times_scale_falls_as_one_over_layers(layers, name):
     """L layers move the output coherently: L * eps * eta must not depend on L (Adam-like)."""
     rule = get_rule(name)
     product = [
-        n * rule.residual_scale(Depth(1, n)).value * rule.for_role(Role.HIDDEN, Depth(1, n)).lr.value for n in (1, layers)
+        n * rule.residual_scale(Depth(1, n)).value * rule.for_role(Role.HIDDEN, Depth(1, n)).lr.value
+        for n in (1, layers)
     ]
     assert math.isclose(*product)
 
@@ -88,19 +103,25 @@ def test_every_value_says_why_and_whence(rule):
         assert row["why"] and row["source"] and math.isfinite(row["value"])
 
 
-@pytest.mark.parametrize("make,words", [
-    (lambda: Depth(0, 1), "loops must be a whole number of at least 1, got 0"),
-    (lambda: Depth(1, -2), "layers must be a whole number of at least 1, got -2"),
-    (lambda: Depth(1, 2.5), "layers must be a whole number of at least 1, got 2.5"),
-    (lambda: Depth(True, 1), "loops must be a whole number"),
-    (lambda: Width(8, 0), "base_width must be a whole number of at least 1, got 0"),
-    (lambda: residual_scale(Depth(1, 1), float("nan")), "strength must be a finite number of at least 0, got nan"),
-    (lambda: residual_scale(Depth(1, 1), -1.0), "strength must be a finite number of at least 0, got -1.0"),
-    (lambda: residual_scale(Depth(1, 1), rule="loped"), "unknown rule 'loped': did you mean 'looped'?"),
-    (lambda: get_rule("looped").for_role(Role.HIDDEN, Depth(1, 1), optimizer="adam"), "no rule for optimizer 'adam'"),
-    (lambda: check_roles(["a", "b"], {"a": Role.HIDDEN}), "no role for parameter 'b'"),
-    (lambda: check_roles(["a"], {"a": Role.HIDDEN, "c": Role.GAIN}), "roles= names 'c'"),
-])
+@pytest.mark.parametrize(
+    "make,words",
+    [
+        (lambda: Depth(0, 1), "loops must be a whole number of at least 1, got 0"),
+        (lambda: Depth(1, -2), "layers must be a whole number of at least 1, got -2"),
+        (lambda: Depth(1, 2.5), "layers must be a whole number of at least 1, got 2.5"),
+        (lambda: Depth(True, 1), "loops must be a whole number"),
+        (lambda: Width(8, 0), "base_width must be a whole number of at least 1, got 0"),
+        (lambda: residual_scale(Depth(1, 1), float("nan")), "strength must be a finite number of at least 0, got nan"),
+        (lambda: residual_scale(Depth(1, 1), -1.0), "strength must be a finite number of at least 0, got -1.0"),
+        (lambda: residual_scale(Depth(1, 1), rule="loped"), "unknown rule 'loped': did you mean 'looped'?"),
+        (
+            lambda: get_rule("looped").for_role(Role.HIDDEN, Depth(1, 1), optimizer="adam"),
+            "no rule for optimizer 'adam'",
+        ),
+        (lambda: check_roles(["a", "b"], {"a": Role.HIDDEN}), "no role for parameter 'b'"),
+        (lambda: check_roles(["a"], {"a": Role.HIDDEN, "c": Role.GAIN}), "roles= names 'c'"),
+    ],
+)
 def test_mistakes_get_a_sentence(make, words):
     with pytest.raises(UserError) as caught:
         make()
@@ -108,8 +129,13 @@ def test_mistakes_get_a_sentence(make, words):
 
 
 def test_roles_are_inferred_from_names():
-    roles = infer_roles({
-        "transformer.wte.weight": 2, "transformer.h.0.attn.c_attn.weight": 2, "transformer.h.0.attn.c_attn.bias": 1,
-        "transformer.ln_f.weight": 1, "lm_head.weight": 2,
-    })
+    roles = infer_roles(
+        {
+            "transformer.wte.weight": 2,
+            "transformer.h.0.attn.c_attn.weight": 2,
+            "transformer.h.0.attn.c_attn.bias": 1,
+            "transformer.ln_f.weight": 1,
+            "lm_head.weight": 2,
+        }
+    )
     assert [role.value for role in roles.values()] == ["embedding", "hidden", "gain", "outer_gain", "readout"]

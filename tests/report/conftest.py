@@ -13,7 +13,8 @@ from made_study import write_run, write_study
 
 from loopscale.report import write_report, write_run_report
 
-QUIET = "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync --no-first-run"
+QUIET = "--no-sandbox --disable-gpu --no-first-run --disable-sync"
+QUIET += " --disable-background-networking --disable-component-update"
 
 
 @pytest.fixture(scope="session")

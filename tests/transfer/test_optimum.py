@@ -18,7 +18,8 @@ def valley(center, noise=0.0, seeds=3, curve=0.05, rng=None, rates=GRID, floor=2
     rng = rng or np.random.default_rng(0)
     return {
         (rate, seed): floor + 0.01 * seed + curve * (math.log2(rate) - center) ** 2 + noise * rng.standard_normal()
-        for rate in rates for seed in range(seeds)
+        for rate in rates
+        for seed in range(seeds)
     }
 
 
@@ -65,9 +66,15 @@ def test_the_slope_of_a_drift_is_recovered(slope, start):
     assert low - 1e-6 <= slope <= high + 1e-6
 
 
-@pytest.mark.parametrize("drift,noise,verdict", [
-    (0.0, 0.001, "transfers"), (-0.5, 0.001, "drifts"), (0.5, 0.001, "drifts"), (0.0, 0.2, "undecided"),
-])
+@pytest.mark.parametrize(
+    "drift,noise,verdict",
+    [
+        (0.0, 0.001, "transfers"),
+        (-0.5, 0.001, "drifts"),
+        (0.5, 0.001, "drifts"),
+        (0.0, 0.2, "undecided"),
+    ],
+)
 def test_the_verdict_follows_the_data(drift, noise, verdict):
     rng = np.random.default_rng(2)
     optima = {n: fit_optimum(valley(-6 + drift * math.log2(n), noise=noise, rng=rng)) for n in (1, 2, 4, 8)}

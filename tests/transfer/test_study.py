@@ -15,10 +15,13 @@ from loopscale.cli import main
 from loopscale.train import make_config
 from loopscale.transfer import Arm, Cell, LocalProcesses, Study, StudyPlan, run_study
 
-BASE = make_config({
-    "model": {"width": 32, "head_dim": 16, "layers": 1}, "data": {"path": "synthetic:copy", "context": 16, "batch_size": 2},
-    "train": {"steps": 4, "eval_batches": 2, "device": "cpu"},
-})
+BASE = make_config(
+    {
+        "model": {"width": 32, "head_dim": 16, "layers": 1},
+        "data": {"path": "synthetic:copy", "context": 16, "batch_size": 2},
+        "train": {"steps": 4, "eval_batches": 2, "device": "cpu"},
+    }
+)
 RATES = (2.0**-8, 2.0**-7, 2.0**-6)
 PLAN = StudyPlan(base=BASE, rules=("looped", "none"), loops=(1, 2), lrs=RATES, seeds=2)
 
@@ -70,10 +73,36 @@ def test_the_number_of_workers_does_not_change_the_losses(finished, tmp_path):
 
 def test_killed_in_the_middle_and_started_again_it_ends_the_same(finished, tmp_path):
     out = tmp_path / "killed"
-    command = [sys.executable, "-m", "loopscale", "transfer", "--rules", "looped,none", "--loops", "1,2", "--lrs", "2^-8,2^-7,2^-6",
-               "--seeds", "2", "--data", "synthetic:copy", "--set", "model.width=32", "--set", "model.head_dim=16",
-               "--set", "data.context=16", "--set", "data.batch_size=2", "--set", "train.steps=4", "--set", "train.eval_batches=2",
-               "--out", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "loopscale",
+        "transfer",
+        "--rules",
+        "looped,none",
+        "--loops",
+        "1,2",
+        "--lrs",
+        "2^-8,2^-7,2^-6",
+        "--seeds",
+        "2",
+        "--data",
+        "synthetic:copy",
+        "--set",
+        "model.width=32",
+        "--set",
+        "model.head_dim=16",
+        "--set",
+        "data.context=16",
+        "--set",
+        "data.batch_size=2",
+        "--set",
+        "train.steps=4",
+        "--set",
+        "train.eval_batches=2",
+        "--out",
+        str(out),
+    ]
     first = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while len(list((out / "trials").glob("*.json"))) < 5 and time.monotonic() < deadline and first.poll() is None:
@@ -86,7 +115,9 @@ def test_killed_in_the_middle_and_started_again_it_ends_the_same(finished, tmp_p
     assert second.returncode in (0, 1), second.stderr
     result = json.loads(second.stdout)
     assert len(losses(out)) == 18
-    assert all((out / "trials" / name).stat().st_mtime_ns == at for name, at in kept.items()), "a finished trial ran again"
+    assert all((out / "trials" / name).stat().st_mtime_ns == at for name, at in kept.items()), (
+        "a finished trial ran again"
+    )
     assert set(result["rules"]) == {"looped", "none"}
     assert (out / "report.html").exists() and not list(out.rglob(".*.json.*"))
 
@@ -96,7 +127,9 @@ def test_a_worker_that_is_killed_costs_only_its_trial(finished, tmp_path):
 
     def kill_one(trial, done, missing):
         if not killed:
-            children = subprocess.run(["pgrep", "-P", str(os.getpid()), "-f", "spawn_main"], capture_output=True, text=True)
+            children = subprocess.run(
+                ["pgrep", "-P", str(os.getpid()), "-f", "spawn_main"], capture_output=True, text=True
+            )
             killed.append(int(children.stdout.split()[-1]))
             os.kill(killed[0], signal.SIGKILL)
 
@@ -107,8 +140,9 @@ def test_a_worker_that_is_killed_costs_only_its_trial(finished, tmp_path):
 
 
 def test_divergence_is_kept_as_a_result(tmp_path):
-    base = make_config({**BASE.to_dict(), "optim": {"optimizer": "sgd", "lr": 1.0, "clip": 0.0, "momentum": 0.9}},
-                       ["train.steps=30"])
+    base = make_config(
+        {**BASE.to_dict(), "optim": {"optimizer": "sgd", "lr": 1.0, "clip": 0.0, "momentum": 0.9}}, ["train.steps=30"]
+    )
     plan = StudyPlan(base=base, rules=("none",), loops=(1,), lrs=(1e3, 1e4, 1e5), seeds=1)
     result = run_study(plan, tmp_path / "s", executor=LocalProcesses(1))
     trials = Study.load(tmp_path / "s").trials.values()
@@ -150,20 +184,23 @@ def test_a_damaged_record_is_named(finished, tmp_path):
         Study.load(copy)
 
 
-@pytest.mark.parametrize("arguments,words", [
-    (["--preset", "dem"], "unknown preset 'dem': did you mean 'demo'?"),
-    (["--rules", "loped"], "unknown rule 'loped': did you mean 'looped'?"),
-    (["--loops", "0,1"], "loops must be a whole number of at least 1, got 0"),
-    (["--loops", "a"], "'a' is not a comma-separated list of whole numbers"),
-    (["--lrs", "0,1,2"], "a learning rate must be a positive number, got 0.0"),
-    (["--lrs", "nan,1,2"], "a learning rate must be a positive number, got nan"),
-    (["--lrs", "0.1"], "a parabola needs at least 3 different rates"),
-    (["--seeds", "0"], "seeds must be at least 1"),
-    (["--strengths", "1,1"], "strengths must list at least one value, each once"),
-    (["--set", "train.stps=3"], "unknown config key 'train.stps': did you mean 'steps'?"),
-    (["--data", "no-such-file.txt"], "there is no data file or folder"),
-    (["--workers", "-1"], "workers must be at least 1"),
-])
+@pytest.mark.parametrize(
+    "arguments,words",
+    [
+        (["--preset", "dem"], "unknown preset 'dem': did you mean 'demo'?"),
+        (["--rules", "loped"], "unknown rule 'loped': did you mean 'looped'?"),
+        (["--loops", "0,1"], "loops must be a whole number of at least 1, got 0"),
+        (["--loops", "a"], "'a' is not a comma-separated list of whole numbers"),
+        (["--lrs", "0,1,2"], "a learning rate must be a positive number, got 0.0"),
+        (["--lrs", "nan,1,2"], "a learning rate must be a positive number, got nan"),
+        (["--lrs", "0.1"], "a parabola needs at least 3 different rates"),
+        (["--seeds", "0"], "seeds must be at least 1"),
+        (["--strengths", "1,1"], "strengths must list at least one value, each once"),
+        (["--set", "train.stps=3"], "unknown config key 'train.stps': did you mean 'steps'?"),
+        (["--data", "no-such-file.txt"], "there is no data file or folder"),
+        (["--workers", "-1"], "workers must be at least 1"),
+    ],
+)
 def test_mistakes_on_the_command_line(arguments, words, tmp_path, capsys):
     out = tmp_path / "out"
     assert main(["transfer", "--out", str(out), *arguments]) == 2

@@ -20,8 +20,15 @@ from loopscale.parameterization import OPTIMIZERS, RULES, Depth, Optimizer, Widt
 @click.option("--optimizer", type=click.Choice(OPTIMIZERS), default="adamw", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
-    loops: int, layers: int, width: int | None, base_width: int | None, base_layers: int | None, strength: float,
-    rule: str, optimizer: Optimizer, as_json: bool,
+    loops: int,
+    layers: int,
+    width: int | None,
+    base_width: int | None,
+    base_layers: int | None,
+    strength: float,
+    rule: str,
+    optimizer: Optimizer,
+    as_json: bool,
 ) -> None:
     """Print the residual scale and every multiplier that RULE gives a network of N loops and L layers."""
     if base_width is not None and width is None:
@@ -30,8 +37,16 @@ def command(
     size = None if width is None else Width(width, base_width)
     rows = prescription(depth, size, rule=rule, strength=strength, base_layers=base_layers, optimizer=optimizer)
     if as_json:
-        given = {"rule": rule, "loops": loops, "layers": layers, "width": width, "base_width": base_width,
-                 "base_layers": base_layers, "strength": strength, "optimizer": optimizer}
+        given = {
+            "rule": rule,
+            "loops": loops,
+            "layers": layers,
+            "width": width,
+            "base_width": base_width,
+            "base_layers": base_layers,
+            "strength": strength,
+            "optimizer": optimizer,
+        }
         scales = {row["name"]: row["value"] for row in rows if "." not in row["name"]}
         click.echo(json.dumps({**given, **scales, "values": rows}, indent=1))
         return

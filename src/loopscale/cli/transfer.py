@@ -18,6 +18,7 @@ def _list_of(kind: Callable[[str], Any], noun: str) -> Callable[[click.Context, 
             return tuple(kind(part.strip()) for part in text.split(",") if part.strip())
         except ValueError:
             raise click.BadParameter(f"{text!r} is not a comma-separated list of {noun}") from None
+
     return parse
 
 
@@ -30,19 +31,36 @@ def _rate(text: str) -> float:
 @click.option("--preset", default="demo", show_default=True, help="demo, laptop or gpu.")
 @click.option("--rules", callback=_list_of(str, "rules"), help="Comma-separated; default looped,sqrt,none.")
 @click.option("--loops", callback=_list_of(int, "whole numbers"), help="Numbers of loops, such as 1,2,4,8.")
-@click.option("--lrs", callback=_list_of(_rate, "rates such as 2^-6 or 0.01"), help="Fix the rates (0.01 or 2^-6); default: search.")
+@click.option(
+    "--lrs",
+    callback=_list_of(_rate, "rates such as 2^-6 or 0.01"),
+    help="Fix the rates (0.01 or 2^-6); default: search.",
+)
 @click.option("--strengths", callback=_list_of(float, "numbers"), help="Sweep lambda too, such as 0.25,0.5,1.")
 @click.option("--seeds", type=int, help="Seeds per cell.")
 @click.option("--data", help="stdlib, synthetic:TASK, a file or folder, or hf:NAME.")
-@click.option("--set", "sets", multiple=True, metavar="A.B=C", help="Any value of the base config, such as train.steps=300.")
+@click.option(
+    "--set", "sets", multiple=True, metavar="A.B=C", help="Any value of the base config, such as train.steps=300."
+)
 @click.option("--workers", type=int, help="Processes, one thread each; default: one per core.")
-@click.option("--out", type=click.Path(path_type=Path), help="Study folder; default runs/transfer-PRESET. Continues if it exists.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Study folder; default runs/transfer-PRESET. Continues if it exists."
+)
 @click.option("--open", "open_page", is_flag=True, help="Open the page when done.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
-    preset: str, rules: tuple[str, ...] | None, loops: tuple[int, ...] | None, lrs: tuple[float, ...] | None,
-    strengths: tuple[float, ...] | None, seeds: int | None, data: str | None, sets: tuple[str, ...], workers: int | None,
-    out: Path | None, open_page: bool, as_json: bool,
+    preset: str,
+    rules: tuple[str, ...] | None,
+    loops: tuple[int, ...] | None,
+    lrs: tuple[float, ...] | None,
+    strengths: tuple[float, ...] | None,
+    seeds: int | None,
+    data: str | None,
+    sets: tuple[str, ...],
+    workers: int | None,
+    out: Path | None,
+    open_page: bool,
+    as_json: bool,
 ) -> None:
     """Train rules x loops x rates x seeds side by side; fit each optimum; say which rule transfers.
 
@@ -54,9 +72,13 @@ def command(
     chosen = get_preset(preset)
     plan = StudyPlan(
         base=chosen.base(sets if data is None else (f"data.path={json.dumps(data)}", *sets)),
-        rules=rules or ("looped", "sqrt", "none"), loops=loops or chosen.loops, lrs=lrs,
-        seeds=chosen.seeds if seeds is None else seeds, strengths=strengths or chosen.strengths,
-        center_lr=chosen.center_lr, preset=preset,
+        rules=rules or ("looped", "sqrt", "none"),
+        loops=loops or chosen.loops,
+        lrs=lrs,
+        seeds=chosen.seeds if seeds is None else seeds,
+        strengths=strengths or chosen.strengths,
+        center_lr=chosen.center_lr,
+        preset=preset,
     )
     folder = out or Path("runs") / f"transfer-{preset}"
     executor = LocalProcesses(workers)
@@ -84,8 +106,14 @@ class _progress:
 
         console = Console(stderr=True)
         self._intro = f"study '{preset}': {promise}; stop it any time, the same command goes on"
-        self._bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("trials"),
-                             TimeElapsedColumn(), console=console)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("trials"),
+            TimeElapsedColumn(),
+            console=console,
+        )
 
     def __enter__(self) -> Callable[[dict[str, Any], int, int], None]:
         self._task = self._bar.add_task("starting", total=None)

@@ -42,7 +42,8 @@ class Dataset:
                 longest = min(map(len, self._sides.values())) - 1
                 advice = f"set data.context to at most {longest}" if longest >= 2 else "give more text"
                 raise UserError(
-                    f"the {split} text of {self.description['source']} has {len(side)} tokens, too few for a context of {context}: {advice}"
+                    f"the {split} text of {self.description['source']} has {len(side)} tokens, "
+                    f"too few for a context of {context}: {advice}"
                 )
 
     def batch(self, step: int, seed: int, batch_size: int, context: int, split: str = "train") -> Batch:
@@ -59,7 +60,7 @@ class Dataset:
         wanted = min(count * batch_size, available)
         starts = (np.arange(wanted) * available // max(wanted, 1)) * context
         for first in range(0, wanted, batch_size):
-            yield _windows(side, starts[first:first + batch_size], context)
+            yield _windows(side, starts[first : first + batch_size], context)
 
 
 def _windows(side: Packed, starts: NDArray[np.int64], context: int) -> Batch:

@@ -120,7 +120,9 @@ def _jsonl(file: Path, text_field: str) -> Iterator[str]:
 def _field(row: Any, text_field: str, where: str) -> str:
     if not isinstance(row, dict) or not isinstance(row.get(text_field), str):
         fields = sorted(row) if isinstance(row, dict) else []
-        raise UserError(f"{where} has no text in field {text_field!r}: set data.text_field ({nearest(text_field, fields)})")
+        raise UserError(
+            f"{where} has no text in field {text_field!r}: set data.text_field ({nearest(text_field, fields)})"
+        )
     return str(row[text_field])
 
 

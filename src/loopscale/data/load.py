@@ -48,8 +48,15 @@ def load_data(
     if not 0 < validation_fraction < 1:
         raise UserError(f"validation_fraction must lie between 0 and 1, got {validation_fraction!r}")
     found = find_source(source)
-    settings = {"source": found.name, "identity": found.identity, "tokenizer": tokenizer, "vocab_size": vocab_size,
-                "validation_fraction": validation_fraction, "max_tokens": max_tokens, "text_field": text_field}
+    settings = {
+        "source": found.name,
+        "identity": found.identity,
+        "tokenizer": tokenizer,
+        "vocab_size": vocab_size,
+        "validation_fraction": validation_fraction,
+        "max_tokens": max_tokens,
+        "text_field": text_field,
+    }
     folder = (cache_dir or cache_folder()) / "tokens" / cache_key(**settings)
     meta = packed_meta(folder)
     if meta is None:
@@ -71,5 +78,12 @@ def _pack(folder: Path, source: Source, settings: dict[str, Any]) -> dict[str, A
 def _description(source: Source, tokenizer: str, meta: dict[str, Any]) -> dict[str, Any]:
     """What provenance keeps: the name of a local file, not the path to it."""
     name = source.name if source.name.startswith(("stdlib", "synthetic:", "hf:")) else Path(source.name).name
-    return {"source": name, "sha256": meta["sha256"], "tokenizer": tokenizer, "vocab_size": meta["vocab_size"],
-            "tokens": meta["tokens"], "documents": meta["documents"], "python": platform.python_version()}
+    return {
+        "source": name,
+        "sha256": meta["sha256"],
+        "tokenizer": tokenizer,
+        "vocab_size": meta["vocab_size"],
+        "tokens": meta["tokens"],
+        "documents": meta["documents"],
+        "python": platform.python_version(),
+    }

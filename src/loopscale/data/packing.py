@@ -57,7 +57,9 @@ def _cut(document: str, fraction: float) -> Iterator[tuple[str, str]]:
     yield "validation", document[at:]
 
 
-def pack(folder: Path, parts: Iterable[tuple[str, str]], tokenizer: Tokenizer, max_tokens: int | None) -> dict[str, Any]:
+def pack(
+    folder: Path, parts: Iterable[tuple[str, str]], tokenizer: Tokenizer, max_tokens: int | None
+) -> dict[str, Any]:
     """Write train.bin, validation.bin, tokenizer.json and, last, meta.json; returns the meta.
 
     A folder without a matching meta.json does not count: a killed packing is done again.
@@ -65,8 +67,12 @@ def pack(folder: Path, parts: Iterable[tuple[str, str]], tokenizer: Tokenizer, m
     dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
     separator = np.array([SEPARATOR], dtype=dtype)
     counts, documents, digest = {"train": 0, "validation": 0}, 0, hashlib.sha256()
-    with replacing(folder / "train.bin") as train, replacing(folder / "validation.bin") as validation, \
-            train.open("wb") as train_file, validation.open("wb") as validation_file:
+    with (
+        replacing(folder / "train.bin") as train,
+        replacing(folder / "validation.bin") as validation,
+        train.open("wb") as train_file,
+        validation.open("wb") as validation_file,
+    ):
         files = {"train": train_file, "validation": validation_file}
         for side, document in parts:
             tokens = np.concatenate([tokenizer.encode(document).astype(dtype), separator])
@@ -76,8 +82,14 @@ def pack(folder: Path, parts: Iterable[tuple[str, str]], tokenizer: Tokenizer, m
             digest.update(document.encode("utf-8", errors="replace"))
             if max_tokens is not None and sum(counts.values()) >= max_tokens:
                 break
-    meta = {"version": VERSION, "dtype": np.dtype(dtype).name, "tokens": counts, "documents": documents,
-            "sha256": digest.hexdigest(), "vocab_size": tokenizer.vocab_size}
+    meta = {
+        "version": VERSION,
+        "dtype": np.dtype(dtype).name,
+        "tokens": counts,
+        "documents": documents,
+        "sha256": digest.hexdigest(),
+        "vocab_size": tokenizer.vocab_size,
+    }
     write_text(folder / "tokenizer.json", tokenizer.to_json())
     write_text(folder / "meta.json", json.dumps(meta))
     return meta

@@ -31,7 +31,9 @@ def _permutation(rng: np.random.Generator) -> str:
 
 
 TASKS: dict[str, Callable[[np.random.Generator], str]] = {
-    "copy": _copy, "addition": _addition, "permutation": _permutation,
+    "copy": _copy,
+    "addition": _addition,
+    "permutation": _permutation,
 }
 
 

@@ -73,12 +73,16 @@ class BPETokenizer:
         from tokenizers import decoders, models, pre_tokenizers, trainers
 
         if vocab_size < 257:
-            raise UserError(f"a byte-level BPE needs data.vocab_size of at least 257 (256 bytes and a separator), got {vocab_size}")
+            raise UserError(
+                f"a byte-level BPE needs data.vocab_size of at least 257 (256 bytes and a separator), got {vocab_size}"
+            )
         model = Model(models.BPE())
         model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         model.decoder = decoders.ByteLevel()
         alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-        trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=["<|separator|>"], initial_alphabet=alphabet, show_progress=False)
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size, special_tokens=["<|separator|>"], initial_alphabet=alphabet, show_progress=False
+        )
         model.train_from_iterator(documents, trainer)
         return cls(model)
 
@@ -102,7 +106,9 @@ def make_tokenizer(name: str, vocab_size: int | None, documents: Iterator[str]) 
     """
     if name == "bytes":
         if vocab_size not in (None, 256):
-            raise UserError(f"the bytes tokenizer has 256 tokens, not {vocab_size}: leave data.vocab_size out, or use tokenizer 'bpe'")
+            raise UserError(
+                f"the bytes tokenizer has 256 tokens, not {vocab_size}: leave data.vocab_size out, or use tokenizer 'bpe'"
+            )
         return ByteTokenizer()
     if name == "bpe":
         return BPETokenizer.train(documents, 1024 if vocab_size is None else vocab_size)

@@ -50,8 +50,10 @@ class ParameterizationCheck:
     def __str__(self) -> str:
         head = f"{'loops':>12}" + "".join(f"{n:>10}" for n in self.loops) + f"{'slope':>10}"
         names = {"stream": "stream RMS", "first_step": "1 step", "later_steps": f"{self.steps} steps"}
-        rows = [f"{names[name]:>12}" + "".join(f"{value:>10.4g}" for value in getattr(self, name)) + f"{slope:>+10.2f}"
-                for name, slope in self.slopes.items()]
+        rows = [
+            f"{names[name]:>12}" + "".join(f"{value:>10.4g}" for value in getattr(self, name)) + f"{slope:>+10.2f}"
+            for name, slope in self.slopes.items()
+        ]
         verdict = "flat over loops" if self.passed else f"NOT flat over loops (|slope| > {self.tolerance})"
         return "\n".join([head, *rows, f"{self.rule}: {verdict}"])
 
@@ -127,7 +129,14 @@ def _made_up(model: nn.Module) -> Tensor:
 
 
 def _measure(
-    model: nn.Module, call: Callable[..., Any], n: int, batch: Tensor, rule: Rule, steps: int, lr: float, layers: int | None
+    model: nn.Module,
+    call: Callable[..., Any],
+    n: int,
+    batch: Tensor,
+    rule: Rule,
+    steps: int,
+    lr: float,
+    layers: int | None,
 ) -> tuple[float, float, float]:
     """(stream RMS, change after 1 step, change after k steps) at N loops."""
     model.eval()
@@ -151,7 +160,9 @@ def _measure(
 def _output(result: Any) -> Tensor:
     found = first_tensor(result)
     if found is None:
-        raise UserError(f"the model returned {type(result).__name__} without a floating-point tensor: return one to compare")
+        raise UserError(
+            f"the model returned {type(result).__name__} without a floating-point tensor: return one to compare"
+        )
     return found
 
 

@@ -84,10 +84,16 @@ def _reader(name: str, visits: Visits, counts: dict[str, int]) -> Any:
         visit = counts.get(name, 0)
         counts[name] = visit + 1
         same = before is not None and before.shape == after.shape
-        visits.readings.append(Reading(
-            name, visit, None if before is None else rms(before), rms(after),
-            rms(after.detach() - before.detach()) if same and before is not None else None,
-        ))
+        visits.readings.append(
+            Reading(
+                name,
+                visit,
+                None if before is None else rms(before),
+                rms(after),
+                rms(after.detach() - before.detach()) if same and before is not None else None,
+            )
+        )
+
     return hook
 
 

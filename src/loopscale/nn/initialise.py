@@ -39,7 +39,7 @@ def _block(block: Any, gain: float, generator: torch.Generator) -> None:
     for linear in (attention.qkv, attention.out, mlp.gate_up, mlp.down):
         _normal(linear.weight, linear.in_features**-0.5, generator)
     with torch.no_grad():
-        values = attention.qkv.weight[-attention.sizes[2]:]
+        values = attention.qkv.weight[-attention.sizes[2] :]
         for weight in (values, attention.out.weight, mlp.gate_up.weight, mlp.down.weight):
             weight.mul_(gain)
 

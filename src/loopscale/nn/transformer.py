@@ -53,10 +53,14 @@ class Attention(nn.Module):
         if self.norm_q is not None and self.norm_k is not None:
             q_BHTE, k_BKTE = self.norm_q(q_BHTE), self.norm_k(k_BKTE)
         mixed_BHTE = F.scaled_dot_product_attention(
-            rotate(q_BHTE, rotation_TE), rotate(k_BKTE, rotation_TE), v_BKTE,
-            is_causal=True, enable_gqa=self.kv_heads != self.heads,
+            rotate(q_BHTE, rotation_TE),
+            rotate(k_BKTE, rotation_TE),
+            v_BKTE,
+            is_causal=True,
+            enable_gqa=self.kv_heads != self.heads,
         )
-        return self.out(mixed_BHTE.transpose(1, 2).reshape(B, T, -1))
+        out_BTD: Tensor = self.out(mixed_BHTE.transpose(1, 2).reshape(B, T, -1))
+        return out_BTD
 
 
 class SwiGLU(nn.Module):
@@ -70,7 +74,8 @@ class SwiGLU(nn.Module):
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Gate and up come from one matrix."""
         gate_BTF, up_BTF = self.gate_up(x_BTD).chunk(2, dim=-1)
-        return self.down(F.silu(gate_BTF) * up_BTF)
+        down_BTD: Tensor = self.down(F.silu(gate_BTF) * up_BTF)
+        return down_BTD
 
 
 class Block(nn.Module):
@@ -86,9 +91,11 @@ class Block(nn.Module):
         """`scale` is eps; `skip` is alpha of the Post-LN rules (1 and unused for pre-norm)."""
         if self.post:
             x = self.attention_norm(skip * x + scale * self.attention(x, rotation))
-            return self.mlp_norm(skip * x + scale * self.mlp(x))
+            x = self.mlp_norm(skip * x + scale * self.mlp(x))
+            return x
         x = x + scale * self.attention(self.attention_norm(x), rotation)
-        return x + scale * self.mlp(self.mlp_norm(x))
+        x = x + scale * self.mlp(self.mlp_norm(x))
+        return x
 
 
 class LoopedTransformer(nn.Module):

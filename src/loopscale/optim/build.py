@@ -20,7 +20,9 @@ class MuonAdamW(torch.optim.Optimizer):
     it needs no width factor.
     """
 
-    def __init__(self, matrices: list[dict[str, Any]], rest: list[dict[str, Any]], *, momentum: float, betas: tuple[float, float]) -> None:
+    def __init__(
+        self, matrices: list[dict[str, Any]], rest: list[dict[str, Any]], *, momentum: float, betas: tuple[float, float]
+    ) -> None:
         # Muon reads `eps` as the normaliser of its iteration, not as Adam's epsilon.
         self.muon = torch.optim.Muon([{**group, "eps": 1e-7} for group in matrices], momentum=momentum)
         self.adamw = torch.optim.AdamW(rest, betas=betas) if rest else None
@@ -34,7 +36,7 @@ class MuonAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self.muon.step()
+        self.muon.step()  # type: ignore[no-untyped-call]
         if self.adamw is not None:
             self.adamw.step()
         return loss
@@ -83,7 +85,7 @@ def build_optimizer(
     """
     if name not in OPTIMIZERS:
         raise UserError(f"unknown optimizer {name!r}: {nearest(str(name), OPTIMIZERS)}")
-    groups = param_groups(model, lr=lr, weight_decay=weight_decay, eps=eps, optimizer=name, **parameterization)  # type: ignore[arg-type]
+    groups = param_groups(model, lr=lr, weight_decay=weight_decay, eps=eps, optimizer=name, **parameterization)
     check_partition(model, groups)
     if name == "adamw":
         return torch.optim.AdamW(groups, betas=betas)

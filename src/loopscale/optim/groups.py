@@ -50,10 +50,16 @@ def param_groups(
         members = [p for name, p in parameters.items() if assigned[name] is role and p.requires_grad]
         if members:
             values = chosen.for_role(role, size, ratio, base, optimizer)
-            groups.append({
-                "params": members, "name": role.value, "lr": lr * values.lr.value, "initial_lr": lr * values.lr.value,
-                "weight_decay": weight_decay * values.weight_decay.value, "eps": eps * values.adam_eps.value,
-            })
+            groups.append(
+                {
+                    "params": members,
+                    "name": role.value,
+                    "lr": lr * values.lr.value,
+                    "initial_lr": lr * values.lr.value,
+                    "weight_decay": weight_decay * values.weight_decay.value,
+                    "eps": eps * values.adam_eps.value,
+                }
+            )
     return groups
 
 

@@ -27,7 +27,10 @@ def _stable_decay(progress: float) -> float:
 
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
-    "constant": _constant, "linear": _linear, "cosine": _cosine, "wsd": _stable_decay,
+    "constant": _constant,
+    "linear": _linear,
+    "cosine": _cosine,
+    "wsd": _stable_decay,
 }
 
 

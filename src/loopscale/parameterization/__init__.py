@@ -7,6 +7,19 @@ from loopscale.parameterization.rules import OPTIMIZERS, Optimizer, RoleValues, 
 from loopscale.parameterization.table import RULES, get_rule, residual_scale
 
 __all__ = [
-    "OPTIMIZERS", "RULES", "Depth", "Optimizer", "Role", "RoleValues", "Rule", "Value", "Width",
-    "check_roles", "get_rule", "infer_roles", "prescription", "relative_layers", "residual_scale",
+    "OPTIMIZERS",
+    "RULES",
+    "Depth",
+    "Optimizer",
+    "Role",
+    "RoleValues",
+    "Rule",
+    "Value",
+    "Width",
+    "check_roles",
+    "get_rule",
+    "infer_roles",
+    "prescription",
+    "relative_layers",
+    "residual_scale",
 ]

@@ -70,8 +70,10 @@ def infer_roles(dimensions: Mapping[str, int], in_branch: Iterable[str] | None =
     'outer_gain'
     """
     inside = None if in_branch is None else set(in_branch)
-    return {name: _infer(name, ndim, _numbered(name) if inside is None else name in inside)
-            for name, ndim in dimensions.items()}
+    return {
+        name: _infer(name, ndim, _numbered(name) if inside is None else name in inside)
+        for name, ndim in dimensions.items()
+    }
 
 
 def _numbered(name: str) -> bool:

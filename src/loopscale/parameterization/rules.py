@@ -75,13 +75,17 @@ class Rule:
         """alpha, the factor on the stream itself: (2 N L)^skip for Post-LN rules, 1 for pre-norm."""
         if self.norm == "pre":
             return Value(1.0, "a pre-norm stream passes unchanged", self.source)
-        return Value((2 * depth.executed) ** self.skip_exponent, "the skip outweighs the branch as depth grows", self.source)
+        return Value(
+            (2 * depth.executed) ** self.skip_exponent, "the skip outweighs the branch as depth grows", self.source
+        )
 
     def branch_gain(self, depth: Depth) -> Value:
         """beta, on the initial std of value, output and MLP weights: (8 N L)^-gain for Post-LN rules, else 1."""
         if self.norm == "pre":
             return Value(1.0, "no second depth rule on top of eps", DERIVED)
-        return Value((8 * depth.executed) ** -self.gain_exponent, "bounds the size of one update of the model", self.source)
+        return Value(
+            (8 * depth.executed) ** -self.gain_exponent, "bounds the size of one update of the model", self.source
+        )
 
     def output_multiplier(self, width: Width) -> Value:
         """On the logits: 1 / m_d, so that they neither grow nor vanish with width (muP)."""
@@ -109,10 +113,16 @@ class Rule:
     def _scale_reason(self) -> str:
         if self.norm == "post":
             return "Post-LN: depth is carried by the skip scale and the initial gain"
-        loops = {1.0: "visits of a shared layer add up coherently: 1/N", 0.5: "treats visits as independent: 1/sqrt(N)",
-                 0.0: "no factor for loops"}.get(self.loops_exponent, f"N^-{self.loops_exponent:g}")
-        layers = {1.0: "layers treated as coherent: 1/m_L", 0.5: "layers are orthogonal at initialisation: 1/sqrt(m_L)",
-                  0.0: "no factor for layers"}.get(self.layers_exponent, f"m_L^-{self.layers_exponent:g}")
+        loops = {
+            1.0: "visits of a shared layer add up coherently: 1/N",
+            0.5: "treats visits as independent: 1/sqrt(N)",
+            0.0: "no factor for loops",
+        }.get(self.loops_exponent, f"N^-{self.loops_exponent:g}")
+        layers = {
+            1.0: "layers treated as coherent: 1/m_L",
+            0.5: "layers are orthogonal at initialisation: 1/sqrt(m_L)",
+            0.0: "no factor for layers",
+        }.get(self.layers_exponent, f"m_L^-{self.layers_exponent:g}")
         return f"{loops}; {layers}"
 
     def _rate(self, role: Role, depth: Depth, layers: float, ratio: float, optimizer: Optimizer) -> Value:
@@ -120,9 +130,12 @@ class Rule:
             return self._outer_rate(role, ratio, optimizer)
         by_depth = layers ** self._layer_power(optimizer) * depth.loops**-self.rate_loops_exponent
         why = "updates of all layers move the output together; " + (
-            "no N: eps = 1/N cancels the N visits" if self.loops_exponent == 1 else
-            "falls with N as for unrolled depth" if self.rate_loops_exponent else
-            "no N factor: must be re-tuned at every N")
+            "no N: eps = 1/N cancels the N visits"
+            if self.loops_exponent == 1
+            else "falls with N as for unrolled depth"
+            if self.rate_loops_exponent
+            else "no N factor: must be re-tuned at every N"
+        )
         if role is Role.HIDDEN and optimizer == "adamw":
             return Value(by_depth / ratio, why + "; 1/m_d (muP)", f"{self.source}, {MUP}")
         return Value(by_depth, why, self.source)
@@ -168,5 +181,3 @@ def _decay(role: Role, rate: Value, optimizer: Optimizer) -> Value:
     if role is Role.HIDDEN:
         return Value(1.0 / rate.value, "decoupled decay is lr * wd: the product stays constant", COMPLETEP)
     return Value(1.0, "visited once: no N, no L", DERIVED)
-
-

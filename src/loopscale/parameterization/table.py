@@ -7,19 +7,55 @@ from loopscale.parameterization.depth import Depth
 from loopscale.parameterization.rules import COMPLETEP, PAPER, Rule
 
 _ROWS = (
-    Rule("looped", "lambda / (N sqrt(m_L)): visits add coherently, layers in quadrature (default)", PAPER,
-         loops_exponent=1.0, layers_exponent=0.5, claims_transfer=True),
-    Rule("looped-complete", "lambda / (N m_L): the CompleteP exponent on the layer axis too", f"{PAPER}, {COMPLETEP}",
-         loops_exponent=1.0, layers_exponent=1.0, claims_transfer=True),
-    Rule("sqrt", "lambda / sqrt(N m_L): the untied-depth rule applied to the unrolled depth", "arXiv:2310.02244",
-         loops_exponent=0.5, layers_exponent=0.5),
+    Rule(
+        "looped",
+        "lambda / (N sqrt(m_L)): visits add coherently, layers in quadrature (default)",
+        PAPER,
+        loops_exponent=1.0,
+        layers_exponent=0.5,
+        claims_transfer=True,
+    ),
+    Rule(
+        "looped-complete",
+        "lambda / (N m_L): the CompleteP exponent on the layer axis too",
+        f"{PAPER}, {COMPLETEP}",
+        loops_exponent=1.0,
+        layers_exponent=1.0,
+        claims_transfer=True,
+    ),
+    Rule(
+        "sqrt",
+        "lambda / sqrt(N m_L): the untied-depth rule applied to the unrolled depth",
+        "arXiv:2310.02244",
+        loops_exponent=0.5,
+        layers_exponent=0.5,
+    ),
     Rule("none", "lambda: no depth factor at all", "common practice"),
-    Rule("depth-mup", "Depth-muP on the unrolled depth: branch and rate / sqrt(N m_L)", "arXiv:2310.02244",
-         loops_exponent=0.5, layers_exponent=0.5, rate_loops_exponent=0.5),
-    Rule("deepnorm", "Post-LN, skip (2E)^1/4, initial gain (8E)^-1/4, E = N L", "arXiv:2203.00555",
-         norm="post", skip_exponent=0.25, gain_exponent=0.25),
-    Rule("deeploop", "Post-LN, skip (2E)^1/2, initial gain (8E)^-1/2, E = N L", "arXiv:2607.13491",
-         norm="post", skip_exponent=0.5, gain_exponent=0.5, claims_transfer=True),
+    Rule(
+        "depth-mup",
+        "Depth-muP on the unrolled depth: branch and rate / sqrt(N m_L)",
+        "arXiv:2310.02244",
+        loops_exponent=0.5,
+        layers_exponent=0.5,
+        rate_loops_exponent=0.5,
+    ),
+    Rule(
+        "deepnorm",
+        "Post-LN, skip (2E)^1/4, initial gain (8E)^-1/4, E = N L",
+        "arXiv:2203.00555",
+        norm="post",
+        skip_exponent=0.25,
+        gain_exponent=0.25,
+    ),
+    Rule(
+        "deeploop",
+        "Post-LN, skip (2E)^1/2, initial gain (8E)^-1/2, E = N L",
+        "arXiv:2607.13491",
+        norm="post",
+        skip_exponent=0.5,
+        gain_exponent=0.5,
+        claims_transfer=True,
+    ),
 )
 
 RULES: dict[str, Rule] = {rule.name: rule for rule in _ROWS}

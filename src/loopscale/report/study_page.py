@@ -32,12 +32,13 @@ READINGS = {
         "Each line is one number of loops N; the bars span the seeds, the large diamond is the fitted optimum with its "
         "interval, and the dotted line stands at the optimum of the fewest loops. Crosses above the window are rates "
         "at which training diverged; a triangle marks a loss above the window. A rule passes when its diamonds stay "
-        "on the dotted line while the loss goes down, or at least not up, as N grows."
+        "on the dotted line; it makes good use of its loops when the lines sink as N grows."
     ),
     "optimum-over-loops": (
         "The fitted best rate of each rule with its interval, over N, both in powers of two; the slope is that of the "
-        "dotted line (where there is none, the line joins the marks). Hollow marks lie at the edge of the swept rates and are bounds, not optima. A rule passes when "
-        "its line is flat: slope 0 means that a rate tuned at few loops is right at many."
+        "dotted line (where there is none, the line joins the marks). Hollow marks lie at the edge of the swept rates "
+        "and are bounds, not optima. A rule passes when its line is flat: slope 0 means that a rate tuned at few loops "
+        "is right at many."
     ),
     "loss-over-loops": (
         "The loss that each rule reaches at its own best rate, so no rule suffers from a badly chosen rate. At N = 1 "

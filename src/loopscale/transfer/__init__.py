@@ -11,6 +11,22 @@ from loopscale.transfer.study import Study
 from loopscale.transfer.verdict import fit_slope, judge, one_shot_regret
 
 __all__ = [
-    "PRESETS", "Arm", "Cell", "Executor", "LocalProcesses", "Optimum", "Preset", "Study", "StudyPlan", "failed",
-    "fit_optimum", "fit_slope", "get_preset", "judge", "one_shot_regret", "run_study", "summarise", "wanted",
+    "PRESETS",
+    "Arm",
+    "Cell",
+    "Executor",
+    "LocalProcesses",
+    "Optimum",
+    "Preset",
+    "Study",
+    "StudyPlan",
+    "failed",
+    "fit_optimum",
+    "fit_slope",
+    "get_preset",
+    "judge",
+    "one_shot_regret",
+    "run_study",
+    "summarise",
+    "wanted",
 ]

@@ -30,7 +30,9 @@ class LocalProcesses:
     """
 
     def __init__(self, workers: int | None = None) -> None:
-        self.workers = workers or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
+        self.workers = workers or len(
+            os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+        )
         if self.workers < 1:
             raise UserError(f"workers must be at least 1, got {workers}")
 
@@ -46,7 +48,9 @@ class LocalProcesses:
             except BrokenProcessPool as cause:
                 losses += 1
                 if losses == 3:
-                    raise UserError("worker processes keep dying (out of memory?): try --workers 1 or a smaller model") from cause
+                    raise UserError(
+                        "worker processes keep dying (out of memory?): try --workers 1 or a smaller model"
+                    ) from cause
 
     def _pool(self, next_jobs: Callable[[], list[Job]]) -> Iterator[dict[str, Any]]:
         # The environment is inherited by spawned workers before they import torch; initializers would come too late.

@@ -82,15 +82,21 @@ class StudyPlan:
         key = (arm.rule, arm.loops)
         if key not in self._canonical:
             mine = self._prescribed(arm)
-            self._canonical[key] = next(r for r in self.rules if self._prescribed(Arm(r, arm.strength, arm.loops)) == mine)
+            self._canonical[key] = next(
+                r for r in self.rules if self._prescribed(Arm(r, arm.strength, arm.loops)) == mine
+            )
         return Arm(self._canonical[key], arm.strength, arm.loops)
 
     def prescription(self, arm: Arm) -> list[dict[str, Any]]:
         """The table of everything the arm's rule applies to this model."""
         model = self.config(Cell(arm, self.center_lr, 0)).model
         return prescription(
-            Depth(model.loops, model.layers), Width(model.width, model.base_width), rule=arm.rule, strength=arm.strength,
-            base_layers=model.base_layers, optimizer=self.base.optim.optimizer,
+            Depth(model.loops, model.layers),
+            Width(model.width, model.base_width),
+            rule=arm.rule,
+            strength=arm.strength,
+            base_layers=model.base_layers,
+            optimizer=self.base.optim.optimizer,
         )
 
     def _prescribed(self, arm: Arm) -> list[Any]:
@@ -119,10 +125,17 @@ class StudyPlan:
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> StudyPlan:
         """The reverse of `to_json`."""
-        lists = {key: tuple(record[key]) for key in ("rules", "loops", "strengths")}
         lrs = None if record["lrs"] is None else tuple(record["lrs"])
-        return cls(base=TrainConfig.model_validate(record["base"]), lrs=lrs, seeds=record["seeds"],
-                   center_lr=record["center_lr"], preset=record["preset"], **lists)
+        return cls(
+            base=TrainConfig.model_validate(record["base"]),
+            lrs=lrs,
+            seeds=record["seeds"],
+            center_lr=record["center_lr"],
+            preset=record["preset"],
+            rules=tuple(record["rules"]),
+            loops=tuple(record["loops"]),
+            strengths=tuple(record["strengths"]),
+        )
 
 
 def content_hash(value: Any) -> str:
@@ -133,7 +146,7 @@ def content_hash(value: Any) -> str:
 
 def grid_rate(index: int) -> float:
     """Rate number `index` of the sqrt(2) grid: 2^(index/2)."""
-    return 2.0 ** (index / STEPS_PER_OCTAVE)
+    return float(2.0 ** (index / STEPS_PER_OCTAVE))
 
 
 def grid_index(rate: float) -> int:

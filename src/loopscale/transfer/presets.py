@@ -30,7 +30,14 @@ def _small(steps: int, layers: int, batch: int, width: int = 64, context: int = 
     return {
         "model": {"width": width, "layers": layers, "loops": 1, "head_dim": 32, "base_layers": layers},
         "data": {"path": "stdlib", "context": context, "batch_size": batch},
-        "optim": {"optimizer": "adamw", "lr": 2.0**-6, "weight_decay": 0.1, "clip": 1.0, "schedule": "linear", "warmup": 0.1},
+        "optim": {
+            "optimizer": "adamw",
+            "lr": 2.0**-6,
+            "weight_decay": 0.1,
+            "clip": 1.0,
+            "schedule": "linear",
+            "warmup": 0.1,
+        },
         "train": {"steps": steps, "eval_batches": 32, "seed": 0, "device": "cpu", **train},
     }
 
@@ -40,7 +47,11 @@ PRESETS = {
     "laptop": Preset(_small(120, 2, 12), (1, 2, 4, 8, 16), 3, (1.0,), 2.0**-6, "at most 40 minutes on 2 cores"),
     "gpu": Preset(
         _small(2000, 4, 64, width=512, context=512, device="cuda", precision="bf16"),
-        (1, 2, 4, 8, 16), 3, (1.0,), 2.0**-9, "hours on one GPU; not yet measured",
+        (1, 2, 4, 8, 16),
+        3,
+        (1.0,),
+        2.0**-9,
+        "hours on one GPU; not yet measured",
     ),
 }
 

@@ -17,10 +17,19 @@ def summarise(study: Study, provenance: dict[str, Any]) -> dict[str, Any]:
     """The whole result of a finished study, as `result.json` keeps it."""
     rules = {rule: _rule(study, rule, _tuned_strength(study, rule)) for rule in study.plan.rules}
     return {
-        "schema": 1, "preset": study.plan.preset, "sentence": overall(rules), "rules": rules,
-        "loops": sorted(study.plan.loops), "strengths": list(study.plan.strengths), "by_strength": _by_strength(study),
-        "provenance": {**provenance, "trials": len(study.trials), "seeds": list(range(study.plan.seeds)),
-                       "trial_seconds": round(sum(trial["seconds"] for trial in study.trials.values()), 1)},
+        "schema": 1,
+        "preset": study.plan.preset,
+        "sentence": overall(rules),
+        "rules": rules,
+        "loops": sorted(study.plan.loops),
+        "strengths": list(study.plan.strengths),
+        "by_strength": _by_strength(study),
+        "provenance": {
+            **provenance,
+            "trials": len(study.trials),
+            "seeds": list(range(study.plan.seeds)),
+            "trial_seconds": round(sum(trial["seconds"] for trial in study.trials.values()), 1),
+        },
     }
 
 
@@ -32,8 +41,10 @@ def failed(result: dict[str, Any]) -> list[str]:
 def overall(rules: dict[str, dict[str, Any]]) -> str:
     """One sentence over all rules."""
     kinds: tuple[tuple[Verdict, str], ...] = (
-        ("transfers", "The best learning rate stands still over loops with {}"), ("drifts", "it drifts with {}"),
-        ("undecided", "the data do not decide for {}"))
+        ("transfers", "The best learning rate stands still over loops with {}"),
+        ("drifts", "it drifts with {}"),
+        ("undecided", "the data do not decide for {}"),
+    )
     parts = []
     for verdict, text in kinds:
         names = [name for name, rule in rules.items() if rule["verdict"] == verdict]
@@ -64,9 +75,12 @@ def _rule(study: Study, rule: str, strength: float) -> dict[str, Any]:
     regret = _regret(losses, optima, arms)
     verdict: Verdict = judge(slope, regret) if complete else "undecided"
     return {
-        "claims_transfer": get_rule(rule).claims_transfer, "verdict": verdict, "strength": strength,
+        "claims_transfer": get_rule(rule).claims_transfer,
+        "verdict": verdict,
+        "strength": strength,
         "sentence": sentence(rule, verdict, slope, regret, optima) if optima else f"{rule}: every trial diverged.",
-        **_slope_json(slope), **_regret_json(regret),
+        **_slope_json(slope),
+        **_regret_json(regret),
         "optima": {str(loops): _optimum_json(optimum) for loops, optimum in optima.items()},
         "points": {str(loops): _points(known) for loops, known in losses.items()},
         "applied": {str(loops): study.plan.prescription(arm) for loops, arm in arms.items()},
@@ -88,13 +102,22 @@ def _slope_json(slope: Slope | None) -> dict[str, Any]:
 
 
 def _regret_json(regret: Regret) -> dict[str, Any]:
-    return {"regret": regret.value, "regret_interval": list(regret.interval) if regret.interval else None,
-            "seed_noise": regret.noise}
+    return {
+        "regret": regret.value,
+        "regret_interval": list(regret.interval) if regret.interval else None,
+        "seed_noise": regret.noise,
+    }
 
 
 def _optimum_json(optimum: Optimum) -> dict[str, Any]:
-    return {"lr": optimum.lr, "lr_interval": list(optimum.interval()), "loss": optimum.loss,
-            "loss_interval": list(optimum.loss_interval()), "n_seeds": optimum.n_seeds, "edge": optimum.edge}
+    return {
+        "lr": optimum.lr,
+        "lr_interval": list(optimum.interval()),
+        "loss": optimum.loss,
+        "loss_interval": list(optimum.loss_interval()),
+        "n_seeds": optimum.n_seeds,
+        "edge": optimum.edge,
+    }
 
 
 def _points(losses: Losses) -> list[dict[str, Any]]:
@@ -104,8 +127,11 @@ def _points(losses: Losses) -> list[dict[str, Any]]:
 
 def _point(rate: float, losses: list[float]) -> dict[str, Any]:
     mean = sum(losses) / len(losses)
-    return {"lr": rate, "loss": mean if math.isfinite(mean) else None,
-            "losses": [loss if math.isfinite(loss) else None for loss in losses]}
+    return {
+        "lr": rate,
+        "loss": mean if math.isfinite(mean) else None,
+        "losses": [loss if math.isfinite(loss) else None for loss in losses],
+    }
 
 
 def _by_strength(study: Study) -> dict[str, dict[str, dict[str, Any]]]:

@@ -31,8 +31,14 @@ def run_study(
     study = Study.open(folder, plan)
 
     def next_jobs() -> list[Job]:
-        return [(plan.key(cell), {**asdict(cell.arm), "lr": cell.lr, "seed": cell.seed},
-                 plan.config(cell).model_dump(mode="json")) for cell in study.missing()]
+        return [
+            (
+                plan.key(cell),
+                {**asdict(cell.arm), "lr": cell.lr, "seed": cell.seed},
+                plan.config(cell).model_dump(mode="json"),
+            )
+            for cell in study.missing()
+        ]
 
     for trial in (executor or LocalProcesses()).run(next_jobs):
         study.record(trial)
@@ -47,5 +53,11 @@ def _provenance(plan: StudyPlan, description: dict[str, Any], seconds: float) ->
     from loopscale.train import provenance
 
     base = plan.base.model_dump(mode="json")
-    return {**provenance(), "data": description, "model": base["model"], "optim": base["optim"], "train": base["train"],
-            "seconds": round(seconds, 1)}
+    return {
+        **provenance(),
+        "data": description,
+        "model": base["model"],
+        "optim": base["optim"],
+        "train": base["train"],
+        "seconds": round(seconds, 1),
+    }

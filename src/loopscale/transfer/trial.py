@@ -22,9 +22,16 @@ def run_trial(key: str, cell: dict[str, Any], config: dict[str, Any]) -> dict[st
     result = fit(TrainConfig.model_validate(config))
     diverged = result.val_loss is None
     return {
-        "key": key, "cell": cell, "config": config, "loss": result.val_loss, "diverged": diverged,
-        "diverged_at": result.diverged_at, "seconds": round(result.seconds, 3), "steps": result.steps,
-        "curve": _thin(result.curve), "stream_rms": {"initial": _finite(result.stream_initial), "final": _finite(result.stream_final)},
+        "key": key,
+        "cell": cell,
+        "config": config,
+        "loss": result.val_loss,
+        "diverged": diverged,
+        "diverged_at": result.diverged_at,
+        "seconds": round(result.seconds, 3),
+        "steps": result.steps,
+        "curve": _thin(result.curve),
+        "stream_rms": {"initial": _finite(result.stream_initial), "final": _finite(result.stream_final)},
     }
 
 

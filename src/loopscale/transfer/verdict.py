@@ -53,7 +53,9 @@ def fit_slope(optima: Mapping[int, Optimum]) -> Slope | None:
     if len(loops) > 2:
         scatter = math.sqrt(float(residual @ residual) / (len(loops) - 2) * float(centred @ centred))
         own = float(deviation.std())
-        deviation = deviation * max(1.0, scatter / own) if own > 0 else deviation + scatter * np.linspace(-2, 2, len(draws))
+        deviation = (
+            deviation * max(1.0, scatter / own) if own > 0 else deviation + scatter * np.linspace(-2, 2, len(draws))
+        )
     low, high = np.quantile(value + deviation, [0.025, 0.975])
     return Slope(value, (float(low), float(high)))
 
@@ -70,7 +72,11 @@ def one_shot_regret(at_tuned: list[float], at_best: list[float], noise: float) -
     count = len(differences)
     if np.all(differences == 0):
         return Regret(0.0, (0.0, 0.0), noise)
-    error = float(differences.std(ddof=1)) / math.sqrt(count) * _T95[min(count, 6)] if count > 1 else 2 * math.sqrt(2) * noise
+    error = (
+        float(differences.std(ddof=1)) / math.sqrt(count) * _T95[min(count, 6)]
+        if count > 1
+        else 2 * math.sqrt(2) * noise
+    )
     return Regret(value, (value - error, value + error), noise)
 
 
@@ -97,9 +103,14 @@ def sentence(rule: str, verdict: Verdict, slope: Slope | None, regret: Regret, o
     trend = f"loss at its best rate {optima[first].loss:.3f} at N = {first}, {optima[last].loss:.3f} at N = {last}"
     if slope is None:
         return f"{rule}: undecided, the optimum is not bracketed at every number of loops; {trend}."
-    moved = (f"it moves {slope.value:+.2f} octaves per doubling of loops "
-             f"(95 % interval {slope.interval[0]:+.2f} to {slope.interval[1]:+.2f})")
+    moved = (
+        f"it moves {slope.value:+.2f} octaves per doubling of loops "
+        f"(95 % interval {slope.interval[0]:+.2f} to {slope.interval[1]:+.2f})"
+    )
     cost = "diverges" if regret.value is None else f"costs {regret.value:.3f} nats"
-    says = {"transfers": "the best learning rate stands still", "drifts": "the best learning rate drifts",
-            "undecided": "the data do not decide whether the best learning rate moves"}[verdict]
+    says = {
+        "transfers": "the best learning rate stands still",
+        "drifts": "the best learning rate drifts",
+        "undecided": "the data do not decide whether the best learning rate moves",
+    }[verdict]
     return f"{rule}: {says}: {moved}; {trend}; the rate tuned at N = {first} {cost} at N = {last}."
