@@ -95,18 +95,24 @@ def loss_over_strength(study: StudyInfo) -> Table:
 
 
 def applied(study: StudyInfo) -> Table:
-    """What each rule multiplied by what, at every number of loops, and why; equal values over loops share a row."""
-    rows: list[tuple[str, ...]] = []
+    """What each rule set, at every number of loops, and why; rules that set the same for the same reason share a row."""
+    shared: dict[tuple[str, ...], list[str]] = {}
     for rule_name, rule in study.rules.items():
         by_name: dict[tuple[str, str, str], list[tuple[int, str]]] = {}
         for loops, values in sorted(rule.applied.items()):
             for item in values:
                 by_name.setdefault((item.name, item.why, item.source), []).append((loops, _value(item.value)))
         for (name, why, source), found in by_name.items():
-            same = len({value for _, value in found}) == 1
-            text = found[0][1] if same else ", ".join(f"{value}{_NB}(N{_NB}={_NB}{loops})" for loops, value in found)
-            rows.append((rule_name, name, text, why, source))
+            shared.setdefault((name, _over_loops(found), why, source), []).append(rule_name)
+    rows = [(", ".join(rules), *row) for row, rules in shared.items()]
     return Table(("rule", "name", "value", "why", "source"), rows)
+
+
+def _over_loops(found: list[tuple[int, str]]) -> str:
+    """One value if it is the same at every number of loops, else each with its loops, unbroken."""
+    if len({value for _, value in found}) == 1:
+        return found[0][1]
+    return ", ".join(f"{value}{_NB}(N{_NB}={_NB}{loops})" for loops, value in found)
 
 
 def provenance(record: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -1,0 +1,62 @@
+"""The documents are true: numbers come from records, code blocks run, the tour names files that exist."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+
+
+def test_the_readme_shows_the_records():
+    done = subprocess.run([sys.executable, ROOT / "records" / "render.py", "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
+def test_every_python_block_of_the_readme_runs(block):
+    exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+
+
+def test_there_are_blocks_to_run():
+    assert len(BLOCKS) >= 3
+
+
+def test_the_tree_in_the_architecture_is_the_tree():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    named = set(re.findall(r"^  (\w+)/ ", text, flags=re.M))
+    real = {path.name for path in (ROOT / "src" / "loopscale").iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert named == real
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/parameterization.md"])
+def test_files_named_in_documents_exist(document):
+    text = (ROOT / document).read_text()
+    for path in re.findall(r"`((?:src|docs|tests|records|benchmarks|examples)/[\w/.-]+)`", text):
+        assert (ROOT / path).exists(), path
+    for path in re.findall(r"\]\(([\w/.-]+)\)", text):
+        assert (ROOT / document).parent.joinpath(path).exists(), path
+
+
+def test_records_say_where_they_come_from():
+    for path in (ROOT / "records").glob("*.json"):
+        provenance = json.loads(path.read_text())["provenance"]
+        assert {"torch", "python", "commit", "hardware", "date"} <= set(provenance), path
+
+
+def test_version_is_one():
+    import loopscale
+
+    assert f'version = "{loopscale.__version__}"' in (ROOT / "pyproject.toml").read_text()
+    assert f"version: {loopscale.__version__}" in (ROOT / "CITATION.cff").read_text()
+    assert f"## {loopscale.__version__} " in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_doctests_of_the_public_modules():
+    modules = [path for path in sorted((ROOT / "src" / "loopscale").glob("[!_]*/*.py")) if ">>>" in path.read_text()]
+    done = subprocess.run([sys.executable, "-m", "doctest", *modules], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
