@@ -62,15 +62,12 @@ class LoopedLlama(nn.Module):
         self.readout.weight.copy_(ours.readout.weight)
         for layer, block in zip(self.llama.layers, ours.core, strict=True):
             attention, mlp = layer.self_attn, layer.mlp
-            for linear, weight in zip(
-                (attention.q_proj, attention.k_proj, attention.v_proj),
-                block.attention.qkv.weight.split([config.width] * 3),
-                strict=True,
-            ):
-                linear.weight.copy_(weight)
-            gate, up = block.mlp.gate_up.weight.chunk(2)
-            mlp.gate_proj.weight.copy_(gate)
-            mlp.up_proj.weight.copy_(up)
+            query, key = block.attention.qk.weight.split([config.width] * 2)
+            attention.q_proj.weight.copy_(query)
+            attention.k_proj.weight.copy_(key)
+            attention.v_proj.weight.copy_(block.attention.value.weight)
+            mlp.gate_proj.weight.copy_(block.mlp.gate.weight)
+            mlp.up_proj.weight.copy_(block.mlp.up.weight)
             attention.o_proj.weight.copy_(eps * block.attention.out.weight)
             mlp.down_proj.weight.copy_(eps * block.mlp.down.weight)
 

@@ -76,9 +76,10 @@ def test_it_is_causal():
 def test_grouped_queries_equal_repeated_heads():
     grouped, full = make(kv_heads=1), make(kv_heads=2)
     state = grouped.state_dict()
-    for name in [key for key in state if "qkv" in key]:
-        query, key, value = state[name].split([32, 16, 16])
-        state[name] = torch.cat([query, key.repeat(2, 1), value.repeat(2, 1)])
+    for name in [key for key in state if "qk" in key]:
+        query, key = state[name].split([32, 16])
+        state[name] = torch.cat([query, key.repeat(2, 1)])
+        state[name.replace("qk", "value")] = state[name.replace("qk", "value")].repeat(2, 1)
     full.load_state_dict(state)
     torch.testing.assert_close(full(TOKENS), grouped(TOKENS))
 
@@ -108,7 +109,7 @@ def test_an_unlooped_reference_written_by_hand_agrees():
         for block in model.core:
             x = x + scale * block.attention(block.attention_norm(x), rotation)
             x = x + scale * block.mlp(block.mlp_norm(x))
-    assert torch.equal(model.read(x), model(TOKENS))
+    torch.testing.assert_close(model.read(x), model(TOKENS))
 
 
 def test_rotary_attention_depends_on_distance_alone():
@@ -230,3 +231,16 @@ def test_a_config_that_makes_no_network_is_refused(change, words):
     with pytest.raises(UserError) as caught:
         ModelConfig(**change)
     assert words in str(caught.value)
+
+
+def test_the_norm_is_torch_s_rms_norm():
+    from loopscale.nn.transformer import RMSNorm
+
+    norm, x = RMSNorm(24), torch.randn(3, 5, 24, requires_grad=True)
+    with torch.no_grad():
+        norm.weight.uniform_(0.5, 2)
+    expected = nn.functional.rms_norm(x, (24,), norm.weight, eps=1e-6)
+    torch.testing.assert_close(norm(x), expected)
+    ours, theirs = (torch.autograd.grad(y.square().sum(), (x, norm.weight)) for y in (norm(x), expected))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(norm(x.bfloat16()), expected.bfloat16(), rtol=2e-2, atol=2e-2)

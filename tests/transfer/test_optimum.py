@@ -86,6 +86,9 @@ def test_a_tuned_rate_that_diverges_is_a_drift_and_a_large_regret_is_never_trans
     still = fit_slope({n: fit_optimum(valley(-6, noise=0.001)) for n in (1, 2, 4)})
     assert judge(still, one_shot_regret([math.inf], [2.2], 0.01)) == "drifts"
     assert judge(still, one_shot_regret([2.5, 2.5], [2.2, 2.21], 0.01)) == "undecided"
+    moving = fit_slope({n: fit_optimum(valley(-6 - 0.1 * math.log2(n), noise=0.0001)) for n in (1, 2, 4)})
+    assert judge(moving, one_shot_regret([2.25, 2.26, 2.27], [2.20, 2.21, 2.22], 0.01)) == "drifts"
+    assert judge(moving, one_shot_regret([2.201, 2.211, 2.221], [2.20, 2.21, 2.22], 0.01)) == "transfers"
     assert judge(None, one_shot_regret([2.2], [2.2], 0.01)) == "undecided"
 
 

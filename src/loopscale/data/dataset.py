@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from loopscale.data.packing import Packed
 from loopscale.data.tokenizer import Tokenizer
-from loopscale.errors import UserError
+from loopscale.errors import UserError, nearest
 
 Batch = tuple[NDArray[np.int64], NDArray[np.int64]]
 
@@ -37,18 +37,28 @@ class Dataset:
 
     def check(self, context: int) -> None:
         """Raise `UserError` when a side is shorter than one sequence of `context` tokens and its targets."""
+        if context < 1:
+            raise UserError(f"the context must be at least 1 token, got {context}: set data.context")
         for split, side in self._sides.items():
             if len(side) < context + 1:
                 longest = min(map(len, self._sides.values())) - 1
-                advice = f"set data.context to at most {longest}" if longest >= 2 else "give more text"
+                more = "raise data.max_tokens" if "max_tokens" in self.description else "give more text"
+                advice = f"set data.context to at most {longest}" if longest >= 2 else more
                 raise UserError(
                     f"the {split} text of {self.description['source']} has {len(side)} tokens, "
                     f"too few for a context of {context}: {advice}"
                 )
 
     def batch(self, step: int, seed: int, batch_size: int, context: int, split: str = "train") -> Batch:
-        """(inputs [B, T], targets [B, T]), int64: random windows, a pure function of (step, seed)."""
+        """(inputs [B, T], targets [B, T]), int64: random windows, a pure function of (step, seed).
+
+        Raises `UserError` for an unknown split, and for a context that a side has no text for.
+        """
+        if split not in self._sides:
+            raise UserError(f"unknown split {split!r}: {nearest(split, self._sides)}")
         side = self._sides[split]
+        if not 0 < context < len(side):
+            self.check(context)
         rng = np.random.Generator(np.random.Philox(key=[seed, step]))
         starts = rng.integers(0, len(side) - context, batch_size)
         return _windows(side, starts, context)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from loopscale.data.dataset import Dataset
 from loopscale.data.documents import Source, find_source
-from loopscale.data.packing import cache_key, open_tokens, pack, packed_meta, split_documents
+from loopscale.data.packing import cache_key, open_tokens, pack, packed_meta
+from loopscale.data.split import limited, split_documents
 from loopscale.data.tokenizer import make_tokenizer, tokenizer_from_json
 from loopscale.errors import UserError
 
@@ -40,13 +41,18 @@ def load_data(
     text file, folder, .jsonl or .parquet, or "hf:NAME[:SPLIT]" (streamed; only then is anything downloaded).
     context: the longest sequence that will be asked for; both sides must hold one.
 
-    Raises `UserError`: no such source, empty, binary or too short text, unknown tokenizer or field, a missing extra.
+    max_tokens: read no more than this; the last document is shortened to fit.
+
+    Raises `UserError`: no such source, empty, binary or too short text, unknown tokenizer or field, a missing extra,
+    a cache folder that cannot be written.
 
     >>> load_data("synthetic:copy").batch(step=0, seed=0, batch_size=2, context=16)[0].shape
     (2, 16)
     """
     if not 0 < validation_fraction < 1:
         raise UserError(f"validation_fraction must lie between 0 and 1, got {validation_fraction!r}")
+    if max_tokens is not None and max_tokens < 2:
+        raise UserError(f"max_tokens must be at least 2, got {max_tokens!r}: leave it out to read all of the text")
     found = find_source(source)
     settings = {
         "source": found.name,
@@ -63,7 +69,7 @@ def load_data(
         meta = _pack(folder, found, settings)
     words = tokenizer_from_json((folder / "tokenizer.json").read_text(encoding="utf-8"))
     sides = {side: open_tokens(folder, side, meta) for side in ("train", "validation")}
-    dataset = Dataset(sides, words, _description(found, tokenizer, meta))
+    dataset = Dataset(sides, words, _description(found, settings, meta))
     dataset.check(context)
     return dataset
 
@@ -71,19 +77,29 @@ def load_data(
 def _pack(folder: Path, source: Source, settings: dict[str, Any]) -> dict[str, Any]:
     field = settings["text_field"]
     words = make_tokenizer(settings["tokenizer"], settings["vocab_size"], islice(source.documents(field), BPE_SAMPLE))
-    documents: Iterator[str] = (document for document in source.documents(field) if document)
-    return pack(folder, split_documents(documents, settings["validation_fraction"]), words, settings["max_tokens"])
+    documents = (document for document in source.documents(field) if document)
+    parts = split_documents(limited(documents, words, settings["max_tokens"]), settings["validation_fraction"])
+    try:
+        return pack(folder, parts, words)
+    except UserError as problem:
+        if isinstance(problem.__cause__, PermissionError) or getattr(problem.__cause__, "errno", None) == errno.EROFS:
+            raise UserError(
+                f"cannot write packed tokens to {folder}: set LOOPSCALE_CACHE to a folder you can write"
+            ) from problem.__cause__
+        raise
 
 
-def _description(source: Source, tokenizer: str, meta: dict[str, Any]) -> dict[str, Any]:
+def _description(source: Source, settings: dict[str, Any], meta: dict[str, Any]) -> dict[str, Any]:
     """What provenance keeps: the name of a local file, not the path to it."""
     name = source.name if source.name.startswith(("stdlib", "synthetic:", "hf:")) else Path(source.name).name
+    limit = {} if settings["max_tokens"] is None else {"max_tokens": settings["max_tokens"]}
     return {
         "source": name,
         "sha256": meta["sha256"],
-        "tokenizer": tokenizer,
+        "tokenizer": settings["tokenizer"],
         "vocab_size": meta["vocab_size"],
         "tokens": meta["tokens"],
         "documents": meta["documents"],
         "python": platform.python_version(),
+        **limit,
     }

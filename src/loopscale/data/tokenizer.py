@@ -63,6 +63,7 @@ class BPETokenizer:
     name = "bpe"
 
     def __init__(self, model: Any) -> None:
+        model.encode_special_tokens = True  # a text that spells the separator is text; to_json does not keep this
         self._model = model
         self.vocab_size = int(model.get_vocab_size())
 
@@ -72,9 +73,9 @@ class BPETokenizer:
         from tokenizers import Tokenizer as Model
         from tokenizers import decoders, models, pre_tokenizers, trainers
 
-        if vocab_size < 257:
+        if not isinstance(vocab_size, int) or vocab_size < 257:
             raise UserError(
-                f"a byte-level BPE needs data.vocab_size of at least 257 (256 bytes and a separator), got {vocab_size}"
+                f"a byte-level BPE needs data.vocab_size of at least 257 (256 bytes and a separator), got {vocab_size!r}"
             )
         model = Model(models.BPE())
         model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -83,12 +84,14 @@ class BPETokenizer:
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size, special_tokens=["<|separator|>"], initial_alphabet=alphabet, show_progress=False
         )
-        model.train_from_iterator(documents, trainer)
+        clean = (text.encode("utf-8", errors="replace").decode("utf-8") for text in documents)
+        model.train_from_iterator(clean, trainer)
         return cls(model)
 
     def encode(self, text: str) -> Tokens:
-        """Tokens [T]."""
-        return np.array(self._model.encode(text).ids, dtype=np.int64)
+        """Tokens [T]; none of them is the separator. A lone surrogate becomes '?', as with bytes."""
+        whole = text.encode("utf-8", errors="replace").decode("utf-8")
+        return np.array(self._model.encode(whole, add_special_tokens=False).ids, dtype=np.int64)
 
     def decode(self, tokens: Iterable[int]) -> str:
         """The reverse of `encode`."""
@@ -117,12 +120,12 @@ def make_tokenizer(name: str, vocab_size: int | None, documents: Iterator[str]) 
 
 def tokenizer_from_json(text: str) -> Tokenizer:
     """The reverse of `to_json`. Raises `UserError` for a text that is none of ours."""
-    from tokenizers import Tokenizer as Model
-
     try:
         record = json.loads(text)
         if record["tokenizer"] == "bytes":
             return ByteTokenizer()
+        from tokenizers import Tokenizer as Model
+
         return BPETokenizer(Model.from_str(json.dumps(record["model"])))
     except Exception:  # the library raises bare Exception
         raise UserError("the stored tokenizer is damaged: restore the file, or train again") from None

@@ -3,8 +3,8 @@
 | parameter                  | initial value                       | why                                            |
 |----------------------------|-------------------------------------|------------------------------------------------|
 | embedding                  | N(0, 1)                             | the stream enters the core with RMS 1          |
-| qkv, gate_up               | N(0, 1 / fan_in)                    | keeps the branch O(1); independent of depth    |
-| value, out, gate_up, down  | the same * branch_gain              | 1 for pre-norm: no second depth rule; Post-LN  |
+| qk                         | N(0, 1 / fan_in)                    | keeps the branch O(1); independent of depth    |
+| value, out, gate, up, down | the same * branch_gain              | 1 for pre-norm: no second depth rule; Post-LN  |
 | readout                    | N(0, 1 / base_width)                | the 1/m_d output multiplier carries the width  |
 | tied readout               | embedding * 1 / sqrt(base_width)    | both at once: logits O(1)                      |
 | gains                      | 1                                   |                                                |
@@ -36,12 +36,11 @@ def initialise(model: Any, config: ModelConfig, seed: int) -> None:
 
 def _block(block: Any, gain: float, generator: torch.Generator) -> None:
     attention, mlp = block.attention, block.mlp
-    for linear in (attention.qkv, attention.out, mlp.gate_up, mlp.down):
+    for linear in (attention.qk, attention.value, attention.out, mlp.gate, mlp.up, mlp.down):
         _normal(linear.weight, linear.in_features**-0.5, generator)
     with torch.no_grad():
-        values = attention.qkv.weight[-attention.sizes[2] :]
-        for weight in (values, attention.out.weight, mlp.gate_up.weight, mlp.down.weight):
-            weight.mul_(gain)
+        for linear in (attention.value, attention.out, mlp.gate, mlp.up, mlp.down):
+            linear.weight.mul_(gain)
 
 
 def _normal(weight: nn.Parameter, std: float, generator: torch.Generator) -> None:

@@ -11,6 +11,13 @@ from torch import Tensor, nn
 Scale = float | Tensor
 
 
+def add_scaled(x: Tensor, scale: Scale, update: Tensor) -> Tensor:
+    """`x + scale * update`, in one pass over memory when the scale is a number; the result has the dtype of `x`."""
+    if isinstance(scale, Tensor) or update.dtype != x.dtype:
+        return x + scale * update
+    return torch.add(x, update, alpha=scale)
+
+
 class ScaledResidual(nn.Module):
     """`x + scale * branch(norm(x))`, with the scale handed in at every call or set once.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -44,9 +45,17 @@ def run_study(
         study.record(trial)
         if observer is not None:
             observer(trial, len(study.trials), len(study.missing()))
-    result = summarise(study, _provenance(plan, dataset.description, time.monotonic() - started))
+    result = summarise(study, _provenance(plan, dataset.description, time.monotonic() - started + _before(folder)))
     write_json(folder / "result.json", result)
     return result
+
+
+def _before(folder: Path) -> float:
+    """Seconds that an earlier, finished call spent on this study."""
+    try:
+        return float(json.loads((folder / "result.json").read_text())["provenance"]["seconds"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0.0
 
 
 def _provenance(plan: StudyPlan, description: dict[str, Any], seconds: float) -> dict[str, Any]:

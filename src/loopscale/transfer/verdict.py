@@ -86,12 +86,16 @@ _T95 = {2: 12.7, 3: 4.3, 4: 3.18, 5: 2.78, 6: 2.57}
 def judge(slope: Slope | None, regret: Regret) -> Verdict:
     """transfers: the slope's interval lies within the tolerance and the one-shot regret is small.
 
-    drifts: the interval lies outside the tolerance, or the tuned rate diverges. Everything else is undecided.
+    drifts: the interval lies outside the tolerance; or it excludes 0 and the regret's interval lies above its tolerance;
+    or the tuned rate diverges. Everything else is undecided.
     """
     if slope is None:
         return "undecided"
     low, high = slope.interval
-    if low > SLOPE_TOLERANCE or high < -SLOPE_TOLERANCE or regret.value is None:
+    if regret.value is None or low > SLOPE_TOLERANCE or high < -SLOPE_TOLERANCE:
+        return "drifts"
+    moves = low > 0 or high < 0
+    if moves and regret.interval is not None and regret.interval[0] > REGRET_TOLERANCE:
         return "drifts"
     small = regret.value <= max(REGRET_TOLERANCE, regret.noise)
     return "transfers" if -SLOPE_TOLERANCE <= low and high <= SLOPE_TOLERANCE and small else "undecided"

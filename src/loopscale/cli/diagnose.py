@@ -1,0 +1,91 @@
+"""`loopscale diagnose`: what is wrong with a looped model, where, why, and what to try."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from loopscale.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_LEVELS = ("info", "warning", "error", "never")
+
+
+@click.command()
+@click.argument("target")
+@click.option("--json", "as_json", is_flag=True, help="Print the diagnosis as JSON.")
+@click.option("--fail-on", type=click.Choice(_LEVELS), default="warning", show_default=True,
+              help="Exit with 1 at a finding of this severity or worse.")
+@click.option("--loops-arg", help="What sets the number of loops: an argument of forward, or an attribute like config.n.")
+@click.option("--loops-range", help="Vary the loops between these, for example 1:32, and report the output's change.")
+@click.option("--weights", type=click.Path(path_type=Path), help="A state dict to load into the model (no pickled code).")
+@click.option("--out", type=click.Path(path_type=Path), help="Write diagnosis.json and report.html into this folder.")
+def command(
+    target: str, as_json: bool, fail_on: str, loops_arg: str | None, loops_range: str | None, weights: Path | None,
+    out: Path | None,
+) -> int:
+    """Diagnose the looped model TARGET.
+
+    TARGET is package.module:factory, file.py:factory, a run folder of ours, a local Hugging Face folder, or hf://NAME
+    (the only form that uses the network). A factory is called without arguments; a module is taken as it is.
+    """
+    span = _span(loops_range)
+    model = _load(target)
+    if weights is not None:
+        _load_weights(model, weights)
+    from loopscale.diagnose import diagnose
+
+    found = diagnose(model, loops_arg=loops_arg, loops_range=span)
+    if out is not None:
+        _write(out, target, found)
+    click.echo(json.dumps(found.to_json(), indent=1) if as_json else found.text())
+    return 1 if fail_on != "never" and found.at_least(fail_on) else 0
+
+
+def _write(out: Path, target: str, found: Any) -> None:
+    from loopscale.atomic import write_json, write_text
+    from loopscale.cli.diagnose_page import page
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as cause:
+        raise UserError(f"cannot make the folder {out} ({cause.strerror}): name another with --out") from None
+    write_json(out / "diagnosis.json", found.to_json())
+    write_text(out / "report.html", page(target, found))
+
+
+def _span(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    low, colon, high = text.partition(":")
+    if not (colon and low.isdigit() and high.isdigit() and 1 <= int(low) <= int(high)):
+        raise UserError(f"--loops-range {text!r} is not of the form LOW:HIGH, for example 1:32")
+    return int(low), int(high)
+
+
+def _load(target: str) -> nn.Module:
+    from loopscale.cli.diagnose_target import load_target
+
+    return load_target(target)
+
+
+def _load_weights(model: nn.Module, path: Path) -> None:
+    from loopscale.cli.diagnose_target import read_weights
+
+    _in_one_sentence(lambda: model.load_state_dict(read_weights(path)), f"the weights in {path} do not fit the model")
+
+
+def _in_one_sentence(action: Callable[[], object], what: str) -> None:
+    try:
+        action()
+    except UserError:
+        raise
+    except Exception as cause:
+        line = (str(cause).strip().splitlines() or [""])[-1].strip()[:160]
+        raise UserError(f"{what}: {line}") from None

@@ -1,0 +1,165 @@
+"""From what was typed to a module: a factory, a run folder, a Hugging Face folder. Pickled code is never run."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import os
+import pickle
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loopscale.errors import UserError, nearest, require
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_FORMS = "give package.module:factory, file.py:factory, a run folder or a local Hugging Face folder"
+
+
+def load_target(target: str) -> nn.Module:
+    """Build the module that `target` names; raises `UserError`, one sentence, when it cannot be built."""
+    if target.startswith("hf://"):
+        return _hugging_face(target.removeprefix("hf://"))
+    path = Path(target)
+    if path.is_dir():
+        return _folder(path)
+    if path.is_file():
+        return _file(path)
+    place, colon, name = target.rpartition(":")
+    if not colon or not place or not name:
+        raise UserError(f"there is no {target!r}: {_FORMS}")
+    return _built(_source(place), name, target)
+
+
+def read_weights(path: Path) -> dict[str, Any]:
+    """A state dict from a safetensors or torch file, without running pickled code; raises `UserError` otherwise."""
+    import torch
+
+    if not path.is_file():
+        raise UserError(f"there is no file {path}: name the file of a state dict")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(f"{path} is a pickle that holds more than weights and is refused: save model.state_dict()") from None
+    except Exception as cause:
+        raise UserError(f"{path} cannot be read as weights: {_line(cause)}") from None
+    if isinstance(found, dict) and isinstance(found.get("state_dict", found.get("model")), dict):
+        found = found.get("state_dict", found.get("model"))
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds a {type(found).__name__}, not a state dict: save model.state_dict()")
+    return found
+
+
+def _file(path: Path) -> nn.Module:
+    if path.suffix == ".py":
+        raise UserError(f"{path} names no model: write {path}:factory")
+    read_weights(path)
+    raise UserError(f"{path} holds weights and no model: name the factory as TARGET and pass --weights {path}")
+
+
+def _folder(path: Path) -> nn.Module:
+    if (path / "config.toml").is_file():
+        return _run(path)
+    if (path / "config.json").is_file():
+        return _hugging_face(str(path))
+    raise UserError(f"{path} has neither config.toml (a run) nor config.json (a Hugging Face model): {_FORMS}")
+
+
+def _run(path: Path) -> nn.Module:
+    from loopscale.nn import LoopedTransformer
+    from loopscale.train import checkpoint, open_run
+
+    run = open_run(path)
+    newest = run.newest_whole(lambda sentence: print(f"loopscale: {sentence}", file=sys.stderr))
+    if newest is None:
+        vocab = run.config.model.vocab_size or 256
+        return LoopedTransformer(run.config.network(vocab), seed=run.config.train.seed)
+    vocab = read_weights(newest / "model.safetensors")["embedding.weight"].shape[0]
+    model = LoopedTransformer(run.config.network(vocab))
+    checkpoint.load_weights(newest, model)
+    return model
+
+
+def _hugging_face(name: str) -> nn.Module:
+    auto = require("transformers", "hf")
+    local = Path(name).is_dir()
+    try:
+        config = auto.AutoConfig.from_pretrained(name, local_files_only=local)
+        kind = getattr(auto, (getattr(config, "architectures", None) or ["AutoModel"])[0], auto.AutoModel)
+        if local and not list(Path(name).glob("*.safetensors*")) and not list(Path(name).glob("*.bin*")):
+            made: nn.Module = kind(config)
+            return made
+        loaded: nn.Module = kind.from_pretrained(name, local_files_only=local)
+        return loaded
+    except Exception as cause:
+        raise UserError(f"cannot load the Hugging Face model {name}: {_line(cause)}") from None
+
+
+def _source(place: str) -> Any:
+    try:
+        if place.endswith(".py"):
+            path = Path(place)
+            if not path.is_file():
+                raise UserError(f"there is no file {place}: {_FORMS}")
+            spec = importlib.util.spec_from_file_location(f"_diagnosed_{path.stem}", path)
+            assert spec is not None and spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[spec.name] = module
+            sys.path.insert(0, str(path.resolve().parent))
+            spec.loader.exec_module(module)
+            return module
+        if os.getcwd() not in sys.path:
+            sys.path.insert(0, os.getcwd())
+        return importlib.import_module(place)
+    except UserError:
+        raise
+    except ModuleNotFoundError as cause:
+        raise UserError(f"cannot import {place!r}: no module named {cause.name!r} is installed or here") from None
+    except (Exception, SystemExit) as cause:
+        raise UserError(f"importing {place} failed: {_line(cause)}") from None
+
+
+def _built(source: Any, name: str, target: str) -> nn.Module:
+    from torch import nn
+
+    if not hasattr(source, name):
+        public = [word for word in vars(source) if not word.startswith("_")]
+        raise UserError(f"{target.rpartition(':')[0]} has no {name!r}: {nearest(name, public)[:200]}")
+    factory = getattr(source, name)
+    if isinstance(factory, nn.Module):
+        return factory
+    if not callable(factory):
+        raise UserError(f"{target} is a {type(factory).__name__}: name a function that returns a torch.nn.Module")
+    needed = _needed(factory)
+    if needed:
+        raise UserError(f"{target} needs arguments ({', '.join(needed)}): name a function that takes none")
+    try:
+        made = factory()
+    except UserError:
+        raise
+    except (Exception, SystemExit) as cause:
+        raise UserError(f"{target} raised {_line(cause)}") from None
+    if not isinstance(made, nn.Module):
+        raise UserError(f"{target} returned a {type(made).__name__}: it must return a torch.nn.Module")
+    return made
+
+
+def _needed(factory: Any) -> list[str]:
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in variadic]
+
+
+def _line(cause: BaseException) -> str:
+    lines = str(cause).strip().splitlines()
+    return f"{type(cause).__name__}: {lines[0][:160]}" if lines else type(cause).__name__
