@@ -136,5 +136,5 @@ def _parquet(file: Path, text_field: str) -> Iterator[str]:
     except UserError:
         raise
     except Exception as problem:  # pyarrow has many errors, all of them about the file
-        reason = (str(problem).splitlines() or [type(problem).__name__])[0]
+        reason = str(problem).split(". ")[0].strip() or type(problem).__name__
         raise UserError(f"{file} is not a whole parquet file ({reason}): write or download it again") from None

@@ -15,7 +15,7 @@ def split_documents(documents: Iterable[str], validation_fraction: float) -> Ite
     Where the hash would leave a side empty (always with a single document), the longest document is cut in two at a
     line boundary, so that both sides have text. Assumption: the documents before both sides are met fit in memory.
 
-    >>> [side for side, text in split_documents(["one\ntwo\n"], 0.5)]
+    >>> [side for side, text in split_documents(["one, two"], 0.5)]
     ['train', 'validation']
     """
     waiting: list[str] = []
@@ -27,7 +27,7 @@ def split_documents(documents: Iterable[str], validation_fraction: float) -> Ite
         if len(sides) == 2:
             break
     if len(sides) == 1:
-        yield from _with_a_cut(waiting, sides.pop(), validation_fraction)
+        yield from _with_a_cut(waiting, validation_fraction)
         return
     for document in chain(waiting, rest):
         yield _side(document, validation_fraction), document
@@ -41,13 +41,19 @@ def limited(documents: Iterable[str], tokenizer: Tokenizer, max_tokens: int | No
     room = max_tokens - 1  # a document that `split_documents` cuts in two has one more separator
     for document in documents:
         size = len(tokenizer.encode(document)) + 1
-        while size > room and document:
-            document = document[: min(len(document) - 1, len(document) * max(room - 1, 0) // (size - 1))]
-            size = len(tokenizer.encode(document)) + 1
-        if not document:
+        if size > room:
+            yield from _shortened(document, tokenizer, room)
             return
         yield document
         room -= size
+
+
+def _shortened(document: str, tokenizer: Tokenizer, room: int) -> Iterator[str]:
+    """The beginning of a document that makes, with its separator, at most `room` tokens; nothing when none does."""
+    while document and (size := len(tokenizer.encode(document))) > room - 1:
+        document = document[: min(len(document) - 1, len(document) * max(room - 1, 0) // size)]
+    if document:
+        yield document
 
 
 def _side(document: str, fraction: float) -> str:
@@ -55,11 +61,12 @@ def _side(document: str, fraction: float) -> str:
     return "validation" if int.from_bytes(digest[:8], "big") < fraction * 2**64 else "train"
 
 
-def _with_a_cut(documents: list[str], side: str, fraction: float) -> Iterator[tuple[str, str]]:
-    """All documents on one side, but for the part of the longest that brings the other side to its fraction.
+def _with_a_cut(documents: list[str], fraction: float) -> Iterator[tuple[str, str]]:
+    """All documents on the larger side, but for the part of the longest that brings the other to its fraction.
 
     Where that is more than half of the longest, half: several short documents cannot be split better.
     """
+    side = "train" if fraction <= 0.5 else "validation"
     longest = max(range(len(documents)), key=lambda number: len(documents[number]))
     share = fraction  # what part of the longest is for validation; alone, exactly the fraction
     if len(documents) > 1:
