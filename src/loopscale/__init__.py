@@ -12,7 +12,7 @@ from loopscale.errors import UserError
 from loopscale.parameterization import RULES, Depth, Role, Rule, Width, residual_scale
 
 if TYPE_CHECKING:
-    from loopscale.diagnosis import check_parameterization, watch
+    from loopscale.diagnosis import Monitor, check_parameterization, diagnose, watch
     from loopscale.nn import Loop, LoopedTransformer, ModelConfig, ScaledResidual
     from loopscale.optim import build_optimizer, param_groups, schedule
 
@@ -27,6 +27,8 @@ _LAZY = {
     "param_groups": "optim",
     "schedule": "optim",
     "check_parameterization": "diagnosis",
+    "diagnose": "diagnosis",
+    "Monitor": "diagnosis",
     "watch": "diagnosis",
 }
 
@@ -36,6 +38,7 @@ __all__ = [
     "Loop",
     "LoopedTransformer",
     "ModelConfig",
+    "Monitor",
     "Role",
     "Rule",
     "ScaledResidual",
@@ -43,6 +46,7 @@ __all__ = [
     "Width",
     "build_optimizer",
     "check_parameterization",
+    "diagnose",
     "param_groups",
     "residual_scale",
     "schedule",

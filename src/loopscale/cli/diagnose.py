@@ -20,14 +20,28 @@ _LEVELS = ("info", "warning", "error", "never")
 @click.command()
 @click.argument("target")
 @click.option("--json", "as_json", is_flag=True, help="Print the diagnosis as JSON.")
-@click.option("--fail-on", type=click.Choice(_LEVELS), default="warning", show_default=True,
-              help="Exit with 1 at a finding of this severity or worse.")
-@click.option("--loops-arg", help="What sets the number of loops: an argument of forward, or an attribute like config.n.")
+@click.option(
+    "--fail-on",
+    type=click.Choice(_LEVELS),
+    default="warning",
+    show_default=True,
+    help="Exit with 1 at a finding of this severity or worse.",
+)
+@click.option(
+    "--loops-arg", help="What sets the number of loops: an argument of forward, or an attribute like config.n."
+)
 @click.option("--loops-range", help="Vary the loops between these, for example 1:32, and report the output's change.")
-@click.option("--weights", type=click.Path(path_type=Path), help="A state dict to load into the model (no pickled code).")
+@click.option(
+    "--weights", type=click.Path(path_type=Path), help="A state dict to load into the model (no pickled code)."
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Write diagnosis.json and report.html into this folder.")
 def command(
-    target: str, as_json: bool, fail_on: str, loops_arg: str | None, loops_range: str | None, weights: Path | None,
+    target: str,
+    as_json: bool,
+    fail_on: str,
+    loops_arg: str | None,
+    loops_range: str | None,
+    weights: Path | None,
     out: Path | None,
 ) -> int:
     """Diagnose the looped model TARGET.
@@ -39,7 +53,7 @@ def command(
     model = _load(target)
     if weights is not None:
         _load_weights(model, weights)
-    from loopscale.diagnose import diagnose
+    from loopscale.diagnosis import diagnose
 
     found = diagnose(model, loops_arg=loops_arg, loops_range=span)
     if out is not None:

@@ -47,7 +47,7 @@ def read_weights(path: Path) -> dict[str, Any]:
             return load_file(path)
         found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        raise UserError(f"{path} is a pickle that holds more than weights and is refused: save model.state_dict()") from None
+        raise UserError(f"{path} is a pickle of more than weights and is refused: save model.state_dict()") from None
     except Exception as cause:
         raise UserError(f"{path} cannot be read as weights: {_line(cause)}") from None
     if isinstance(found, dict) and isinstance(found.get("state_dict", found.get("model")), dict):

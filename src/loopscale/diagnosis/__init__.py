@@ -1,6 +1,27 @@
-"""For any nn.Module: watch its visits, and check that it is flat over loops."""
+"""For any module: find the loop, watch its visits, measure growth, alignment and the loop map, and name what is wrong."""
 
-from loopscale.diagnosis.check import ParameterizationCheck, check_parameterization
-from loopscale.diagnosis.visits import Reading, Visits, watch
+from loopscale.diagnosis.arnoldi import Spectrum, leading_eigenvalues
+from loopscale.diagnosis.callback import trainer_callback
+from loopscale.diagnosis.check import CheckRow, ParameterizationCheck, check_parameterization
+from loopscale.diagnosis.diagnosis import SEVERITIES, Diagnosis, Finding
+from loopscale.diagnosis.monitor import Monitor, Sample
+from loopscale.diagnosis.run import diagnose
+from loopscale.diagnosis.watch import Reading, Watch, watch
 
-__all__ = ["ParameterizationCheck", "Reading", "Visits", "check_parameterization", "watch"]
+__all__ = [
+    "SEVERITIES",
+    "CheckRow",
+    "Diagnosis",
+    "Finding",
+    "Monitor",
+    "ParameterizationCheck",
+    "Reading",
+    "Sample",
+    "Spectrum",
+    "Watch",
+    "check_parameterization",
+    "diagnose",
+    "leading_eigenvalues",
+    "trainer_callback",
+    "watch",
+]

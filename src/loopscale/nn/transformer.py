@@ -32,7 +32,8 @@ class RMSNorm(nn.Module):
         # On CPUs F.rms_norm is not fused; forward and backward of this take 0.79 of its time (d = 256, fp32).
         square = torch.linalg.vecdot(x.float(), x.float())
         normed = x * (square / self.size[0] + 1e-6).rsqrt()[..., None].to(x.dtype)
-        return normed if self.weight is None else normed * self.weight.to(x.dtype)
+        gained: Tensor = normed if self.weight is None else normed * self.weight.to(x.dtype)
+        return gained
 
 
 class Attention(nn.Module):
@@ -56,10 +57,10 @@ class Attention(nn.Module):
         B, T, _ = x_BTD.shape
         qk_BTGE = self.qk(x_BTD).view(B, T, self.heads + self.kv_heads, self.head_dim)
         if self.norm_q is not None and self.norm_k is not None:
-            q, k = qk_BTGE.split([self.heads, self.kv_heads], dim=2)
+            q, k = torch.split(qk_BTGE, [self.heads, self.kv_heads], dim=2)
             qk_BTGE = torch.cat((self.norm_q(q), self.norm_k(k)), dim=2)
         qk_BGTE = rotate(qk_BTGE.transpose(1, 2), rotation)
-        q_BHTE, k_BKTE = qk_BGTE.split([self.heads, self.kv_heads], dim=1)
+        q_BHTE, k_BKTE = torch.split(qk_BGTE, [self.heads, self.kv_heads], dim=1)
         v_BKTE = self.value(x_BTD).view(B, T, self.kv_heads, self.head_dim).transpose(1, 2)
         mixed_BHTE = F.scaled_dot_product_attention(
             q_BHTE, k_BKTE, v_BKTE, is_causal=True, enable_gqa=self.kv_heads != self.heads

@@ -1,0 +1,131 @@
+"""Something to run the model on: the user's batch, or one made up from the model's own sizes."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from loopscale.errors import UserError
+
+LOOP_WORDS = re.compile(
+    r"loop|recur|cycle|repeat|iter|unroll|visit|ponder|hops|num_steps|n_steps|ut_steps|thinking|steps$", re.I
+)
+TOKENS, SEQUENCES, LOOPS, SIDE = 16, 2, 4, 16
+
+
+def call_model(model: nn.Module, batch: Any, extra: Mapping[str, Any] | None = None) -> Any:
+    """Call the model: a dict as keywords, a tuple or list as positional arguments, anything else as the one argument."""
+    more = dict(extra or {})
+    if isinstance(batch, Mapping):
+        return model(**{**batch, **more})
+    if isinstance(batch, (tuple, list)):
+        return model(*batch, **more)
+    return model(batch, **more)
+
+
+def prepare(model: nn.Module, batch: Any, extra: Mapping[str, Any] | None = None) -> Any:
+    """Check the user's batch, or make one up; run it once without gradients to see that it fits.
+
+    Raises `UserError`, one sentence, when the batch is of the wrong type or the model cannot be run on it.
+    """
+    if batch is not None:
+        if not isinstance(batch, (Tensor, Mapping, tuple, list)):
+            raise UserError(f"the batch is a {type(batch).__name__}: give a tensor, a tuple or a dict of tensors")
+        batch = _with_required(model, _plain(model, batch))
+        _try(model, batch, extra)
+        return batch
+    problem: UserError | None = None
+    for made in (_with_required(model, made) for made in _candidates(model)):
+        try:
+            _try(model, made, extra)
+            return made
+        except UserError as mistake:
+            problem = problem or mistake
+    if problem is not None:
+        raise UserError(f"no made-up batch fits the model: pass a batch ({problem})")
+    raise UserError("cannot tell what the model reads, it has no embedding and no linear layer: pass a batch")
+
+
+def _plain(model: nn.Module, batch: Any) -> Any:
+    if isinstance(batch, Mapping):
+        return {**batch, **_no_cache(model)}
+    return batch
+
+
+def _try(model: nn.Module, batch: Any, extra: Mapping[str, Any] | None) -> None:
+    try:
+        with torch.no_grad():
+            call_model(model, batch, extra)
+    except UserError:
+        raise
+    except Exception as cause:  # a model may raise anything at all
+        line = (str(cause).strip().splitlines() or [""])[0][:160]
+        raise UserError(f"the model cannot run on the batch: {type(cause).__name__}: {line}") from cause
+
+
+def _candidates(model: nn.Module) -> list[Any]:
+    place = next(model.parameters(), torch.zeros(())).device
+    generator = torch.Generator().manual_seed(0)
+    made: list[Any] = []
+    sizes = sorted(m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding) and m.num_embeddings > 8)
+    main = getattr(model, "main_input_name", None)
+    if sizes:
+        tokens = torch.randint(0, sizes[0], (SEQUENCES, min(TOKENS, sizes[0])), generator=generator).to(place)
+        made.append(tokens)
+        if main is not None:
+            made.insert(0, {main: tokens, **_no_cache(model)})
+    config: Any = getattr(model, "config", None)
+    if isinstance(getattr(config, "image_size", None), int):
+        image = (SEQUENCES, int(getattr(config, "num_channels", 3)), config.image_size, config.image_size)
+        made.insert(0, torch.randn(image, generator=generator).to(place))
+    conv = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    if conv is not None:
+        made.append(torch.randn(SEQUENCES, conv.in_channels, SIDE, SIDE, generator=generator).to(place))
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    for width in _widths(model):
+        made.append(torch.randn(SEQUENCES, TOKENS, width, generator=generator).to(place, dtype))
+        made.append(torch.randn(SEQUENCES, width, generator=generator).to(place, dtype))
+    return made
+
+
+def _with_required(model: nn.Module, batch: Any) -> Any:
+    """Add a number of loops where forward demands one and the batch is a single tensor."""
+    if not isinstance(batch, Tensor):
+        return batch
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    demanded = [p.name for p in parameters[1:] if p.default is p.empty and LOOP_WORDS.search(p.name)]
+    if not demanded or parameters[0].kind is parameters[0].VAR_POSITIONAL:
+        return batch
+    return {parameters[0].name: batch, **dict.fromkeys(demanded, LOOPS)}
+
+
+def _no_cache(model: nn.Module) -> dict[str, Any]:
+    # A cache of keys would join the visits of a shared layer, which is not what training does.
+    return {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+
+
+def _widths(model: nn.Module) -> list[int]:
+    found: list[int] = []
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            found.append(module.in_features)
+        elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+            found.append(int(module.normalized_shape[-1]))
+    found += [p.shape[-1] for p in model.parameters() if p.ndim >= 1]
+    return list(dict.fromkeys(found))[:3]
+
+
+def first_float(output: Any) -> Tensor | None:
+    """The first floating-point tensor in a model's output, the loss of a Hugging Face output last."""
+    from loopscale.diagnosis.tape import tensors_in
+
+    found = [t for t in tensors_in(output) if t.is_floating_point()]
+    found = [t for t in found if t.ndim > 0] or found
+    if not found and hasattr(output, "__dict__"):
+        found = [t for t in tensors_in(vars(output)) if t.is_floating_point()]
+    return found[0] if found else None

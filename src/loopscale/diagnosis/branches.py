@@ -1,0 +1,181 @@
+"""Measure what the steps of a loop do: scale, update against stream, alignment over visits, dead or absorbed updates."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import mode
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from loopscale.diagnosis.stream import BLENDS, Step, Stream, strip
+from loopscale.diagnosis.tape import Tape
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One step of the loop, averaged over visits. `scale` is eps as measured: |added| / |branch output|.
+
+    `ratio`: |added| / |stream|, per visit. `cosine`: mean pairwise cosine of the additions over visits.
+    `absorbed`: share of the elements that the addition leaves unchanged for want of digits.
+    """
+
+    kind: str
+    where: str
+    scale: float
+    sizes: tuple[float, ...]
+    ratio: tuple[float, ...]
+    cosine: float | None
+    absorbed: float
+    nested: bool
+    attention: int
+    dead: bool
+    decay: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "kind": self.kind,
+            "where": self.where,
+            "scale": self.scale,
+            "update_ratio": list(self.ratio),
+            "cosine": self.cosine,
+            "absorbed": self.absorbed,
+            "dead": self.dead,
+        }
+
+
+def wanted(tape: Tape, stream: Stream) -> frozenset[int]:
+    """The nodes whose values `measure` reads."""
+    nodes = set(stream.states)
+    for steps in stream.steps:
+        for step in steps:
+            nodes |= {step.node, step.skip, step.update, step.base}
+            for factor in (step.factor, _skip_factor(tape, step)):
+                if isinstance(factor, tuple) and factor[0] == "node":
+                    nodes.add(factor[1])
+    return frozenset(nodes - {-1})
+
+
+def measure(tape: Tape, stream: Stream, values: dict[int, Tensor]) -> list[Branch]:
+    """A `Branch` for each step of a visit, in order; visits that lack the step are left out."""
+    # The usual number of steps: the first visit, or one in which an outer loop turns, may have more or fewer.
+    count = mode(len(steps) for steps in stream.steps) if stream.steps else 0
+    full = [steps for steps in stream.steps if len(steps) == count]
+    found = []
+    for place in range(count):
+        column = [steps[place] for steps in full if steps[place].kind == full[0][place].kind]
+        found.append(_measure(tape, column, values))
+    return found
+
+
+def _measure(tape: Tape, column: list[Step], values: dict[int, Tensor]) -> Branch:
+    first = column[0]
+    where = owner(tape, first.base if first.base >= 0 else first.node)
+    if first.kind not in ("branch", "inject"):
+        decay = _decay(tape, first.factor, values) if first.kind == "scale" else None
+        return Branch(first.kind, where, 1.0, (), (), None, 0.0, False, 0, False, decay)
+    added, ratios, scales, absorbed = [], [], [], []
+    for step in column:
+        update, skip = _update(tape, step, values), values[step.skip]
+        size, base = rms(update), _base(tape, step, values)
+        added.append(update.flatten().double())
+        ratios.append(size / rms(skip) if rms(skip) > 0 else math.inf)
+        scales.append(size / base if base > 0 else _written(step.factor))
+        absorbed.append(_absorbed(step, update, values))
+    sizes = tuple(rms(update) for update in added)
+    dead = all(size <= 1e-9 for size in sizes)
+    decay = _decay(tape, _skip_factor(tape, first), values)
+    return Branch(
+        first.kind,
+        where,
+        sum(scales) / len(scales),
+        sizes,
+        tuple(ratios),
+        None if dead else cosine(added),
+        sum(absorbed) / len(absorbed),
+        first.nested,
+        first.attention,
+        dead,
+        decay,
+    )
+
+
+def _base(tape: Tape, step: Step, values: dict[int, Tensor]) -> float:
+    if tape.nodes[step.node].op.startswith("lerp"):
+        return rms(values[step.update].float() - values[step.skip].float())
+    return rms(values[step.base])
+
+
+def _update(tape: Tape, step: Step, values: dict[int, Tensor]) -> Tensor:
+    node = tape.nodes[step.node]
+    spelt = any(isinstance(word, (int, float)) for word in node.args)
+    if node.op in BLENDS or spelt or step.update == step.skip:
+        return (values[step.node].float() - values[step.skip].float()).detach()
+    update = values[step.update].float()
+    return update.expand_as(values[step.node]) if update.shape != values[step.node].shape else update
+
+
+def _absorbed(step: Step, update: Tensor, values: dict[int, Tensor]) -> float:
+    before, after = values[step.skip], values[step.node]
+    if after.dtype not in (torch.bfloat16, torch.float16) or before.shape != after.shape or before.dtype != after.dtype:
+        return 0.0
+    moving = update != 0
+    lost = (before == after) & moving
+    return float(lost.sum()) / max(int(moving.sum()), 1)
+
+
+def _written(factor: object) -> float:
+    return float(factor) if isinstance(factor, (int, float)) else 1.0
+
+
+def _skip_factor(tape: Tape, step: Step) -> object:
+    if step.kind not in ("branch", "inject") or step.skip < 0 or not tape.nodes[step.skip].data:
+        return None
+    return strip(tape.nodes, step.skip)[1]
+
+
+def _decay(tape: Tape, factor: object, values: dict[int, Tensor]) -> float | None:
+    """The share of channels of a learned factor on the stream that has come to exactly 1 (to 6 digits)."""
+    value: Tensor | None = None
+    if isinstance(factor, tuple) and factor[0] == "node" and not tape.nodes[factor[1]].data:
+        value = values.get(factor[1])
+    elif isinstance(factor, tuple) and factor[0] == "param":
+        value = next((p.detach() for p in tape.model.parameters() if tape.keys.get(id(p)) == factor[1]), None)
+    if value is None or not value.is_floating_point():
+        return None
+    return float(((value.double() - 1).abs() < 1e-6).double().mean())
+
+
+def owner(tape: Tape, index: int) -> str:
+    """Name the module whose parameter last acted on the way to a node."""
+    seen, frontier = set(), [index]
+    while frontier:
+        current = max(frontier)
+        frontier.remove(current)
+        for key in tape.nodes[current].params:
+            for name in tape.names.get(key, []):
+                return name.rpartition(".")[0] or name
+        for parent in tape.nodes[current].parents:
+            if parent not in seen:
+                seen.add(parent)
+                frontier.append(parent)
+    return "model"
+
+
+def rms(tensor: Tensor) -> float:
+    """Root mean square, in double precision."""
+    return float(tensor.detach().double().square().mean().sqrt()) if tensor.numel() else 0.0
+
+
+def cosine(vectors: list[Tensor]) -> float | None:
+    """Mean pairwise cosine; None for fewer than two non-zero vectors."""
+    units = [v / v.norm() for v in vectors if float(v.norm()) > 0]
+    if len(units) < 2:
+        return None
+    stacked = torch.stack(units)
+    gram = stacked @ stacked.T
+    count = len(units)
+    return float((gram.sum() - gram.diagonal().sum()) / (count * (count - 1)))

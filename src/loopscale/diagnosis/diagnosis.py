@@ -1,0 +1,121 @@
+"""What a diagnosis says: findings with evidence, the measured numbers, a verdict; as JSON and as text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+SEVERITIES = ("info", "warning", "error")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`code` is stable; `where` names modules; the rest are sentences for people."""
+
+    code: str
+    severity: str
+    where: str
+    evidence: str
+    cause: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """All that was measured. `loops` is N of the loop with most shared weights; `growth` its law over the visits.
+
+    `gain`: |h_N| / |h_0|. `effective_scale`: the measured eps of its branches; `prescribed_scale`: lambda / (N sqrt L)
+    at lambda = 1. `kappa`: alignment of the visits' gradients, 1..N. None stands for what could not be measured.
+    """
+
+    looped: bool
+    loops: int
+    tied: bool
+    growth: str | None = None
+    gain: float | None = None
+    growth_over_loops: str | None = None
+    effective_scale: float | None = None
+    prescribed_scale: float | None = None
+    kappa: float | None = None
+    spectral_radius: float | None = None
+    findings: tuple[Finding, ...] = ()
+    verdict: str = ""
+    layers: int | None = None
+    loops_found: tuple[dict[str, Any], ...] = ()
+    loops_argument: str | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def worst(self) -> str | None:
+        """The highest severity among the findings; None without findings."""
+        return max((f.severity for f in self.findings), key=SEVERITIES.index, default=None)
+
+    @property
+    def codes(self) -> set[str]:
+        """The codes of all findings."""
+        return {finding.code for finding in self.findings}
+
+    def at_least(self, severity: str) -> bool:
+        """Whether a finding is of this severity or worse."""
+        return any(SEVERITIES.index(f.severity) >= SEVERITIES.index(severity) for f in self.findings)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values by the written schema; numbers that are not finite become null.
+
+        >>> Diagnosis(False, 1, False).to_json()["looped"]
+        False
+        """
+        return {"schema": 1, **_plain(asdict(self))}
+
+    def text(self) -> str:
+        """For a terminal: what was found, the numbers, the findings, the verdict."""
+        lines = [
+            f"loop      {item['where']} ({item['order']}{', inside ' + item['inside'] if item['inside'] else ''})"
+            for item in self.loops_found[:6]
+        ]
+        if self.looped:
+            over = (
+                f"; over N: {self.growth_over_loops} (set by {self.loops_argument})" if self.growth_over_loops else ""
+            )
+            lines += [
+                f"size      N = {self.loops} loops, L = {self.layers} layers, tied: {'yes' if self.tied else 'no'}",
+                f"growth    {self.growth or 'not measured'} over the visits, gain {_show(self.gain)}{over}",
+                f"scale     measured {_show(self.effective_scale)}, prescribed {_show(self.prescribed_scale)} (strength 1)",
+                f"aligned   kappa {_show(self.kappa)} of at most {self.loops}",
+                f"loop map  spectral radius {_show(self.spectral_radius)}",
+            ]
+        for finding in self.findings:
+            lines += [
+                "",
+                f"[{finding.severity}] {finding.code} at {finding.where}",
+                f"  seen    {finding.evidence}",
+                f"  cause   {finding.cause}",
+                f"  remedy  {finding.remedy}",
+            ]
+        return "\n".join([*lines, "", self.verdict])
+
+
+def verdict(findings: Sequence[Finding], where: str) -> str:
+    """One sentence over all findings."""
+    bad = [f for f in findings if f.severity != "info"]
+    if bad:
+        return f"{len(bad)} finding{'s' if len(bad) > 1 else ''}: {', '.join(dict.fromkeys(f.code for f in bad))} ({where})"
+    if any(f.code == "norm-bounded" for f in findings):
+        return f"healthy: the loop is norm-bounded, eps is not the lever ({where})"
+    return f"healthy ({where})"
+
+
+def _show(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.4g}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)

@@ -1,0 +1,70 @@
+"""The first value that is not finite: which parameter, or which module at which visit."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from loopscale.diagnosis.batch import call_model, first_float
+from loopscale.diagnosis.diagnosis import Finding
+from loopscale.diagnosis.tape import Tape, tensors_in
+
+
+def first_nonfinite(model: nn.Module, batch: Any, tape: Tape, output: Any) -> list[Finding]:
+    """One finding, or none when weights and output are finite. Minus infinity in attention masks does not count."""
+    bad = next((n for n, p in model.named_parameters() if p.is_floating_point() and not _finite(p)), None)
+    if bad is not None:
+        return [
+            _finding(
+                bad,
+                f"parameter `{bad}` holds values that are not finite",
+                "the checkpoint or a training step broke it",
+                "go back to a checkpoint before the divergence, and lower the rate or scale the residual",
+            )
+        ]
+    value = first_float(output)
+    if value is None or _finite(value):
+        return []
+    name, visit = _first_module(model, batch)
+    return [
+        _finding(
+            name,
+            f"the output of `{name}` at visit {visit} is the first that is not finite",
+            "the stream or an activation left the range of its number format",
+            "look at growth: scale the residual branches by 1/(N sqrt(L)), or keep the stream in fp32",
+        )
+    ]
+
+
+def _finding(where: str, evidence: str, cause: str, remedy: str) -> Finding:
+    return Finding("nonfinite", "error", where, evidence, cause, remedy)
+
+
+def _finite(value: Tensor) -> bool:
+    return bool(torch.isfinite(value.detach()).all())
+
+
+def _first_module(model: nn.Module, batch: Any) -> tuple[str, int]:
+    visits: Counter[str] = Counter()
+    found: list[tuple[str, int]] = []
+
+    def hook(name: str) -> Any:
+        def look(_module: nn.Module, _args: Any, out: Any) -> None:
+            visits[name] += 1
+            floats = [t for t in tensors_in(out) if t.is_floating_point()]
+            if not found and any(not _finite(t) for t in floats):
+                found.append((name, visits[name]))
+
+        return look
+
+    handles = [module.register_forward_hook(hook(name or "model")) for name, module in model.named_modules()]
+    try:
+        with torch.no_grad():
+            call_model(model, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else ("model", 1)

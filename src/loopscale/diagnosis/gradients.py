@@ -1,0 +1,113 @@
+"""Gradients visit by visit, from one backward pass: alignment kappa of shared weights, size at every visit.
+
+kappa = |sum_n g_n|^2 / sum_n |g_n|^2, g_n the gradient that visit n deposits: 1 when visits are independent, N when
+they are parallel. g_n is never formed: <g_n, g_m> = sum_ts (x_nt . x_ms)(d_nt . d_ms) for inputs x and output gradients
+d, so that the memory does not grow with the weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from loopscale.diagnosis.batch import first_float
+from loopscale.diagnosis.loops import FoundLoop
+from loopscale.diagnosis.passes import record
+from loopscale.diagnosis.stream import Stream
+from loopscale.diagnosis.tape import Key, tensors_in
+
+_PRODUCTS = frozenset({"linear", "addmm", "matmul", "__matmul__", "mm", "bmm", "__rmatmul__"})
+_MOST_ROWS = 512
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """`kappa` over all shared matrices; `by_parameter`; gradient norm of the stream and of the weights at every visit."""
+
+    kappa: float | None
+    by_parameter: dict[str, float]
+    weights: tuple[float, ...]
+    stream: tuple[float, ...]
+
+
+def gradients(
+    model: nn.Module,
+    batch: Any,
+    extra: Mapping[str, Any] | None,
+    loop: FoundLoop,
+    stream: Stream | None,
+    names: dict[Key, list[str]],
+    ops: list[str],
+) -> Gradients:
+    """One backward pass of a loss: the model's own, cross-entropy on made-up targets, or a random projection."""
+    uses = {key: chain for key, chain in loop.uses.items() if all(ops[i] in _PRODUCTS for i in chain)}
+    nodes = frozenset(i for chain in uses.values() for i in chain)
+    states = frozenset(stream.states if stream else ())
+    tape, output = record(model, batch, extra, keep=nodes | states, keep_inputs=nodes, graph=True)
+    loss = pretend_loss(output, batch)
+    if loss is None or not loss.requires_grad:
+        return Gradients(None, {}, (), ())
+    order = [i for i in sorted(nodes | states) if i in tape.values and tape.values[i].requires_grad]
+    found = torch.autograd.grad(loss, [tape.values[i] for i in order], allow_unused=True)
+    deltas = {i: g.detach() for i, g in zip(order, found, strict=True) if g is not None}
+    # Visits without a gradient (truncated backpropagation) are left out.
+    reached = {key: [i for i in chain if i in deltas and i in tape.inputs] for key, chain in uses.items()}
+    most = max((len(chain) for chain in reached.values()), default=0)
+    grams = {
+        key: _gram([_pair(tape.inputs[i], deltas[i]) for i in chain])
+        for key, chain in reached.items()
+        if len(chain) == most > 1
+    }
+    by_parameter = {names[key][0]: _kappa(gram) for key, gram in grams.items() if float(gram.trace()) > 0}
+    total = sum(grams.values(), torch.zeros(most, most, dtype=torch.float64))
+    weights = tuple(math.sqrt(max(float(v), 0.0)) for v in total.diagonal())
+    along = tuple(float(deltas[i].double().norm()) for i in (stream.states if stream else ()) if i in deltas)
+    return Gradients(_kappa(total) if float(total.trace()) > 0 else None, by_parameter, weights, along)
+
+
+def pretend_loss(output: Any, batch: Any) -> Tensor | None:
+    """A scalar to differentiate: `output.loss` if there is one, else made up; None when there is no float output."""
+    own = getattr(output, "loss", None)
+    if isinstance(own, Tensor) and own.ndim == 0:
+        return own
+    value = first_float(output)
+    if value is None:
+        return None
+    generator = torch.Generator().manual_seed(2)
+    tokens = next((t for t in tensors_in(batch) if not t.is_floating_point() and t.ndim == 2), None)
+    if (
+        tokens is not None
+        and value.ndim == 3
+        and value.shape[:2] == tokens.shape
+        and value.shape[2] > int(tokens.max())
+    ):
+        targets = torch.randint(0, value.shape[2], tuple(tokens.shape), generator=generator).to(value.device)
+        return F.cross_entropy(value.float().flatten(0, 1), targets.flatten())
+    direction = torch.randn(tuple(value.shape), generator=generator).to(value.device)
+    return (value.float() * direction).sum() / math.sqrt(max(value.numel(), 1))
+
+
+def _pair(x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+    rows_x = x.detach().flatten(0, -2) if x.ndim > 1 else x.detach()[None]
+    rows_d = delta.flatten(0, -2) if delta.ndim > 1 else delta[None]
+    return rows_x[:_MOST_ROWS].float(), rows_d[:_MOST_ROWS].float()
+
+
+def _gram(pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
+    count = len(pairs)
+    gram = torch.zeros(count, count, dtype=torch.float64)
+    for n, (x, d) in enumerate(pairs):
+        for m in range(n + 1):
+            y, e = pairs[m]
+            gram[n, m] = gram[m, n] = float(((x @ y.T) * (d @ e.T)).sum(dtype=torch.float64))
+    return gram
+
+
+def _kappa(gram: Tensor) -> float:
+    return float(gram.sum() / gram.trace())

@@ -1,0 +1,107 @@
+"""The growth law of the stream: bounded, sqrt, linear or exponential, with the fitted exponent and its interval."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+LAWS = ("bounded", "sqrt", "linear", "exponential")
+
+
+@dataclass(frozen=True)
+class Growth:
+    """`norms` of the stream before the first visit and after each; `exponent` p in |h_n - h_0| ~ n^p."""
+
+    law: str
+    gain: float
+    exponent: float | None
+    interval: tuple[float, float] | None
+    norms: tuple[float, ...]
+    moved: tuple[float, ...]
+
+
+def power_fit(x: Sequence[float], y: Sequence[float]) -> tuple[float, tuple[float, float]] | None:
+    """Slope of log y over log x with a 95 % interval; None for fewer than two usable points.
+
+    >>> slope, interval = power_fit([1, 2, 4, 8], [3, 6, 12, 24])
+    >>> round(slope, 6)
+    1.0
+    """
+    pairs = [(math.log(a), math.log(b)) for a, b in zip(x, y, strict=True) if a > 0 and 0 < b < math.inf]
+    if len(pairs) < 2:
+        return None
+    u, v = np.array(pairs).T
+    slope, intercept = np.polyfit(u, v, 1)
+    rest = v - slope * u - intercept
+    spread = float(((u - u.mean()) ** 2).sum())
+    free = max(len(pairs) - 2, 1)
+    error = math.sqrt(float((rest**2).sum()) / free / spread) if spread else math.inf
+    width = 1.96 * error * (1 + 4 / free if free < 8 else 1)
+    return float(slope), (float(slope) - width, float(slope) + width)
+
+
+def growth_law(
+    norms: Sequence[float], moved: Sequence[float], time: float | None = None, far_gain: float | None = None
+) -> Growth:
+    """Classify the stream over the visits of one pass.
+
+    `norms[n]` = |h_n|, `moved[n]` = |h_n - h_0|, n = 0..N. `time` is N * eps, the sum of a branch's scales over the
+    visits; `far_gain` is |F(c h)| / |c h| at large c. Bounded: `far_gain` below 1; or `time` of about 1 and a gain under
+    10, since more visits would then not add more; or a gain under 1.1 (under 2 where `time` is not known); or a
+    movement that has come to rest (exponent under 0.25). Exponential: each visit adds more than the one before, by a
+    factor of at least 2 in all. Between them |h_n - h_0| ~ n^p: sqrt below p = 0.75, linear above.
+    """
+    gain = norms[-1] / norms[0] if norms[0] > 0 else math.inf
+    if not all(math.isfinite(value) for value in norms):
+        return Growth("exponential", math.inf, None, None, tuple(norms), tuple(moved))
+    visits = len(norms) - 1
+    start = max(1, visits // 2) if visits > 3 else 1
+    fit = power_fit(range(start, visits + 1), moved[start:])
+    exponent, interval = fit if fit else (None, None)
+    contracts = far_gain is not None and far_gain < 0.97
+    law = "bounded" if contracts else _law(norms, gain, exponent, time)
+    return Growth(law, gain, exponent, interval, tuple(norms), tuple(moved))
+
+
+def _law(norms: Sequence[float], gain: float, exponent: float | None, time: float | None) -> str:
+    if _compounds(norms, gain):
+        return "exponential"
+    still = gain < (2 if time is None else 1.1)
+    if still or (time is not None and time <= 1.5 and gain < 10) or (exponent is not None and exponent < 0.25):
+        return "bounded"
+    if exponent is None:
+        return "linear"
+    return "sqrt" if exponent < 0.75 else "linear"
+
+
+def _compounds(norms: Sequence[float], gain: float) -> bool:
+    rises = [b - a for a, b in itertools.pairwise(norms)]
+    visits = len(rises)
+    if gain <= (2.5 if visits <= 2 else 3.5) or any(rise <= 0 for rise in rises[visits // 2 :]):
+        return False
+    half = rises[: max(visits // 2, 1)]
+    total = rises[-1] / max(sum(half) / len(half), 1e-30)
+    # A straight line h_0 + n u has |h_n| / |h_{n-1}| -> 1 + 1/n; a factor that stays above that compounds.
+    return total > 2 and norms[-1] / norms[-2] > 1 + 1.6 / visits
+
+
+def law_over_loops(loops: Sequence[int], moved: Sequence[float]) -> tuple[str, float | None]:
+    """The law of |h_N - h_0| / |h_0| over the number of loops N, from one pass at each N, with its exponent.
+
+    >>> law_over_loops([2, 4, 8], [2.0, 4.0, 8.0])[0]
+    'linear'
+    """
+    if any(not math.isfinite(value) for value in moved):
+        return "exponential", None
+    fit = power_fit(loops, moved)
+    if fit is None:
+        return "bounded", None
+    last = power_fit(loops[-2:], moved[-2:])
+    slope = last[0] if last else fit[0]
+    if slope > 1.7:
+        return "exponential", fit[0]
+    return ("bounded" if slope < 0.25 else "sqrt" if slope < 0.75 else "linear"), fit[0]

@@ -1,0 +1,253 @@
+"""From measured facts to findings. Every threshold stands here, with its reason."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from statistics import median
+
+from loopscale.diagnosis.branches import Branch
+from loopscale.diagnosis.diagnosis import Finding
+from loopscale.diagnosis.growth import Growth
+
+# |F(c h)| / |c h| at large c: below, a norm inside the loop sets the size of the stream.
+RESET, CONTRACTIVE = 0.3, 0.97
+# A branch scale this near a formula is taken to be that formula.
+MATCH = 0.04
+# Additions that sum to less than this share of the stream cannot harm it.
+NEGLIGIBLE = 0.3
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of the main loop. `far_gain` as in `LoopMap.far_gain`; `scale_power`: a in eps ~ N^-a, if N varies."""
+
+    loops: int
+    layers: int
+    where: str
+    prescribed: float
+    branches: tuple[Branch, ...]
+    growth: Growth | None
+    far_gain: float | None
+    scale_power: float | None = None
+    init_ratio: float | None = None
+    dtype: str = "float32"
+
+    @property
+    def living(self) -> list[Branch]:
+        """Branches that add something."""
+        return [b for b in self.branches if b.kind == "branch" and not b.dead]
+
+    @property
+    def scale(self) -> float | None:
+        """The median measured eps."""
+        return median(b.scale for b in self.living) if self.living else None
+
+    @property
+    def bounded_by(self) -> str | None:
+        """Why the size of the stream cannot grow whatever eps is; None when it can."""
+        if self.far_gain is None:
+            return None
+        if self.far_gain < RESET:
+            return "a norm on the stream itself"
+        return "a contractive carry" if self.far_gain < CONTRACTIVE else None
+
+    @property
+    def nested(self) -> bool:
+        """Whether the stream is added to a copy of itself and that compounds: more than e over all visits."""
+        if self.far_gain is None or not any(b.nested for b in self.branches):
+            return False
+        return self.far_gain > 1.02 and self.far_gain**self.loops >= 3.5
+
+
+def judge(facts: Facts) -> list[Finding]:
+    """All findings on one loop, the worst first."""
+    found = [
+        *_nested(facts),
+        *_bounded(facts),
+        *_scales(facts),
+        *_injection(facts),
+        *_decay(facts),
+        *_dead(facts),
+        *_double(facts),
+        *_absorbed(facts),
+    ]
+    return sorted(found, key=lambda finding: ("error", "warning", "info").index(finding.severity))
+
+
+def _nested(facts: Facts) -> Iterator[Finding]:
+    if facts.nested and facts.far_gain is not None:
+        factor = facts.far_gain
+        yield Finding(
+            "nested-skip",
+            "error",
+            facts.where,
+            f"a large stream comes out {factor:.3g} times as large from every visit: "
+            f"{factor**facts.loops:.3g} after {facts.loops}",
+            "the block already adds its input, and the loop adds it again: x + block(x)",
+            "iterate x = block(x), or let the loop add block(x) - x",
+        )
+
+
+def _bounded(facts: Facts) -> Iterator[Finding]:
+    reason = facts.bounded_by
+    if reason is not None:
+        yield Finding(
+            "norm-bounded",
+            "info",
+            facts.where,
+            f"a stream made 1000 times larger leaves a visit {facts.far_gain:.3g} times as large as it came",
+            f"{reason} sets the size of the stream at every visit",
+            "your loop is norm-bounded, eps is not the lever: look at alignment and gradients over visits instead",
+        )
+
+
+def _scales(facts: Facts) -> Iterator[Finding]:
+    eps = facts.scale
+    if eps is None or facts.bounded_by or facts.nested or facts.loops < 2 or _negligible(facts):
+        return
+    kind = scale_kind(facts)
+    if kind == "none":
+        law = f"{facts.growth.law}, gain {facts.growth.gain:.3g}" if facts.growth else "not measured"
+        grown = facts.growth is not None and facts.growth.gain > 2
+        yield Finding(
+            "unscaled-residual",
+            "error" if grown else "warning",
+            _places(facts.living),
+            f"eps = {eps:.3g} at N = {facts.loops}, growth {law}, updates of the visits have cosine {_cosine(facts)}",
+            "a shared layer adds nearly the same update at every visit, so the stream grows like N",
+            f"multiply every residual branch by {facts.prescribed:.4g} = 1/(N sqrt(L)), and tune its strength at few loops",
+        )
+    elif kind == "sqrt":
+        yield Finding(
+            "sqrt-scaled",
+            "warning",
+            _places(facts.living),
+            f"eps = {eps:.4g} at N = {facts.loops}, L = {facts.layers}"
+            + (f"; it falls like N^-{facts.scale_power:.2f}" if facts.scale_power is not None else ""),
+            "1/sqrt(depth) is right for distinct layers; visits of one layer add coherently: the stream grows as sqrt(N)",
+            f"use 1/N over loops: {facts.prescribed:.4g} = 1/(N sqrt(L))",
+        )
+
+
+def scale_kind(facts: Facts) -> str:
+    """Which law the branch scale follows: none, sqrt, or looped (anything at most about 1/N, whatever its strength)."""
+    eps, N, L = facts.scale or 0.0, facts.loops, facts.layers
+    if facts.scale_power is not None and 0.35 < facts.scale_power < 0.65:
+        return "sqrt"
+    if facts.scale_power is not None and facts.scale_power > 0.85:
+        return "looped"
+    written = eps * (facts.init_ratio or 1.0) if facts.init_ratio and eps > 0.9 else eps
+    if any(_near(eps, value) for value in (facts.prescribed, 1 / N, 1 / (N * L))) or eps <= 1.05 / N:
+        return "looped"
+    roots = [1 / math.sqrt(N), 1 / math.sqrt(N * L), 1 / math.sqrt(2 * N * L)]
+    if any(_near(eps, value) for value in roots) or (written < eps and any(_near(written, v, 0.15) for v in roots[1:])):
+        return "sqrt"
+    growing = facts.growth is not None and (facts.growth.law != "bounded" or facts.growth.gain > 2)
+    if eps >= 0.9:
+        return "none"
+    # Other values: strength times 1/N up to a strength of 3; beyond it, what grows is named by the nearer law.
+    if eps * N * math.sqrt(L) <= 3 or not growing:
+        return "looped"
+    return "none" if eps > N**-0.25 else "sqrt"
+
+
+def _negligible(facts: Facts) -> bool:
+    # A branch without any scale is named even where it is small at initialisation: training makes it large.
+    if facts.growth is None or not facts.growth.norms[0] or facts.growth.gain > 1.3 or (facts.scale or 0) >= 0.9:
+        return False
+    return sum(sum(b.ratio) for b in facts.living) < NEGLIGIBLE
+
+
+def _injection(facts: Facts) -> Iterator[Finding]:
+    if facts.bounded_by or facts.growth is None or facts.loops < 2:
+        return
+    for branch in facts.branches:
+        if branch.kind != "inject" or not branch.sizes:
+            continue
+        total = sum(branch.sizes) / len(branch.sizes) * facts.loops
+        if branch.scale * facts.loops >= 1.8 and total >= 0.4 * facts.growth.norms[-1]:
+            yield Finding(
+                "unscaled-injection",
+                "error",
+                branch.where,
+                f"the same input is added at each of {facts.loops} visits, {total:.3g} in all against a stream of "
+                f"{facts.growth.norms[-1]:.3g}",
+                "an injected input is a perfectly aligned update: it grows like N, whatever the branches do",
+                f"scale it by 1/N = {1 / facts.loops:.4g}, add it to the branch input only, or use a contractive carry",
+            )
+            return
+
+
+def _decay(facts: Facts) -> Iterator[Finding]:
+    if facts.far_gain is not None and facts.far_gain < RESET:
+        return
+    for branch in facts.branches:
+        if branch.decay is not None and branch.decay > 0:
+            yield Finding(
+                "marginal-decay",
+                "warning",
+                branch.where,
+                f"{branch.decay:.0%} of the channels of the decay are 1 to six digits",
+                "a decay below 1 by construction rounds to 1.0 in fp32: these channels never forget",
+                "bound it away from 1, for example exp(-softplus(a) - 1e-3), or store 1 - decay",
+            )
+            return
+
+
+def _dead(facts: Facts) -> Iterator[Finding]:
+    dead = [b for b in facts.branches if b.kind == "branch" and b.dead]
+    if dead:
+        yield Finding(
+            "dead-branch",
+            "info",
+            _places(dead),
+            f"{len(dead)} branches add exactly nothing",
+            "their output projection or gate is zero, often on purpose at initialisation",
+            "nothing to mend at initialisation; growth and scale are those after a few training steps",
+        )
+
+
+def _double(facts: Facts) -> Iterator[Finding]:
+    eps, ratio = facts.scale, facts.init_ratio
+    if eps is None or ratio is None or eps > 0.9 or facts.loops < 2 or ratio > 0.6:
+        return
+    depths = (facts.loops, facts.layers, facts.loops * facts.layers)
+    products = {factor * depth for depth in depths for factor in (1, 2)}
+    if any(_near(ratio, 1 / math.sqrt(product), 0.12) for product in products if product > 2):
+        yield Finding(
+            "double-depth-scale",
+            "warning",
+            _places(facts.living),
+            f"eps = {eps:.3g}, and output projections are {ratio:.3g} times as large as the other matrices",
+            "an initialisation by 1/sqrt(2 depth), as GPT-2 does, stands on top of the residual scale",
+            "initialise output projections like the others; eps alone carries the depth",
+        )
+
+
+def _absorbed(facts: Facts) -> Iterator[Finding]:
+    lost = [b for b in facts.branches if b.absorbed > 0.2]
+    if lost:
+        yield Finding(
+            "bf16-absorbed",
+            "warning",
+            _places(lost),
+            f"{max(b.absorbed for b in lost):.0%} of the elements of the {facts.dtype} stream are unchanged by an update",
+            "an addition below 2^-8 of the stream is rounded away in bf16",
+            "keep the stream in fp32 and run only the branches in bf16",
+        )
+
+
+def _near(value: float, formula: float, tolerance: float = MATCH) -> bool:
+    return abs(value / formula - 1) <= tolerance
+
+
+def _cosine(facts: Facts) -> str:
+    known = [b.cosine for b in facts.living if b.cosine is not None]
+    return f"{sum(known) / len(known):.2f}" if known else "not measured"
+
+
+def _places(branches: list[Branch]) -> str:
+    names = list(dict.fromkeys(b.where for b in branches))
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -1,0 +1,85 @@
+"""The loop map F: stream before one visit -> stream before the next, cut out of the running model by replay."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.autograd.forward_ad as forward_ad
+from torch import Tensor, nn
+
+from loopscale.diagnosis.passes import record
+
+
+class LoopMap:
+    """F and its Jacobian-vector products at a point of the trajectory; the model runs from its input to node `end`.
+
+    Raises whatever the model raises when forward-mode differentiation does not know one of its operations; then
+    `jvp` falls back to a central difference, right to about three digits.
+    """
+
+    def __init__(self, model: nn.Module, batch: Any, extra: Mapping[str, Any] | None, start: int, end: int) -> None:
+        self.model, self.batch, self.extra = model, batch, extra
+        self.start, self.end = start, end
+        tape, _ = record(model, batch, extra, keep=frozenset({start, end}), stop=end)
+        self.point, self.image = tape.values[start], tape.values[end]
+        self.exact = True
+
+    def __call__(self, stream: Tensor) -> Tensor:
+        """F at another point."""
+        tape, _ = record(
+            self.model,
+            self.batch,
+            self.extra,
+            keep=frozenset({self.end}),
+            stop=self.end,
+            replace={self.start: lambda _: stream.clone()},
+        )
+        return tape.values[self.end]
+
+    def jvp(self, direction: Tensor) -> Tensor:
+        """The derivative of F at `point` in a direction."""
+        if self.exact:
+            try:
+                return self._forward(direction)
+            except (RuntimeError, NotImplementedError):
+                self.exact = False
+        step = 1e-2 * float(self.point.norm()) / max(float(direction.norm()), 1e-30)
+        return (self(self.point + step * direction) - self(self.point - step * direction)) / (2 * step)
+
+    def _forward(self, direction: Tensor) -> Tensor:
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(self.point.clone(), direction)  # type: ignore[no-untyped-call]
+            tape, _ = record(
+                self.model,
+                self.batch,
+                self.extra,
+                keep=frozenset({self.end}),
+                stop=self.end,
+                replace={self.start: lambda _: dual},
+                graph=True,
+            )
+            tangent = forward_ad.unpack_dual(tape.values[self.end]).tangent  # type: ignore[no-untyped-call]
+            return torch.zeros_like(self.point) if tangent is None else tangent.detach().clone()
+
+    def vjp(self, direction: Tensor) -> Tensor:
+        """The transposed derivative of F at `point` in a direction; raises what autograd raises."""
+        leaf = self.point.clone().requires_grad_(True)
+        tape, _ = record(
+            self.model,
+            self.batch,
+            self.extra,
+            keep=frozenset({self.end}),
+            stop=self.end,
+            replace={self.start: lambda _: leaf * 1.0},
+            graph=True,
+        )
+        (found,) = torch.autograd.grad(tape.values[self.end], leaf, direction, allow_unused=True)
+        return torch.zeros_like(leaf) if found is None else found.detach()
+
+    def far_gain(self, factor: float = 1e3) -> float:
+        """|F(c h)| / |c h| for large c: 1 pre-norm, 0 when a norm resets the stream, 2 nested skip, < 1 contractive."""
+        scale = 1e2 if self.point.dtype == torch.float16 else factor
+        far = self(self.point * scale).double().norm() / (scale * self.point.double().norm()).clamp_min(1e-30)
+        return float(far)

@@ -1,0 +1,195 @@
+"""Find the loop: parameters that act more than once in one forward pass, each time on what they made before.
+
+Names: a *use* is one torch call that reads a parameter; a *visit* is one pass through all parameters of a loop.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from dataclasses import dataclass, field
+from math import prod
+
+from torch import nn
+
+from loopscale.diagnosis.tape import Key, Tape
+
+_LOOKUPS = frozenset({"embedding", "__getitem__", "index_select", "gather", "embedding_bag"})
+
+
+@dataclass(frozen=True)
+class FoundLoop:
+    """A set of parameters visited together. `uses[key]` are node numbers, one for each visit."""
+
+    visits: int
+    uses: dict[Key, tuple[int, ...]] = field(repr=False)
+    modules: tuple[str, ...]
+    where: str
+    order: str
+    inside: str | None = None
+    by_storage: bool = False
+
+    @property
+    def size(self) -> int:
+        """Number of shared weights."""
+        return sum(prod(key[2]) for key in self.uses)
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """The node at which each visit first uses a parameter."""
+        return min(self.uses.values(), key=lambda nodes: nodes[0])
+
+    def to_json(self) -> dict[str, object]:
+        """Plain values."""
+        return {
+            "visits": self.visits,
+            "where": self.where,
+            "modules": list(self.modules),
+            "order": self.order,
+            "inside": self.inside,
+            "shared_by_storage": self.by_storage,
+            "parameters": self.size,
+        }
+
+
+def find_loops(model: nn.Module, tape: Tape) -> list[FoundLoop]:
+    """All loops of one forward pass, the one with most shared weights first; empty when nothing is looped.
+
+    A parameter counts when one use depends on the one before: a weight applied to two inputs side by side is no loop.
+    """
+    chains = {key: chain for key, uses in _uses(tape).items() if len(chain := _chain(tape, uses)) > 1}
+    matrices = {key: chain for key, chain in chains.items() if len(key[2]) >= 2}
+    groups = _groups(matrices or chains)
+    loops = [_describe(model, tape, group, chains) for group in groups]
+    loops = [_nested(loop, loops) for loop in loops]
+    return sorted(loops, key=lambda loop: (-loop.size, -loop.visits, loop.starts[0]))
+
+
+def _uses(tape: Tape) -> dict[Key, list[int]]:
+    """Nodes that read a parameter together with data, by parameter; looking up rows of an embedding is no use."""
+    found: dict[Key, list[int]] = defaultdict(list)
+    for index, node in enumerate(tape.nodes):
+        if node.params and node.op not in _LOOKUPS and (node.data or node.parents):
+            # A node that is made of parameters alone (a transposed weight) is not yet a use.
+            if not node.data and all(not tape.nodes[p].data and tape.nodes[p].params for p in node.parents):
+                continue
+            for key in node.params:
+                found[key].append(index)
+    return found
+
+
+def _chain(tape: Tape, uses: list[int]) -> tuple[int, ...]:
+    """The longest greedy run of uses in which each depends on the one before."""
+    if len(uses) < 2:
+        return tuple(uses)
+    chain, wanted = [uses[0]], set(uses)
+    reached = {uses[0]}
+    for index in range(uses[0] + 1, uses[-1] + 1):
+        if any(parent in reached for parent in tape.nodes[index].parents):
+            if index in wanted:
+                chain.append(index)
+                reached = {index}
+            else:
+                reached.add(index)
+    return tuple(chain)
+
+
+def _groups(chains: dict[Key, tuple[int, ...]]) -> list[dict[Key, tuple[int, ...]]]:
+    """Parameters with the same number of visits whose visits interleave belong together."""
+    groups: list[dict[Key, tuple[int, ...]]] = []
+    spans: list[tuple[int, int, int]] = []
+    for key, chain in sorted(chains.items(), key=lambda item: item[1][0]):
+        joined = next(
+            (
+                i
+                for i, (visits, first, last) in enumerate(spans)
+                if visits == len(chain) and chain[0] < last and chain[-1] > first
+            ),
+            None,
+        )
+        if joined is None:
+            groups.append({key: chain})
+            spans.append((len(chain), chain[0], chain[-1]))
+            continue
+        groups[joined][key] = chain
+        visits, first, last = spans[joined]
+        # Joining goes by the first visits, so that layer-wise loops, which lie one after the other, stay apart.
+        spans[joined] = (visits, first, max(last, chain[0]))
+    return groups
+
+
+def _describe(
+    model: nn.Module, tape: Tape, group: dict[Key, tuple[int, ...]], chains: dict[Key, tuple[int, ...]]
+) -> FoundLoop:
+    names = [name for key in group for name in tape.names.get(key, [])[:1]]
+    visits = len(next(iter(group.values())))
+    tops = _top_modules(model, {name for key in chains for name in tape.names.get(key, [])}, set(names))
+    shared = any(len(tape.names.get(key, [])) > 1 for key in group)
+    order = "layer-wise" if len(tops) <= 1 and _siblings_loop(tops, chains, tape) else "stack-wise"
+    where = f"{_phrase(tops or tuple(names))}, {visits} visits"
+    return FoundLoop(visits, group, tops or tuple(names), where, order, by_storage=shared)
+
+
+def _siblings_loop(tops: tuple[str, ...], chains: dict[Key, tuple[int, ...]], tape: Tape) -> bool:
+    """Whether the next module of the same list loops on its own: each layer is repeated before the next."""
+    if not tops or not re.search(r"\.\d+$", tops[0]):
+        return False
+    stem = tops[0].rpartition(".")[0] + "."
+    mine = {key for key in chains if any(n.startswith(tops[0] + ".") for n in tape.names.get(key, []))}
+    beside = {key for key in chains if any(n.startswith(stem) for n in tape.names.get(key, []))} - mine
+    others = [chains[key] for key in beside]
+    last = max(c[-1] for key, c in chains.items() if key in mine) if mine else 0
+    first = min(c[0] for key, c in chains.items() if key in mine) if mine else 0
+    return any(chain[0] > last or chain[-1] < first for chain in others)
+
+
+def _top_modules(model: nn.Module, looped: set[str], own: set[str]) -> tuple[str, ...]:
+    """The largest modules whose matrices are all in the loop; containers are opened into their parts."""
+    found: list[str] = []
+
+    def visit(prefix: str, module: nn.Module) -> None:
+        matrices = [
+            f"{prefix}.{n}".strip(".") for n, p in module.named_parameters(remove_duplicate=False) if p.ndim >= 2
+        ]
+        container = isinstance(module, (nn.ModuleList, nn.ModuleDict, nn.Sequential))
+        whole = prefix and matrices and all(name in looped for name in matrices) and any(n in own for n in matrices)
+        if whole and not (container and len(module._modules) > 0):
+            found.append(prefix)
+            return
+        for name, child in module.named_children():
+            visit(f"{prefix}.{name}".strip("."), child)
+
+    visit("", model)
+    return tuple(found)
+
+
+def _phrase(names: tuple[str, ...]) -> str:
+    """`core.0 core.1 core.2` becomes "layers 0..2 of `core`"."""
+    if len(names) == 1:
+        return f"`{names[0]}`"
+    stems: dict[str, list[int]] = defaultdict(list)
+    rest: list[str] = []
+    for name in names:
+        stem, _, last = name.rpartition(".")
+        if last.isdigit():
+            stems[stem].append(int(last))
+        else:
+            rest.append(name)
+    parts = [
+        f"layers {min(numbers)}..{max(numbers)} of `{stem or 'model'}`"
+        if len(numbers) > 1
+        else f"`{stem}.{numbers[0]}`"
+        for stem, numbers in stems.items()
+    ]
+    return ", ".join(parts + [f"`{name}`" for name in rest[:4]]) + (", ..." if len(rest) > 4 else "")
+
+
+def _nested(loop: FoundLoop, loops: list[FoundLoop]) -> FoundLoop:
+    """Name the outer loop of a loop that runs several times within each of its visits."""
+    from dataclasses import replace
+
+    for other in loops:
+        spans = other.starts[0] <= loop.starts[-1] and loop.starts[0] <= other.starts[-1]
+        if other is not loop and other.visits < loop.visits and spans:
+            return replace(loop, inside=other.where)
+    return loop

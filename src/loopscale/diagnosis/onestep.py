@@ -1,0 +1,51 @@
+"""A few optimiser steps on a model: how far they move its output, and what zero-initialised branches become."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from loopscale.diagnosis.batch import call_model, first_float
+from loopscale.diagnosis.branches import rms
+from loopscale.diagnosis.gradients import pretend_loss
+
+MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
+
+
+def train_a_little(
+    model: nn.Module,
+    batch: Any,
+    steps: int = 4,
+    lr: float = 1e-3,
+    optimizer: MakeOptimizer | None = None,
+    extra: Mapping[str, Any] | None = None,
+    report_at: Sequence[int] = (),
+) -> dict[int, float]:
+    """Train the model in place; give the relative change |y_k - y_0| / |y_0| of the output after the steps `report_at`.
+
+    `optimizer` makes the user's own from the model; without it Adam with rate `lr`. Raises `RuntimeError` when the
+    output has no gradient.
+    """
+    own = optimizer(model) if optimizer else torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=lr)
+    changes: dict[int, float] = {}
+    before = None
+    for step in range(1, steps + 1):
+        own.zero_grad(set_to_none=True)
+        with torch.enable_grad():
+            output = call_model(model, batch, extra)
+            loss = pretend_loss(output, batch)
+            if loss is None or not loss.requires_grad:
+                raise RuntimeError("the output has no gradient")
+            value = first_float(output)
+            before = value.detach().clone() if before is None and value is not None else before
+            torch.autograd.backward(loss)
+        own.step()
+        if step in report_at and before is not None:
+            with torch.no_grad():
+                after = first_float(call_model(model, batch, extra))
+            changes[step] = rms(after - before) / max(rms(before), 1e-30) if after is not None else float("nan")
+    own.zero_grad(set_to_none=True)
+    return changes

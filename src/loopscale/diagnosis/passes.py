@@ -1,0 +1,47 @@
+"""Run the model under a tape: one function for every kind of pass that the diagnosis needs."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.module import register_module_forward_hook
+
+from loopscale.diagnosis.batch import call_model
+from loopscale.diagnosis.tape import Stop, Tape
+
+
+def record(
+    model: nn.Module,
+    batch: Any,
+    extra: Mapping[str, Any] | None = None,
+    *,
+    keep: frozenset[int] = frozenset(),
+    keep_inputs: frozenset[int] = frozenset(),
+    replace: Mapping[int, Callable[[Tensor], Tensor]] | None = None,
+    stop: int | None = None,
+    graph: bool = False,
+) -> tuple[Tape, Any]:
+    """One forward pass on a tape; gives the tape and the model's output (None after an early stop).
+
+    Only to be called inside `untouched`, which puts the random state back. Attention runs in its plain form, which forward-mode differentiation can follow on every device.
+    """
+    # The same random numbers in every pass: a random initial state or number of loops must not differ between them.
+    torch.manual_seed(0)
+    random.seed(0)
+    tape = Tape(model, batch, keep, keep_inputs, replace or {}, stop, graph)
+    output = None
+    with torch.set_grad_enabled(graph), sdpa_kernel(SDPBackend.MATH):
+        handle = register_module_forward_hook(tape.after_module)
+        try:
+            with tape:
+                output = call_model(model, batch, extra)
+        except Stop:
+            pass
+        finally:
+            handle.remove()
+    return tape, output

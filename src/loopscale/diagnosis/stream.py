@@ -1,0 +1,253 @@
+"""The residual stream through a loop: its value before each visit, and what each visit does to it, step by step.
+
+A state is the value that one visit hands to the next: made before the visit, read inside it, and no product of another
+such value. The path of a visit runs through its dominators: the values that everything from state to state passes.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+from loopscale.diagnosis.loops import FoundLoop
+from loopscale.diagnosis.tape import Node, Tape
+
+ADDS = frozenset("add __add__ __radd__ __iadd__ add_ sub __sub__ __isub__ sub_ lerp lerp_ addcmul addcmul_".split())
+BLENDS = frozenset("lerp lerp_ addcmul addcmul_".split())
+SCALES = frozenset("mul __mul__ __rmul__ __imul__ mul_ div __truediv__ __itruediv__ div_ true_divide multiply".split())
+SAME = frozenset(
+    "view reshape to float half bfloat16 type type_as contiguous clone detach dropout unsqueeze squeeze expand flatten "
+    "unflatten __getitem__ __get__ transpose permute rearrange identity alias view_as expand_as movedim chunk split "
+    "unbind".split()
+)
+NORMS = frozenset("layer_norm rms_norm group_norm normalize instance_norm batch_norm".split())
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing that happens to the stream: kind is branch, inject, scale, norm or map.
+
+    `skip` is the operand that carries the stream, `update` what is added, `base` the update before its scale;
+    `factor` is how the scale was spelt; `nested` says that the update carries a copy of the stream itself;
+    `attention` counts attention calls in the branch.
+    """
+
+    kind: str
+    node: int
+    skip: int = -1
+    update: int = -1
+    base: int = -1
+    factor: object = None
+    nested: bool = False
+    attention: int = 0
+
+
+@dataclass(frozen=True)
+class Stream:
+    """`states[n]` is the node of the stream before visit n (the last: after the last visit); steps for each visit."""
+
+    states: tuple[int, ...]
+    steps: tuple[tuple[Step, ...], ...]
+
+
+def descendants(nodes: list[Node], start: int, end: int) -> set[int]:
+    """All nodes in (start, end] that depend on `start`, and `start` itself."""
+    reached = {start}
+    for index in range(start + 1, min(end, len(nodes) - 1) + 1):
+        if any(parent in reached for parent in nodes[index].parents):
+            reached.add(index)
+    return reached
+
+
+def ancestors(nodes: list[Node], end: int, start: int) -> set[int]:
+    """All nodes in [start, end) that `end` depends on, and `end` itself."""
+    reached, stack = {end}, [end]
+    while stack:
+        for parent in nodes[stack.pop()].parents:
+            if parent >= start and parent not in reached:
+                reached.add(parent)
+                stack.append(parent)
+    return reached
+
+
+def follow(tape: Tape, loop: FoundLoop) -> Stream | None:
+    """Find the stream of a loop; None when no value passes from visit to visit (the loop is opaque to torch calls)."""
+    nodes, starts = tape.nodes, loop.starts
+    middle = [_state(nodes, starts, visit) for visit in range(1, len(starts))]
+    if not middle or any(state is None for state in middle):
+        return None
+    inner = [state for state in middle if state is not None]
+    first = _aligned_input(nodes, inner[0], starts)
+    states = ([first] if first is not None else []) + inner
+    paths = [dominators(nodes, a, b) for a, b in itertools.pairwise(states)]
+    last = _last(nodes, starts, states, paths)
+    if last is not None:
+        states.append(last)
+        paths.append(dominators(nodes, states[-2], last))
+    steps = tuple(tuple(_steps(nodes, path)) for path in paths)
+    return Stream(tuple(states), steps) if len(states) > 1 else None
+
+
+def _state(nodes: list[Node], starts: tuple[int, ...], visit: int) -> int | None:
+    before, start = starts[visit - 1], starts[visit]
+    end = starts[visit + 1] if visit + 1 < len(starts) else min(len(nodes) - 1, 2 * start - before)
+    made = descendants(nodes, before, start - 1) & ancestors(nodes, start, before)
+    read = {parent for index in range(start, end + 1) for parent in nodes[index].parents}
+    crossing = sorted(p for p in made if p in read and nodes[p].dtype.is_floating_point and nodes[p].shape)
+    roots: list[int] = []
+    below: set[int] = set()
+    for candidate in crossing:
+        if candidate not in below:
+            roots.append(candidate)
+            below |= descendants(nodes, candidate, start)
+    return max(roots, key=lambda p: (_numel(nodes[p].shape), p), default=None)
+
+
+def _numel(shape: tuple[int, ...]) -> int:
+    size = 1
+    for side in shape:
+        size *= side
+    return size
+
+
+def _aligned_input(nodes: list[Node], state: int, starts: tuple[int, ...]) -> int | None:
+    """What the first visit reads where the second reads its state."""
+    end = starts[2] if len(starts) > 2 else min(len(nodes), 2 * starts[1] - starts[0])
+    for index in range(state + 1, end):
+        if state in nodes[index].parents:
+            twin = index - starts[1] + starts[0]
+            if 0 <= twin < len(nodes) and nodes[twin].op == nodes[index].op:
+                place = nodes[index].parents.index(state)
+                if place < len(nodes[twin].parents):
+                    found = nodes[twin].parents[place]
+                    if nodes[found].shape[-1:] == nodes[state].shape[-1:]:
+                        return found
+    return None
+
+
+def _last(nodes: list[Node], starts: tuple[int, ...], states: list[int], paths: list[list[int]]) -> int | None:
+    """The stream after the last visit: where the last visit still does what the one before did."""
+    if not paths or len(starts) < 2:
+        return None
+    found = None
+    for index in paths[-1][1:]:
+        twin = index - starts[-2] + starts[-1]
+        if twin >= len(nodes) or nodes[twin].op != nodes[index].op or nodes[twin].shape != nodes[index].shape:
+            break
+        found = twin
+    return found if found is not None and found > states[-1] else None
+
+
+def dominators(nodes: list[Node], start: int, end: int) -> list[int]:
+    """The nodes that every path from `start` to `end` passes, both ends included; empty when there is no path."""
+    inside = ancestors(nodes, end, start) & descendants(nodes, start, end)
+    if start not in inside:
+        return []
+    above: dict[int, int] = {start: start}
+    for index in sorted(inside - {start}):
+        parents = [p for p in dict.fromkeys(nodes[index].parents) if p in inside]
+        meet = parents[0]
+        for other in parents[1:]:
+            a, b = meet, other
+            while a != b:
+                a, b = (above[a], b) if a > b else (a, above[b])
+            meet = a
+        above[index] = meet
+    path = [end]
+    while path[-1] != start:
+        path.append(above[path[-1]])
+    return path[::-1]
+
+
+def _steps(nodes: list[Node], path: list[int]) -> list[Step]:
+    found: list[Step] = []
+    for start, end in itertools.pairwise(path):
+        found += _segment(nodes, start, end)
+    return found
+
+
+def _segment(nodes: list[Node], start: int, end: int) -> list[Step]:
+    node, inside = nodes[end], descendants(nodes, start, end)
+    carried = [p for p in dict.fromkeys(node.parents) if p in inside]
+    if node.op in ADDS:
+        linear = _linear(nodes, start, inside)
+        if any(p in linear for p in carried):
+            return _adds(nodes, start, end, linear, inside)
+        return [Step("map", end, start)]
+    if node.op in NORMS or _manual_norm(nodes, start, end, inside):
+        return [Step("norm", end, start)]
+    if node.op in SAME:
+        return []
+    if node.op in SCALES and len(carried) == 1:
+        return [Step("scale", end, start, factor=_factor(node, carried[0]))]
+    return [Step("map", end, start)]
+
+
+def _manual_norm(nodes: list[Node], start: int, end: int, inside: set[int]) -> bool:
+    between = {nodes[i].op for i in inside if start < i <= end}
+    return bool(between & {"rsqrt", "norm", "sqrt", "vector_norm", "std", "var"}) and nodes[end].op in SCALES
+
+
+def _linear(nodes: list[Node], start: int, inside: set[int]) -> dict[int, int]:
+    """Values that carry the stream itself, reached by adding, scaling and reshaping only; by how many additions."""
+    reached = {start: 0}
+    for index in sorted(inside - {start}):
+        node = nodes[index]
+        carried = [p for p in node.parents if p in inside]
+        plain = node.op in SAME or (node.op in SCALES and len(set(carried)) == 1)
+        if (plain or node.op in ADDS) and any(p in reached for p in carried):
+            reached[index] = min(reached[p] for p in carried if p in reached) + (node.op in ADDS)
+    return reached
+
+
+def _adds(nodes: list[Node], start: int, end: int, linear: dict[int, int], inside: set[int]) -> list[Step]:
+    """The additions on the way from `start` to `end`, in order.
+
+    Of two operands that both carry the stream the one with fewer additions is the skip; the other is one update as a
+    whole (x + block(x), x + eps (block(x) - x)).
+    """
+    found: list[Step] = []
+    index = end
+    while index > start:
+        node = nodes[index]
+        skips = [p for p in dict.fromkeys(node.parents) if p in linear]
+        if not skips:
+            break
+        skip = min(skips, key=lambda p: (linear[p], p))
+        others = [p for p in node.parents if p != skip]
+        if node.op in ADDS and others:
+            update = max(others, key=lambda p: (p in inside, p))
+            if nodes[update].shape and (nodes[update].data or update in inside):
+                kind = "branch" if update in inside else "inject"
+                base, factor = strip(nodes, update)
+                attends = _attentions(nodes, start, update) if kind == "branch" else 0
+                found.append(Step(kind, index, skip, update, base, factor, update in linear, attends))
+        index = skip
+    return found[::-1]
+
+
+def _attentions(nodes: list[Node], start: int, update: int) -> int:
+    reached = ancestors(nodes, update, start) & descendants(nodes, start, update)
+    return sum(
+        nodes[i].op in ("scaled_dot_product_attention", "multi_head_attention_forward", "flex_attention")
+        or (nodes[i].op in ("softmax", "_softmax") and len(nodes[i].shape) == 4)
+        for i in reached
+    )
+
+
+def strip(nodes: list[Node], index: int) -> tuple[int, object]:
+    """Go back from a value over scaling, casting and reshaping; give what was scaled and how the scale was spelt."""
+    factor: object = None
+    while True:
+        node = nodes[index]
+        data = [p for p in node.parents if nodes[p].data]
+        if node.op in SCALES and len(node.parents) <= 2 and len(data) == 1:
+            factor = factor or _factor(node, data[0])
+        elif not (node.op in SAME and len(data) == 1 and _numel(nodes[data[0]].shape) == _numel(node.shape)):
+            return index, factor
+        index = data[0]
+
+
+def _factor(node: Node, carried: int) -> object:
+    others = [word for word in node.args if word != ("node", carried)]
+    return others[0] if others else None
