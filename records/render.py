@@ -45,7 +45,7 @@ def study(result: dict) -> str:
 def benchmarks() -> str:
     """One line a benchmark."""
     rows = ["| measured | ratio, median (range) |", "|---|---|"]
-    for name in ("step_time", "sweep_throughput"):
+    for name in ("step_time",):
         record = load(name)
         low, high = record["ratio_range"]
         rows.append(f"| {record['claim']} | {record['ratio_median']:.2f} ({low:.2f} to {high:.2f}) |")
