@@ -66,7 +66,8 @@ def measure(tape: Tape, stream: Stream, values: dict[int, Tensor]) -> list[Branc
     full = [steps for steps in stream.steps if len(steps) == count]
     found = []
     for place in range(count):
-        column = [steps[place] for steps in full if steps[place].kind == full[0][place].kind]
+        # The second visit tells the kind: in the first, the state and the injected input may be one tensor.
+        column = [steps[place] for steps in full if steps[place].kind == full[min(1, len(full) - 1)][place].kind]
         found.append(_measure(tape, column, values))
     return found
 

@@ -45,7 +45,7 @@ class LoopMap:
                 return self._forward(direction)
             except (RuntimeError, NotImplementedError):
                 self.exact = False
-        step = 1e-2 * float(self.point.norm()) / max(float(direction.norm()), 1e-30)
+        step = 1e-3 * float(self.point.norm()) / max(float(direction.norm()), 1e-30)
         return (self(self.point + step * direction) - self(self.point - step * direction)) / (2 * step)
 
     def _forward(self, direction: Tensor) -> Tensor:
@@ -61,7 +61,10 @@ class LoopMap:
                 graph=True,
             )
             tangent = forward_ad.unpack_dual(tape.values[self.end]).tangent  # type: ignore[no-untyped-call]
-            return torch.zeros_like(self.point) if tangent is None else tangent.detach().clone()
+            if tangent is None:
+                raise RuntimeError("the model cuts the derivative: inference mode or a custom function")
+            found: Tensor = tangent.detach().clone()
+            return found
 
     def vjp(self, direction: Tensor) -> Tensor:
         """The transposed derivative of F at `point` in a direction; raises what autograd raises."""
@@ -76,10 +79,17 @@ class LoopMap:
             graph=True,
         )
         (found,) = torch.autograd.grad(tape.values[self.end], leaf, direction, allow_unused=True)
-        return torch.zeros_like(leaf) if found is None else found.detach()
+        if found is None:
+            raise RuntimeError("no gradient comes back through the visit")
+        return found.detach()
 
-    def far_gain(self, factor: float = 1e3) -> float:
-        """|F(c h)| / |c h| for large c: 1 pre-norm, 0 when a norm resets the stream, 2 nested skip, < 1 contractive."""
+    def far_gain(self, factor: float = 1e3) -> float | None:
+        """|F(c h)| / |c h| for large c: 1 pre-norm, 0 when a norm resets the stream, 2 nested skip, < 1 contractive.
+
+        None where the stream is zero and has no direction to scale.
+        """
+        if not float(self.point.abs().max()):
+            return None
         scale = 1e2 if self.point.dtype == torch.float16 else factor
         far = self(self.point * scale).double().norm() / (scale * self.point.double().norm()).clamp_min(1e-30)
         return float(far)

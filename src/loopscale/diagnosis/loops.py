@@ -69,10 +69,8 @@ def _uses(tape: Tape) -> dict[Key, list[int]]:
     """Nodes that read a parameter together with data, by parameter; looking up rows of an embedding is no use."""
     found: dict[Key, list[int]] = defaultdict(list)
     for index, node in enumerate(tape.nodes):
-        if node.params and node.op not in _LOOKUPS and (node.data or node.parents):
-            # A node that is made of parameters alone (a transposed weight) is not yet a use.
-            if not node.data and all(not tape.nodes[p].data and tape.nodes[p].params for p in node.parents):
-                continue
+        # What is made of parameters alone (a transposed weight, a power iteration for its norm) is not yet a use.
+        if node.params and node.data and node.op not in _LOOKUPS:
             for key in node.params:
                 found[key].append(index)
     return found

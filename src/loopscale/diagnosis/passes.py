@@ -28,7 +28,8 @@ def record(
 ) -> tuple[Tape, Any]:
     """One forward pass on a tape; gives the tape and the model's output (None after an early stop).
 
-    Only to be called inside `untouched`, which puts the random state back. Attention runs in its plain form, which forward-mode differentiation can follow on every device.
+    Only to be called inside `untouched`, which puts the random state back. Attention runs in its plain form, which
+    forward-mode differentiation can follow on every device.
     """
     # The same random numbers in every pass: a random initial state or number of loops must not differ between them.
     torch.manual_seed(0)

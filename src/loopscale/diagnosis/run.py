@@ -125,7 +125,20 @@ def measured_pass(model: nn.Module, batch: Any, extra: Mapping[str, Any] | None,
         if not loops:
             raise LookupError("not looped at this setting")
         loop = _main(loops, tape)
-    stream = follow(tape, loop)
+    first = _measured(model, batch, extra, tape, loop, 0)
+    if first.growth is not None and first.growth.norms[-1] <= 1e-6 * max(first.growth.norms):
+        # A momentum that is still zero, not the stream.
+        second = _measured(model, batch, extra, tape, loop, 1)
+        first = second if second.growth is not None else first
+    if first.growth is not None and not any(first.growth.norms):
+        return replace(first, growth=None)
+    return first
+
+
+def _measured(
+    model: nn.Module, batch: Any, extra: Mapping[str, Any] | None, tape: Tape, loop: FoundLoop, rank: int
+) -> Pass:
+    stream = follow(tape, loop, rank)
     if stream is None:
         return Pass(tape, loop, None, (), None, "unknown")
     again, _ = record(model, batch, extra, keep=wanted(tape, stream))

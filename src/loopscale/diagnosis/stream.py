@@ -70,10 +70,13 @@ def ancestors(nodes: list[Node], end: int, start: int) -> set[int]:
     return reached
 
 
-def follow(tape: Tape, loop: FoundLoop) -> Stream | None:
-    """Find the stream of a loop; None when no value passes from visit to visit (the loop is opaque to torch calls)."""
+def follow(tape: Tape, loop: FoundLoop, rank: int = 0) -> Stream | None:
+    """Find the stream of a loop; None when no value passes from visit to visit (the loop is opaque to torch calls).
+
+    A loop may hand on several values (a stream and its momentum): `rank` 1 takes the second where there is one.
+    """
     nodes, starts = tape.nodes, loop.starts
-    middle = [_state(nodes, starts, visit) for visit in range(1, len(starts))]
+    middle = [_state(nodes, starts, visit, rank) for visit in range(1, len(starts))]
     if not middle or any(state is None for state in middle):
         return None
     inner = [state for state in middle if state is not None]
@@ -88,7 +91,7 @@ def follow(tape: Tape, loop: FoundLoop) -> Stream | None:
     return Stream(tuple(states), steps) if len(states) > 1 else None
 
 
-def _state(nodes: list[Node], starts: tuple[int, ...], visit: int) -> int | None:
+def _state(nodes: list[Node], starts: tuple[int, ...], visit: int, rank: int) -> int | None:
     before, start = starts[visit - 1], starts[visit]
     end = starts[visit + 1] if visit + 1 < len(starts) else min(len(nodes) - 1, 2 * start - before)
     made = descendants(nodes, before, start - 1) & ancestors(nodes, start, before)
@@ -100,7 +103,9 @@ def _state(nodes: list[Node], starts: tuple[int, ...], visit: int) -> int | None
         if candidate not in below:
             roots.append(candidate)
             below |= descendants(nodes, candidate, start)
-    return max(roots, key=lambda p: (_numel(nodes[p].shape), p), default=None)
+    roots.sort(key=lambda p: (-_numel(nodes[p].shape), -p))
+    same = [p for p in roots if nodes[p].shape == nodes[roots[0]].shape]
+    return same[min(rank, len(same) - 1)] if same else None
 
 
 def _numel(shape: tuple[int, ...]) -> int:
