@@ -23,7 +23,11 @@ def jobs(count: int) -> list[tuple[str, dict, dict]]:
     plan = StudyPlan(base=get_preset("demo").base(["train.steps=60"]), loops=(4,), seeds=count)
     cells = [Cell(Arm("looped", 1.0, 4), 2.0**-6, seed) for seed in range(count)]
     return [
-        (plan.key(cell), {**asdict(cell.arm), "lr": cell.lr, "seed": cell.seed}, plan.config(cell).model_dump(mode="json"))
+        (
+            plan.key(cell),
+            {**asdict(cell.arm), "lr": cell.lr, "seed": cell.seed},
+            plan.config(cell).model_dump(mode="json"),
+        )
         for cell in cells
     ]
 

@@ -45,7 +45,7 @@ def study(result: dict) -> str:
 def benchmarks() -> str:
     """One line a benchmark."""
     rows = ["| measured | ratio, median (range) |", "|---|---|"]
-    for name in ("step_time",):
+    for name in ("step_time", "sweep_throughput"):
         record = load(name)
         low, high = record["ratio_range"]
         rows.append(f"| {record['claim']} | {record['ratio_median']:.2f} ({low:.2f} to {high:.2f}) |")
@@ -67,5 +67,7 @@ if __name__ == "__main__":
     readme = ROOT / "README.md"
     now = readme.read_text()
     if "--check" in sys.argv:
-        raise SystemExit(0 if render(now) == now else "README.md differs from the records: run python records/render.py")
+        raise SystemExit(
+            0 if render(now) == now else "README.md differs from the records: run python records/render.py"
+        )
     readme.write_text(render(now))

@@ -29,11 +29,15 @@ def test_there_are_blocks_to_run():
 def test_the_tree_in_the_architecture_is_the_tree():
     text = (ROOT / "docs" / "architecture.md").read_text()
     named = set(re.findall(r"^  (\w+)/ ", text, flags=re.M))
-    real = {path.name for path in (ROOT / "src" / "loopscale").iterdir() if path.is_dir() and path.name != "__pycache__"}
+    real = {
+        path.name for path in (ROOT / "src" / "loopscale").iterdir() if path.is_dir() and path.name != "__pycache__"
+    }
     assert named == real
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/parameterization.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/parameterization.md"]
+)
 def test_files_named_in_documents_exist(document):
     text = (ROOT / document).read_text()
     for path in re.findall(r"`((?:src|docs|tests|records|benchmarks|examples)/[\w/.-]+)`", text):

@@ -13,7 +13,7 @@ import pytest
 from loopscale import UserError
 from loopscale.cli import main
 from loopscale.train import make_config
-from loopscale.transfer import Arm, Cell, LocalProcesses, Study, StudyPlan, run_study
+from loopscale.transfer import Arm, Cell, LocalProcesses, Study, StudyPlan, run_study, seeds_by_cost
 
 BASE = make_config(
     {
@@ -207,3 +207,12 @@ def test_mistakes_on_the_command_line(arguments, words, tmp_path, capsys):
     said = capsys.readouterr()
     assert words in said.err and len(said.err.strip().splitlines()) == 1 and not said.out
     assert not out.exists()
+
+
+def test_cheap_numbers_of_loops_may_have_more_seeds():
+    assert seeds_by_cost((16, 1, 4), 2) == ((1, 8), (4, 4), (16, 2))
+    plan = replace(PLAN, cheap_seeds=seeds_by_cost((1, 2), 2))
+    assert (plan.seeds_at(1), plan.seeds_at(2)) == (3, 2)
+    assert StudyPlan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+    with pytest.raises(UserError, match="give a number of loops of the study"):
+        replace(PLAN, cheap_seeds=((3, 9),))

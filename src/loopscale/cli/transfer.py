@@ -37,7 +37,11 @@ def _rate(text: str) -> float:
     help="Fix the rates (0.01 or 2^-6); default: search.",
 )
 @click.option("--strengths", callback=_list_of(float, "numbers"), help="Sweep lambda too, such as 0.25,0.5,1.")
-@click.option("--seeds", type=int, help="Seeds per cell.")
+@click.option(
+    "--seeds",
+    type=int,
+    help="Seeds per cell; the demo gives 2 at the largest N and more where a trial is cheaper.",
+)
 @click.option("--data", help="stdlib, synthetic:TASK, a file or folder, or hf:NAME.")
 @click.option(
     "--set", "sets", multiple=True, metavar="A.B=C", help="Any value of the base config, such as train.steps=300."
@@ -67,15 +71,17 @@ def command(
     Stop it anywhere and start it again: finished trials are kept. Exit 1 when a rule that claims transfer drifts.
     """
     from loopscale.report import write_report
-    from loopscale.transfer import LocalProcesses, StudyPlan, failed, get_preset, run_study
+    from loopscale.transfer import LocalProcesses, StudyPlan, failed, get_preset, run_study, seeds_by_cost
 
     chosen = get_preset(preset)
+    axis = loops or chosen.loops
     plan = StudyPlan(
         base=chosen.base(sets if data is None else (f"data.path={json.dumps(data)}", *sets)),
         rules=rules or ("looped", "sqrt", "none"),
-        loops=loops or chosen.loops,
+        loops=axis,
         lrs=lrs,
         seeds=chosen.seeds if seeds is None else seeds,
+        cheap_seeds=seeds_by_cost(axis, chosen.seeds) if seeds is None and chosen.by_cost else (),
         strengths=strengths or chosen.strengths,
         center_lr=chosen.center_lr,
         preset=preset,

@@ -2,7 +2,7 @@
 
 from loopscale.transfer.executor import Executor, LocalProcesses
 from loopscale.transfer.optimum import Optimum, fit_optimum
-from loopscale.transfer.plan import Arm, Cell, StudyPlan
+from loopscale.transfer.plan import Arm, Cell, StudyPlan, seeds_by_cost
 from loopscale.transfer.presets import PRESETS, Preset, get_preset
 from loopscale.transfer.result import failed, summarise
 from loopscale.transfer.run import run_study
@@ -27,6 +27,7 @@ __all__ = [
     "judge",
     "one_shot_regret",
     "run_study",
+    "seeds_by_cost",
     "summarise",
     "wanted",
 ]

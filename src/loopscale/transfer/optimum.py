@@ -20,7 +20,7 @@ class Optimum:
 
     `log2_lr` and `loss` come from the parabola; `draws` are bootstrap samples of log2_lr, `loss_draws` of the loss.
     `edge`: the minimum is not bracketed, so the numbers are those of the best rate tried and no interval is claimed.
-    `noise` is the residual standard deviation in nats.
+    `noise` is the residual standard deviation in nats, with `freedom` degrees of freedom (0: not known).
     """
 
     log2_lr: float
@@ -30,6 +30,7 @@ class Optimum:
     noise: float
     n_seeds: int
     edge: bool
+    freedom: int = 0
 
     @property
     def lr(self) -> float:
@@ -106,7 +107,7 @@ def _parabola(x: Array, y: Array, seeds: NDArray[np.int64], center: float, freed
     between = float(theta[:count].std(ddof=1)) / math.sqrt(count) if count > 1 else 0.0
     loss = _value(theta[:, None], at, count)
     loss_draws = _value(draws, at_draws, count) + between * rng.standard_t(max(count - 1, 1), size=DRAWS)
-    return Optimum(float(at[0]) + center, float(loss[0]), at_draws + center, loss_draws, noise, count, edge=False)
+    return Optimum(float(at[0]) + center, float(loss[0]), at_draws + center, loss_draws, noise, count, False, freedom)
 
 
 def _vertex(theta: Array, low: float, high: float) -> Array:

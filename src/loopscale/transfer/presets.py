@@ -12,11 +12,15 @@ from loopscale.train import TrainConfig, make_config
 
 @dataclass(frozen=True)
 class Preset:
-    """Defaults of `loopscale transfer`: a base config and the axes of the study."""
+    """Defaults of `loopscale transfer`: a base config and the axes of the study.
+
+    `by_cost`: `seeds` counts at the largest N, and cheaper numbers of loops get more (`seeds_by_cost`).
+    """
 
     config: dict[str, Any]
     loops: tuple[int, ...]
     seeds: int
+    by_cost: bool
     strengths: tuple[float, ...]
     center_lr: float
     promise: str
@@ -43,12 +47,13 @@ def _small(steps: int, layers: int, batch: int, width: int = 64, context: int = 
 
 
 PRESETS = {
-    "demo": Preset(_small(120, 1, 12), (1, 4, 16), 2, (1.0,), 2.0**-6, "about 4 minutes on 2 cores"),
-    "laptop": Preset(_small(120, 2, 12), (1, 2, 4, 8, 16), 3, (1.0,), 2.0**-6, "at most 40 minutes on 2 cores"),
+    "demo": Preset(_small(120, 1, 12), (1, 4, 16), 2, True, (1.0,), 2.0**-6, "about 4 minutes on 2 cores"),
+    "laptop": Preset(_small(120, 2, 12), (1, 2, 4, 8, 16), 3, False, (1.0,), 2.0**-6, "at most 40 minutes on 2 cores"),
     "gpu": Preset(
         _small(2000, 4, 64, width=512, context=512, device="cuda", precision="bf16"),
         (1, 2, 4, 8, 16),
         3,
+        False,
         (1.0,),
         2.0**-9,
         "hours on one GPU; not yet measured",

@@ -27,7 +27,8 @@ def summarise(study: Study, provenance: dict[str, Any]) -> dict[str, Any]:
         "provenance": {
             **provenance,
             "trials": len(study.trials),
-            "seeds": list(range(study.plan.seeds)),
+            "seeds": list(range(max(map(study.plan.seeds_at, study.plan.loops)))),
+            "seeds_at": {str(n): study.plan.seeds_at(n) for n in sorted(study.plan.loops)},
             "trial_seconds": round(sum(trial["seconds"] for trial in study.trials.values()), 1),
         },
     }
@@ -94,7 +95,7 @@ def _regret(losses: dict[int, Losses], optima: dict[int, Optimum], arms: dict[in
     tuned = best_rate(losses[first])
     best = best_rate(losses[last])
     by_seed = [[loss for (rate, _), loss in sorted(losses[last].items()) if rate == chosen] for chosen in (tuned, best)]
-    return one_shot_regret(by_seed[0], by_seed[1], optima[last].noise)
+    return one_shot_regret(by_seed[0], by_seed[1], optima[last].noise, optima[last].freedom)
 
 
 def _slope_json(slope: Slope | None) -> dict[str, Any]:

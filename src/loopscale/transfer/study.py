@@ -80,7 +80,7 @@ class Study:
         cells: dict[str, Cell] = {}
         for arm in self.plan.arms:
             shared = self.plan.same_network(arm)
-            asked = wanted(self.losses(arm), self.plan.seeds, self.plan.center_lr, self.plan.lrs)
+            asked = wanted(self.losses(arm), self.plan.seeds_at(arm.loops), self.plan.center_lr, self.plan.lrs)
             for rate, seed in asked or self._one_shot(arm):
                 cell = Cell(shared, rate, seed)
                 cells.setdefault(self.plan.key(cell), cell)
@@ -90,7 +90,7 @@ class Study:
         """The best rate on the grid at the smallest N of this arm's rule and strength; None until that arm is complete."""
         base = Arm(arm.rule, arm.strength, min(self.plan.loops))
         known = self.losses(base)
-        if not known or wanted(known, self.plan.seeds, self.plan.center_lr, self.plan.lrs):
+        if not known or wanted(known, self.plan.seeds_at(base.loops), self.plan.center_lr, self.plan.lrs):
             return None
         return best_rate(known)
 
@@ -99,7 +99,7 @@ class Study:
         if rate is None or self.plan.lrs is not None:
             return []
         known = self.losses(arm)
-        return [(rate, seed) for seed in range(self.plan.seeds) if (rate, seed) not in known]
+        return [(rate, seed) for seed in range(self.plan.seeds_at(arm.loops)) if (rate, seed) not in known]
 
 
 def best_rate(losses: Losses) -> float:
