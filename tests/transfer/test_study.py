@@ -214,5 +214,5 @@ def test_cheap_numbers_of_loops_may_have_more_seeds():
     plan = replace(PLAN, cheap_seeds=seeds_by_cost((1, 2), 2))
     assert (plan.seeds_at(1), plan.seeds_at(2)) == (3, 2)
     assert StudyPlan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
-    with pytest.raises(UserError, match="give a number of loops of the study"):
+    with pytest.raises(UserError, match="give loops of the study"):
         replace(PLAN, cheap_seeds=((3, 9),))

@@ -66,7 +66,7 @@ class StudyPlan:
         for loops, seeds in self.cheap_seeds:
             if loops not in self.loops or seeds < self.seeds:
                 raise UserError(
-                    f"cheap_seeds has ({loops}, {seeds}): give a number of loops of the study and at least {self.seeds} seeds"
+                    f"cheap_seeds has ({loops}, {seeds}): give loops of the study, and at least {self.seeds} seeds"
                 )
         for rule in self.rules:
             get_rule(rule)
