@@ -1,24 +1,31 @@
-# Two commands: `make demo` and `make test`. Both set up .venv first; a second call finds the stamp and starts at once.
+# Two commands: `make demo` and `make test`. Both set up .venv first; a second call finds its stamp and starts at once.
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
 # uv does not read pip's settings for local wheels, so it is handed them.
-INSTALL := $(if $(UV),$(UV) pip install --python $(BIN)/python $(addprefix --find-links ,$(PIP_FIND_LINKS)),$(BIN)/python -m pip install --quiet --disable-pip-version-check)
-STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt 2>/dev/null | cat - <($(PYTHON) --version) | cksum | cut -d' ' -f1)
+INSTALL := $(if $(UV),$(UV) pip install --python $(BIN)/python $(addprefix --find-links ,$(PIP_FIND_LINKS)),$(BIN)/python -m pip install --quiet --disable-pip-version-check) --constraint constraints.txt
+PINS := $(shell cat pyproject.toml constraints.txt 2>/dev/null | cat - <($(PYTHON) --version) | cksum | cut -d' ' -f1)
+STAMP := $(VENV)/.installed-$(PINS)
+STAMP_DEV := $(VENV)/.installed-dev-$(PINS)
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check laptop clean
+.PHONY: help demo laptop test test-slow check clean
 
 help: ## say what can be made
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
 $(STAMP):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "loopscale needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (once)"
-	@$(INSTALL) --constraint constraints.txt --editable '.[dev]'
+	@$(INSTALL) --editable .
 	@rm -f $(VENV)/.installed-*
+	@touch $@
+
+$(STAMP_DEV): $(STAMP)
+	@echo "installing what the tests need into $(VENV) (once)"
+	@$(INSTALL) --editable '.[dev]'
 	@touch $@
 
 demo: $(STAMP) ## the study on real text, minutes: prints the verdict and the page's path
@@ -27,13 +34,13 @@ demo: $(STAMP) ## the study on real text, minutes: prints the verdict and the pa
 laptop: $(STAMP) ## the same with 3 seeds and loops to 16, at most 40 minutes
 	@$(BIN)/loopscale transfer --preset laptop
 
-test: $(STAMP) ## the quick suite
+test: $(STAMP_DEV) ## the quick suite
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-test-slow: $(STAMP) ## the long studies and soaks too
+test-slow: $(STAMP_DEV) ## the long studies and soaks too
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m 'slow or not slow'
 
-check: $(STAMP) ## lint and strict types
+check: $(STAMP_DEV) ## lint and strict types
 	@$(BIN)/ruff check . && $(BIN)/mypy
 
 clean: ## remove what was installed and run
