@@ -2,7 +2,9 @@
 
 from loopscale.nn.config import ModelConfig
 from loopscale.nn.loop import Loop
+from loopscale.nn.looped_core import LoopedCore
+from loopscale.nn.recompute import Recompute
 from loopscale.nn.residual import ScaledResidual
 from loopscale.nn.transformer import LoopedTransformer
 
-__all__ = ["Loop", "LoopedTransformer", "ModelConfig", "ScaledResidual"]
+__all__ = ["Loop", "LoopedCore", "LoopedTransformer", "ModelConfig", "Recompute", "ScaledResidual"]

@@ -38,6 +38,7 @@ class ModelConfig:
     strength: float = 1.0
     base_layers: int | None = None
     base_width: int | None = None
+    gradient_visits: int | None = None
 
     def __post_init__(self) -> None:
         Depth(self.loops, self.layers)
@@ -54,6 +55,8 @@ class ModelConfig:
             raise UserError(f"kv_heads {self.kv_heads} must divide the {self.heads} heads (width / head_dim)")
         if not math.isfinite(self.mlp_ratio) or self.mlp_ratio <= 0:
             raise UserError(f"mlp_ratio must be a positive number, got {self.mlp_ratio!r}")
+        if self.gradient_visits is not None:
+            _positive("gradient_visits", self.gradient_visits)
         get_rule(self.rule)
         check_strength(self.strength)
         relative_layers(self.depth, self.base_layers)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from loopscale.errors import UserError
 from loopscale.nn.config import ModelConfig
 from loopscale.nn.initialise import initialise
+from loopscale.nn.looped_core import LoopedCore
 from loopscale.nn.residual import Scale, add_scaled
 from loopscale.parameterization import Depth, Role, Width, get_rule
 
@@ -121,7 +122,7 @@ class LoopedTransformer(nn.Module):
         with torch.random.fork_rng(devices=[]):
             self.embedding = nn.Embedding(config.vocab_size, config.width)
             self.prelude = nn.ModuleList(Block(config) for _ in range(config.prelude))
-            self.core = nn.ModuleList(Block(config) for _ in range(config.layers))
+            self.core = LoopedCore((Block(config) for _ in range(config.layers)), config.gradient_visits)
             self.coda = nn.ModuleList(Block(config) for _ in range(config.coda))
             self.final_norm = RMSNorm(config.width)
             self.readout = None if config.tied_readout else nn.Linear(config.width, config.vocab_size, bias=False)
@@ -148,20 +149,21 @@ class LoopedTransformer(nn.Module):
 
     def run(self, tokens_BT: Tensor, loops: int, keep: bool = False) -> list[Tensor]:
         """The stream [B, T, D] at the end; with `keep`, also at entry to the core and after each visit."""
-        scale, once = self.residual_scale(loops), self.residual_scale(1)
-        skip = self.rule.skip_scale(Depth(loops, self.config.layers)).value
+        scale, once = self._number(self.residual_scale(loops)), self._number(self.residual_scale(1))
+        skip = self._number(self.rule.skip_scale(Depth(loops, self.config.layers)).value)
         rotation = rotary(tokens_BT.shape[1], self.config.head_dim, tokens_BT.device)
         x = self.embedding(tokens_BT)
         for block in self.prelude:
-            x = block(x, rotation, once, skip)
+            x = self.core.body(block, x, rotation, once, skip)
         kept = [x]
-        for _visit in range(loops):
-            for block in self.core:
-                x = block(x, rotation, scale, skip)
-            kept.append(x)
+        x = self.core(x, rotation, scale, skip, loops, kept if keep else None)
         for block in self.coda:
-            x = block(x, rotation, once, skip)
+            x = self.core.body(block, x, rotation, once, skip)
         return [*kept, x] if keep else [x]
+
+    def _number(self, value: float) -> Scale:
+        """A compiled body gets numbers as tensors, so that another N is no other graph."""
+        return torch.tensor(value, device=self.embedding.weight.device) if self.core.compiled else value
 
     def read(self, x_BTD: Tensor) -> Tensor:
         """Final norm and readout."""

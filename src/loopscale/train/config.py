@@ -41,6 +41,7 @@ class ModelSection(Section):
     strength: Positive = 1.0
     base_layers: Count | None = None
     base_width: Count | None = None
+    gradient_visits: Count | None = None
 
 
 class DataSection(Section):
