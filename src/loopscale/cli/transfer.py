@@ -126,7 +126,8 @@ class _progress:
         return self._show
 
     def __exit__(self, *exception: object) -> None:
-        self._bar.stop()
+        if self._bar.live.is_started:  # else it would print an empty line above the sentence about a mistake
+            self._bar.stop()
 
     def _show(self, trial: dict[str, Any], finished: int, missing: int) -> None:
         if not self._bar.live.is_started:  # only once a trial has ended: a mistake shows one sentence and no bar
