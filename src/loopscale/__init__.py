@@ -12,6 +12,7 @@ from loopscale.errors import UserError
 from loopscale.parameterization import RULES, Depth, Role, Rule, Width, residual_scale
 
 if TYPE_CHECKING:
+    from loopscale.adapt import attach, attachment, detach
     from loopscale.diagnosis import Monitor, check_parameterization, diagnose, watch
     from loopscale.nn import Loop, LoopedTransformer, ModelConfig, ScaledResidual
     from loopscale.optim import build_optimizer, param_groups, schedule
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _LAZY = {
+    "attach": "adapt",
+    "attachment": "adapt",
+    "detach": "adapt",
     "Loop": "nn",
     "LoopedTransformer": "nn",
     "ModelConfig": "nn",
@@ -44,8 +48,11 @@ __all__ = [
     "ScaledResidual",
     "UserError",
     "Width",
+    "attach",
+    "attachment",
     "build_optimizer",
     "check_parameterization",
+    "detach",
     "diagnose",
     "param_groups",
     "residual_scale",

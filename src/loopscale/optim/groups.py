@@ -27,7 +27,8 @@ def param_groups(
     """One group per role (`name`), with lr, weight decay and Adam's eps spelled out, for any torch optimiser.
 
     A model that states `roles()`, `depth`, `width_ratio`, `rule` and `config.base_layers`, as the house model does, needs
-    no more; for another model pass `roles=`, `depth=` and, as wanted, `rule=`, `width=`, `base_layers=`. `lr` is the base
+    no more; nor does a model after `attach` or `convert` (or its handle), whose roles are inferred and printed; for another
+    model pass `roles=`, `depth=` and, as wanted, `rule=`, `width=`, `base_layers=`. `lr` is the base
     rate, before the rule's multiplier. Tied parameters are listed once. Frozen parameters are left out.
 
     Raises `UserError` for a parameter without a role, or a rate that is not positive.
@@ -40,11 +41,12 @@ def param_groups(
     if not (lr > 0 and lr < float("inf")):
         raise UserError(f"lr must be a positive number, got {lr!r}")
     parameters = dict(model.named_parameters())
-    assigned = check_roles(parameters, _stated(model, "roles", roles))
-    chosen = get_rule(_stated(model, "rule", rule))
-    size = _stated(model, "depth", depth)
-    ratio = width if width is not None else getattr(model, "width_ratio", None)
-    base = base_layers if base_layers is not None else getattr(getattr(model, "config", None), "base_layers", None)
+    speaker = _speaker(model)
+    assigned = check_roles(parameters, _stated(speaker, "roles", roles))
+    chosen = get_rule(_stated(speaker, "rule", rule))
+    size = _stated(speaker, "depth", depth)
+    ratio = width if width is not None else getattr(speaker, "width_ratio", None)
+    base = base_layers if base_layers is not None else _base_layers(speaker)
     groups = []
     for role in Role:
         members = [p for name, p in parameters.items() if assigned[name] is role and p.requires_grad]
@@ -76,7 +78,18 @@ def check_partition(model: nn.Module, groups: list[dict[str, Any]]) -> None:
         raise UserError(f"parameter {missing[0]!r} is in no group: give it a role")
 
 
-def _stated(model: nn.Module, name: str, given: Any) -> Any:
+def _speaker(model: nn.Module) -> Any:
+    """Who states roles, depth and rule: the handle that `attach` left on a foreign model, else the model itself."""
+    parts = model.modules() if isinstance(model, nn.Module) else iter(())
+    return next((vars(part)["_loopscale"] for part in parts if "_loopscale" in vars(part)), model)
+
+
+def _base_layers(speaker: Any) -> int | None:
+    stated: int | None = getattr(speaker, "base_layers", None)
+    return stated if stated is not None else getattr(getattr(speaker, "config", None), "base_layers", None)
+
+
+def _stated(model: Any, name: str, given: Any) -> Any:
     if given is not None:
         return given
     stated = getattr(model, name, None)

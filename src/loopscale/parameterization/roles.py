@@ -58,6 +58,8 @@ def _listed(names: list[str]) -> str:
 
 _EMBEDDING = ("embed", "wte", "wpe", "tok_emb", "pos_emb", "word_embeddings", "cls_token", "patch")
 _READOUT = ("lm_head", "readout", "unembed", "output_layer", "classifier", "score", "head.weight", "head.bias")
+# Two-dimensional by layout, not by role: a state-space model's decay rates, tables of biases over relative positions.
+_TABLES = ("a_log", "relative_attention_bias", "relative_position_bias", "rel_pos_bias")
 
 
 def infer_roles(dimensions: Mapping[str, int], in_branch: Iterable[str] | None = None) -> dict[str, Role]:
@@ -86,6 +88,6 @@ def _infer(name: str, ndim: int, inside: bool) -> Role:
         return Role.READOUT if ndim >= 2 else Role.OUTER_GAIN
     if not inside and any(mark in lowered for mark in _EMBEDDING):
         return Role.EMBEDDING if ndim >= 2 else Role.OUTER_GAIN
-    if ndim >= 2:
+    if ndim >= 2 and not (inside and any(mark in lowered for mark in _TABLES)):
         return Role.HIDDEN
     return Role.GAIN if inside else Role.OUTER_GAIN

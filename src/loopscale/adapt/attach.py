@@ -1,0 +1,163 @@
+"""attach and detach: the residual scale on the branches of a model that was not written for it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from loopscale.adapt.find import Branch, by_convention, by_glob, marked_once
+from loopscale.adapt.handle import PLACE, Attachment, attached_to, compare
+from loopscale.adapt.hook import BranchHook, Scales, drop_compiled, install
+from loopscale.adapt.stacking import DepthRuleWarning, factor_in_config, in_weights
+from loopscale.adapt.verify import Verdict, evaluating, verify
+from loopscale.diagnosis.batch import prepare
+from loopscale.errors import UserError
+from loopscale.parameterization import Depth, Rule, get_rule
+
+Patterns = str | Sequence[str] | None
+
+
+def attach(
+    model: nn.Module,
+    loops: int,
+    *,
+    layers: int | None = None,
+    rule: str | Rule = "looped",
+    strength: float = 1.0,
+    base_layers: int | None = None,
+    branches: Patterns = None,
+    once: Patterns = None,
+    batch: Any = None,
+    check: bool = True,
+    stacked: Literal["refuse", "allow"] = "refuse",
+) -> Attachment:
+    """Scale every residual branch of `model` in place: x + eps * f(x), eps = lambda / (N sqrt(m_L)) (or another `rule`).
+
+    Parameter names, state dict and modules stay as they are; forward hooks do the work. `branches`: globs of modules whose
+    output is added to the stream; left out, they are found by the names of known families, else by tracing the additions.
+    `once`: globs of layers or branches visited once (prelude, coda): N = 1 for them. `layers`: L, counted when left out.
+    `batch`: what to check on (a tensor, tuple or dict; made up when left out); `check=False` leaves the check out.
+
+    Raises `UserError`, the model untouched: a pattern without a match, a norm or another module that is no branch, a model
+    that is attached already, one with a residual factor of its own (unless stacked="allow"), a check that fails.
+
+    >>> block = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, norm_first=True)
+    >>> handle = attach(nn.TransformerEncoder(block, 2, enable_nested_tensor=False), loops=8)
+    >>> round(handle.residual_scale, 4), handle.layers
+    (0.0884, 2)
+
+    Source: arXiv:2606.18524; the skip scale of Post-LN rules is carried by the branch (`Attachment.factor`).
+    """
+    _attachable(model)
+    row = get_rule(rule)
+    found, how = _find(model, branches, batch)
+    if once is not None:
+        found = marked_once(found, _list(once))
+    refusal = factor_in_config(model)
+    if refusal is not None and stacked != "allow":
+        raise UserError(refusal)
+    depth = Depth(loops, len({b.layer for b in found if not b.once}) if layers is None else layers)
+    handle = Attachment(model, found, row, depth, strength, base_layers)
+    handle.found_by = how
+    if check:
+        _check(model, handle, batch)
+    stored = getattr(getattr(model, "config", None), "loopscale", None)
+    if stored is not None:
+        compare(stored, handle.record())
+    handle.warnings += in_weights(model, found)
+    for text in handle.warnings:
+        warnings.warn(text, DepthRuleWarning, stacklevel=2)
+    _install(model, handle)
+    return handle
+
+
+def detach(model: nn.Module) -> nn.Module:
+    """Take the scale off again; the model is bit-identical to what it was.
+
+    Raises `UserError` when nothing is attached.
+    """
+    return attachment(model).detach()
+
+
+def attachment(model: nn.Module) -> Attachment:
+    """The handle of an attached model (also of a deepcopy of one).
+
+    Raises `UserError` when nothing is attached.
+    """
+    handle = attached_to(model)
+    if handle is None:
+        raise UserError(f"nothing is attached to this {type(model).__name__}: call attach(model, loops=...) first")
+    return handle
+
+
+def _attachable(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise UserError(f"attach needs a torch module, got {type(model).__name__}")
+    if hasattr(model, "_orig_mod"):
+        raise UserError("the model is compiled already: attach(model) first, then torch.compile(model)")
+    if attached_to(model) is not None:
+        raise UserError("the model is attached already: change N with handle.set_loops(n), or detach(model) first")
+    if callable(getattr(model, "residual_scale", None)):
+        raise UserError(
+            f"{type(model).__name__} scales its branches itself: give it the rule, attach is for other models"
+        )
+
+
+def _find(model: nn.Module, patterns: Patterns, batch: Any) -> tuple[list[Branch], str]:
+    if patterns is not None:
+        return by_glob(model, _list(patterns)), f"the pattern {patterns!r}"
+    found, families = by_convention(model)
+    if found:
+        return found, f"convention: {'; '.join(families)}"
+    raise UserError(
+        f"no residual branches found in {type(model).__name__} by name: name them, branches='layers.*.attn' or a list"
+    )
+
+
+def _check(model: nn.Module, handle: Attachment, batch: Any) -> None:
+    if any(p.is_meta for p in model.parameters()):
+        handle.verified = "not verified: the model is on the meta device"
+        return
+    with evaluating(model):
+        made = prepare(model, batch)
+    verdict = verify(model, handle.branches, made)
+    _norm_placement(handle, verdict)
+    core = "its norms alone" if handle.post_norm else "the identity"
+    handle.verified = (
+        f"verified: bit-identical at scale 1, at strength 0 each layer is {core} ({verdict.layers} layers)"
+    )
+
+
+def _norm_placement(handle: Attachment, verdict: Verdict) -> None:
+    handle.post_norm = bool(verdict.post_norm)
+    if verdict.post_norm and handle.rule.norm == "pre":
+        handle.warnings.append(
+            f"{verdict.post_norm[0]!r} norms the sum (Post-LN), and {handle.rule.name!r} is for pre-norm models: the "
+            "norm rescales the stream at each visit; rule='deeploop' or 'deepnorm' is made for this"
+        )
+    if not verdict.post_norm and handle.rule.norm == "post":
+        raise UserError(
+            f"rule {handle.rule.name!r} is for Post-LN models and this one passes its stream on unnormed: "
+            "use a pre-norm rule such as 'looped'"
+        )
+
+
+def _install(model: nn.Module, handle: Attachment) -> None:
+    if any(p.dtype == torch.float64 for p in model.parameters()):
+        handle.scales = Scales(torch.float64)
+    for branch in handle.branches:
+        install(model.get_submodule(branch.name), BranchHook(handle.scales, branch.once))
+    handle.set_loops(handle.loops)
+    vars(model)[PLACE] = handle
+    config = getattr(model, "config", None)
+    if config is not None and hasattr(config, "to_dict"):
+        config.loopscale = handle.record()
+    drop_compiled()
+
+
+def _list(patterns: str | Sequence[str]) -> list[str]:
+    return [patterns] if isinstance(patterns, str) else list(patterns)

@@ -1,0 +1,192 @@
+"""The handle of an attached model: what was found and scaled, the knob for N, and the way back."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+from typing import Any
+
+from torch import nn
+
+from loopscale.adapt.find import Branch
+from loopscale.adapt.hook import Scales, drop_compiled, remove
+from loopscale.errors import UserError
+from loopscale.parameterization import Depth, Role, Rule, Width, infer_roles
+from loopscale.parameterization.depth import check_strength, relative_layers
+
+PLACE = "_loopscale"
+
+
+class Attachment:
+    """Scales the branches of `model`; kept by the model itself, so that a deepcopy has its own.
+
+    `set_loops(n)` is the run-time knob, `detach()` (or the end of a `with` block) the way back, `str(handle)` the report.
+    It states `roles()`, `depth`, `rule` and `base_layers`, which is what `param_groups` asks of a model.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        branches: list[Branch],
+        rule: Rule,
+        depth: Depth,
+        strength: float,
+        base_layers: int | None,
+    ) -> None:
+        self.model = model
+        self.branches = branches
+        self.rule = rule
+        self.depth = depth
+        self.strength = check_strength(strength)
+        self.base_layers = base_layers
+        self.scales = Scales()
+        self.found_by = ""
+        self.verified = "not verified"
+        self.warnings: list[str] = []
+        self.post_norm = False
+        self.width_ratio: Width | None = None
+        self._announced = False
+        relative_layers(depth, base_layers)
+
+    @property
+    def loops(self) -> int:
+        """N."""
+        return self.depth.loops
+
+    @property
+    def layers(self) -> int:
+        """L, the unique layers of the core."""
+        return self.depth.layers
+
+    @property
+    def residual_scale(self) -> float:
+        """The factor on the core's branches now: eps, or eps / alpha for a Post-LN rule."""
+        return self.factor(self.loops)
+
+    def factor(self, loops: int) -> float:
+        """What a branch is multiplied by at this many loops.
+
+        norm(alpha x + f(x)) = norm(x + f(x) / alpha), up to the norm's epsilon: the branch carries the skip scale of a
+        Post-LN rule.
+        """
+        depth = Depth(loops, self.layers)
+        eps = self.rule.residual_scale(depth, self.strength, self.base_layers).value
+        return eps / self.rule.skip_scale(depth).value
+
+    def set_loops(self, loops: int) -> Attachment:
+        """Scale for this many loops from now on. Raises `UserError` when loops < 1."""
+        self.depth = Depth(loops, self.layers)
+        self._write()
+        return self
+
+    def _write(self) -> None:
+        self.scales.core = self.scales.tensor(self.factor(self.loops))
+        # A Post-LN rule counts all executed layers, also for layers visited once.
+        once = self.loops if self.rule.norm == "post" else 1
+        self.scales.once = self.scales.tensor(self.factor(once))
+        config: Any = getattr(self.model, "config", None)
+        if getattr(config, "loopscale", None) is not None:
+            config.loopscale = self.record()
+
+    def detach(self) -> nn.Module:
+        """Take everything off again: the model is bit-identical to what it was. Doing it twice is no error."""
+        remove(self.model)
+        forget(self.model)
+        self.scales.core = self.scales.once = self.scales.tensor(1.0)
+        drop_compiled()
+        return self.model
+
+    def __enter__(self) -> Attachment:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.detach()
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Those of the model."""
+        return self.model.named_parameters()
+
+    def roles(self) -> dict[str, Role]:
+        """The role of every parameter, inferred from its name and the layers found; printed (stderr) the first time.
+
+        A guess wants eyes: pass `roles=` to `param_groups` to correct it.
+        """
+        layers = tuple(f"{branch.layer}." if branch.layer else "" for branch in self.branches)
+        names = {name: parameter.ndim for name, parameter in self.named_parameters()}
+        roles = infer_roles(names, [name for name in names if name.startswith(layers)])
+        if not self._announced:
+            self._announced = True
+            print("loopscale: roles inferred from names", file=sys.stderr)
+            for line in dict.fromkeys(f"  {role.value:12}{pattern(name)}" for name, role in roles.items()):
+                print(line, file=sys.stderr)
+        return roles
+
+    def record(self) -> dict[str, Any]:
+        """The rule as it is stored with a checkpoint, plain values."""
+        return {
+            "rule": self.rule.name,
+            "loops": self.loops,
+            "layers": self.layers,
+            "strength": self.strength,
+            "base_layers": self.base_layers,
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as plain values."""
+        return {
+            **self.record(),
+            "residual_scale": self.residual_scale,
+            "found_by": self.found_by,
+            "branches": [{"name": b.name, "layer": b.layer, "once": b.once} for b in self.branches],
+            "post_norm": self.post_norm,
+            "verified": self.verified,
+            "warnings": list(self.warnings),
+        }
+
+    def __str__(self) -> str:
+        kinds: dict[str, int] = {}
+        for branch in self.branches:
+            kinds[pattern(branch.name)] = kinds.get(pattern(branch.name), 0) + 1
+        rows = [f"  {name}  x {count}" for name, count in kinds.items()]
+        head = (
+            f"{type(self.model).__name__}: {len(self.branches)} branches in {self.layers} layers, rule {self.rule.name!r}, "
+            f"N = {self.loops}: each is multiplied by {self.residual_scale:.4g}"
+        )
+        notes = [f"found by {self.found_by}; {self.verified}", *(f"warning: {text}" for text in self.warnings)]
+        return "\n".join([head, *rows, *notes])
+
+
+def pattern(name: str) -> str:
+    """A name with its numbers starred."""
+    return ".".join("*" if part.isdigit() else part for part in name.split("."))
+
+
+def attached_to(model: nn.Module) -> Attachment | None:
+    """The handle of the model or of a part of it, if any."""
+    for module in model.modules():
+        handle = vars(module).get(PLACE)
+        if isinstance(handle, Attachment):
+            return handle
+    return None
+
+
+def forget(model: nn.Module) -> None:
+    """Remove the handle from the model, and the rule from its config."""
+    for module in model.modules():
+        vars(module).pop(PLACE, None)
+    config = getattr(model, "config", None)
+    if config is not None:
+        vars(config).pop("loopscale", None)
+
+
+def compare(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raise `UserError` when a checkpoint was trained under another rule than the one asked for. N may differ."""
+    for name in ("rule", "layers", "strength", "base_layers"):
+        if name in stored and stored[name] != wanted[name]:
+            raise UserError(
+                f"the checkpoint was trained with {name} = {stored[name]!r} and you ask for {wanted[name]!r}: "
+                "pass the stored one, or delete model.config.loopscale to start anew"
+            )

@@ -1,0 +1,85 @@
+"""The hook that scales one branch of a foreign model, and the numbers that all hooks of a model share.
+
+Why a forward hook: names and state dict stay as they are (`parametrize` renames weights, a wrapper module renames
+everything), FSDP2 may swap the module's class (a class swap of ours would fight with it), and torch's fused encoder path
+looks for hooks. A hook *object*, not a closure: deepcopy then copies the hooks together with the numbers they share.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from loopscale.errors import UserError
+
+
+class Scales:
+    """The scale of the core's branches and of those visited once, as 0-dim CPU tensors.
+
+    Tensors, so that a compiled graph serves every value; no buffers, so that `to_empty`, `.to(bfloat16)` and the state
+    dict leave them alone; replaced, never changed in place, so that a recorded graph keeps its own.
+    """
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        self.dtype = dtype
+        self.core = torch.ones((), dtype=dtype)
+        self.once = torch.ones((), dtype=dtype)
+
+    def tensor(self, value: float) -> Tensor:
+        """A scale as a hook reads it."""
+        return torch.tensor(value, dtype=self.dtype)
+
+
+class BranchHook:
+    """Multiply a module's output (the first of several) by the shared scale."""
+
+    def __init__(self, scales: Scales, once: bool = False) -> None:
+        self.scales = scales
+        self.once = once
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        """What torch calls after the module's forward."""
+        return scaled(output, self.scales.once if self.once else self.scales.core)
+
+
+def scaled(output: Any, scale: Tensor | float) -> Any:
+    """`scale * output`; of a tuple or list, its first element: attention returns its weights besides.
+
+    Raises `UserError` when there is no tensor to scale.
+    """
+    if isinstance(output, Tensor):
+        return output * scale
+    if isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor):
+        rest = [output[0] * scale, *output[1:]]
+        return type(output)(*rest) if hasattr(output, "_fields") else type(output)(rest)
+    raise UserError(
+        f"a branch returned {type(output).__name__}, of which no tensor can be scaled: name the module that makes the "
+        "tensor which is added to the stream in branches="
+    )
+
+
+def install(module: nn.Module, hook: BranchHook) -> None:
+    """Add the hook, the first of all: hooks that read outputs then see what the stream gets."""
+    module.register_forward_hook(hook, prepend=True)
+
+
+def remove(model: nn.Module) -> None:
+    """Remove every `BranchHook` in the model."""
+    for module in model.modules():
+        for key in [key for key, hook in module._forward_hooks.items() if isinstance(hook, BranchHook)]:
+            for hooks in (
+                module._forward_hooks,
+                module._forward_hooks_with_kwargs,
+                module._forward_hooks_always_called,
+            ):
+                hooks.pop(key, None)
+
+
+def drop_compiled() -> None:
+    """Forget compiled graphs: they do not look at hooks that come or go after compilation, and would be silently wrong."""
+    import sys
+
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()

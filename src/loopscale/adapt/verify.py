@@ -1,0 +1,225 @@
+"""Check on the spot that scaling these branches does what it says, before anything is installed.
+
+scale 1      the output is bit-identical
+scale 0      every layer hands its stream on unchanged (Post-LN: its norms alone, no weight of a branch arrives)
+scale 1/2    a layer with one branch alone adds half as much: the way from the branch to the stream is linear
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from loopscale.adapt.find import Branch
+from loopscale.adapt.hook import scaled
+from loopscale.diagnosis.batch import call_model, first_float
+from loopscale.errors import UserError
+
+
+@dataclass
+class Verdict:
+    """What the check saw. `post_norm`: layers that norm the sum."""
+
+    post_norm: list[str] = field(default_factory=list)
+    layers: int = 0
+    calls: int = 0
+
+
+@dataclass
+class Call:
+    """One call of a layer: the stream it got and gave, and the arguments to call it again."""
+
+    before: Tensor
+    after: Tensor
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+def verify(model: nn.Module, branches: Sequence[Branch], batch: Any) -> Verdict:
+    """Run the model on `batch` at scale 1 and 0, and each layer with one branch at a time.
+
+    Raises `UserError` naming the layer and its shapes when a law does not hold. The model is left as it was.
+    """
+    layers = list(dict.fromkeys(branch.layer for branch in branches))
+    scale = dict.fromkeys((branch.name for branch in branches), 1.0)
+    with evaluating(model), _probes(model, scale) as seen:
+        _same(_run(model, batch, None), _run_without(model, scale, batch))
+        unused = [name for name in scale if not seen.get(name)]
+        if len(unused) == len(scale):
+            raise UserError(
+                f"the model never calls {unused[0]!r}: name modules that its forward pass runs in branches="
+            )
+        scale.update(dict.fromkeys(scale, 0.0))
+        calls = _calls(model, layers, batch)
+        verdict = Verdict(layers=len(layers), calls=sum(map(len, calls.values())))
+        for layer in layers:
+            for call in calls.get(layer, [])[:1]:
+                own = [branch.name for branch in branches if branch.layer == layer and branch.name not in unused]
+                if _identity(call):
+                    _linear(model, layer, own, call, scale)
+                elif _only_norms(model, layer, call):
+                    verdict.post_norm.append(layer)
+                else:
+                    raise UserError(_not_identity(layer, own, call))
+    return verdict
+
+
+def _not_identity(layer: str, own: list[str], call: Call) -> str:
+    return (
+        f"with strength 0 the layer {layer or 'model'!r} is not the identity: stream {tuple(call.before.shape)} became "
+        f"{tuple(call.after.shape)}; something reaches it past {', '.join(map(repr, own))}: "
+        "name every module whose output is added to the stream in branches="
+    )
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and a fixed random state; both are given back, module by module."""
+    modes = [(module, module.training) for module in model.modules()]
+    with torch.random.fork_rng(devices=[]):
+        try:
+            for module, _ in modes:
+                module.training = False
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+
+
+@contextmanager
+def _probes(model: nn.Module, scale: Mapping[str, float]) -> Iterator[dict[str, int]]:
+    seen: dict[str, int] = {}
+
+    def probe(name: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> Any:
+            seen[name] = seen.get(name, 0) + 1
+            try:
+                return scaled(output, scale[name]) if name in scale else None
+            except UserError as mistake:
+                raise UserError(f"{name!r}: {mistake}") from None
+
+        return hook
+
+    handles = [model.get_submodule(name).register_forward_hook(probe(name), prepend=True) for name in scale]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _run_without(model: nn.Module, scale: dict[str, float], batch: Any) -> Any:
+    # The hooks stay, and do nothing: torch's fused encoder path is left while a module has hooks.
+    kept = dict(scale)
+    scale.clear()
+    try:
+        return _run(model, batch, None)
+    finally:
+        scale.update(kept)
+
+
+def _run(model: nn.Module, batch: Any, stop: Any) -> Any:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        return call_model(model, batch)
+
+
+def _same(scaled_output: Any, output: Any) -> None:
+    ours, theirs = first_float(scaled_output), first_float(output)
+    if ours is None or theirs is None:
+        raise UserError("the model returned no tensor to compare: pass a batch= on which it returns one")
+    if not torch.equal(ours.nan_to_num(), theirs.nan_to_num()):
+        raise UserError(
+            f"two runs of the model with scale 1 differ, {tuple(theirs.shape)}: is it random in evaluation mode? pass a "
+            "batch= on which it is not, or verify=False"
+        )
+
+
+def _calls(model: nn.Module, layers: list[str], batch: Any) -> dict[str, list[Call]]:
+    calls: dict[str, list[Call]] = {}
+
+    def watch(layer: str) -> Any:
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            before, after = stream_of((args, kwargs)), stream_of(output)
+            if before is not None and after is not None:
+                calls.setdefault(layer, []).append(Call(before.clone(), after.clone(), args, kwargs))
+
+        return hook
+
+    handles = [model.get_submodule(name).register_forward_hook(watch(name), with_kwargs=True) for name in layers]
+    try:
+        _run(model, batch, None)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def stream_of(value: Any) -> Tensor | None:
+    """The first floating-point tensor among arguments or results."""
+    if isinstance(value, Tensor):
+        return value if value.is_floating_point() else None
+    if isinstance(value, Mapping):
+        return stream_of(list(value.values()))
+    if isinstance(value, (tuple, list)):
+        return next((found for found in map(stream_of, value) if found is not None), None)
+    return None
+
+
+def _identity(call: Call) -> bool:
+    same_shape = call.before.shape == call.after.shape
+    return same_shape and torch.equal(call.before.nan_to_num(), call.after.to(call.before.dtype).nan_to_num())
+
+
+def _again(model: nn.Module, layer: str, call: Call) -> Tensor:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        after = stream_of(model.get_submodule(layer)(*call.args, **call.kwargs))
+    assert after is not None
+    return after.double()
+
+
+def _linear(model: nn.Module, layer: str, own: list[str], call: Call, scale: dict[str, float]) -> None:
+    for name in own:
+        added = []
+        for value in (1.0, 0.5):
+            scale[name] = value
+            added.append(_again(model, layer, call) - call.before.double())
+        scale[name] = 0.0
+        full, half = added
+        gap = float((half - 0.5 * full).norm())
+        # Rounding of the stream: its size times the digits it has.
+        room = 8 * torch.finfo(call.before.dtype).eps * float(call.before.double().norm()) + 1e-3 * float(full.norm())
+        if gap > room:
+            raise UserError(
+                f"{name!r} is not a branch of {layer!r}: halving its output does not halve what the layer adds to the "
+                f"stream {tuple(call.before.shape)}; a norm or an activation comes after it: name the last module "
+                "before the addition in branches="
+            )
+
+
+def _only_norms(model: nn.Module, layer: str, call: Call) -> bool:
+    """Whether no matrix of the layer has any influence at scale 0: what is left are norms of the stream."""
+    module = model.get_submodule(layer)
+    matrices = [p for p in module.parameters() if p.ndim >= 2 and p.is_floating_point()]
+    if call.before.shape != call.after.shape or not matrices:
+        return False
+    flags = [p.requires_grad for p in matrices]
+    try:
+        for parameter in matrices:
+            parameter.requires_grad_(True)
+        torch.manual_seed(0)
+        with torch.enable_grad():
+            after = stream_of(module(*call.args, **call.kwargs))
+            assert after is not None
+            weight = torch.randn(after.shape, device=after.device, dtype=after.dtype)
+            grads = torch.autograd.grad((after * weight).sum(), matrices, allow_unused=True)
+        return not any(grad is not None and bool(grad.any()) for grad in grads)
+    finally:
+        for parameter, flag in zip(matrices, flags, strict=True):
+            parameter.requires_grad_(flag)
