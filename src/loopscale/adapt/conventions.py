@@ -24,6 +24,7 @@ FAMILIES = (
     Family("BERT-like, added inside", ("attention.output.dense", "output.dense", "?crossattention.output.dense")),
     Family("DINOv2-like", ("attention.output.dense", "mlp")),
     Family("encoder-decoder with fc2 (OPT, BART, Whisper)", ("self_attn", "fc2", "?encoder_attn")),
+    Family("torch.nn.TransformerEncoderLayer", ("self_attn", "linear2", "?multihead_attn")),
     Family("Mixtral with its own block", ("self_attn", "block_sparse_moe")),
     Family("Llama-like", ("self_attn", "mlp", "?encoder_attn", "?cross_attn")),
     Family("Bloom and Falcon", ("self_attention.dense", "mlp.dense_4h_to_h")),
