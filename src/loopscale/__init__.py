@@ -14,8 +14,16 @@ from loopscale.parameterization import RULES, Depth, Role, Rule, Width, residual
 if TYPE_CHECKING:
     from loopscale.adapt import attach, attachment, detach
     from loopscale.diagnosis import Monitor, check_parameterization, diagnose, watch
-    from loopscale.nn import Loop, LoopedTransformer, ModelConfig, ScaledResidual
-    from loopscale.optim import build_optimizer, param_groups, schedule
+    from loopscale.nn import (
+        Loop,
+        LoopedTransformer,
+        ModelConfig,
+        PostNormResidual,
+        ScaledResidual,
+        ScaledUpdate,
+        apply_branch_gain,
+    )
+    from loopscale.optim import build_optimizer, param_groups, roles_of, schedule
 
 __version__ = "0.1.0"
 
@@ -26,9 +34,13 @@ _LAZY = {
     "Loop": "nn",
     "LoopedTransformer": "nn",
     "ModelConfig": "nn",
+    "PostNormResidual": "nn",
     "ScaledResidual": "nn",
+    "ScaledUpdate": "nn",
+    "apply_branch_gain": "nn",
     "build_optimizer": "optim",
     "param_groups": "optim",
+    "roles_of": "optim",
     "schedule": "optim",
     "check_parameterization": "diagnosis",
     "diagnose": "diagnosis",
@@ -43,11 +55,14 @@ __all__ = [
     "LoopedTransformer",
     "ModelConfig",
     "Monitor",
+    "PostNormResidual",
     "Role",
     "Rule",
     "ScaledResidual",
+    "ScaledUpdate",
     "UserError",
     "Width",
+    "apply_branch_gain",
     "attach",
     "attachment",
     "build_optimizer",
@@ -56,6 +71,7 @@ __all__ = [
     "diagnose",
     "param_groups",
     "residual_scale",
+    "roles_of",
     "schedule",
     "watch",
 ]

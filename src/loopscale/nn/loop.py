@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
 
 from loopscale.errors import UserError
-from loopscale.nn.residual import ScaledResidual
+from loopscale.nn.residual import HoldsScale, PostNormResidual
 from loopscale.parameterization import Depth, Rule, get_rule
 
 
 class Loop(nn.Module):
-    """Apply `stack` (a module of `ScaledResidual` branches) `loops` times: a run-time knob, given at forward.
+    """Apply `stack` `loops` times: a run-time knob, given at forward. Every residual branch inside gets its eps.
+
+    `stack` is a module, or a `Sequential` or `ModuleList` of blocks, in which each residual branch is a `ScaledResidual`
+    (or uses a `ScaledUpdate`; for the Post-LN rules a `PostNormResidual`): they get `eps = lambda / (N sqrt(m_L))` of the N
+    of the call (`rule`, `strength`, `base_layers` as in `residual_scale`).
 
     `layers` is the number of unique layers L in the stack; an attention and an MLP branch make *one* layer. Without it,
-    the children of an `nn.Sequential` or `nn.ModuleList` are counted. Every `ScaledResidual` inside gets
-    `eps = lambda / (N sqrt(m_L))` of the N of the call (`rule`, `strength`, `base_layers` as in `residual_scale`).
+    the children of a `Sequential` or `ModuleList` are counted. A `Loop` inside the stack counts as its own layers, and
+    its branches are visited (outer loops) x (inner loops) times: that product is their N.
 
-    Raises `UserError` when the stack holds no `ScaledResidual`, when L cannot be counted, when a Post-LN rule is asked
-    for (its skip scale is not in `ScaledResidual`), or when loops < 1.
+    Raises `UserError` when the stack has no scaled branch, when L cannot be counted, when the rule and the blocks disagree
+    on pre-norm or Post-LN, when an inner loop has another rule, or when loops < 1.
 
     >>> stack = nn.Sequential(ScaledResidual(nn.Linear(8, 8)))
     >>> loop = Loop(stack, loops=4)
@@ -41,33 +46,110 @@ class Loop(nn.Module):
         self.stack = stack
         self.loops = Depth(loops, 1).loops
         self.rule = get_rule(rule)
-        self.layers = _count_layers(stack) if layers is None else layers
+        self.layers = _count_layers(stack) if layers is None else Depth(1, layers).layers
         self.strength, self.base_layers = strength, base_layers
-        if self.rule.norm == "post":
-            raise UserError(f"rule {self.rule.name!r} is for Post-LN networks: use a pre-norm rule such as 'looped'")
-        if not any(isinstance(part, ScaledResidual) for part in stack.modules()):
-            raise UserError("the stack has no ScaledResidual: wrap each residual branch, ScaledResidual(branch, norm)")
+        # Visits and layers that a loop around this one adds; set by that loop at each of its calls.
+        self.around: tuple[int, int] | None = None
+        _check(self)
         self.residual_scale(loops)
+
+    @property
+    def depth(self) -> Depth:
+        """Loops as constructed, and layers."""
+        return Depth(self.loops, self.layers)
+
+    def depth_at(self, loops: int) -> Depth:
+        """N and L of the branches at this many loops, the loops around this one included."""
+        Depth(loops, self.layers)
+        outer, layers = self.around or (1, self.layers)
+        return Depth(loops * outer, layers)
 
     def residual_scale(self, loops: int) -> float:
         """eps for this many loops."""
-        return self.rule.residual_scale(Depth(loops, self.layers), self.strength, self.base_layers).value
+        return self.rule.residual_scale(self.depth_at(loops), self.strength, self.base_layers).value
 
-    def forward(self, stream: Tensor, *args: Any, loops: int | None = None, **kwargs: Any) -> Tensor:
-        """Visit the stack `loops` times (default: as constructed); extra arguments go to every visit."""
+    def forward(self, stream: Tensor, *args: Any, loops: int | None = None, **kwargs: Any) -> Any:
+        """Visit the stack `loops` times (default: as constructed); extra arguments go to every visit.
+
+        A stack that returns a tuple carries it: its elements take the place of the stream and the first extra arguments
+        at the next visit (a second stream, a recurrent state, a running sum of losses), and the last tuple is returned.
+        """
         visits = self.loops if loops is None else loops
-        scale = self.residual_scale(visits)
-        for part in self.stack.modules():
-            if isinstance(part, ScaledResidual):
-                part.set_scale(scale)
+        depth = self.depth_at(visits)
+        eps, alpha = self.residual_scale(visits), self.rule.skip_scale(depth).value
+        for part in _parts(self.stack):
+            if isinstance(part, Loop):
+                part.around = (depth.loops, depth.layers)
+            else:
+                part.set_scale(eps, alpha)
+        carried: tuple[Any, ...] = (stream, *args)
+        result: Any = stream
         for _ in range(visits):
-            stream = self.stack(stream, *args, **kwargs)
-        return stream
+            result, carried = _visit(self.stack, carried, kwargs)
+        return result
+
+
+def _visit(stack: nn.Module, carried: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, tuple[Any, ...]]:
+    """What the stack returns, and what its next visit is given. A plain Sequential takes one argument: open it then."""
+    opened = isinstance(stack, nn.ModuleList) or (type(stack) is nn.Sequential and (len(carried) > 1 or kwargs))
+    result: Any = None
+    for block in stack.children() if opened else [stack]:
+        result = block(*carried, **kwargs)
+        carried = _carry(block, result, carried)
+    return result, carried
+
+
+def _carry(block: nn.Module, result: Any, carried: tuple[Any, ...]) -> tuple[Any, ...]:
+    values = tuple(result) if isinstance(result, (tuple, list)) else (result,)
+    name = type(block).__name__
+    if not values or not isinstance(values[0], Tensor):
+        raise UserError(
+            f"{name} returned {type(result).__name__}: a block of a loop returns the stream, or a tuple from it on"
+        )
+    if len(values) > len(carried):
+        raise UserError(
+            f"{name} returned {len(values)} values and was given {len(carried)}: a tuple is carried to the next visit, so "
+            "return the stream alone, or give the loop a first value for each (loop(x, state))"
+        )
+    return (*values, *carried[len(values) :])
+
+
+def _parts(module: nn.Module) -> Iterator[HoldsScale | Loop]:
+    """The scaled branches and inner loops below a module; an inner loop sets what is inside it."""
+    if isinstance(module, Loop):
+        yield module
+        return
+    if isinstance(module, HoldsScale):
+        yield module
+    for child in module.children():
+        yield from _parts(child)
+
+
+def _check(loop: Loop) -> None:
+    parts, rule = list(_parts(loop.stack)), loop.rule
+    if not parts:
+        wanted = "PostNormResidual(branch, norm)" if rule.norm == "post" else "ScaledResidual(branch, norm)"
+        kind = "PostNormResidual" if rule.norm == "post" else "ScaledResidual"
+        raise UserError(f"the stack has no {kind}: wrap each residual branch, {wanted}")
+    for part in parts:
+        if isinstance(part, Loop):
+            if part.rule != rule:
+                raise UserError(
+                    f"the inner loop has rule {part.rule.name!r} and the outer {rule.name!r}: give both the same"
+                )
+        elif isinstance(part, PostNormResidual) != (rule.norm == "post"):
+            raise UserError(
+                f"rule {rule.name!r} is for Post-LN networks: use PostNormResidual, or a pre-norm rule such as 'looped'"
+                if rule.norm == "post"
+                else f"rule {rule.name!r} is for pre-norm networks: a PostNormResidual takes 'deeploop' or 'deepnorm'"
+            )
 
 
 def _count_layers(stack: nn.Module) -> int:
+    if isinstance(stack, Loop):
+        return stack.layers
     if isinstance(stack, (nn.Sequential, nn.ModuleList)):
-        return len(stack)
-    if isinstance(stack, ScaledResidual):
+        return sum(child.layers if isinstance(child, Loop) else 1 for child in stack) or 1
+    if isinstance(stack, HoldsScale):
         return 1
     raise UserError("cannot count the layers of the stack: pass layers= (attention and MLP together are one layer)")

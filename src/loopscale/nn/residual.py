@@ -1,4 +1,4 @@
-"""The scaled residual: x <- skip * x + scale * branch(norm(x)), around any branch."""
+"""The scaled residual around any branch: pre-norm, Post-LN, and the bare scale for a forward of your own."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from loopscale.errors import UserError
 
 Scale = float | Tensor
 
@@ -18,14 +20,61 @@ def add_scaled(x: Tensor, scale: Scale, update: Tensor) -> Tensor:
     return torch.add(x, update, alpha=scale)
 
 
-class ScaledResidual(nn.Module):
-    """`x + scale * branch(norm(x))`, with the scale handed in at every call or set once.
+class HoldsScale(nn.Module):
+    """What a `Loop` sets at every call: `scale` (eps), on the branch, and `skip` (alpha), on the stream.
+
+    Both are 0-dim tensors, not Python numbers: a compiled graph then serves every number of loops. They are not in the
+    state dict: they follow from the rule. They survive deepcopy, `.to(bfloat16)`, `.half()` (fp32, in fp64 models fp64)
+    and meta -> `to_empty`.
+    """
+
+    scale: Tensor
+    skip: Tensor
+
+    def __init__(self, scale: float = 1.0, skip: float = 1.0) -> None:
+        super().__init__()
+        self._numbers = (float(scale), float(skip))
+        self.register_buffer("scale", torch.tensor(self._numbers[0]), persistent=False)
+        self.register_buffer("skip", torch.tensor(self._numbers[1]), persistent=False)
+
+    def set_scale(self, scale: float, skip: float = 1.0) -> None:
+        """Replace both. New tensors, not an in-place change: a graph already recorded keeps its own."""
+        self._numbers = (float(scale), float(skip))
+        self._place()
+
+    def _place(self) -> None:
+        device, dtype = self.scale.device, torch.promote_types(self.scale.dtype, torch.float32)
+        self.scale = torch.tensor(self._numbers[0], device=device, dtype=dtype)
+        self.skip = torch.tensor(self._numbers[1], device=device, dtype=dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HoldsScale:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        # `.half()` would round a small eps to 0, and `to_empty` leaves whatever the memory held.
+        self._place()
+        return self
+
+
+class ScaledUpdate(HoldsScale):
+    """`eps * update`: the scale alone, for a forward that you write yourself: `x = x + self.eps(branch(norm(x)))`.
+
+    >>> eps = ScaledUpdate(scale=0.5)
+    >>> float(eps(torch.tensor(3.0)))
+    1.5
+    """
+
+    def forward(self, update: Tensor) -> Tensor:
+        """Any shape; keeps the dtype."""
+        return self.scale * update
+
+
+class ScaledResidual(HoldsScale):
+    """`x + scale * branch(norm(x))`, with the scale set once or by the `Loop` around it.
 
     `branch` is any module whose output has the shape of `x`; `norm` is applied to the branch's input (None: no norm).
-    `scale` is kept as a 0-dim buffer, not as a Python float: a compiled graph then serves every number of loops.
-    Inside a `Loop` the loop sets it; alone, use `set_scale` or pass `scale=` to `residual_scale`'s value.
+    A branch that returns a tuple adds its first element; the others are returned behind the stream. Write `f`, not
+    `x + f(x)`: a branch with a skip of its own would double the stream.
 
-    Raises `ValueError` at the first call when the branch changes the shape.
+    Raises `UserError` at the first call when the branch changes the shape or returns no tensor.
 
     >>> block = ScaledResidual(nn.Linear(8, 8), scale=0.0)
     >>> x = torch.randn(2, 8)
@@ -33,24 +82,55 @@ class ScaledResidual(nn.Module):
     True
     """
 
-    scale: Tensor
-
-    def __init__(self, branch: Callable[..., Tensor], norm: nn.Module | None = None, scale: float = 1.0) -> None:
-        super().__init__()
+    def __init__(self, branch: Callable[..., Any], norm: nn.Module | None = None, scale: float = 1.0) -> None:
+        super().__init__(scale)
         self.branch = branch
         self.norm = norm
-        self.register_buffer("scale", torch.tensor(float(scale)), persistent=False)
 
-    def set_scale(self, scale: float) -> None:
-        """Replace the scale. A new tensor, not an in-place change: a graph already recorded keeps its own."""
-        self.scale = torch.tensor(float(scale), device=self.scale.device, dtype=self.scale.dtype)
-
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """`x` of any shape, in the stream's dtype; extra arguments go to the branch."""
-        update = self.branch(x if self.norm is None else self.norm(x), *args, **kwargs)
-        if update.shape != x.shape:
-            raise ValueError(
-                f"the branch {type(self.branch).__name__} turned {tuple(x.shape)} into {tuple(update.shape)}: "
-                "a residual branch must keep the shape of its stream"
-            )
-        return x + self.scale * update
+        result = self.branch(x if self.norm is None else self.norm(x), *args, **kwargs)
+        update, rest = split_update(self.branch, result, x)
+        added = (x + self.scale * update).to(x.dtype)
+        return (added, *rest) if rest else added
+
+
+class PostNormResidual(HoldsScale):
+    """Post-LN: `norm(skip * x + scale * branch(x))`, for the rules `deepnorm` and `deeploop`.
+
+    Inside a `Loop` with such a rule the loop sets skip = alpha = (2 N L)^(1/2) (deeploop) at every call; the other half of
+    the rule, the smaller initial weights, is `apply_branch_gain(loop)`, once.
+
+    Raises `UserError` at the first call when the branch changes the shape or returns no tensor.
+
+    >>> block = PostNormResidual(nn.Linear(8, 8), nn.LayerNorm(8), skip=4.0)
+    >>> block(torch.randn(2, 8)).shape
+    torch.Size([2, 8])
+    """
+
+    def __init__(self, branch: Callable[..., Any], norm: nn.Module, scale: float = 1.0, skip: float = 1.0) -> None:
+        super().__init__(scale, skip)
+        self.branch = branch
+        self.norm = norm
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """`x` of any shape; extra arguments go to the branch."""
+        update, rest = split_update(self.branch, self.branch(x, *args, **kwargs), x)
+        normed = self.norm(self.skip * x + self.scale * update).to(x.dtype)
+        return (normed, *rest) if rest else normed
+
+
+def split_update(branch: Any, result: Any, x: Tensor) -> tuple[Tensor, tuple[Any, ...]]:
+    """The tensor to add to the stream, and what the branch returned behind it. Raises `UserError` when it does not fit."""
+    update, rest = (result[0], tuple(result[1:])) if isinstance(result, (tuple, list)) and result else (result, ())
+    name = getattr(branch, "__name__", type(branch).__name__)
+    if not isinstance(update, Tensor):
+        raise UserError(
+            f"the branch {name} returned {type(update).__name__}: return the tensor to add, or a tuple that begins with it"
+        )
+    if update.shape != x.shape:
+        raise UserError(
+            f"the branch {name} turned {tuple(x.shape)} into {tuple(update.shape)}: "
+            "a residual branch must keep the shape of its stream"
+        )
+    return update, rest

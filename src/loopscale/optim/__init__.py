@@ -2,6 +2,7 @@
 
 from loopscale.optim.build import MuonAdamW, build_optimizer
 from loopscale.optim.groups import check_partition, param_groups
+from loopscale.optim.roles_of import roles_of
 from loopscale.optim.schedule import SCHEDULES, schedule
 
-__all__ = ["SCHEDULES", "MuonAdamW", "build_optimizer", "check_partition", "param_groups", "schedule"]
+__all__ = ["SCHEDULES", "MuonAdamW", "build_optimizer", "check_partition", "param_groups", "roles_of", "schedule"]

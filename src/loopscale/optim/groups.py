@@ -8,7 +8,8 @@ from typing import Any
 from torch import nn
 
 from loopscale.errors import UserError
-from loopscale.parameterization import Depth, Optimizer, Role, Rule, Width, check_roles, get_rule
+from loopscale.optim.roles_of import roles_of, speaker, states_depth
+from loopscale.parameterization import Depth, Optimizer, Role, Rule, Width, get_rule
 
 
 def param_groups(
@@ -27,11 +28,12 @@ def param_groups(
     """One group per role (`name`), with lr, weight decay and Adam's eps spelled out, for any torch optimiser.
 
     A model that states `roles()`, `depth`, `width_ratio`, `rule` and `config.base_layers`, as the house model does, needs
-    no more; nor does a model after `attach` or `convert` (or its handle), whose roles are inferred and printed; for another
-    model pass `roles=`, `depth=` and, as wanted, `rule=`, `width=`, `base_layers=`. `lr` is the base
-    rate, before the rule's multiplier. Tied parameters are listed once. Frozen parameters are left out.
+    no more; nor does a model with a `Loop` inside, whose roles are those of `roles_of`, nor one after `attach` or `convert`
+    (or its handle). `roles=` corrects some by name. For another model pass `roles=`, `depth=` and, as wanted, `rule=`,
+    `width=`, `base_layers=`. `lr` is the base rate, before the rule's multiplier. Tied parameters are listed once. Frozen
+    parameters are left out.
 
-    Raises `UserError` for a parameter without a role, or a rate that is not positive.
+    Raises `UserError` for a parameter without a role, for loops of different depths, or a rate that is not positive.
 
     >>> from loopscale.nn import LoopedTransformer, ModelConfig
     >>> groups = param_groups(LoopedTransformer(ModelConfig(layers=4)), lr=0.01)
@@ -41,12 +43,12 @@ def param_groups(
     if not (lr > 0 and lr < float("inf")):
         raise UserError(f"lr must be a positive number, got {lr!r}")
     parameters = dict(model.named_parameters())
-    speaker = _speaker(model)
-    assigned = check_roles(parameters, _stated(speaker, "roles", roles))
-    chosen = get_rule(_stated(speaker, "rule", rule))
-    size = _stated(speaker, "depth", depth)
-    ratio = width if width is not None else getattr(speaker, "width_ratio", None)
-    base = base_layers if base_layers is not None else _base_layers(speaker)
+    who = speaker(model)
+    assigned = roles_of(model, roles)
+    chosen = get_rule(_stated(who, "rule", rule))
+    size = _stated(who, "depth", depth)
+    ratio = width if width is not None else getattr(who, "width_ratio", None)
+    base = base_layers if base_layers is not None else _base_layers(who)
     groups = []
     for role in Role:
         members = [p for name, p in parameters.items() if assigned[name] is role and p.requires_grad]
@@ -78,21 +80,21 @@ def check_partition(model: nn.Module, groups: list[dict[str, Any]]) -> None:
         raise UserError(f"parameter {missing[0]!r} is in no group: give it a role")
 
 
-def _speaker(model: nn.Module) -> Any:
-    """Who states roles, depth and rule: the handle that `attach` left on a foreign model, else the model itself."""
-    parts = model.modules() if isinstance(model, nn.Module) else iter(())
-    return next((vars(part)["_loopscale"] for part in parts if "_loopscale" in vars(part)), model)
-
-
-def _base_layers(speaker: Any) -> int | None:
-    stated: int | None = getattr(speaker, "base_layers", None)
-    return stated if stated is not None else getattr(getattr(speaker, "config", None), "base_layers", None)
-
-
 def _stated(model: Any, name: str, given: Any) -> Any:
+    """What the caller gave, the model states, or all its loops agree on."""
     if given is not None:
         return given
-    stated = getattr(model, name, None)
-    if stated is None:
-        raise UserError(f"{type(model).__name__} does not state its {name}: pass {name}=")
-    return stated() if name == "roles" else stated
+    said = [getattr(part, name) for part in states_depth(model)]
+    if not said:
+        raise UserError(f"{type(model).__name__} does not state its {name}: pass {name}=, or put a Loop inside")
+    if any(other != said[0] for other in said):
+        raise UserError(f"the model's loops state different values of {name}, {said[0]} and {said[-1]}: pass {name}=")
+    return said[0]
+
+
+def _base_layers(model: Any) -> int | None:
+    said = [
+        getattr(part, "base_layers", getattr(getattr(part, "config", None), "base_layers", None))
+        for part in states_depth(model)
+    ]
+    return said[0] if said else None

@@ -1,0 +1,127 @@
+"""The role of every parameter of a model that was not written for this package, found around its loops."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import nn
+
+from loopscale.errors import UserError
+from loopscale.parameterization import Role, check_roles
+
+# Words of a name's components outside the branches; `in`: anywhere in the name.
+_ENTRY = frozenset(
+    "stem tok token tokens pos position positions inp input inputs in_proj proj_in to_stream lift".split()
+)
+_ENTRY_IN = ("embed", "wte", "wpe", "patch", "cls_token", "class_token", "register", "tokenizer")
+_EXIT = frozenset("head heads fc out output outputs logits to_logits proj_out out_proj decoder score unpatch".split())
+_EXIT_IN = ("lm_head", "readout", "unembed", "classifier", "output_layer", "logit", "_head", "head_")
+# Per-channel numbers that come as a table inside a branch: no matrix of a linear map.
+_TABLES = ("a_log", "decay", "log_dt", "gamma", "layer_scale", "gate_logit")
+
+
+def roles_of(model: nn.Module, roles: Mapping[str, Role] | None = None) -> dict[str, Role]:
+    """The role of every parameter: `roles` where given, else what `model.roles()` states, else inferred from the loops.
+
+    Inferred: inside a `Loop`, or below a residual branch with a scale, matrices are hidden, vectors gains, the weights of
+    `nn.Embedding` embeddings. Outside, by name (`stem`, `patch_embed`, `tok`; `head`, `classifier`, `fc`). Print the
+    result: a guess wants eyes. A name may be a whole parameter's or that of a module, for all below it.
+
+    Raises `UserError` naming a parameter that cannot be told, or a name in `roles` that the model does not have.
+
+    >>> from loopscale.nn import Loop, ScaledResidual
+    >>> core = Loop(nn.Sequential(ScaledResidual(nn.Linear(8, 8))), loops=4)
+    >>> model = nn.ModuleDict({"stem": nn.Linear(3, 8), "core": core, "head": nn.Linear(8, 2)})
+    >>> {name: role.value for name, role in roles_of(model).items() if name.endswith("weight")}
+    {'stem.weight': 'embedding', 'core.stack.0.branch.weight': 'hidden', 'head.weight': 'readout'}
+    """
+    names = list(dict(model.named_parameters()))
+    given = _spread(names, roles or {})
+    stated: dict[str, Role] = {}
+    own: Any = getattr(speaker(model), "roles", None)
+    if callable(own):
+        stated = dict(own())
+    elif len(given) < len(names):
+        stated = _inferred(model, given)
+    return check_roles(names, {**stated, **given})
+
+
+def speaker(model: Any) -> Any:
+    """Who states roles, depth and rule: the handle that `attach` left on a foreign model, else the model itself."""
+    parts = model.modules() if isinstance(model, nn.Module) else iter(())
+    return next((vars(part)["_loopscale"] for part in parts if "_loopscale" in vars(part)), model)
+
+
+def states_depth(model: Any) -> Iterator[Any]:
+    """The model, or the outermost modules inside it, that state `rule` and `depth`, as a loop does."""
+    if hasattr(model, "rule") and hasattr(model, "depth"):
+        yield model
+        return
+    for child in model.children():
+        yield from states_depth(child)
+
+
+def _spread(names: list[str], roles: Mapping[str, Role]) -> dict[str, Role]:
+    """A module's name stands for the parameters below it; the longer name wins."""
+    known: dict[str, Role] = {}
+    for key in sorted(roles, key=len):
+        below = [name for name in names if name == key or name.startswith(f"{key}.")]
+        for name in below or [key]:
+            known[name] = roles[key]
+    return known
+
+
+def _inferred(model: nn.Module, given: Mapping[str, Role]) -> dict[str, Role]:
+    inside = _inside(model)
+    if not inside:
+        if given:
+            return {}
+        raise UserError(f"{type(model).__name__} does not state its roles: pass roles=, or put a Loop inside")
+    holders = dict(model.named_modules())
+    found: dict[str, Role] = {}
+    for name, parameter in model.named_parameters():
+        if name in given:
+            continue
+        holder = holders[name.rpartition(".")[0]]
+        flat = parameter.ndim < 2 or parameter.numel() == max(parameter.shape)
+        found[name] = _inner(name, holder, flat) if name in inside else _outer(name, holder, flat)
+    return found
+
+
+def _inside(model: nn.Module) -> set[str]:
+    """Names of parameters in a loop or in a branch that holds a scale."""
+    found: set[str] = set()
+    for prefix, module in model.named_modules():
+        loop = module is not model and hasattr(module, "rule") and hasattr(module, "depth")
+        if loop or hasattr(module, "set_scale"):
+            found |= {f"{prefix}.{name}".strip(".") for name, _ in module.named_parameters(remove_duplicate=False)}
+    if not found and hasattr(model, "rule") and hasattr(model, "depth"):
+        found = {name for name, _ in model.named_parameters()}
+    return found
+
+
+def _inner(name: str, holder: Any, flat: bool) -> Role:
+    if isinstance(holder, (nn.Embedding, nn.EmbeddingBag)):
+        return Role.EMBEDDING
+    last = name.rpartition(".")[2].lower()
+    if flat or any(word in last for word in _TABLES):
+        return Role.GAIN
+    return Role.HIDDEN
+
+
+def _outer(name: str, holder: Any, flat: bool) -> Role:
+    lowered = name.lower()
+    parts = set(lowered.split("."))
+    if isinstance(holder, (nn.Embedding, nn.EmbeddingBag)):
+        return Role.EMBEDDING
+    entry = bool(parts & _ENTRY) or any(word in lowered for word in _ENTRY_IN)
+    leaves = bool(parts & _EXIT) or any(word in lowered for word in _EXIT_IN)
+    if flat and not (entry and lowered.endswith("token")):
+        return Role.OUTER_GAIN
+    if entry != leaves:
+        return Role.EMBEDDING if entry else Role.READOUT
+    raise UserError(
+        f"cannot tell the role of parameter {name!r}, which is outside the loop: pass roles={{{name!r}: 'embedding'}} "
+        "(it maps the input into the stream), 'readout' (the stream to the output) or 'hidden' (a layer's matrix)"
+    )

@@ -1,0 +1,124 @@
+"""Roles of a stranger's model: right, or an error that names the parameter."""
+
+import pytest
+import torch
+from torch import nn
+
+from loopscale import (
+    Depth,
+    Loop,
+    Role,
+    ScaledResidual,
+    ScaledUpdate,
+    UserError,
+    build_optimizer,
+    param_groups,
+    roles_of,
+)
+
+E, H, R, G, B = "embedding", "hidden", "readout", "gain", "outer_gain"
+
+
+class Odd(nn.Module):
+    """Names without numbers, a branch of tables and experts, a stem of convolutions, a bias table, a prelude."""
+
+    def __init__(self, last="head", loops=4):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, 8, 2), nn.BatchNorm2d(8))
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, 8))
+        self.prelude = ScaledResidual(nn.Linear(8, 8), nn.LayerNorm(8))
+        self.core = Loop(Mixer(), loops, layers=1)
+        self.norm = nn.LayerNorm(8)
+        self.add_module(last, nn.Linear(8, 3))
+
+
+class Mixer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.eps = ScaledUpdate()
+        self.experts = nn.Parameter(torch.zeros(2, 8, 8))
+        self.A_log = nn.Parameter(torch.zeros(8, 4))
+        self.layer_scale = nn.Parameter(torch.ones(8, 1, 1))
+        self.bias_table = nn.Embedding(32, 2)
+        self.out = nn.Linear(8, 8)
+
+
+EXPECTED = {
+    "cls_token": E,
+    "stem.0.weight": E,
+    "stem.0.bias": B,
+    "stem.1.weight": B,
+    "stem.1.bias": B,
+    "prelude.branch.weight": H,
+    "prelude.branch.bias": G,
+    "prelude.norm.weight": G,
+    "prelude.norm.bias": G,
+    "core.stack.experts": H,
+    "core.stack.A_log": G,
+    "core.stack.layer_scale": G,
+    "core.stack.bias_table.weight": E,
+    "core.stack.out.weight": H,
+    "core.stack.out.bias": G,
+    "norm.weight": B,
+    "norm.bias": B,
+    "head.weight": R,
+    "head.bias": B,
+}
+
+
+def test_every_parameter_gets_the_right_role():
+    assert {name: role.value for name, role in roles_of(Odd()).items()} == EXPECTED
+
+
+def test_groups_need_nothing_but_the_model():
+    model = Odd()
+    groups = {group["name"]: group for group in param_groups(model, lr=0.1)}
+    assert sum(len(group["params"]) for group in groups.values()) == len(list(model.parameters()))
+    assert set(groups) == {E, H, R, G, B}
+    build_optimizer(model, "adamw", lr=0.1)
+
+
+def test_the_rate_of_the_layers_is_that_of_the_loop():
+    stack = nn.Sequential(*(ScaledResidual(nn.Linear(8, 8)) for _ in range(4)))
+    groups = param_groups(Loop(stack, 8, base_layers=1), lr=0.1)
+    assert groups[0]["name"] == "hidden" and groups[0]["lr"] == 0.05
+    assert param_groups(Loop(stack, 8, base_layers=4), lr=0.1)[0]["lr"] == 0.1
+
+
+def test_what_cannot_be_told_is_named():
+    with pytest.raises(UserError, match=r"'whatever.weight', which is outside the loop"):
+        roles_of(Odd(last="whatever"))
+    assert roles_of(Odd(last="whatever"), {"whatever.weight": Role.READOUT})["whatever.weight"] is Role.READOUT
+
+
+def test_a_modules_name_stands_for_what_is_below_it():
+    roles = roles_of(Odd(), {"stem": "hidden", "stem.1": Role.OUTER_GAIN})
+    assert roles["stem.0.weight"] is Role.HIDDEN and roles["stem.1.weight"] is Role.OUTER_GAIN
+
+
+@pytest.mark.parametrize(
+    "make,words",
+    [
+        (lambda: param_groups(Odd(), lr=0.1, roles={"hed.weight": Role.READOUT}), "'hed.weight'"),
+        (lambda: param_groups(nn.Linear(2, 2), lr=0.1), "does not state its roles: pass roles="),
+        (lambda: param_groups(nn.Linear(2, 2), lr=0.1, roles={"weight": "hidden"}), "no role for parameter 'bias'"),
+        (lambda: param_groups(nn.Linear(2, 2), lr=0.1, roles={"weight": "hidden", "bias": "gain"}), "pass rule="),
+        (lambda: param_groups(two_loops(2), lr=0.1), "different values of depth"),
+    ],
+)
+def test_mistakes_get_one_sentence(make, words):
+    with pytest.raises(UserError) as caught:
+        make()
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def two_loops(layers):
+    def loop(count):
+        return Loop(nn.Sequential(*(ScaledResidual(nn.Linear(4, 4)) for _ in range(count))), 2)
+
+    return nn.ModuleList([loop(1), loop(layers)])
+
+
+def test_loops_that_agree_and_a_depth_that_is_given():
+    assert param_groups(two_loops(1), lr=0.1)[0]["lr"] == 0.1
+    assert param_groups(two_loops(4), lr=0.1, depth=Depth(2, 4))[0]["lr"] == 0.05
