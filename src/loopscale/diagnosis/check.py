@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from loopscale.diagnosis.batch import prepare
 from loopscale.diagnosis.branches import rms
+from loopscale.diagnosis.endnode import at_two
 from loopscale.diagnosis.growth import power_fit
 from loopscale.diagnosis.knob import find_knob
 from loopscale.diagnosis.loops import find_loops
-from loopscale.diagnosis.onestep import MakeOptimizer, train_a_little
+from loopscale.diagnosis.onestep import MakeLoss, MakeOptimizer, train_a_little
 from loopscale.diagnosis.passes import record
-from loopscale.diagnosis.stream import follow
 from loopscale.diagnosis.untouched import untouched, unwrap
 from loopscale.errors import UserError
 from loopscale.parameterization import Depth, Role, Rule, get_rule
@@ -67,12 +67,14 @@ def check_parameterization(
     steps: int = 10,
     lr: float = 2.0**-10,
     optimizer: MakeOptimizer | None = None,
+    loss: MakeLoss | None = None,
 ) -> ParameterizationCheck:
     """Measure slopes over log N of the stream's RMS and of its change by training, on copies.
 
     `model_or_factory`: a function of `loops` that builds the model, or a module whose loops can be set (an argument of
     forward, an attribute, a config value). `rule` gives the factor on the learning rate at each N. `optimizer` makes the
-    user's own from a model; without it, Adam at rate `lr`.
+    user's own from a model; without it, Adam at rate `lr`. `batch` is what the model is called with; `loss` makes a scalar
+    from its output, labels in a closure: `loss=lambda logits: F.cross_entropy(logits, labels)`.
 
     Raises `UserError` for fewer than two numbers of loops, for a factory that does not build modules, and for a model
     that is not looped or whose loops cannot be set.
@@ -92,7 +94,7 @@ def check_parameterization(
     for count in counts:
         rate = lr * chosen.for_role(Role.HIDDEN, Depth(count, 1)).lr.value
         with _at(model_or_factory, count, batch) as (model, used, extra, end):
-            rows.append(_row(model, used, extra, end, count, steps, rate, optimizer))
+            rows.append(_row(model, used, extra, end, count, steps, rate, optimizer, loss))
     slopes = {name: _slope(rows, name) for name in ("stream", "change_first", "change_last")}
     passed = all(abs(slope) <= FLAT for slope in slopes.values())
     return ParameterizationCheck(chosen.name, steps, tuple(rows), slopes, passed)
@@ -105,12 +107,12 @@ Setting = tuple[nn.Module, Any, dict[str, Any], int]
 def _at(source: nn.Module | Factory, count: int, batch: Any) -> Iterator[Setting]:
     """A copy of the model at `count` loops, its batch, extra arguments, and the node of the stream after the last visit."""
     if not isinstance(source, nn.Module):
-        model, longer = _build(source, count), _build(source, max(count, 2))
+        model, longer = _build(source, count), _build(source, 2)
         with untouched(longer):
             used = prepare(longer, batch)
-            end = _end(longer, used, {}, count)
+            two = at_two(longer, used, {})
         with untouched(model, grads=True):
-            yield model, used, {}, end
+            yield model, used, {}, two.end(model, used, {}, count)
         return
     model = copy.deepcopy(unwrap(source))
     with untouched(model, grads=True):
@@ -120,10 +122,10 @@ def _at(source: nn.Module | Factory, count: int, batch: Any) -> Iterator[Setting
         knob = find_knob(model, used, loop)
         if knob is None:
             raise UserError("the loops of this model cannot be set: pass a function of loops that builds it")
-        with knob.at(max(count, 2)) as extra:
-            end = _end(model, used, extra, count)
+        with knob.at(2) as extra:
+            two = at_two(model, used, extra)
         with knob.at(count) as extra:
-            yield model, used, extra, end
+            yield model, used, extra, two.end(model, used, extra, count)
 
 
 def _build(factory: Factory, count: int) -> nn.Module:
@@ -137,20 +139,6 @@ def _build(factory: Factory, count: int) -> nn.Module:
     return unwrap(made)
 
 
-def _end(model: nn.Module, batch: Any, extra: dict[str, Any], count: int) -> int:
-    """The node of the stream after `count` visits; at one visit that of the first, which ops up to there share."""
-    tape, _ = record(model, batch, extra)
-    loop = next((found for found in find_loops(model, tape) if follow(tape, found) is not None), None)
-    if loop is None or loop.visits != max(count, 2):
-        seen = loop.visits if loop else 1
-        raise UserError(
-            f"asked for {max(count, 2)} loops, the model made {seen} visits: the factory must use its argument"
-        )
-    stream = follow(tape, loop)
-    assert stream is not None
-    return stream.states[1] if count == 1 else stream.states[-1]
-
-
 def _row(
     model: nn.Module,
     batch: Any,
@@ -160,6 +148,7 @@ def _row(
     steps: int,
     rate: float,
     optimizer: MakeOptimizer | None,
+    loss: MakeLoss | None,
 ) -> CheckRow:
     def stream() -> Tensor:
         return record(model, batch, extra, keep=frozenset({end}), stop=end)[0].values[end].float()
@@ -169,10 +158,10 @@ def _row(
         own = optimizer(model)
     else:
         own = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=rate)
-    train_a_little(model, batch, 1, optimizer=lambda _: own, extra=extra)
+    train_a_little(model, batch, 1, optimizer=lambda _: own, extra=extra, loss_of=loss)
     first = rms(stream() - before)
     if steps > 1:
-        train_a_little(model, batch, steps - 1, optimizer=lambda _: own, extra=extra)
+        train_a_little(model, batch, steps - 1, optimizer=lambda _: own, extra=extra, loss_of=loss)
     return CheckRow(count, rms(before), first, rms(stream() - before))
 
 

@@ -6,12 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from loopscale.diagnosis.batch import call_model, first_float
 from loopscale.diagnosis.branches import rms
 from loopscale.diagnosis.gradients import pretend_loss
+from loopscale.errors import UserError
 
+MakeLoss = Callable[[Any], Tensor]
 MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
 
 
@@ -23,11 +25,13 @@ def train_a_little(
     optimizer: MakeOptimizer | None = None,
     extra: Mapping[str, Any] | None = None,
     report_at: Sequence[int] = (),
+    loss_of: MakeLoss | None = None,
 ) -> dict[int, float]:
     """Train the model in place; give the relative change |y_k - y_0| / |y_0| of the output after the steps `report_at`.
 
-    `optimizer` makes the user's own from the model; without it Adam with rate `lr`. Raises `RuntimeError` when the
-    output has no gradient.
+    `optimizer` makes the user's own from the model; without it Adam with rate `lr`. `loss_of` makes a loss from the output;
+    without it the model's own or a made-up one. Raises `RuntimeError` when the output has no gradient, `UserError` when
+    `loss_of` gives no scalar that has one.
     """
     own = optimizer(model) if optimizer else torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=lr)
     changes: dict[int, float] = {}
@@ -36,7 +40,7 @@ def train_a_little(
         own.zero_grad(set_to_none=True)
         with torch.enable_grad():
             output = call_model(model, batch, extra)
-            loss = pretend_loss(output, batch)
+            loss = pretend_loss(output, batch) if loss_of is None else _scalar(loss_of(output))
             if loss is None or not loss.requires_grad:
                 raise RuntimeError("the output has no gradient")
             value = first_float(output)
@@ -49,3 +53,12 @@ def train_a_little(
             changes[step] = rms(after - before) / max(rms(before), 1e-30) if after is not None else float("nan")
     own.zero_grad(set_to_none=True)
     return changes
+
+
+def _scalar(loss: Any) -> Tensor:
+    if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+        what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise UserError(
+            f"loss= returned {what}: it takes the model's output and returns one number that has a gradient"
+        )
+    return loss

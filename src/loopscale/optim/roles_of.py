@@ -24,9 +24,11 @@ _TABLES = ("a_log", "decay", "log_dt", "gamma", "layer_scale", "gate_logit")
 def roles_of(model: nn.Module, roles: Mapping[str, Role] | None = None) -> dict[str, Role]:
     """The role of every parameter: `roles` where given, else what `model.roles()` states, else inferred from the loops.
 
+    Both may name some parameters only, or modules, for all parameters below them.
+
     Inferred: inside a `Loop`, or below a residual branch with a scale, matrices are hidden, vectors gains, the weights of
     `nn.Embedding` embeddings. Outside, by name (`stem`, `patch_embed`, `tok`; `head`, `classifier`, `fc`). Print the
-    result: a guess wants eyes. A name may be a whole parameter's or that of a module, for all below it.
+    result: a guess wants eyes.
 
     Raises `UserError` naming a parameter that cannot be told, or a name in `roles` that the model does not have.
 
@@ -37,14 +39,10 @@ def roles_of(model: nn.Module, roles: Mapping[str, Role] | None = None) -> dict[
     {'stem.weight': 'embedding', 'core.stack.0.branch.weight': 'hidden', 'head.weight': 'readout'}
     """
     names = list(dict(model.named_parameters()))
-    given = _spread(names, roles or {})
-    stated: dict[str, Role] = {}
     own: Any = getattr(speaker(model), "roles", None)
-    if callable(own):
-        stated = dict(own())
-    elif len(given) < len(names):
-        stated = _inferred(model, given)
-    return check_roles(names, {**stated, **given})
+    given = {**_spread(names, own() if callable(own) else {}), **_spread(names, roles or {})}
+    inferred = _inferred(model, given) if len(given) < len(names) else {}
+    return check_roles(names, {**inferred, **given})
 
 
 def speaker(model: Any) -> Any:

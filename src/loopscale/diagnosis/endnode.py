@@ -1,0 +1,89 @@
+"""Where on the tape the stream stands after the last visit, at any number of loops, 1 included, which is no loop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from loopscale.diagnosis.loops import FoundLoop, find_loops
+from loopscale.diagnosis.passes import record
+from loopscale.diagnosis.stream import follow
+from loopscale.diagnosis.tape import Tape
+from loopscale.errors import UserError
+
+# Of several loops with the asked number of visits the last is measured, unless it holds less than this share of weights.
+SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class AtTwo:
+    """The loop as two loops show it: visits for each loop (more than one in a loop within a loop), its parameters' names,
+    and how many nodes lie between a visit's first use of one and the stream after that visit, with that node's kind.
+    """
+
+    visits: int
+    names: frozenset[str]
+    offset: int
+    kind: tuple[str, tuple[int, ...]]
+
+    def end(self, model: nn.Module, batch: Any, extra: Mapping[str, Any], count: int) -> int:
+        """The node of the stream after the last visit at `count` loops.
+
+        Raises `UserError` when the model does not make `count` times the visits, or does other things at one visit.
+        """
+        tape, _ = record(model, batch, extra)
+        if count * self.visits > 1:
+            loop = _pick(model, tape, count * self.visits, self.names)
+            if loop is None:
+                raise UserError(_wrong(count * self.visits, find_loops(model, tape)))
+            return _states(tape, loop)[-1]
+        keys = {key for key, names in tape.names.items() if self.names & set(names)}
+        start = next((i for i, node in enumerate(tape.nodes) if node.data and node.params & keys), len(tape.nodes))
+        found = start + self.offset
+        if found >= len(tape.nodes) or (tape.nodes[found].op, tape.nodes[found].shape) != self.kind:
+            raise UserError("the model does something else at one loop than at the first of two: leave 1 out of loops=")
+        return found
+
+
+def at_two(model: nn.Module, batch: Any, extra: Mapping[str, Any]) -> AtTwo:
+    """Find the loop of a model that is set to two loops. Raises `UserError` when its visits are no multiple of two."""
+    tape, _ = record(model, batch, extra)
+    loops = find_loops(model, tape)
+    counts = [found.visits for found in loops if found.visits % 2 == 0]
+    loop = _pick(model, tape, 2 if 2 in counts else min(counts, default=2))
+    if loop is None:
+        raise UserError(_wrong(2, loops))
+    states = _states(tape, loop)
+    # Without a state after the last visit, the one that the visit before hands to it.
+    after, start = (states[-1], loop.starts[-1]) if len(states) > loop.visits else (states[-1], loop.starts[-2])
+    names = frozenset(name for key in loop.uses for name in tape.names.get(key, []))
+    node = tape.nodes[after]
+    return AtTwo(loop.visits // 2, names, after - start, (node.op, node.shape))
+
+
+def _states(tape: Tape, loop: FoundLoop) -> tuple[int, ...]:
+    stream = follow(tape, loop)
+    assert stream is not None
+    return stream.states
+
+
+def _pick(model: nn.Module, tape: Tape, visits: int, names: frozenset[str] | None = None) -> FoundLoop | None:
+    """The last loop of this many visits whose stream can be followed; of those with a name in `names`, if given."""
+    loops = find_loops(model, tape)
+    right = [
+        found
+        for found in loops
+        if found.visits == visits
+        and follow(tape, found) is not None
+        and (names is None or names & {name for key in found.uses for name in tape.names.get(key, [])})
+    ]
+    large = [found for found in right if found.size >= SHARE * max(other.size for other in right)]
+    return max(large, key=lambda found: found.starts[-1], default=None)
+
+
+def _wrong(asked: int, loops: list[FoundLoop]) -> str:
+    seen = loops[0].visits if loops else 1
+    return f"asked for {asked} loops, the model made {seen} visits: the factory must use its argument"
