@@ -26,6 +26,7 @@ class Loop(nn.Module):
     Raises `UserError` when the stack has no scaled branch, when L cannot be counted, when the rule and the blocks disagree
     on pre-norm or Post-LN, when an inner loop has another rule, or when loops < 1.
 
+    >>> from loopscale.nn import ScaledResidual
     >>> stack = nn.Sequential(ScaledResidual(nn.Linear(8, 8)))
     >>> loop = Loop(stack, loops=4)
     >>> loop.residual_scale(8)
