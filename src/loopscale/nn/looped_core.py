@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from loopscale.errors import UserError
+from loopscale.nn.past import Sight, Slot, slot_of
 from loopscale.nn.recompute import Recompute
 from loopscale.nn.residual import Scale
 
@@ -47,13 +48,20 @@ class LoopedCore(nn.Module):
         return list(self._modules.values())[index]
 
     def forward(
-        self, x_BTD: Tensor, rotation: Tensor, scale: Scale, skip: Scale, loops: int, kept: list[Tensor] | None = None
+        self,
+        x_BTD: Tensor,
+        rotation: Tensor,
+        scale: Scale,
+        skip: Scale,
+        loops: int,
+        kept: list[Tensor] | None = None,
+        sight: Sight | None = None,
     ) -> Tensor:
         """The stream after `loops` visits; `kept` gets the stream after each (and nothing is recomputed then)."""
 
         def visit(x: Tensor, number: int) -> Tensor:
-            for block in self:
-                x = self.body(block, x, rotation, scale, skip)
+            for layer, block in enumerate(self):
+                x = self.step(block, x, rotation, scale, skip, slot_of(sight, "core", number, layer))
             if kept is not None:
                 kept.append(x)
             return x
@@ -66,6 +74,12 @@ class LoopedCore(nn.Module):
             x_BTD = straight_through(reached, x_BTD)
         recompute = self.recompute if kept is None else Recompute()
         return recompute.run(visit, x_BTD, silent, loops)
+
+    def step(
+        self, block: nn.Module, x: Tensor, rotation: Tensor, scale: Scale, skip: Scale, slot: Slot | None
+    ) -> Tensor:
+        """One block at one visit. With a slot it is not compiled: a cache grows at every call."""
+        return (self.body if slot is None else run_block)(block, x, rotation, scale, skip, slot)
 
     def compile_body(self, **options: Any) -> None:
         """Compile one block, which then serves all layers and every number of loops; `options` go to `torch.compile`.
@@ -80,9 +94,11 @@ class LoopedCore(nn.Module):
         return self.body is not run_block
 
 
-def run_block(block: nn.Module, x: Tensor, rotation: Tensor, scale: Scale, skip: Scale) -> Tensor:
+def run_block(
+    block: nn.Module, x: Tensor, rotation: Tensor, scale: Scale, skip: Scale, slot: Slot | None = None
+) -> Tensor:
     """The body of the loop: one block, one visit. A function of the block, so that one graph serves all layers."""
-    out: Tensor = block(x, rotation, scale, skip)
+    out: Tensor = block(x, rotation, scale, skip, slot)
     return out
 
 

@@ -14,6 +14,7 @@ from loopscale.errors import UserError
 from loopscale.nn.config import ModelConfig
 from loopscale.nn.initialise import initialise
 from loopscale.nn.looped_core import LoopedCore
+from loopscale.nn.past import Past, Sight, Slot, slot_of
 from loopscale.nn.residual import Scale, add_scaled
 from loopscale.parameterization import Depth, Role, Width, get_rule
 
@@ -53,8 +54,11 @@ class Attention(nn.Module):
         self.norm_q = RMSNorm(self.head_dim) if config.qk_norm else None
         self.norm_k = RMSNorm(self.head_dim) if config.qk_norm else None
 
-    def forward(self, x_BTD: Tensor, rotation: Tensor) -> Tensor:
-        """`rotation` [2, T, E/2] from `rotary`; queries and keys (G = H + K heads) are rotated at once."""
+    def forward(self, x_BTD: Tensor, rotation: Tensor, slot: Slot | None = None) -> Tensor:
+        """`rotation` [2, T, E/2] from `rotary`; queries and keys (G = H + K heads) are rotated at once.
+
+        `slot`: keys and values of earlier tokens, and a mask over them; without it attention is causal over the call.
+        """
         B, T, _ = x_BTD.shape
         qk_BTGE = self.qk(x_BTD).view(B, T, self.heads + self.kv_heads, self.head_dim)
         if self.norm_q is not None and self.norm_k is not None:
@@ -63,8 +67,13 @@ class Attention(nn.Module):
         qk_BGTE = rotate(qk_BTGE.transpose(1, 2), rotation)
         q_BHTE, k_BKTE = torch.split(qk_BGTE, [self.heads, self.kv_heads], dim=1)
         v_BKTE = self.value(x_BTD).view(B, T, self.kv_heads, self.head_dim).transpose(1, 2)
+        mask = None
+        if slot is not None:
+            k_BKTE, v_BKTE = slot.extend(k_BKTE, v_BKTE)
+            mask = slot.sight.mask
+        causal = mask is None and k_BKTE.shape[2] == T
         mixed_BHTE = F.scaled_dot_product_attention(
-            q_BHTE, k_BKTE, v_BKTE, is_causal=True, enable_gqa=self.kv_heads != self.heads
+            q_BHTE, k_BKTE, v_BKTE, attn_mask=mask, is_causal=causal, enable_gqa=self.kv_heads != self.heads
         )
         out_BTD: Tensor = self.out(mixed_BHTE.transpose(1, 2).reshape(B, T, -1))
         return out_BTD
@@ -94,13 +103,13 @@ class Block(nn.Module):
         self.mlp_norm, self.mlp = RMSNorm(config.width), SwiGLU(config)
         self.post = get_rule(config.rule).norm == "post"
 
-    def forward(self, x: Tensor, rotation: Tensor, scale: Scale, skip: Scale) -> Tensor:
-        """`scale` is eps; `skip` is alpha of the Post-LN rules (1 and unused for pre-norm)."""
+    def forward(self, x: Tensor, rotation: Tensor, scale: Scale, skip: Scale, slot: Slot | None = None) -> Tensor:
+        """`scale` is eps; `skip` is alpha of the Post-LN rules (1 and unused for pre-norm); `slot` see `Attention`."""
         if self.post:
-            x = self.attention_norm(skip * x + scale * self.attention(x, rotation))
+            x = self.attention_norm(skip * x + scale * self.attention(x, rotation, slot))
             x = self.mlp_norm(skip * x + scale * self.mlp(x))
             return x
-        x = add_scaled(x, scale, self.attention(self.attention_norm(x), rotation))
+        x = add_scaled(x, scale, self.attention(self.attention_norm(x), rotation, slot))
         x = add_scaled(x, scale, self.mlp(self.mlp_norm(x)))
         return x
 
@@ -143,23 +152,37 @@ class LoopedTransformer(nn.Module):
         depth = Depth(loops, self.config.layers)
         return self.rule.residual_scale(depth, self.config.strength, self.config.base_layers).value
 
-    def forward(self, tokens_BT: Tensor, loops: int | None = None) -> Tensor:
-        """Logits [B, T, V]. Raises `UserError` when loops < 1."""
-        return self.read(self.run(tokens_BT, self.config.loops if loops is None else loops)[-1])
+    def forward(self, tokens_BT: Tensor, loops: int | None = None, past: Past | None = None) -> Tensor:
+        """Logits [B, T, V]; `past` holds what came before these tokens. Raises `UserError` when loops < 1."""
+        return self.read(self.run(tokens_BT, self.config.loops if loops is None else loops, past=past)[-1])
 
-    def run(self, tokens_BT: Tensor, loops: int, keep: bool = False) -> list[Tensor]:
+    def run(self, tokens_BT: Tensor, loops: int, keep: bool = False, past: Past | None = None) -> list[Tensor]:
         """The stream [B, T, D] at the end; with `keep`, also at entry to the core and after each visit."""
+        return self.flow(self.embedding(tokens_BT), loops, keep, past)
+
+    def flow(self, x: Tensor, loops: int, keep: bool = False, past: Past | None = None) -> list[Tensor]:
+        """As `run`, from embedded tokens [B, T, D]."""
         scale, once = self._number(self.residual_scale(loops)), self._number(self.residual_scale(1))
         skip = self._number(self.rule.skip_scale(Depth(loops, self.config.layers)).value)
-        rotation = rotary(tokens_BT.shape[1], self.config.head_dim, tokens_BT.device)
-        x = self.embedding(tokens_BT)
-        for block in self.prelude:
-            x = self.core.body(block, x, rotation, once, skip)
+        rotation, sight = self._place(x, loops, past)
+        for layer, block in enumerate(self.prelude):
+            x = self.core.step(block, x, rotation, once, skip, slot_of(sight, "prelude", 0, layer))
         kept = [x]
-        x = self.core(x, rotation, scale, skip, loops, kept if keep else None)
-        for block in self.coda:
-            x = self.core.body(block, x, rotation, once, skip)
+        x = self.core(x, rotation, scale, skip, loops, kept if keep else None, sight)
+        for layer, block in enumerate(self.coda):
+            x = self.core.step(block, x, rotation, once, skip, slot_of(sight, "coda", 0, layer))
         return [*kept, x] if keep else [x]
+
+    def _place(self, x_BTD: Tensor, loops: int, past: Past | None) -> tuple[Tensor, Sight | None]:
+        """Where the tokens stand, as rotary angles, and what they may look at (None: each other, causally)."""
+        B, T, _ = x_BTD.shape
+        if past is None:
+            return rotary(T, self.config.head_dim, x_BTD.device), None
+        if past.cache is not None:
+            past.cache.begin(loops)
+        past.check(B, T)
+        rotation = rotary_at(past.positions(T, x_BTD.device), self.config.head_dim)
+        return rotation, Sight(past.cache, past.mask(T, x_BTD.device))
 
     def _number(self, value: float) -> Scale:
         """A compiled body gets numbers as tensors, so that another N is no other graph."""
@@ -197,8 +220,13 @@ def _role(name: str, ndim: int) -> Role:
 
 def rotary(length: int, head_dim: int, device: torch.device) -> Tensor:
     """Angles as complex-free pairs: [2, T, E/2], cosine and sine of position * 10000^(-2i/E)."""
-    inverse = 10000.0 ** -(torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
-    angle = torch.arange(length, device=device, dtype=torch.float32)[:, None] * inverse
+    return rotary_at(torch.arange(length, device=device), head_dim)
+
+
+def rotary_at(positions: Tensor, head_dim: int) -> Tensor:
+    """As `rotary`, for positions of any shape: [2, ..., E/2]."""
+    pairs = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32)
+    angle = positions.float()[..., None] * 10000.0 ** -(pairs / head_dim)
     return torch.stack((angle.cos(), angle.sin()))
 
 
