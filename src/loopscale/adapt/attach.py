@@ -13,12 +13,14 @@ from loopscale.adapt.find import Branch, by_convention, by_glob, marked_once
 from loopscale.adapt.handle import PLACE, Attachment, attached_to, compare
 from loopscale.adapt.hook import BranchHook, Scales, drop_compiled, install
 from loopscale.adapt.stacking import DepthRuleWarning, factor_in_config, in_weights
+from loopscale.adapt.trace import by_trace
 from loopscale.adapt.verify import Verdict, evaluating, verify
 from loopscale.diagnosis.batch import prepare
 from loopscale.errors import UserError
 from loopscale.parameterization import Depth, Rule, get_rule
 
 Patterns = str | Sequence[str] | None
+TRACED = "tracing the additions"
 
 
 def attach(
@@ -54,13 +56,13 @@ def attach(
     """
     _attachable(model)
     row = get_rule(rule)
-    found, how = _find(model, branches, batch)
-    if once is not None:
-        found = marked_once(found, _list(once))
     refusal = factor_in_config(model)
     if refusal is not None and stacked != "allow":
         raise UserError(refusal)
-    depth = Depth(loops, len({b.layer for b in found if not b.once}) if layers is None else layers)
+    found, how = _find(model, branches, batch)
+    if once is not None:
+        found = marked_once(found, _list(once))
+    depth = Depth(loops, _layers(model, found) if layers is None else layers)
     handle = Attachment(model, found, row, depth, strength, base_layers)
     handle.found_by = how
     if check:
@@ -113,9 +115,28 @@ def _find(model: nn.Module, patterns: Patterns, batch: Any) -> tuple[list[Branch
     found, families = by_convention(model)
     if found:
         return found, f"convention: {'; '.join(families)}"
-    raise UserError(
-        f"no residual branches found in {type(model).__name__} by name: name them, branches='layers.*.attn' or a list"
-    )
+    return _traced(model, batch), TRACED
+
+
+def _traced(model: nn.Module, batch: Any) -> list[Branch]:
+    with evaluating(model):
+        made = prepare(model, batch)
+    found = by_trace(model, made)
+    if not found:
+        raise UserError(
+            f"no residual branches found in {type(model).__name__}, neither by name nor by tracing the additions: "
+            "name the modules whose output is added to the stream, branches='layers.*.attn' or a list"
+        )
+    return found
+
+
+def _layers(model: nn.Module, found: list[Branch]) -> int:
+    """L: the layers of the core; of an encoder and a decoder, which have a stream each, those of the longer."""
+    layers = {branch.layer for branch in found if not branch.once}
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        stacks = [layer.rpartition(".")[0] for layer in layers]
+        return max(stacks.count(stack) for stack in stacks)
+    return len(layers)
 
 
 def _check(model: nn.Module, handle: Attachment, batch: Any) -> None:
@@ -124,7 +145,16 @@ def _check(model: nn.Module, handle: Attachment, batch: Any) -> None:
         return
     with evaluating(model):
         made = prepare(model, batch)
-    verdict = verify(model, handle.branches, made)
+    try:
+        verdict = verify(model, handle.branches, made)
+    except UserError:
+        # The names misled: a model of one's own may use a family's names for something else.
+        traced = by_trace(model, made) if handle.found_by.startswith("convention") else []
+        if not traced or any(branch.once for branch in handle.branches):
+            raise
+        handle.branches, handle.found_by = traced, TRACED
+        handle.depth = Depth(handle.loops, _layers(model, traced))
+        verdict = verify(model, traced, made)
     _norm_placement(handle, verdict)
     core = "its norms alone" if handle.post_norm else "the identity"
     handle.verified = (
@@ -133,13 +163,14 @@ def _check(model: nn.Module, handle: Attachment, batch: Any) -> None:
 
 
 def _norm_placement(handle: Attachment, verdict: Verdict) -> None:
-    handle.post_norm = bool(verdict.post_norm)
-    if verdict.post_norm and handle.rule.norm == "pre":
+    # One layer of many may norm its input for all (RWKV's first): that is no Post-LN model.
+    handle.post_norm = 2 * len(verdict.post_norm) > verdict.layers
+    if handle.post_norm and handle.rule.norm == "pre":
         handle.warnings.append(
             f"{verdict.post_norm[0]!r} norms the sum (Post-LN), and {handle.rule.name!r} is for pre-norm models: the "
             "norm rescales the stream at each visit; rule='deeploop' or 'deepnorm' is made for this"
         )
-    if not verdict.post_norm and handle.rule.norm == "post":
+    if not handle.post_norm and handle.rule.norm == "post":
         raise UserError(
             f"rule {handle.rule.name!r} is for Post-LN models and this one passes its stream on unnormed: "
             "use a pre-norm rule such as 'looped'"

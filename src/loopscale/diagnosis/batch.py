@@ -78,7 +78,7 @@ def _candidates(model: nn.Module) -> list[Any]:
         tokens = torch.randint(0, sizes[0], (SEQUENCES, min(TOKENS, sizes[0])), generator=generator).to(place)
         made.append(tokens)
         if main is not None:
-            made.insert(0, {main: tokens, **_no_cache(model)})
+            made.insert(0, {main: tokens, **_decoder_tokens(model, tokens), **_no_cache(model)})
     config: Any = getattr(model, "config", None)
     if isinstance(getattr(config, "image_size", None), int):
         image = (SEQUENCES, int(getattr(config, "num_channels", 3)), config.image_size, config.image_size)
@@ -102,6 +102,11 @@ def _with_required(model: nn.Module, batch: Any) -> Any:
     if not demanded or parameters[0].kind is parameters[0].VAR_POSITIONAL:
         return batch
     return {parameters[0].name: batch, **dict.fromkeys(demanded, LOOPS)}
+
+
+def _decoder_tokens(model: nn.Module, tokens: Tensor) -> dict[str, Tensor]:
+    both = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+    return {"decoder_input_ids": tokens} if both else {}
 
 
 def _no_cache(model: nn.Module) -> dict[str, Any]:
