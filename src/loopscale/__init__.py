@@ -12,7 +12,7 @@ from loopscale.errors import UserError
 from loopscale.parameterization import RULES, Depth, Role, Rule, Width, residual_scale
 
 if TYPE_CHECKING:
-    from loopscale.adapt import attach, attachment, detach
+    from loopscale.adapt import attach, attachment, convert, detach, restore
     from loopscale.diagnosis import Monitor, check_parameterization, diagnose, watch
     from loopscale.nn import (
         Loop,
@@ -30,7 +30,9 @@ __version__ = "0.1.0"
 _LAZY = {
     "attach": "adapt",
     "attachment": "adapt",
+    "convert": "adapt",
     "detach": "adapt",
+    "restore": "adapt",
     "Loop": "nn",
     "LoopedTransformer": "nn",
     "ModelConfig": "nn",
@@ -67,10 +69,12 @@ __all__ = [
     "attachment",
     "build_optimizer",
     "check_parameterization",
+    "convert",
     "detach",
     "diagnose",
     "param_groups",
     "residual_scale",
+    "restore",
     "roles_of",
     "schedule",
     "watch",

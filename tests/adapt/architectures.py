@@ -31,13 +31,31 @@ def _plain(name: str, kind: str = "Model", **config: Any) -> Callable[[], Any]:
 
 GPT = dict(vocab_size=64, n_embd=32, n_layer=2, n_head=2, **TOKENS)
 BART = dict(
-    vocab_size=64, d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2,
-    encoder_ffn_dim=48, decoder_ffn_dim=48, max_position_embeddings=32, decoder_start_token_id=1, **TOKENS,
-)  # fmt: skip
+    vocab_size=64,
+    d_model=32,
+    encoder_layers=2,
+    decoder_layers=2,
+    encoder_attention_heads=2,
+    decoder_attention_heads=2,
+    encoder_ffn_dim=48,
+    decoder_ffn_dim=48,
+    max_position_embeddings=32,
+    decoder_start_token_id=1,
+    **TOKENS,
+)
 MLA = dict(
-    q_lora_rank=16, kv_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=16, n_routed_experts=4, n_group=1,
-    topk_group=1, num_experts_per_tok=2, moe_intermediate_size=16, first_k_dense_replace=1,
-)  # fmt: skip
+    q_lora_rank=16,
+    kv_lora_rank=16,
+    qk_rope_head_dim=8,
+    qk_nope_head_dim=8,
+    v_head_dim=16,
+    n_routed_experts=4,
+    n_group=1,
+    topk_group=1,
+    num_experts_per_tok=2,
+    moe_intermediate_size=16,
+    first_k_dense_replace=1,
+)
 
 MODELS: dict[str, Callable[[], Any]] = {
     "Llama": _decoder("Llama"),
@@ -62,15 +80,32 @@ MODELS: dict[str, Callable[[], Any]] = {
     "GLM 4": _decoder("Glm4", head_dim=16),
     "Nemotron": _decoder("Nemotron"),
     "GPT-2": _plain("GPT2", "LMHeadModel", n_positions=32, **GPT),
-    "GPT-Neo": _plain("GPTNeo", "ForCausalLM", attention_types=[[["global", "local"], 1]], vocab_size=64, hidden_size=32,
-                      num_layers=2, num_heads=2, max_position_embeddings=32, **TOKENS),  # fmt: skip
+    "GPT-Neo": _plain(
+        "GPTNeo",
+        "ForCausalLM",
+        attention_types=[[["global", "local"], 1]],
+        vocab_size=64,
+        hidden_size=32,
+        num_layers=2,
+        num_heads=2,
+        max_position_embeddings=32,
+        **TOKENS,
+    ),
     "GPT-NeoX": _plain("GPTNeoX", "ForCausalLM", **SIZE, **TOKENS),
     "GPT-J": _plain("GPTJ", "ForCausalLM", rotary_dim=4, **GPT),
-    "Falcon": _plain("Falcon", "ForCausalLM", vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
-                     **TOKENS),  # fmt: skip
+    "Falcon": _plain(
+        "Falcon", "ForCausalLM", vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, **TOKENS
+    ),
     "Bloom": _plain("Bloom", "ForCausalLM", vocab_size=64, hidden_size=32, n_layer=2, n_head=2, **TOKENS),
-    "OPT": _plain("OPT", "ForCausalLM", ffn_dim=48, word_embed_proj_dim=32, max_position_embeddings=32,
-                  **{k: v for k, v in SIZE.items() if k != "intermediate_size"}, **TOKENS),  # fmt: skip
+    "OPT": _plain(
+        "OPT",
+        "ForCausalLM",
+        ffn_dim=48,
+        word_embed_proj_dim=32,
+        max_position_embeddings=32,
+        **{k: v for k, v in SIZE.items() if k != "intermediate_size"},
+        **TOKENS,
+    ),
     "BERT": _plain("Bert", **SIZE),
     "RoBERTa": _plain("Roberta", **SIZE, **TOKENS),
     "ELECTRA": _plain("Electra", embedding_size=32, **SIZE),
@@ -79,8 +114,17 @@ MODELS: dict[str, Callable[[], Any]] = {
     "ALBERT": _plain("Albert", embedding_size=16, **SIZE),
     "DeBERTa v2": _plain("DebertaV2", relative_attention=True, pos_att_type=["p2c", "c2p"], **SIZE),
     "MPNet": _plain("MPNet", **SIZE, **TOKENS),
-    "T5": _plain("T5", vocab_size=64, d_model=32, d_kv=16, d_ff=48, num_layers=2, num_heads=2, decoder_start_token_id=0,
-                 **{k: v for k, v in TOKENS.items() if k != "bos_token_id"}),  # fmt: skip
+    "T5": _plain(
+        "T5",
+        vocab_size=64,
+        d_model=32,
+        d_kv=16,
+        d_ff=48,
+        num_layers=2,
+        num_heads=2,
+        decoder_start_token_id=0,
+        **{k: v for k, v in TOKENS.items() if k != "bos_token_id"},
+    ),
     "BART": _plain("Bart", **BART),
     "ViT": _plain("ViT", **IMAGE),
     "DeiT": _plain("DeiT", **IMAGE),
@@ -91,11 +135,30 @@ MODELS: dict[str, Callable[[], Any]] = {
     "Swin": _plain("Swin", image_size=32, patch_size=4, embed_dim=16, depths=[2, 2], num_heads=[2, 2], window_size=4),
     "ConvNeXt": _plain("ConvNext", image_size=32, hidden_sizes=[8, 16], depths=[2, 2], num_stages=2),
     "Mamba": _plain("Mamba", "ForCausalLM", vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=4, **TOKENS),
-    "Mamba 2": _plain("Mamba2", "ForCausalLM", vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=8, num_heads=4,
-                      head_dim=16, n_groups=1, chunk_size=8, **TOKENS),  # fmt: skip
-    "RWKV": _plain("Rwkv", "ForCausalLM", vocab_size=64, hidden_size=32, attention_hidden_size=32, num_hidden_layers=2,
-                   context_length=32, **TOKENS),  # fmt: skip
-}  # fmt: skip
+    "Mamba 2": _plain(
+        "Mamba2",
+        "ForCausalLM",
+        vocab_size=64,
+        hidden_size=32,
+        num_hidden_layers=2,
+        state_size=8,
+        num_heads=4,
+        head_dim=16,
+        n_groups=1,
+        chunk_size=8,
+        **TOKENS,
+    ),
+    "RWKV": _plain(
+        "Rwkv",
+        "ForCausalLM",
+        vocab_size=64,
+        hidden_size=32,
+        attention_hidden_size=32,
+        num_hidden_layers=2,
+        context_length=32,
+        **TOKENS,
+    ),
+}
 
 
 def make(name: str) -> Any:

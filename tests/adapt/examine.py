@@ -1,7 +1,9 @@
-"""Hold `attach` to its laws on one architecture. `python tests/adapt/examine.py --out records/attach_architectures.json`.
+"""Hold `attach` to its laws on one architecture. `python tests/adapt/examine.py --out
+records/attach_architectures.json`.
 
-Checked here from outside, not with the library's own check: scale 1 and detach bit-identical, strength 0 the identity and blind
-to every weight of a branch, a compiled model equal to eager at several N without a new graph, tracing against convention.
+Checked here from outside, not with the library's own check: scale 1 and detach bit-identical, strength 0 the identity
+and blind to every weight of a branch, a compiled model equal to eager at several N without a new graph, tracing against
+convention.
 """
 
 from __future__ import annotations

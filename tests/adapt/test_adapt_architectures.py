@@ -1,4 +1,4 @@
-"""attach on the architectures of transformers: a sample each time, all of them in the slow suite, the record as the docs show it."""
+"""attach on the architectures of transformers: a sample each time, all of them in the slow suite and the record."""
 
 from __future__ import annotations
 

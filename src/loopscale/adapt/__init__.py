@@ -1,6 +1,9 @@
 """Any model: attach the residual scale to what people already have, and take it off again."""
 
 from loopscale.adapt.attach import attach, attachment, detach
+from loopscale.adapt.conversion import Conversion
+from loopscale.adapt.convert import convert
 from loopscale.adapt.handle import Attachment
+from loopscale.adapt.restore import restore
 
-__all__ = ["Attachment", "attach", "attachment", "detach"]
+__all__ = ["Attachment", "Conversion", "attach", "attachment", "convert", "detach", "restore"]

@@ -37,15 +37,17 @@ def attach(
     check: bool = True,
     stacked: Literal["refuse", "allow"] = "refuse",
 ) -> Attachment:
-    """Scale every residual branch of `model` in place: x + eps * f(x), eps = lambda / (N sqrt(m_L)) (or another `rule`).
+    """Scale every residual branch of `model` in place: x + eps * f(x), eps = lambda / (N sqrt(m_L)) (or another
+    `rule`).
 
-    Parameter names, state dict and modules stay as they are; forward hooks do the work. `branches`: globs of modules whose
-    output is added to the stream; left out, they are found by the names of known families, else by tracing the additions.
-    `once`: globs of layers or branches visited once (prelude, coda): N = 1 for them. `layers`: L, counted when left out.
-    `batch`: what to check on (a tensor, tuple or dict; made up when left out); `check=False` leaves the check out.
+    Parameter names, state dict and modules stay as they are; forward hooks do the work. `branches`: globs of modules
+    whose output is added to the stream; left out, they are found by the names of known families, else by tracing the
+    additions. `once`: globs of layers or branches visited once (prelude, coda): N = 1 for them. `layers`: L, counted
+    when left out. `batch`: what to check on (a tensor, tuple or dict; made up when left out); `check=False` leaves the
+    check out.
 
-    Raises `UserError`, the model untouched: a pattern without a match, a norm or another module that is no branch, a model
-    that is attached already, one with a residual factor of its own (unless stacked="allow"), a check that fails.
+    Raises `UserError`, the model untouched: a pattern without a match, a norm or another module that is no branch, a
+    model that is attached already, one with a residual factor of its own (unless stacked="allow"), a check that fails.
 
     >>> block = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, norm_first=True)
     >>> handle = attach(nn.TransformerEncoder(block, 2, enable_nested_tensor=False), loops=8)
@@ -65,6 +67,8 @@ def attach(
     depth = Depth(loops, _layers(model, found) if layers is None else layers)
     handle = Attachment(model, found, row, depth, strength, base_layers)
     handle.found_by = how
+    given = {"branches": branches, "once": once}
+    handle.patterns = {name: _list(value) for name, value in given.items() if value is not None}
     if check:
         _check(model, handle, batch)
     stored = getattr(getattr(model, "config", None), "loopscale", None)
@@ -90,7 +94,7 @@ def attachment(model: nn.Module) -> Attachment:
 
     Raises `UserError` when nothing is attached.
     """
-    handle = attached_to(model)
+    handle: Attachment | None = attached_to(model)
     if handle is None:
         raise UserError(f"nothing is attached to this {type(model).__name__}: call attach(model, loops=...) first")
     return handle

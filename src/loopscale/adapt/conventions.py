@@ -1,9 +1,9 @@
 """How common models name their residual branches: one row a family; a new family joins by adding a row.
 
-A pattern is a path below one layer. `?` marks a branch that only some members have (cross-attention). The module named is
-the outermost whose output reaches the stream by linear steps alone (dropout, LayerScale, a reshape), so that adapters and
-quantisation, which replace linear layers, stay inside the scale. Where the family adds inside a module, its last linear
-layer is named instead; where it norms the branch's output (sandwich), that norm.
+A pattern is a path below one layer. `?` marks a branch that only some members have (cross-attention). The module named
+is the outermost whose output reaches the stream by linear steps alone (dropout, LayerScale, a reshape), so that
+adapters and quantisation, which replace linear layers, stay inside the scale. Where the family adds inside a module,
+its last linear layer is named instead; where it norms the branch's output (sandwich), that norm.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ PLACE = "_loopscale"
 class Attachment:
     """Scales the branches of `model`; kept by the model itself, so that a deepcopy has its own.
 
-    `set_loops(n)` is the run-time knob, `detach()` (or the end of a `with` block) the way back, `str(handle)` the report.
-    It states `roles()`, `depth`, `rule` and `base_layers`, which is what `param_groups` asks of a model.
+    `set_loops(n)` is the run-time knob, `detach()` (or the end of a `with` block) the way back, `str(handle)` the
+    report. It states `roles()`, `depth`, `rule` and `base_layers`, which is what `param_groups` asks of a model.
     """
 
     def __init__(
@@ -42,6 +42,7 @@ class Attachment:
         self.base_layers = base_layers
         self.scales = Scales()
         self.found_by = ""
+        self.patterns: dict[str, Any] = {}
         self.verified = "not verified"
         self.warnings: list[str] = []
         self.post_norm = False
@@ -114,15 +115,8 @@ class Attachment:
 
         A guess wants eyes: pass `roles=` to `param_groups` to correct it.
         """
-        layers = tuple(f"{branch.layer}." if branch.layer else "" for branch in self.branches)
-        names = {name: parameter.ndim for name, parameter in self.named_parameters()}
-        roles = infer_roles(names, [name for name in names if name.startswith(layers)])
-        if not self._announced:
-            self._announced = True
-            print("loopscale: roles inferred from names", file=sys.stderr)
-            for line in dict.fromkeys(f"  {role.value:12}{pattern(name)}" for name, role in roles.items()):
-                print(line, file=sys.stderr)
-        return roles
+        self._announced, announce = True, not self._announced
+        return layer_roles(self.model, [branch.layer for branch in self.branches], announce)
 
     def record(self) -> dict[str, Any]:
         """The rule as it is stored with a checkpoint, plain values."""
@@ -132,6 +126,7 @@ class Attachment:
             "layers": self.layers,
             "strength": self.strength,
             "base_layers": self.base_layers,
+            **self.patterns,
         }
 
     def to_json(self) -> dict[str, Any]:
@@ -159,16 +154,28 @@ class Attachment:
         return "\n".join([head, *rows, *notes])
 
 
+def layer_roles(model: nn.Module, layers: list[str], announce: bool) -> dict[str, Role]:
+    """Roles inferred by name, those below `layers` being inside; with `announce`, a line for each on stderr."""
+    inside = tuple(f"{layer}." if layer else "" for layer in layers)
+    names = {name: parameter.ndim for name, parameter in model.named_parameters()}
+    roles = infer_roles(names, [name for name in names if name.startswith(inside)])
+    if announce:
+        print("loopscale: roles inferred from names", file=sys.stderr)
+        for line in dict.fromkeys(f"  {role.value:12}{pattern(name)}" for name, role in roles.items()):
+            print(line, file=sys.stderr)
+    return roles
+
+
 def pattern(name: str) -> str:
     """A name with its numbers starred."""
     return ".".join("*" if part.isdigit() else part for part in name.split("."))
 
 
-def attached_to(model: nn.Module) -> Attachment | None:
+def attached_to(model: nn.Module) -> Any:
     """The handle of the model or of a part of it, if any."""
     for module in model.modules():
         handle = vars(module).get(PLACE)
-        if isinstance(handle, Attachment):
+        if handle is not None:
             return handle
     return None
 
@@ -184,9 +191,15 @@ def forget(model: nn.Module) -> None:
 
 def compare(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Raise `UserError` when a checkpoint was trained under another rule than the one asked for. N may differ."""
-    for name in ("rule", "layers", "strength", "base_layers"):
+    names = ("convert", "start", "stop", "steps", "rule", "layers", "strength", "base_layers")
+    for name in names if ("convert" in stored) == ("convert" in wanted) else ():
         if name in stored and stored[name] != wanted[name]:
             raise UserError(
                 f"the checkpoint was trained with {name} = {stored[name]!r} and you ask for {wanted[name]!r}: "
                 "pass the stored one, or delete model.config.loopscale to start anew"
             )
+    if ("convert" in stored) != ("convert" in wanted):
+        was = "converted" if "convert" in stored else "attached"
+        raise UserError(
+            f"the checkpoint was of a model that is {was}: call restore(model), or delete model.config.loopscale"
+        )

@@ -1,8 +1,9 @@
 """The hook that scales one branch of a foreign model, and the numbers that all hooks of a model share.
 
 Why a forward hook: names and state dict stay as they are (`parametrize` renames weights, a wrapper module renames
-everything), FSDP2 may swap the module's class (a class swap of ours would fight with it), and torch's fused encoder path
-looks for hooks. A hook *object*, not a closure: deepcopy then copies the hooks together with the numbers they share.
+everything), FSDP2 may swap the module's class (a class swap of ours would fight with it), and torch's fused encoder
+path looks for hooks. A hook *object*, not a closure: deepcopy then copies the hooks together with the numbers they
+share.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Depth rules that a model carries already: two of them, one on top of the other, scale the branches twice.
 
-A factor in the forward pass (Granite's `residual_multiplier`, MiniCPM's `scale_depth`) is refused; what lives in weights
-(GPT-2's initial std, LayerScale) is warned of, since training may have moved it.
+A factor in the forward pass (Granite's `residual_multiplier`, MiniCPM's `scale_depth`) is refused; what lives in
+weights (GPT-2's initial std, LayerScale) is warned of, since training may have moved it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Find the branches by tracing the additions of one forward pass, when no known family has these names.
 
-An addition a + b belongs to the stream when b was computed from a (or both from the stream, as in parallel branches), and the
-update b comes from the output of a module by linear steps alone. That module is the branch.
+An addition a + b belongs to the stream when b was computed from a (or both from the stream, as in parallel branches),
+and the update b comes from the output of a module by linear steps alone. That module is the branch.
 """
 
 from __future__ import annotations
@@ -20,13 +20,12 @@ from loopscale.diagnosis.batch import call_model
 from loopscale.diagnosis.tape import Node, Tape, tensors_in
 
 ADDITIONS = frozenset({"add", "__add__", "__radd__", "add_", "__iadd__"})
-SUMS = ADDITIONS
 # Steps that are linear in their one tensor that depends on the batch, whatever else they read.
 LINEAR = frozenset(
-    "dropout dropout_ reshape view view_as reshape_as permute transpose transpose_ swapaxes movedim flatten unflatten squeeze "
-    "unsqueeze contiguous to type type_as float half bfloat16 double clone roll pad __getitem__ expand expand_as neg "
-    "__neg__ narrow chunk split index_select mul __mul__ __rmul__ mul_ __imul__ multiply div __truediv__ div_ true_divide "
-    "feature_dropout requires_grad_ detach alias".split()
+    "dropout dropout_ reshape view view_as reshape_as permute transpose transpose_ swapaxes movedim flatten "
+    "unflatten squeeze unsqueeze contiguous to type type_as float half bfloat16 double clone roll pad __getitem__ "
+    "expand expand_as neg __neg__ narrow chunk split index_select mul __mul__ __rmul__ mul_ __imul__ multiply div "
+    "__truediv__ div_ true_divide feature_dropout requires_grad_ detach alias".split()
 )
 
 
@@ -128,7 +127,7 @@ def _sources(
         return [named[-1]]
     node = nodes[at]
     parents = [parent for parent in dict.fromkeys(node.parents) if nodes[parent].data]
-    if node.op in SUMS and len(parents) == 2:
+    if node.op in ADDITIONS and len(parents) == 2:
         sides = [_sources(nodes, outputs, weighted, parent, stream) for parent in parents]
         return None if None in sides else [name for side in sides if side for name in side]
     if node.op in LINEAR and len(parents) == 1:

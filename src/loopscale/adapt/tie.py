@@ -1,0 +1,127 @@
+"""Make K layers of a stack into L: the first of each group stays, as it is or with the group's mean weights.
+
+Layer i of the core stands for the layers start + i, start + i + L, start + i + 2L, ...: those it would be at visits 1,
+2, 3. Every change is noted, so that it can be taken back bit by bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from loopscale.errors import UserError, nearest
+
+TIES = ("first", "average")
+
+
+class Undo:
+    """Steps back, in reverse order."""
+
+    def __init__(self) -> None:
+        self.steps: list[Callable[[], None]] = []
+
+    def run(self) -> None:
+        """Take every change back."""
+        while self.steps:
+            self.steps.pop()()
+
+
+def tie(model: nn.Module, stack: nn.ModuleList, start: int, stop: int, layers: int, how: str, undo: Undo) -> None:
+    """Leave `layers` of the layers start..stop-1 in the stack.
+
+    Raises `UserError` when K is no multiple of L, for an unknown tie, or when layers that shall be one differ in shape.
+    """
+    count = stop - start
+    if how not in TIES:
+        raise UserError(f"unknown tie {how!r}: {nearest(str(how), TIES)}")
+    if not 1 <= layers <= count or count % layers:
+        raise UserError(f"layers={layers} must divide the {count} layers {start}..{stop - 1} that become the core")
+    if layers == count:
+        return
+    members = list(stack)
+    groups = [[start + place + turn * layers for turn in range(count // layers)] for place in range(layers)]
+    for group in groups:
+        for other in group[1:]:
+            _same_shapes(members[group[0]], members[other], group[0], other)
+    if how == "average":
+        for group in groups:
+            _average([members[index] for index in group], undo)
+    kept = members[:start] + members[start : start + layers] + members[stop:]
+    gone = set(range(start + layers, stop))
+    _refill(stack, members, kept, undo)
+    _renumber(kept, undo)
+    _shorten_config(model, len(members), gone, undo)
+
+
+def _same_shapes(one: nn.Module, other: nn.Module, first: int, second: int) -> None:
+    ours = {name: tuple(value.shape) for name, value in one.state_dict().items()}
+    theirs = {name: tuple(value.shape) for name, value in other.state_dict().items()}
+    for name in [*ours, *theirs]:
+        if ours.get(name) != theirs.get(name):
+            raise UserError(
+                f"layers {first} and {second} cannot be tied: {name!r} is {ours.get(name)} in one and "
+                f"{theirs.get(name)} in the other; choose a range of equal layers"
+            )
+
+
+def _average(members: list[nn.Module], undo: Undo) -> None:
+    columns = zip(*(module.parameters() for module in members), strict=True)
+    with torch.no_grad():
+        for column in columns:
+            target, kept = column[0], column[0].detach().clone()
+            mean = torch.stack([p.detach().double() for p in column]).mean(0) if target.is_floating_point() else kept
+            target.copy_(mean.to(target.dtype))
+            undo.steps.append(partial(_write, target, kept))
+
+
+def _write(target: Tensor, kept: Tensor) -> None:
+    with torch.no_grad():
+        target.copy_(kept)
+
+
+def _refill(stack: nn.ModuleList, members: list[nn.Module], kept: list[nn.Module], undo: Undo) -> None:
+    def fill(modules: list[nn.Module]) -> None:
+        stack._modules.clear()
+        stack._modules.update({str(place): module for place, module in enumerate(modules)})
+
+    fill(kept)
+    undo.steps.append(lambda: fill(members))
+
+
+def _renumber(kept: list[nn.Module], undo: Undo) -> None:
+    """Attention finds its slot of the cache by `layer_idx`: the coda moves up."""
+    for place, layer in enumerate(kept):
+        for module in layer.modules():
+            for name in ("layer_idx", "layer_id"):
+                before = vars(module).get(name)
+                if isinstance(before, int) and before != place:
+                    setattr(module, name, place)
+                    undo.steps.append(partial(setattr, module, name, before))
+
+
+def _shorten_config(model: nn.Module, total: int, gone: set[int], undo: Undo) -> None:
+    """`num_hidden_layers`, under whatever name, and every list with an entry for each layer."""
+    seen: dict[int, Any] = {}
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if hasattr(config, "to_dict"):
+            seen[id(config)] = config
+    for config in seen.values():
+        values: dict[str, Any] = config.__dict__
+        before = dict(values)
+        for name, value in before.items():
+            if isinstance(value, list) and len(value) == total:
+                values[name] = [item for place, item in enumerate(value) if place not in gone]
+        known = getattr(config, "attribute_map", {}).get("num_hidden_layers", "num_hidden_layers")
+        if before.get(known) == total:
+            values[known] = total - len(gone)
+        undo.steps.append(partial(_refresh, values, before))
+
+
+def _refresh(values: dict[str, Any], before: dict[str, Any]) -> None:
+    values.clear()
+    values.update(before)
