@@ -16,6 +16,8 @@ from loopscale.errors import UserError
 COMMANDS = {
     "scale": "loopscale.cli.scale:command",
     "transfer": "loopscale.cli.transfer:command",
+    "data": "loopscale.cli.data:command",
+    "plan": "loopscale.cli.plan:command",
     "train": "loopscale.cli.train:command",
     "generate": "loopscale.cli.generate:command",
     "diagnose": "loopscale.cli.diagnose:command",

@@ -2,6 +2,10 @@
 
 from loopscale.data.dataset import Dataset
 from loopscale.data.load import cache_folder, load_data
+from loopscale.data.prefetch import Prefetched
+from loopscale.data.prepare import Preparation, prepare_data
+from loopscale.data.prepared import verify
+from loopscale.data.stream import Stream
 from loopscale.data.synthetic import TASKS
 from loopscale.data.tokenizer import BPETokenizer, ByteTokenizer, Tokenizer, tokenizer_from_json
 
@@ -10,8 +14,13 @@ __all__ = [
     "BPETokenizer",
     "ByteTokenizer",
     "Dataset",
+    "Prefetched",
+    "Preparation",
+    "Stream",
     "Tokenizer",
     "cache_folder",
     "load_data",
+    "prepare_data",
     "tokenizer_from_json",
+    "verify",
 ]

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from loopscale.data.packing import Packed
+from loopscale.data.order import shuffled
 from loopscale.data.tokenizer import Tokenizer
 from loopscale.errors import UserError, nearest
+
+ALL = slice(None)
+ORDERS = ("random", "epochs")
+
+
+class TokenArray(Protocol):
+    """Tokens by place: an array, or the shards of a prepared folder."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, places: Any, /) -> Any:
+        """Tokens at an array of places, in its shape."""
+        ...
+
 
 Batch = tuple[NDArray[np.int64], NDArray[np.int64]]
 
@@ -21,7 +35,7 @@ class Dataset:
     `description` is plain JSON for provenance: source, sha256, tokens, documents, tokenizer, versions.
     """
 
-    def __init__(self, sides: dict[str, Packed], tokenizer: Tokenizer, description: dict[str, Any]) -> None:
+    def __init__(self, sides: Mapping[str, TokenArray], tokenizer: Tokenizer, description: dict[str, Any]) -> None:
         self._sides = sides
         self.tokenizer = tokenizer
         self.description = description
@@ -49,19 +63,44 @@ class Dataset:
                     f"too few for a context of {context}: {advice}"
                 )
 
-    def batch(self, step: int, seed: int, batch_size: int, context: int, split: str = "train") -> Batch:
-        """(inputs [B, T], targets [B, T]), int64: random windows, a pure function of (step, seed).
+    def batch(
+        self,
+        step: int,
+        seed: int,
+        batch_size: int,
+        context: int,
+        split: str = "train",
+        order: str = "random",
+        rows: slice = ALL,
+    ) -> Batch:
+        """(inputs [B, T], targets [B, T]), int64: windows of the text, a pure function of (step, seed).
 
-        Raises `UserError` for an unknown split, and for a context that a side has no text for.
+        order: "random" draws windows anywhere; "epochs" cuts the text into windows and shows each once an epoch, shuffled
+        anew in every epoch. Neither needs a state: step s of any run, on any number of ranks, is this batch.
+        rows: read only these sequences of the batch; a rank asks for its own.
+
+        Raises `UserError` for an unknown split or order, and for a context that a side has no text for.
         """
         if split not in self._sides:
             raise UserError(f"unknown split {split!r}: {nearest(split, self._sides)}")
         side = self._sides[split]
         if not 0 < context < len(side):
             self.check(context)
-        rng = np.random.Generator(np.random.Philox(key=[seed, step]))
-        starts = rng.integers(0, len(side) - context, batch_size)
-        return _windows(side, starts, context)
+        if order not in ORDERS:
+            raise UserError(f"unknown order {order!r} of the data: {nearest(order, ORDERS)}")
+        if order == "epochs":
+            starts = context * shuffled(step * batch_size, batch_size, (len(side) - 1) // context, seed)
+        else:
+            rng = np.random.Generator(np.random.Philox(key=[seed, step]))
+            starts = rng.integers(0, len(side) - context, batch_size)
+        return _windows(side, starts[rows], context)
+
+    def bookmark(self, step: int, batch_size: int, context: int) -> dict[str, int] | None:
+        """What finds the batch of a step again quickly; None: any step is reached at once."""
+        return None
+
+    def restore(self, bookmark: dict[str, int] | None) -> None:
+        """Take back a bookmark of an earlier process."""
 
     def validation_batches(self, batch_size: int, context: int, count: int) -> Iterator[Batch]:
         """The same evenly spaced windows for every seed, without overlap; fewer than `count` when the text is short."""
@@ -73,6 +112,6 @@ class Dataset:
             yield _windows(side, starts[first : first + batch_size], context)
 
 
-def _windows(side: Packed, starts: NDArray[np.int64], context: int) -> Batch:
+def _windows(side: TokenArray, starts: NDArray[np.int64], context: int) -> Batch:
     window = side[starts[:, None] + np.arange(context + 1)].astype(np.int64)
     return window[:, :-1], window[:, 1:]

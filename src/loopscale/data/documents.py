@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,8 +40,8 @@ class Source:
         return local_documents(Path(self.name), text_field)
 
 
-def find_source(path: str | Path) -> Source:
-    """Name the source: "stdlib", "synthetic:TASK", "hf:NAME[:SPLIT]", or a file or folder, whose content is hashed.
+def find_source(path: str | Path, identity: Callable[[Path], str] = content_hash) -> Source:
+    """Name the source: "stdlib", "synthetic:TASK", "hf:NAME[:SPLIT]", or a file or folder, hashed by `identity`.
 
     Raises `UserError` for an empty name, and when there is no such file, with the nearest name beside it.
     """
@@ -59,7 +59,7 @@ def find_source(path: str | Path) -> Source:
         beside = [entry.name for entry in place.parent.iterdir()][:200] if place.parent.is_dir() else []
         hint = nearest(place.name, [*beside, "stdlib"]).split("known:")[0].strip()
         raise UserError(f"there is no data file or folder {name!r}: {hint or 'check data.path'}")
-    return Source(str(place.resolve()), content_hash(place))
+    return Source(str(place.resolve()), identity(place))
 
 
 def _standard_library() -> Iterator[str]:

@@ -12,11 +12,11 @@ from typing import Any
 from loopscale.data.dataset import Dataset
 from loopscale.data.documents import Source, find_source
 from loopscale.data.packing import cache_key, open_tokens, pack, packed_meta
+from loopscale.data.prepared import is_prepared, open_prepared
 from loopscale.data.split import limited, split_documents
-from loopscale.data.tokenizer import make_tokenizer, tokenizer_from_json
+from loopscale.data.stream import open_stream
+from loopscale.data.tokenizer import BPE_SAMPLE, make_tokenizer, tokenizer_from_json
 from loopscale.errors import UserError
-
-BPE_SAMPLE = 2000  # documents that a BPE is trained on
 
 
 def cache_folder() -> Path:
@@ -38,7 +38,8 @@ def load_data(
     """Open a source as batches of tokens, packed once into memory-mapped files.
 
     source: "stdlib" (the sources of the running Python's standard library), "synthetic:copy|addition|permutation", a
-    text file, folder, .jsonl or .parquet, or "hf:NAME[:SPLIT]" (streamed; only then is anything downloaded).
+    text file, folder, .jsonl or .parquet, or "hf:NAME[:SPLIT]" (only then is anything downloaded); a folder made by
+    `loopscale data prepare`; or "stream:SOURCE", which reads any of the first while training, in order, packing nothing.
     context: the longest sequence that will be asked for; both sides must hold one.
 
     max_tokens: read no more than this; the last document is shortened to fit.
@@ -53,6 +54,14 @@ def load_data(
         raise UserError(f"validation_fraction must lie between 0 and 1, got {validation_fraction!r}")
     if max_tokens is not None and max_tokens < 2:
         raise UserError(f"max_tokens must be at least 2, got {max_tokens!r}: leave it out to read all of the text")
+    if (name := str(source)).startswith("stream:"):
+        return open_stream(
+            name.removeprefix("stream:"), tokenizer, vocab_size, validation_fraction, max_tokens, text_field
+        )
+    if is_prepared(place := Path(name).expanduser()):
+        dataset = open_prepared(place, tokenizer, vocab_size, max_tokens)
+        dataset.check(context)
+        return dataset
     found = find_source(source)
     settings = {
         "source": found.name,

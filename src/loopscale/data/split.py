@@ -23,14 +23,14 @@ def split_documents(documents: Iterable[str], validation_fraction: float) -> Ite
     rest = iter(documents)
     for document in rest:
         waiting.append(document)
-        sides.add(_side(document, validation_fraction))
+        sides.add(side_of(document, validation_fraction))
         if len(sides) == 2:
             break
     if len(sides) == 1:
         yield from _with_a_cut(waiting, validation_fraction)
         return
     for document in chain(waiting, rest):
-        yield _side(document, validation_fraction), document
+        yield side_of(document, validation_fraction), document
 
 
 def limited(documents: Iterable[str], tokenizer: Tokenizer, max_tokens: int | None) -> Iterator[str]:
@@ -56,7 +56,8 @@ def _shortened(document: str, tokenizer: Tokenizer, room: int) -> Iterator[str]:
         yield document
 
 
-def _side(document: str, fraction: float) -> str:
+def side_of(document: str, fraction: float) -> str:
+    """ "train" or "validation", by hash of the document."""
     digest = hashlib.sha256(document.encode("utf-8", errors="replace")).digest()
     return "validation" if int.from_bytes(digest[:8], "big") < fraction * 2**64 else "train"
 

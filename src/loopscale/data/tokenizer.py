@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from loopscale.errors import UserError, nearest
 
 Tokens = NDArray[np.int64]
+BPE_SAMPLE = 2000  # documents that a BPE is trained on
 SEPARATOR = 0  # the token between documents; text of ours has no zero bytes
 
 

@@ -1,0 +1,150 @@
+"""A prepared folder: many shards read as one stream of tokens, a manifest, the tokenizer.
+
+DIR/manifest.json           written last: a folder with it is whole; names the tokenizer and every shard with its sha256
+DIR/tokenizer.json          turns text into tokens and back
+DIR/train-00000.safetensors, ..., DIR/validation-00000.safetensors, ...     see `shard`
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loopscale.data.dataset import Dataset
+from loopscale.data.shard import Shard
+from loopscale.data.tokenizer import tokenizer_from_json
+from loopscale.errors import UserError
+
+SCHEMA = 1
+SIDES = ("train", "validation")
+MANIFEST = "manifest.json"
+
+
+class Shards:
+    """The tokens of several shards, end to end."""
+
+    def __init__(self, shards: Iterable[Shard]) -> None:
+        self._shards = list(shards)
+        self._ends = np.cumsum([len(shard) for shard in self._shards], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getitem__(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The tokens at `places`, in their shape; raises `UserError` when a block that holds one is damaged."""
+        flat = places.ravel()
+        found = np.empty(len(flat), dtype=np.int64)
+        holder = np.searchsorted(self._ends, flat, side="right")
+        for number in np.unique(holder):
+            inside = holder == number
+            begins = int(self._ends[number]) - len(self._shards[number])
+            found[inside] = self._shards[number].take(flat[inside] - begins)
+        return found.reshape(places.shape)
+
+
+def is_prepared(place: Path) -> bool:
+    """Whether this is a folder that `loopscale data prepare` finished or began."""
+    return (place / MANIFEST).is_file() or (place / "progress.json").is_file()
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a whole folder; raises `UserError` when it is absent, damaged or of a later version."""
+    try:
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        schema, _ = manifest["schema"], [manifest["asked"], *(manifest["shards"][side] for side in SIDES)]
+    except FileNotFoundError:
+        raise UserError(
+            f"the preparation of {folder} is not finished: run the same loopscale data prepare again"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{folder / MANIFEST} is damaged: restore it, or prepare the data again") from None
+    if schema != SCHEMA:
+        raise UserError(f"{folder / MANIFEST} has schema {schema!r}, this loopscale reads {SCHEMA}: prepare it again")
+    return manifest
+
+
+def open_prepared(folder: Path, tokenizer: str, vocab_size: int | None, max_tokens: int | None) -> Dataset:
+    """Open a prepared folder as a data set. What was decided by its preparation cannot be asked for otherwise.
+
+    Raises `UserError` for a folder that is not whole, a shard that is absent, truncated or of another tokenizer, and for
+    settings that contradict the manifest.
+    """
+    manifest = read_manifest(folder)
+    words_text = _tokenizer_text(folder, manifest)
+    _same("data.tokenizer", tokenizer, manifest["tokenizer"], folder)
+    if vocab_size is not None:
+        _same("data.vocab_size", vocab_size, manifest["vocab_size"], folder)
+    if max_tokens is not None:
+        raise UserError(f"{folder} is prepared, data.max_tokens cannot shorten it: leave it out")
+    sides = {side: Shards(_shards(folder, manifest, side)) for side in SIDES}
+    return Dataset(sides, tokenizer_from_json(words_text), _description(folder, manifest))
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """Read every byte against the manifest's sha256 and give the manifest; raises `UserError` naming what is damaged."""
+    manifest = read_manifest(folder)
+    _tokenizer_text(folder, manifest)
+    for side in SIDES:
+        for shard, row in zip(_shards(folder, manifest, side), manifest["shards"][side], strict=True):
+            shard.check()
+            if file_sha256(shard.path) != row["sha256"]:
+                raise UserError(f"{shard.path} does not match its sha256: restore it, or prepare the data again")
+    return manifest
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def text_sha256(text: str) -> str:
+    """SHA-256 of a text: what shards name their tokenizer by."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _shards(folder: Path, manifest: dict[str, Any], side: str) -> list[Shard]:
+    found = []
+    for row in manifest["shards"][side]:
+        shard = Shard(folder / row["file"], manifest["tokenizer_sha256"])
+        if len(shard) != row["tokens"]:
+            raise UserError(
+                f"{shard.path} has {len(shard)} tokens, the manifest says {row['tokens']}: "
+                "restore it, or prepare the data again"
+            )
+        found.append(shard)
+    return found
+
+
+def _tokenizer_text(folder: Path, manifest: dict[str, Any]) -> str:
+    try:
+        text = (folder / "tokenizer.json").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        text = ""
+    if text_sha256(text) != manifest["tokenizer_sha256"]:
+        raise UserError(f"{folder / 'tokenizer.json'} is not the one that the manifest names: restore it")
+    return text
+
+
+def _same(key: str, asked: Any, made: Any, folder: Path) -> None:
+    if asked != made:
+        raise UserError(f"{key} = {asked!r}, but {folder} was prepared with {made!r}: set {key} = {made!r}")
+
+
+def _description(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    sums = [row["sha256"] for side in SIDES for row in manifest["shards"][side]]
+    return {
+        "source": folder.resolve().name,
+        "sha256": text_sha256("".join([manifest["tokenizer_sha256"], *sums])),
+        "tokenizer": manifest["tokenizer"],
+        "vocab_size": manifest["vocab_size"],
+        "tokens": {side: sum(row["tokens"] for row in manifest["shards"][side]) for side in SIDES},
+        "documents": manifest["documents"],
+        "prepared_from": manifest["source"],
+    }

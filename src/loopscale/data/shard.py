@@ -1,0 +1,130 @@
+"""One shard of tokens: a safetensors file that names its tokenizer, read in place, each block checked when first touched.
+
+The file holds "tokens" (U16 or U32, [n]) and "crc32" (U32, one for each 64 KiB of tokens); its metadata hold the
+sha256 of the tokenizer's JSON. Anything that reads safetensors reads a shard.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loopscale.errors import UserError
+
+BLOCK = 2**16  # bytes under one checksum: a window of 2048 tokens costs about 50 us the first time, nothing later
+HEADER = 1024  # bytes kept free for the header, which is known only at the end
+DTYPES: dict[str, np.dtype[Any]] = {"U16": np.dtype("<u2"), "U32": np.dtype("<u4")}
+AGAIN = "restore it, or prepare the data again"
+
+
+class Shard:
+    """The tokens of one file, memory-mapped. `len` is their number; `take` gives those at given places.
+
+    Raises `UserError` when the file is absent, truncated, no shard, or made with another tokenizer than `tokenizer`.
+    """
+
+    def __init__(self, path: Path, tokenizer: str | None = None) -> None:
+        header, start = read_header(path)
+        try:
+            made_with = header["__metadata__"]["tokenizer"]
+            tokens, sums = header["tokens"], header["crc32"]
+            dtype, count = DTYPES[tokens["dtype"]], int(tokens["shape"][0])
+            places = [start + int(tokens["data_offsets"][0]), start + int(sums["data_offsets"][0])]
+            end = start + int(sums["data_offsets"][1])
+        except (KeyError, TypeError, ValueError, IndexError):
+            raise UserError(f"{path} is no shard of tokens: {AGAIN}") from None
+        if tokenizer is not None and made_with != tokenizer:
+            raise UserError(
+                f"{path} was made with another tokenizer ({made_with[:12]}, not {tokenizer[:12]}): "
+                "take it out of the folder, or prepare the data again"
+            )
+        size = path.stat().st_size
+        if size != end:
+            raise UserError(f"{path} is {'truncated' if size < end else 'too long'} ({size} of {end} bytes): {AGAIN}")
+        self.path = path
+        self._tokens = np.memmap(path, dtype, "r", places[0], (count,)) if count else np.zeros(0, dtype)
+        blocks = -(-count * dtype.itemsize // BLOCK)
+        self._sums = np.fromfile(path, np.dtype("<u4"), blocks, offset=places[1])
+        self._seen = np.zeros(blocks, dtype=bool)
+        self._per_block = BLOCK // dtype.itemsize
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def take(self, places: NDArray[np.int64]) -> NDArray[Any]:
+        """The tokens at `places`; raises `UserError` when a block that holds one of them is damaged."""
+        for block in np.unique(places // self._per_block):
+            if not self._seen[block]:
+                self._check(int(block))
+        return self._tokens[places]
+
+    def check(self) -> None:
+        """Read everything; raises `UserError` when a block is damaged."""
+        for block in range(len(self._seen)):
+            self._check(block)
+
+    def _check(self, block: int) -> None:
+        content = self._tokens[block * self._per_block : (block + 1) * self._per_block]
+        if zlib.crc32(content.tobytes()) != self._sums[block]:
+            first, last = block * self._per_block, block * self._per_block + len(content) - 1
+            raise UserError(f"{self.path} is damaged (checksum of its tokens {first} to {last}): {AGAIN}")
+        self._seen[block] = True
+
+
+def write_shard(path: Path, pieces: Iterable[NDArray[Any]], dtype: np.dtype[Any], tokenizer: str) -> int:
+    """Write the tokens of all pieces to `path`, piece by piece, and give their number. `path` is written in place."""
+    kind = next(name for name, known in DTYPES.items() if known == dtype)
+    sums, rest, count = [], b"", 0
+    with path.open("wb") as file:
+        file.write(b"\0" * HEADER)
+        for piece in pieces:
+            raw = piece.astype(dtype, copy=False).tobytes()
+            file.write(raw)
+            count += len(piece)
+            rest += raw
+            while len(rest) >= BLOCK:
+                sums.append(zlib.crc32(rest[:BLOCK]))
+                rest = rest[BLOCK:]
+        if rest:
+            sums.append(zlib.crc32(rest))
+        size = count * dtype.itemsize
+        gap = -size % 4  # safetensors wants no holes: the gap is a tensor of its own
+        file.write(b"\0" * gap + np.array(sums, "<u4").tobytes())
+        file.seek(0)
+        file.write(_header(kind, count, size, gap, len(sums), tokenizer))
+    return count
+
+
+def _header(kind: str, count: int, size: int, gap: int, blocks: int, tokenizer: str) -> bytes:
+    end = size + gap
+    tensors: dict[str, Any] = {
+        "__metadata__": {"tokenizer": tokenizer},
+        "tokens": {"dtype": kind, "shape": [count], "data_offsets": [0, size]},
+        "crc32": {"dtype": "U32", "shape": [blocks], "data_offsets": [end, end + 4 * blocks]},
+    }
+    if gap:
+        tensors["gap"] = {"dtype": "U8", "shape": [gap], "data_offsets": [size, end]}
+    text = json.dumps(tensors).encode().ljust(HEADER - 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """The header of a safetensors file and where its data begin; raises `UserError` when there is none."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            raw = file.read(length) if length < 2**20 else b""
+        header = json.loads(raw)
+    except OSError as cause:
+        raise UserError(f"cannot read the shard {path} ({cause.strerror}): {AGAIN}") from None
+    except ValueError:
+        raise UserError(f"{path} is no shard of tokens, or its beginning is damaged: {AGAIN}") from None
+    if not isinstance(header, dict):
+        raise UserError(f"{path} is no shard of tokens: {AGAIN}")
+    return header, 8 + length
