@@ -12,7 +12,7 @@ from loopscale.errors import UserError
 from loopscale.parameterization import RULES, Depth, Role, Rule, Width, residual_scale
 
 if TYPE_CHECKING:
-    from loopscale.adapt import attach, attachment, convert, detach, restore
+    from loopscale.adapt import attach, attachment, convert, detach, fold, restore, unfold
     from loopscale.diagnosis import Monitor, check_parameterization, diagnose, watch
     from loopscale.nn import (
         Loop,
@@ -32,6 +32,8 @@ _LAZY = {
     "attachment": "adapt",
     "convert": "adapt",
     "detach": "adapt",
+    "fold": "adapt",
+    "unfold": "adapt",
     "restore": "adapt",
     "Loop": "nn",
     "LoopedTransformer": "nn",
@@ -72,11 +74,13 @@ __all__ = [
     "convert",
     "detach",
     "diagnose",
+    "fold",
     "param_groups",
     "residual_scale",
     "restore",
     "roles_of",
     "schedule",
+    "unfold",
     "watch",
 ]
 

@@ -168,6 +168,16 @@ def test_copies_and_pickles_have_their_own_knob():
     assert torch.equal(logits(model), before)
 
 
+def test_a_copy_of_a_tied_model_is_taken_back_by_itself():
+    model = llama(6)
+    before = logits(model)
+    convert(model, 1, 5, loops=2, layers=2, tie="average")
+    twin, tied = copy.deepcopy(model), logits(model)
+    detach(twin)
+    assert torch.equal(logits(twin), before) and twin.config.num_hidden_layers == 6
+    assert torch.equal(logits(model), tied) and model.config.num_hidden_layers == 4
+
+
 def test_gradients_are_those_without_checkpointing():
     model = llama(3).train()
     convert(model, 1, 3, loops=3, strength=0.9)

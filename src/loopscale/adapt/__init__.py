@@ -3,7 +3,19 @@
 from loopscale.adapt.attach import attach, attachment, detach
 from loopscale.adapt.conversion import Conversion
 from loopscale.adapt.convert import convert
+from loopscale.adapt.fold import Folded, fold, unfold
 from loopscale.adapt.handle import Attachment
 from loopscale.adapt.restore import restore
 
-__all__ = ["Attachment", "Conversion", "attach", "attachment", "convert", "detach", "restore"]
+__all__ = [
+    "Attachment",
+    "Conversion",
+    "Folded",
+    "attach",
+    "attachment",
+    "convert",
+    "detach",
+    "fold",
+    "restore",
+    "unfold",
+]

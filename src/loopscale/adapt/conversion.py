@@ -9,7 +9,7 @@ from torch import nn
 
 from loopscale.adapt.core import Core, dismiss
 from loopscale.adapt.find import Branch
-from loopscale.adapt.handle import forget, layer_roles
+from loopscale.adapt.handle import forget, layer_roles, refuse_folded, unfold_first, write_record
 from loopscale.adapt.hook import Scales, drop_compiled, remove
 from loopscale.adapt.tie import Undo
 from loopscale.parameterization import Depth, Role, Rule, Width
@@ -41,6 +41,7 @@ class Conversion:
         self.verified = "not verified"
         self.warnings: list[str] = []
         self.width_ratio: Width | None = None
+        self.folded: int | None = None
         self._announced = False
 
     @property
@@ -66,19 +67,23 @@ class Conversion:
         Raises `UserError` when loops < 1.
         """
         Depth(loops, 1)
+        refuse_folded(self.folded, loops)
         self.core.loops = loops
         step = self.step(loops)
         self.core.mix = self.scales.tensor(step) if self.steps == "damped" else None
         if self.steps == "even":
             self.scales.core = self.scales.tensor(step)
             self.scales.once = self.scales.tensor(self.step(1))
-        config: Any = getattr(self.model, "config", None)
-        if getattr(config, "loopscale", None) is not None:
-            config.loopscale = self.record()
+        self.note()
         return self
+
+    def note(self) -> None:
+        """Write what holds now into the model's config."""
+        write_record(self.model, self.record(), self.folded)
 
     def detach(self) -> nn.Module:
         """Take it all back: layers, weights, config and classes are bit-identical to what they were."""
+        unfold_first(self.model)
         dismiss(self.core)
         remove(self.model)
         forget(self.model)

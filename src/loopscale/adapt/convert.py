@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -103,7 +104,7 @@ def _set_up(handle: Conversion, loops: int, batch: Any, check: bool) -> None:
     model, core = handle.model, handle.core
     stored = getattr(getattr(model, "config", None), "loopscale", None)
     if stored is not None:
-        handle.undo.steps.insert(0, lambda: setattr(model.config, "loopscale", stored))
+        handle.undo.steps.insert(0, partial(setattr, model.config, "loopscale", stored))
         compare(stored, handle.record())
     vars(model)[PLACE] = handle
     made = None

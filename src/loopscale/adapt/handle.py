@@ -47,6 +47,7 @@ class Attachment:
         self.warnings: list[str] = []
         self.post_norm = False
         self.width_ratio: Width | None = None
+        self.folded: int | None = None
         self._announced = False
         relative_layers(depth, base_layers)
 
@@ -77,6 +78,7 @@ class Attachment:
 
     def set_loops(self, loops: int) -> Attachment:
         """Scale for this many loops from now on. Raises `UserError` when loops < 1."""
+        refuse_folded(self.folded, loops)
         self.depth = Depth(loops, self.layers)
         self._write()
         return self
@@ -86,12 +88,15 @@ class Attachment:
         # A Post-LN rule counts all executed layers, also for layers visited once.
         once = self.loops if self.rule.norm == "post" else 1
         self.scales.once = self.scales.tensor(self.factor(once))
-        config: Any = getattr(self.model, "config", None)
-        if getattr(config, "loopscale", None) is not None:
-            config.loopscale = self.record()
+        self.note()
+
+    def note(self) -> None:
+        """Write what holds now into the model's config."""
+        write_record(self.model, self.record(), self.folded)
 
     def detach(self) -> nn.Module:
         """Take everything off again: the model is bit-identical to what it was. Doing it twice is no error."""
+        unfold_first(self.model)
         remove(self.model)
         forget(self.model)
         self.scales.core = self.scales.once = self.scales.tensor(1.0)
@@ -171,6 +176,26 @@ def pattern(name: str) -> str:
     return ".".join("*" if part.isdigit() else part for part in name.split("."))
 
 
+def unfold_first(model: nn.Module) -> None:
+    """Take a folded scale out of the weights."""
+    folded = vars(model).get("_loopscale_folded")
+    if folded is not None:
+        folded.unfold()
+
+
+def refuse_folded(folded: int | None, loops: int) -> None:
+    """Raise `UserError` when the scale is in the weights."""
+    if folded is not None and loops != folded:
+        raise UserError(f"the model is folded for N = {folded}: fold(model, loops={loops}), or unfold(model) first")
+
+
+def write_record(model: nn.Module, record: dict[str, Any], folded: int | None) -> None:
+    """Keep a config that names the rule up to date."""
+    config: Any = getattr(model, "config", None)
+    if getattr(config, "loopscale", None) is not None:
+        config.loopscale = record if folded is None else {**record, "folded": folded}
+
+
 def attached_to(model: nn.Module) -> Any:
     """The handle of the model or of a part of it, if any."""
     for module in model.modules():
@@ -191,6 +216,11 @@ def forget(model: nn.Module) -> None:
 
 def compare(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Raise `UserError` when a checkpoint was trained under another rule than the one asked for. N may differ."""
+    if "folded" in stored:
+        raise UserError(
+            f"the checkpoint's weights are folded for N = {stored['folded']}, the scale is in them: save it unfolded, "
+            "or use it as it is"
+        )
     names = ("convert", "start", "stop", "steps", "rule", "layers", "strength", "base_layers")
     for name in names if ("convert" in stored) == ("convert" in wanted) else ():
         if name in stored and stored[name] != wanted[name]:

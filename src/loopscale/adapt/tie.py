@@ -19,7 +19,7 @@ TIES = ("first", "average")
 
 
 class Undo:
-    """Steps back, in reverse order."""
+    """Steps back, in reverse order. Partials, not closures: a deepcopy of the model then undoes itself."""
 
     def __init__(self) -> None:
         self.steps: list[Callable[[], None]] = []
@@ -84,12 +84,13 @@ def _write(target: Tensor, kept: Tensor) -> None:
 
 
 def _refill(stack: nn.ModuleList, members: list[nn.Module], kept: list[nn.Module], undo: Undo) -> None:
-    def fill(modules: list[nn.Module]) -> None:
-        stack._modules.clear()
-        stack._modules.update({str(place): module for place, module in enumerate(modules)})
+    _fill(stack, kept)
+    undo.steps.append(partial(_fill, stack, members))
 
-    fill(kept)
-    undo.steps.append(lambda: fill(members))
+
+def _fill(stack: nn.ModuleList, modules: list[nn.Module]) -> None:
+    stack._modules.clear()
+    stack._modules.update({str(place): module for place, module in enumerate(modules)})
 
 
 def _renumber(kept: list[nn.Module], undo: Undo) -> None:
@@ -119,9 +120,10 @@ def _shorten_config(model: nn.Module, total: int, gone: set[int], undo: Undo) ->
         known = getattr(config, "attribute_map", {}).get("num_hidden_layers", "num_hidden_layers")
         if before.get(known) == total:
             values[known] = total - len(gone)
-        undo.steps.append(partial(_refresh, values, before))
+        undo.steps.append(partial(_refresh, config, before))
 
 
-def _refresh(values: dict[str, Any], before: dict[str, Any]) -> None:
+def _refresh(config: Any, before: dict[str, Any]) -> None:
+    values: dict[str, Any] = config.__dict__
     values.clear()
     values.update(before)

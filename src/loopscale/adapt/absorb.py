@@ -1,0 +1,119 @@
+"""Put a factor into the weights with which a branch ends, whatever they are: a linear layer, experts, a norm's gain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from loopscale.adapt.stacking import OUTPUTS
+from loopscale.adapt.verify import evaluating, stream_of
+from loopscale.diagnosis.batch import call_model
+from loopscale.errors import UserError
+
+EXPERTS = (*OUTPUTS, "output_linear", "w2_weight", "down_proj_weight")
+
+
+def absorb(model: nn.Module, branches: Sequence[str], factor: float, batch: Any, kept: dict[str, Tensor]) -> None:
+    """Multiply the end of each branch by `factor`; `kept` gets the weights as they were.
+
+    Every way of doing so is tried out on the branch alone, on the arguments it gets in a pass over `batch`.
+
+    Raises `UserError` naming a branch for which none gives factor times its output.
+    """
+    done: set[int] = set()
+    calls = _arguments(model, branches, batch)
+    # All before any: a weight shared by two branches is scaled once, and then both have what they should.
+    wants = {name: _run(model.get_submodule(name), *call) * factor for name, call in calls.items()}
+    for name, (args, kwargs) in calls.items():
+        module, wanted = model.get_submodule(name), wants[name]
+        if done and _close(_run(module, args, kwargs), wanted) and factor != 1:
+            continue
+        for ends, shift in _candidates(module):
+            fresh = {f"{name}.{end}": p for end, p in ends.items() if id(p) not in done}
+            saved = {full: p.detach().clone() for full, p in fresh.items()}
+            _scale(fresh, factor, shift)
+            if fresh and _close(_run(module, args, kwargs), wanted):
+                kept.update(saved)
+                done |= {id(p) for p in fresh.values()}
+                break
+            with torch.no_grad():
+                for full, parameter in fresh.items():
+                    parameter.copy_(saved[full])
+        else:
+            raise UserError(
+                f"the branch {name!r} ends in no weight of its own that could hold the scale: it cannot be folded"
+            )
+
+
+def check_same(folded: Tensor, reference: Tensor) -> str:
+    """Say how equal the outputs are. Raises `UserError` when they are not, up to rounding."""
+    if torch.equal(folded, reference):
+        return "the same output bit by bit"
+    gap = float((folded.double() - reference.double()).norm() / reference.double().norm().clamp_min(1e-30))
+    if not gap < 1e4 * torch.finfo(reference.dtype).eps:
+        raise UserError(
+            f"folding would change the output {tuple(reference.shape)} by {gap:.2g} of its size: not folded"
+        )
+    return f"the same output up to {gap:.1g} of its size"
+
+
+def _candidates(module: nn.Module) -> Iterator[tuple[dict[str, nn.Parameter], float]]:
+    """Sets of parameters that may end the branch, and what to add before scaling (a gain stored as 1 + w)."""
+    own = dict(module.named_parameters(recurse=False))
+    if own:
+        yield own, 0.0
+        if "weight" in own and own["weight"].ndim == 1:
+            yield {"weight": own["weight"]}, 1.0
+    named = {name: p for name, p in module.named_parameters() if _ends(name)}
+    depths = sorted({name.count(".") for name in named})
+    for depth in depths:  # the outermost first: an attention's own projection before one inside it
+        yield {name: p for name, p in named.items() if name.count(".") <= depth}, 0.0
+    last = [name for name, part in module.named_modules() if name and dict(part.named_parameters(recurse=False))]
+    if last:
+        yield {f"{last[-1]}.{key}": p for key, p in module.get_submodule(last[-1]).named_parameters()}, 0.0
+
+
+def _ends(name: str) -> bool:
+    parts = name.split(".")
+    return parts[-1] in EXPERTS or (len(parts) > 1 and parts[-2] in EXPERTS and parts[-1] in ("weight", "bias"))
+
+
+def _scale(parameters: dict[str, nn.Parameter], factor: float, shift: float) -> None:
+    with torch.no_grad():
+        for parameter in parameters.values():
+            parameter.copy_((parameter + shift) * factor - shift)
+
+
+def _run(module: nn.Module, args: Any, kwargs: Any) -> Tensor:
+    with torch.no_grad():
+        out = stream_of(module(*args, **kwargs))
+    assert out is not None
+    return out
+
+
+def _close(ours: Tensor, wanted: Tensor) -> bool:
+    gap = float((ours.double() - wanted.double()).norm())
+    return gap <= 1e3 * torch.finfo(wanted.dtype).eps * float(wanted.double().norm())
+
+
+def _arguments(model: nn.Module, branches: Sequence[str], batch: Any) -> dict[str, tuple[Any, dict[str, Any]]]:
+    """What each branch is called with, the first time, in one pass over the batch."""
+    calls: dict[str, tuple[Any, dict[str, Any]]] = {}
+
+    def note(name: str) -> Any:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            calls.setdefault(name, (args, kwargs))
+
+        return hook
+
+    hooks = [model.get_submodule(name).register_forward_pre_hook(note(name), with_kwargs=True) for name in branches]
+    try:
+        with evaluating(model), torch.no_grad():
+            call_model(model, batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return calls
