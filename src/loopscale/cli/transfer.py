@@ -46,6 +46,10 @@ def _rate(text: str) -> float:
 @click.option(
     "--set", "sets", multiple=True, metavar="A.B=C", help="Any value of the base config, such as train.steps=300."
 )
+@click.option(
+    "--model", "model", metavar="PLACE", help="Your own model: file.py:make_model, a factory that takes loops."
+)
+@click.option("--objective", metavar="PLACE", help="Your own Python objective: file.py:objective, values -> loss.")
 @click.option("--workers", type=int, help="Processes, one thread each; default: one per core.")
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Study folder; default runs/transfer-PRESET. Continues if it exists."
@@ -61,6 +65,8 @@ def command(
     seeds: int | None,
     data: str | None,
     sets: tuple[str, ...],
+    model: str | None,
+    objective: str | None,
     workers: int | None,
     out: Path | None,
     open_page: bool,
@@ -70,13 +76,15 @@ def command(
 
     Stop it anywhere and start it again: finished trials are kept. Exit 1 when a rule that claims transfer drifts.
     """
+    from loopscale.cli.own import find_own, own_sentences
     from loopscale.report import write_report
     from loopscale.transfer import LocalProcesses, StudyPlan, failed, get_preset, run_study, seeds_by_cost
 
-    chosen = get_preset(preset)
+    chosen, own = get_preset(preset), find_own(model, objective)
     axis = loops or chosen.loops
     plan = StudyPlan(
-        base=chosen.base(sets if data is None else (f"data.path={json.dumps(data)}", *sets)),
+        base=chosen.base(sets if data is None else (f"data.path={json.dumps(data)}", *sets), own is not None),
+        own=own,
         rules=rules or ("looped", "sqrt", "none"),
         loops=axis,
         lrs=lrs,
@@ -90,6 +98,8 @@ def command(
     executor = LocalProcesses(workers)
     with _progress(preset, chosen.promise) as observer:
         result = run_study(plan, folder, executor=executor, observer=observer)
+    for sentence in own_sentences(result["provenance"]):
+        click.echo(f"loopscale: {sentence}", err=True)
     page = write_report(folder)
     if as_json:
         click.echo(json.dumps(result, indent=1))

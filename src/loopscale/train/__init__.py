@@ -3,8 +3,11 @@
 from loopscale.train.config import TrainConfig
 from loopscale.train.fit import Fit, fit
 from loopscale.train.generate import generate
-from loopscale.train.load import load_config, make_config, parse_config
+from loopscale.train.load import load_config, make_config, parse_config, parse_values
 from loopscale.train.loop import Outcome, resume_run, train_run
+from loopscale.train.own import OwnModel, default_loss, make_own, takes
+from loopscale.train.own_fit import fit_own
+from loopscale.train.place import describe, fingerprint, load_place
 from loopscale.train.provenance import provenance
 from loopscale.train.run import Run, open_run
 from loopscale.train.training import StepRecord
@@ -12,16 +15,25 @@ from loopscale.train.training import StepRecord
 __all__ = [
     "Fit",
     "Outcome",
+    "OwnModel",
     "Run",
     "StepRecord",
     "TrainConfig",
+    "default_loss",
+    "describe",
+    "fingerprint",
     "fit",
+    "fit_own",
     "generate",
     "load_config",
+    "load_place",
     "make_config",
+    "make_own",
     "open_run",
     "parse_config",
+    "parse_values",
     "provenance",
     "resume_run",
+    "takes",
     "train_run",
 ]

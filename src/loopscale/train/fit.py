@@ -69,7 +69,7 @@ def fit(
     return Fit(
         val_loss=val_loss,
         diverged_at=diverged_at,
-        curve=_thinned(losses),
+        curve=thinned(losses),
         stream_initial=initial,
         stream_final=_finite_start(stream_rms(training)),
         seconds=time.perf_counter() - began,
@@ -83,7 +83,7 @@ def _finite_start(values: list[float]) -> list[float]:
     return list(takewhile(math.isfinite, values))
 
 
-def _thinned(losses: list[float]) -> list[list[float]]:
+def thinned(losses: list[float]) -> list[list[float]]:
     """Keep evenly spaced [step, loss] points and the last one; non-finite losses are left out: JSON has none."""
     stride = math.ceil(len(losses) / CURVE_POINTS) or 1
     kept = [*range(0, len(losses) - 1, stride), len(losses) - 1] if losses else []

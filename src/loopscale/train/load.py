@@ -33,12 +33,20 @@ def make_config(values: Mapping[str, Any], sets: Iterable[str] = ()) -> TrainCon
 
 def parse_config(values: Mapping[str, Any]) -> TrainConfig:
     """Validate nested plain values; raises `UserError` as `load_config` does."""
-    try:
-        config = TrainConfig.model_validate(dict(values))
-    except ValidationError as problem:
-        raise UserError(_sentence(problem)) from None
+    config = parse_values(values)
     config.network(vocab_size=256)
     return config
+
+
+def parse_values(values: Mapping[str, Any], sets: Iterable[str] = ()) -> TrainConfig:
+    """Validate each value alone: for a model of the user's own, to which the house model's combinations do not apply."""
+    changed = copy.deepcopy(dict(values))
+    for assignment in sets:
+        _assign(changed, assignment)
+    try:
+        return TrainConfig.model_validate(changed)
+    except ValidationError as problem:
+        raise UserError(_sentence(problem)) from None
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from loopscale.transfer.executor import Executor, LocalProcesses
 from loopscale.transfer.optimum import Optimum, fit_optimum
+from loopscale.transfer.own import Own, objective_values
 from loopscale.transfer.plan import Arm, Cell, StudyPlan, seeds_by_cost
 from loopscale.transfer.presets import PRESETS, Preset, get_preset
 from loopscale.transfer.result import failed, summarise
@@ -17,6 +18,7 @@ __all__ = [
     "Executor",
     "LocalProcesses",
     "Optimum",
+    "Own",
     "Preset",
     "Study",
     "StudyPlan",
@@ -25,6 +27,7 @@ __all__ = [
     "fit_slope",
     "get_preset",
     "judge",
+    "objective_values",
     "one_shot_regret",
     "run_study",
     "seeds_by_cost",

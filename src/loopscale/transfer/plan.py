@@ -11,6 +11,7 @@ from typing import Any
 from loopscale.errors import UserError
 from loopscale.parameterization import Depth, Width, get_rule, prescription
 from loopscale.train import TrainConfig
+from loopscale.transfer.own import Own
 
 STEPS_PER_OCTAVE = 2  # the rate grid is 2^(k/2), k whole: factor-2 grids hide a drift of half an octave
 LOWEST, HIGHEST = -40, 8  # 2^-20 .. 2^4: where the search for an optimum gives up
@@ -54,6 +55,7 @@ class StudyPlan:
     strengths: tuple[float, ...] = (1.0,)
     center_lr: float = 2.0**-6
     preset: str = "custom"
+    own: Own | None = None
     _canonical: dict[tuple[str, int], str] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -91,6 +93,8 @@ class StudyPlan:
     def same_network(self, arm: Arm) -> Arm:
         """The first arm of the plan that is the same network: at N = 1 and the base L all pre-norm rules are one."""
         key = (arm.rule, arm.loops)
+        if self.own is not None and self.own.hears_rule:
+            return arm
         if key not in self._canonical:
             mine = self._prescribed(arm)
             self._canonical[key] = next(
@@ -126,12 +130,18 @@ class StudyPlan:
     def key(self, cell: Cell) -> str:
         """Content hash of the trial's config: equal configs are one trial, whatever study asks for them."""
         shared = Cell(self.same_network(cell.arm), cell.lr, cell.seed)
-        return content_hash(self.config(shared).model_dump(mode="json"))
+        return content_hash(self.job_config(shared))
+
+    def job_config(self, cell: Cell) -> dict[str, Any]:
+        """The trial as plain JSON: the config, and the user's own model or objective when there is one."""
+        values = self.config(cell).model_dump(mode="json")
+        return values if self.own is None else {**values, "own": self.own.to_json()}
 
     def to_json(self) -> dict[str, Any]:
         """What `study.json` holds."""
-        record = {key: value for key, value in asdict(self).items() if key not in ("base", "_canonical")}
-        return {"schema": 1, **json.loads(json.dumps(record)), "base": self.base.model_dump(mode="json")}
+        record = {key: value for key, value in asdict(self).items() if key not in ("base", "_canonical", "own")}
+        own = {} if self.own is None else {"own": self.own.to_json()}
+        return {"schema": 1, **json.loads(json.dumps(record)), "base": self.base.model_dump(mode="json"), **own}
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> StudyPlan:
@@ -147,6 +157,7 @@ class StudyPlan:
             rules=tuple(record["rules"]),
             loops=tuple(record["loops"]),
             strengths=tuple(record["strengths"]),
+            own=Own.from_json(record.get("own")),
         )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loopscale.errors import UserError, nearest
-from loopscale.train import TrainConfig, make_config
+from loopscale.train import TrainConfig, make_config, parse_values
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,12 @@ class Preset:
     center_lr: float
     promise: str
 
-    def base(self, sets: Sequence[str] = ()) -> TrainConfig:
-        """The base config of every trial, with `a.b=c` overrides; raises `UserError` for an unknown key or bad value."""
-        return make_config(self.config, sets)
+    def base(self, sets: Sequence[str] = (), own: bool = False) -> TrainConfig:
+        """The base config of every trial, with `a.b=c` overrides; raises `UserError` for an unknown key or bad value.
+
+        own: the model is the user's, so the house model's combinations (head_dim divides width) are not asked for.
+        """
+        return parse_values(self.config, sets) if own else make_config(self.config, sets)
 
 
 def _small(steps: int, layers: int, batch: int, width: int = 64, context: int = 64, **train: Any) -> dict[str, Any]:

@@ -27,6 +27,7 @@ def summarise(study: Study, provenance: dict[str, Any]) -> dict[str, Any]:
         "provenance": {
             **provenance,
             "trials": len(study.trials),
+            **({"errors": study.errors()} if study.errors() else {}),
             "seeds": list(range(max(map(study.plan.seeds_at, study.plan.loops)))),
             "seeds_at": {str(n): study.plan.seeds_at(n) for n in sorted(study.plan.loops)},
             "trial_seconds": round(sum(trial["seconds"] for trial in study.trials.values()), 1),

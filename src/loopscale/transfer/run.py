@@ -28,7 +28,7 @@ def run_study(
     """
     started = time.monotonic()
     # First, so that bad data leaves no folder behind; packed once here, so that the workers find it in the cache.
-    dataset = plan.base.load_data()
+    description = plan.own.check(plan.base) if plan.own else plan.base.load_data().description
     study = Study.open(folder, plan)
 
     def next_jobs() -> list[Job]:
@@ -36,7 +36,7 @@ def run_study(
             (
                 plan.key(cell),
                 {**asdict(cell.arm), "lr": cell.lr, "seed": cell.seed},
-                plan.config(cell).model_dump(mode="json"),
+                plan.job_config(cell),
             )
             for cell in study.missing()
         ]
@@ -45,7 +45,8 @@ def run_study(
         study.record(trial)
         if observer is not None:
             observer(trial, len(study.trials), len(study.missing()))
-    result = summarise(study, _provenance(plan, dataset.description, time.monotonic() - started + _before(folder)))
+    study.check_errors()
+    result = summarise(study, _provenance(plan, description, time.monotonic() - started + _before(folder)))
     write_json(folder / "result.json", result)
     return result
 

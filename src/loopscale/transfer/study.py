@@ -65,6 +65,16 @@ class Study:
         write_json(self.folder / "trials" / f"{trial['key']}.json", trial)
         self.trials[trial["key"]] = trial
 
+    def errors(self) -> list[str]:
+        """What the trials raised in which the user's own code failed; they count as diverged."""
+        return [trial["error"] for _, trial in sorted(self.trials.items()) if "error" in trial]
+
+    def check_errors(self) -> None:
+        """Raise `UserError` when every trial raised: then there is nothing to judge."""
+        errors = self.errors()
+        if errors and len(errors) == len(self.trials):
+            raise UserError(f"all {len(errors)} trials raised, the first {errors[0]}: mend it and run the study again")
+
     def losses(self, arm: Arm) -> Losses:
         """(rate, seed) -> validation loss of an arm, inf for diverged trials."""
         shared = self.plan.same_network(arm)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from loopscale.train import Fit
 
 
 def start_worker() -> None:
@@ -16,20 +20,51 @@ def start_worker() -> None:
 
 
 def run_trial(key: str, cell: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    """Train and evaluate; the returned record is what `trials/<key>.json` holds (see docs/architecture.md)."""
+    """Train and evaluate; the returned record is what `trials/<key>.json` holds (see docs/architecture.md).
+
+    What a user's own model or objective raises is kept as the record's "error", and the trial counts as diverged.
+    """
+    from loopscale.transfer.own import Own, run_own
+
+    began = time.perf_counter()
+    own = Own.from_json(config.get("own"))
+    values = {name: section for name, section in config.items() if name != "own"}
+    try:
+        outcome = _measured(_house(values) if own is None else run_own(own, values))
+    except Exception as cause:
+        if own is None:
+            raise
+        outcome = {**_measured(_failed()), "error": _said(cause)}
+    seconds = outcome.pop("seconds") or time.perf_counter() - began
+    return {"key": key, "cell": cell, "config": config, **outcome, "seconds": round(seconds, 3)}
+
+
+def _house(values: dict[str, Any]) -> Fit:
     from loopscale.train import TrainConfig, fit
 
-    result = fit(TrainConfig.model_validate(config))
-    diverged = result.val_loss is None
+    return fit(TrainConfig.model_validate(values))
+
+
+def _failed() -> Fit:
+    from loopscale.train import Fit
+
+    return Fit(None, None, [], [], [], 0.0, 0, False, None)
+
+
+def _said(cause: Exception) -> str:
+    from loopscale.errors import UserError
+    from loopscale.train import describe
+
+    return str(cause) if isinstance(cause, UserError) else describe(cause)
+
+
+def _measured(result: Fit) -> dict[str, Any]:
     return {
-        "key": key,
-        "cell": cell,
-        "config": config,
         "loss": result.val_loss,
-        "diverged": diverged,
+        "diverged": result.val_loss is None,
         "diverged_at": result.diverged_at,
-        "seconds": round(result.seconds, 3),
         "steps": result.steps,
+        "seconds": result.seconds,
         "curve": _thin(result.curve),
         "stream_rms": {"initial": _finite(result.stream_initial), "final": _finite(result.stream_final)},
     }

@@ -1,0 +1,119 @@
+"""From "package.module:name" or "file.py:name" to the function it names, and the fingerprint of its source."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from loopscale.errors import UserError, nearest
+
+FORMS = "give package.module:function or file.py:function"
+
+
+def load_place(place: str) -> tuple[Callable[..., Any], ModuleType]:
+    """The function that `place` names, and the module it is in.
+
+    Raises `UserError`, one sentence, when there is no such file, module or function, or importing it fails.
+    """
+    where, colon, name = place.rpartition(":")
+    if not (colon and where and name):
+        raise UserError(f"{place!r} names no function: {FORMS}")
+    module = _imported(where)
+    found = getattr(module, name, None)
+    if found is None:
+        public = [word for word in vars(module) if not word.startswith("_")]
+        raise UserError(f"{where} has no {name!r}: {nearest(name, public)[:200]}")
+    if not callable(found):
+        raise UserError(f"{place} is a {type(found).__name__}, not a function: {FORMS}")
+    return found, module
+
+
+def fingerprint(place: str) -> str:
+    """SHA-256 over the file that `place` names and every file beside it that it imports, directly or not.
+
+    Trials are keyed by it, so editing the model makes new trials. Installed packages do not enter.
+    """
+    where = place.rpartition(":")[0]
+    origin = _imported(where).__file__
+    if origin is None:
+        raise UserError(f"{where} has no source file: {FORMS}")
+    path = Path(origin)
+    top = path.parents[where.count(".")] if not where.endswith(".py") else path.parent
+    digest = hashlib.sha256()
+    for source in _local_sources(path, {path.parent, top}):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def describe(error: BaseException) -> str:
+    """An exception as a short clause."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
+def _imported(where: str) -> ModuleType:
+    try:
+        if where.endswith(".py"):
+            return _from_file(Path(where))
+        if os.getcwd() not in sys.path:
+            sys.path.insert(0, os.getcwd())
+        return importlib.import_module(where)
+    except UserError:
+        raise
+    except ModuleNotFoundError as cause:
+        raise UserError(f"cannot import {where!r}: no module named {cause.name!r} is installed or here") from None
+    except (Exception, SystemExit) as cause:
+        raise UserError(f"importing {where} failed: {describe(cause)}") from None
+
+
+def _from_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise UserError(f"there is no file {path}: {FORMS}")
+    whole = path.resolve()
+    name = f"_loopscale_{path.stem}_{hashlib.sha256(str(whole).encode()).hexdigest()[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, whole)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    if str(whole.parent) not in sys.path:
+        sys.path.insert(0, str(whole.parent))
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _local_sources(path: Path, roots: set[Path]) -> list[Path]:
+    found, left = {path}, [path]
+    while left:
+        for name in _imports(left.pop()):
+            for root in roots:
+                stem = root.joinpath(*name.split("."))
+                for source in (stem.with_suffix(".py"), stem / "__init__.py"):
+                    if source.is_file() and source not in found:
+                        found.add(source)
+                        left.append(source)
+    return sorted(found)
+
+
+def _imports(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {".".join(filter(None, (node.module, alias.name))) for alias in node.names}
+            names |= {node.module} if node.module else set()
+    return names

@@ -1,0 +1,110 @@
+"""The user's own model or Python objective in the place of the house model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from loopscale.errors import UserError
+from loopscale.parameterization import Depth, Width, prescription
+from loopscale.train import Fit, TrainConfig, fingerprint, fit_own, load_place, make_own, takes
+
+Kind = Literal["model", "objective"]
+
+
+@dataclass(frozen=True)
+class Own:
+    """A factory of models, or an objective, by place ("file.py:name"), with the fingerprint of its source.
+
+    An objective is `objective(values) -> loss`, a smaller number being better, NaN or infinity meaning diverged; for
+    `values` see `objective_values`. Its source's fingerprint enters every trial's key.
+    """
+
+    kind: Kind
+    place: str
+    fingerprint: str
+    hears_rule: bool = True
+
+    @classmethod
+    def at(cls, place: str, kind: Kind = "model") -> Own:
+        """Find it; raises `UserError` when the place names nothing usable."""
+        load_place(place)
+        hears = kind == "objective" or "rule" in takes(place)
+        return cls(kind, place, fingerprint(place), hears)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any] | None) -> Own | None:
+        """The reverse of `to_json`; None gives None."""
+        return None if record is None else cls(**record)
+
+    def check(self, base: TrainConfig) -> dict[str, Any]:
+        """Try a model once at the base size, before a folder is made; returns what provenance says of it.
+
+        Raises `UserError` for whatever the user's code does wrong.
+        """
+        said: dict[str, Any] = {"source": self.place, "sha256": self.fingerprint}
+        if self.kind == "objective":
+            return said
+        own = make_own(self.place, base)
+        loss = own.try_once()
+        roles = {name: role.value for name, role in own.roles.items()}
+        return {**said, "first_loss": loss, "roles": roles, "roles_inferred": own.inferred}
+
+
+def run_own(own: Own, values: dict[str, Any]) -> Fit:
+    """One trial of the user's code."""
+    config = TrainConfig.model_validate(values)
+    if own.kind == "model":
+        return fit_own(own.place, config)
+    return _judged(own.place, config)
+
+
+def _judged(place: str, config: TrainConfig) -> Fit:
+    objective: Callable[[dict[str, Any]], Any] = load_place(place)[0]
+    loss = objective(objective_values(config))
+    try:
+        number = float(loss)
+    except (TypeError, ValueError):
+        raise UserError(f"{place} returned {type(loss).__name__}: it must return a number, the loss") from None
+    value = number if math.isfinite(number) else None
+    steps = config.train.steps
+    return Fit(value, None if value is not None else steps, [], [], [], 0.0, steps, False, None)
+
+
+def objective_values(config: TrainConfig) -> dict[str, Any]:
+    """What an objective is told: the size, the rate and strength, the seed, and every factor that the rule applies.
+
+    `residual_scale` and, by role, `multipliers` ("hidden.lr", "hidden.adam_eps", ...) come from the rule at this size.
+
+    >>> objective_values(TrainConfig())["residual_scale"]
+    0.25
+    """
+    size, optim = config.model, config.optim
+    rows = prescription(
+        Depth(size.loops, size.layers),
+        Width(size.width, size.base_width),
+        rule=size.rule,
+        strength=size.strength,
+        base_layers=size.base_layers,
+        optimizer=optim.optimizer,
+    )
+    multipliers = {row["name"]: row["value"] for row in rows}
+    names = ("loops", "layers", "width", "rule", "strength", "base_layers", "base_width")
+    return {
+        **{name: getattr(size, name) for name in names},
+        "lr": optim.lr,
+        "weight_decay": optim.weight_decay,
+        "warmup": optim.warmup,
+        "optimizer": optim.optimizer,
+        "batch_size": config.data.batch_size,
+        "steps": config.train.steps,
+        "seed": config.train.seed,
+        "residual_scale": multipliers.pop("residual_scale"),
+        "multipliers": multipliers,
+    }

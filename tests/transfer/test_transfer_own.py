@@ -1,0 +1,155 @@
+"""Studies of the user's own models and objectives: the same executors, keys and verdicts; mistakes are one sentence."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from loopscale import UserError
+from loopscale.cli import main
+from loopscale.train import default_loss, fingerprint, fit_own, make_own, parse_values
+from loopscale.transfer import LocalProcesses, Own, Study, StudyPlan, objective_values, run_study
+
+FILE = Path(__file__).parent / "own_code.py"
+BASE = parse_values(
+    {
+        "model": {"width": 17, "layers": 1},
+        "data": {"batch_size": 32},
+        "optim": {"lr": 0.01},
+        "train": {"steps": 40, "eval_batches": 4, "device": "cpu"},
+    }
+)
+RATES = (2.0**-9, 2.0**-7, 2.0**-5)
+
+
+def place(name):
+    return f"{FILE}:{name}"
+
+
+def test_a_model_that_sees_no_tokens_is_studied_like_any_other(tmp_path):
+    plan = StudyPlan(base=BASE, rules=("looped", "none"), loops=(1, 4), lrs=RATES, own=Own.at(place("make_model")))
+    result = run_study(plan, tmp_path / "s", executor=LocalProcesses(2))
+    trials = Study.load(tmp_path / "s").trials
+    assert len(trials) == 9, "at N = 1 both rules are one network for a factory that takes residual_scale alone"
+    assert min(trial["loss"] for trial in trials.values()) < 0.9 and not any(t["diverged"] for t in trials.values())
+    by_rule = {rule: result["rules"][rule]["points"]["4"] for rule in ("looped", "none")}
+    assert by_rule["looped"] != by_rule["none"], "the rule did not reach the model"
+    assert result["provenance"]["data"]["roles"]["layers.0.1.weight"] == "hidden"
+    key, trial = next(iter(trials.items()))
+    config = parse_values({name: part for name, part in trial["config"].items() if name != "own"})
+    assert fit_own(place("make_model"), config).val_loss == trial["loss"], "a worker and this process differ"
+    assert key == Study.load(tmp_path / "s").plan.key(_cell(trial))
+
+
+def _cell(trial):
+    from loopscale.transfer import Arm, Cell
+
+    at = trial["cell"]
+    return Cell(Arm(at["rule"], at["strength"], at["loops"]), at["lr"], at["seed"])
+
+
+def test_an_objective_is_studied_and_the_verdict_follows_its_truth(tmp_path, capsys):
+    out = ["--loops", "1,4,16", "--out", str(tmp_path / "s"), "--json"]
+    assert main(["transfer", "--objective", place("objective"), *out]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["rules"]["looped"]["verdict"] == "transfers"
+    assert result["rules"]["none"]["verdict"] == "drifts"
+    assert result["rules"]["none"]["slope"] == pytest.approx(-1, abs=0.01)
+    assert result["rules"]["sqrt"]["slope"] == pytest.approx(-0.5, abs=0.01)
+
+
+def test_trials_that_raise_are_told_and_cost_nothing_else(tmp_path, capsys):
+    command = ["transfer", "--objective", place("sometimes"), "--loops", "1,2", "--rules", "looped"]
+    assert main([*command, "--out", str(tmp_path / "s")]) == 0
+    said = capsys.readouterr().err
+    assert "trials raised and count as diverged, the first RuntimeError: out of luck" in said
+    trials = Study.load(tmp_path / "s").trials.values()
+    assert 0 < sum("error" in trial for trial in trials) < len(trials)
+    assert all(trial["diverged"] and trial["loss"] is None for trial in trials if "error" in trial)
+
+
+def test_editing_the_source_makes_other_trials(tmp_path):
+    (tmp_path / "beside_mine.py").write_text("x = 1\n")
+    (tmp_path / "mine_1.py").write_text("import beside_mine\ndef objective(values):\n    return 1.0\n")
+    before = fingerprint(f"{tmp_path}/mine_1.py:objective")
+    (tmp_path / "beside_mine.py").write_text("x = 2\n")
+    assert fingerprint(f"{tmp_path}/mine_1.py:objective") != before
+
+
+def test_an_objective_is_told_what_the_rule_applies():
+    values = objective_values(parse_values({"model": {"loops": 8, "layers": 4, "base_layers": 1}}))
+    assert values["residual_scale"] == 1 / 16 and values["multipliers"]["hidden.lr"] == 0.5
+
+
+@pytest.mark.parametrize(
+    "name,words",
+    [
+        ("missing", "has no 'missing'"),
+        ("number", "is a int, not a function"),
+        ("deaf", "takes none of rule, strength, residual_scale"),
+        ("demanding", "needs 'secret', which is not on offer"),
+        ("objective", "needs 'values', which is not on offer"),
+        ("broken", "raised at loops=4: ZeroDivisionError: no model today"),
+        ("no_module", "returned a int"),
+    ],
+)
+def test_a_factory_that_cannot_be_used_is_one_sentence_and_no_folder(name, words, tmp_path, capsys):
+    out = tmp_path / "s"
+    arguments = ["transfer", "--model", place(name), "--out", str(out), "--loops", "4,2", "--set", "model.loops=4"]
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert words in said and said.count("\n") == 1 and not out.exists()
+
+
+@pytest.mark.parametrize(
+    "arguments,words",
+    [
+        (["--model", "nowhere.py:f"], "there is no file nowhere.py"),
+        (["--model", "nowhere"], "names no function"),
+        (["--model", "no_such_package:f"], "no module named 'no_such_package'"),
+        (["--model", "a.py:f", "--objective", "b.py:g"], "not both"),
+    ],
+)
+def test_a_place_that_is_none_is_one_sentence(arguments, words, tmp_path, capsys):
+    assert main(["transfer", *arguments, "--out", str(tmp_path / "s")]) == 2
+    assert words in capsys.readouterr().err and not (tmp_path / "s").exists()
+
+
+def test_an_objective_that_never_works_is_an_error_and_its_records_stay(tmp_path):
+    plan = StudyPlan(base=BASE, rules=("looped",), loops=(1,), lrs=RATES, own=Own.at(place("always"), "objective"))
+    with pytest.raises(UserError, match="all 3 trials raised, the first RuntimeError: never works"):
+        run_study(plan, tmp_path / "s", executor=LocalProcesses(1))
+    assert len(list((tmp_path / "s" / "trials").iterdir())) == 3
+
+
+def test_the_loss_is_found_in_what_models_return():
+    class Returns(torch.nn.Module):
+        def __init__(self, output):
+            super().__init__()
+            self.output = output
+
+        def forward(self, x):
+            return self.output
+
+    logits, targets = torch.zeros(2, 3, 5), torch.zeros(2, 3, dtype=torch.long)
+    pair = (torch.zeros(2, 3), targets)
+    assert default_loss(Returns(logits), pair).item() == pytest.approx(1.6094, abs=1e-3)
+    assert default_loss(Returns((logits, torch.tensor(4.0))), pair).item() == 4.0
+    assert default_loss(Returns(torch.tensor(3.0)), torch.zeros(2)).item() == 3.0
+    with pytest.raises(UserError, match=r"the model gave \[2, 3\]: return a scalar loss"):
+        default_loss(Returns(torch.zeros(2, 3)), (torch.zeros(2, 3), torch.zeros(2, 4)))
+
+
+def test_stated_roles_are_used_and_a_missing_one_is_named(tmp_path):
+    (tmp_path / "stated_roles.py").write_text(
+        "from torch import nn\n"
+        "def make_model(loops, residual_scale):\n    return nn.Linear(2, 2)\n"
+        "def make_batch(split, step, seed, batch_size):\n    import torch\n    return torch.zeros(1, 2)\n"
+        "def loss(model, batch):\n    return model(batch).sum()\n"
+        "def roles(model):\n    return {'weight': 'readout'}\n"
+    )
+    own = make_own(f"{tmp_path}/stated_roles.py:make_model", BASE)
+    assert own.roles["weight"].value == "readout" and not own.inferred
+    with pytest.raises(UserError, match="no role for parameter 'bias'"):
+        own.try_once()
