@@ -23,6 +23,7 @@ COMMANDS = {
     "diagnose": "loopscale.cli.diagnose:command",
     "report": "loopscale.cli.report:command",
     "check": "loopscale.cli.check:command",
+    "explain": "loopscale.cli.explain:command",
 }
 
 CTRL_C = 130

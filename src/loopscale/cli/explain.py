@@ -1,0 +1,33 @@
+"""`loopscale explain WORD`: the idea behind a prediction, a finding or a rule. No torch."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from loopscale.teaching import entries, explain
+
+
+@click.command()
+@click.argument("words", nargs=-1, metavar="[PREDICTION|FINDING|RULE]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(words: tuple[str, ...], as_json: bool) -> None:
+    """Print idea, formula, source and figure of a prediction (1 to 22, or its name), a finding's code or a rule.
+
+    Without a word, list what can be explained.
+    """
+    if not words:
+        _list(as_json)
+        return
+    entry = explain(" ".join(words))
+    click.echo(json.dumps(entry.to_json(), indent=1) if as_json else entry.text())
+
+
+def _list(as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps([entry.to_json() for entry in entries()], indent=1))
+        return
+    for entry in entries():
+        name = f"{entry.number:>2} {entry.name}" if entry.number else f"   {entry.name}"
+        click.echo(f"{entry.kind:<11}{name:<26}{entry.title}")

@@ -1,0 +1,5 @@
+"""What there is to know, in words: predictions, findings, rules. Standard library only; documents and commands share it."""
+
+from loopscale.teaching.entries import Entry, entries, explain
+
+__all__ = ["Entry", "entries", "explain"]

@@ -1,0 +1,153 @@
+"""One `Entry` for every word that can be explained: read from two TOML files, and from the table of rules."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from loopscale.errors import UserError, nearest
+from loopscale.parameterization import RULES, Rule
+
+FIGURES = "papers/residual_scaling/figures"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """`kind` is prediction, finding or rule. `figure` and `page` are paths in the repository, None where there is none.
+
+    `result` is what `make paper` found for a prediction, one sentence; None before it ran.
+    """
+
+    kind: str
+    name: str
+    title: str
+    idea: str
+    formula: str
+    source: str
+    number: int | None = None
+    expected: str | None = None
+    use: str | None = None
+    figure: str | None = None
+    page: str | None = None
+    result: str | None = None
+
+    def text(self) -> str:
+        """For a terminal: one labelled line a field."""
+        head = f"{self.kind} {self.number}: {self.name}" if self.number else f"{self.kind}: {self.name}"
+        rows = (
+            ("idea", self.idea),
+            ("formula", self.formula),
+            ("expected", self.expected),
+            ("found", self.result),
+            ("for you", self.use),
+            ("source", self.source),
+            ("figure", self.figure),
+            ("page", self.page),
+        )
+        return "\n".join([f"{head}\n{self.title}\n", *(f"{label:<10}{value}" for label, value in rows if value)])
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields, as plain values."""
+        return asdict(self)
+
+
+@cache
+def entries() -> tuple[Entry, ...]:
+    """Every entry: predictions by number, then findings, then rules in the order of their table.
+
+    >>> len([entry for entry in entries() if entry.kind == "prediction"])
+    22
+    """
+    return (*_predictions(), *_findings(), *map(_rule, RULES.values()))
+
+
+def explain(word: str) -> Entry:
+    """The entry for a prediction's number or name, a finding's code, or a rule's name.
+
+    Raises `UserError` for an unknown word, with the nearest known one.
+
+    >>> explain("7").name
+    'one-step-change'
+    >>> explain("prediction 7") == explain("p7") == explain("one-step-change")
+    True
+    """
+    asked = word.strip().lower().replace("_", "-").replace(" ", "-")
+    number = asked.removeprefix("prediction").removeprefix("p").lstrip("-").lstrip("0")
+    for entry in entries():
+        if asked == entry.name or (entry.number is not None and number == str(entry.number)):
+            return entry
+    known = [entry.name for entry in entries()]
+    if asked.lstrip("-").isdigit():
+        raise UserError(f"unknown prediction {word!r}: they are numbered 1 to {len(_predictions())}")
+    raise UserError(f"unknown word {word!r}: {nearest(asked, known)}, and predictions 1 to {len(_predictions())}")
+
+
+@cache
+def _predictions() -> tuple[Entry, ...]:
+    found = json.loads(files("loopscale.teaching").joinpath("verdicts.json").read_text(encoding="utf-8"))
+    return tuple(
+        Entry(
+            kind="prediction",
+            **row,
+            figure=f"{FIGURES}/{row['number']:02d}.svg",
+            page="docs/predictions.md",
+            result=found.get(str(row["number"])),
+        )
+        for row in _table("predictions")
+    )
+
+
+def _findings() -> tuple[Entry, ...]:
+    return tuple(Entry(kind="finding", **row) for row in _table("findings"))
+
+
+def _rule(rule: Rule) -> Entry:
+    return Entry(
+        kind="rule",
+        name=rule.name,
+        title=rule.summary,
+        idea=_idea(rule),
+        formula=_formula(rule),
+        source=rule.source,
+        use="loopscale scale --loops 8 --layers 4 --rule " + rule.name,
+        figure="docs/transfer.svg" if rule.name in ("looped", "none") else None,
+        page="docs/parameterization.md",
+    )
+
+
+def _idea(rule: Rule) -> str:
+    if rule.norm == "post":
+        return "the norm after the addition bounds the stream; skip and initial gain bound what one update changes"
+    loops = {
+        1.0: "visits of a shared layer add up in one direction, so each gets 1/N",
+        0.5: "counts visits as if they were independent, so each gets 1/sqrt(N)",
+        0.0: "loops are not taken into account",
+    }
+    layers = {1.0: "layers get 1/m_L", 0.5: "distinct layers add up at random: 1/sqrt(m_L)", 0.0: "nor are layers"}
+    said = [
+        loops.get(rule.loops_exponent, f"each visit gets N^-{rule.loops_exponent:g}"),
+        layers.get(rule.layers_exponent, f"each layer gets m_L^-{rule.layers_exponent:g}"),
+    ]
+    return "; ".join(said)
+
+
+def _formula(rule: Rule) -> str:
+    if rule.norm == "post":
+        a, b = rule.skip_exponent, rule.gain_exponent
+        return f"h <- norm(alpha h + f(h)), alpha = (2 N L)^{a:g}, initial gain (8 N L)^-{b:g}"
+    a, b = rule.loops_exponent, rule.layers_exponent
+    eps = " ".join(["lambda", *(f"{name}^-{power:g}" for name, power in (("N", a), ("m_L", b)) if power)])
+    rate = "must be tuned again at every N" if a < 1 else f"hidden rate (Adam) m_L^{b - 1:g}, no N"
+    if rule.rate_loops_exponent:
+        rate = f"hidden rate (Adam) m_L^{b - 1:g} N^-{rule.rate_loops_exponent:g}"
+    return f"h <- h + eps f(h), eps = {eps}; {rate}"
+
+
+def _table(name: str) -> list[dict[str, Any]]:
+    text = files("loopscale.teaching").joinpath(f"{name}.toml").read_text(encoding="utf-8")
+    rows: list[dict[str, Any]] = tomllib.loads(text)[name]
+    return rows
