@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from pathlib import Path
 
 import click
@@ -14,9 +16,29 @@ import click
 @click.option("--temperature", default=0.8, show_default=True, help="0 takes the likeliest token.")
 @click.option("--seed", default=0, show_default=True, help="The same seed gives the same text.")
 @click.option("--loops", type=int, help="Apply the core this often; default: as in training.")
-def command(run: Path, prompt: str, tokens: int, temperature: float, seed: int, loops: int | None) -> None:
+@click.option(
+    "--cache", default="per-visit", show_default=True, help="Keys and values kept: per-visit, last-visit, none."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print text and time as JSON.")
+def command(
+    run: Path, prompt: str, tokens: int, temperature: float, seed: int, loops: int | None, cache: str, as_json: bool
+) -> None:
     """Continue a prompt with the model of the run folder RUN."""
     from loopscale.cli.progress import warn
     from loopscale.train import generate
 
-    click.echo(generate(run, prompt, tokens, temperature, seed, loops, warn=warn))
+    began = time.perf_counter()
+    text = generate(run, prompt, tokens, temperature, seed, loops, cache=cache, warn=warn)
+    if not as_json:
+        click.echo(text)
+        return
+    values = {
+        "run": str(run),
+        "prompt": prompt,
+        "text": text,
+        "tokens": tokens,
+        "temperature": temperature,
+        "seed": seed,
+    }
+    seconds = round(time.perf_counter() - began, 3)
+    click.echo(json.dumps({**values, "loops": loops, "cache": cache, "seconds": seconds}))

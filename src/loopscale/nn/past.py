@@ -94,13 +94,19 @@ def check_loops(length: int, before: int | None, loops: int) -> None:
 
 @dataclass(frozen=True)
 class Past:
-    """A cache, and `padding` [B, S], 1 at tokens and 0 at padding, over the cached positions and those of the call."""
+    """A cache, and `padding` [B, S], 1 at tokens and 0 at padding, over the cached positions and those of the call.
+
+    `places` [B, T] gives the positions of the call's tokens, where they are not a matter of counting.
+    """
 
     cache: Cache | None = None
     padding: Tensor | None = None
+    places: Tensor | None = None
 
     def positions(self, count: int, device: torch.device) -> Tensor:
         """Of the tokens of this call: [T], or [B, 1, T] (for all heads) when padding shifts them."""
+        if self.places is not None:
+            return self.places[:, None, -count:]
         if self.padding is None:
             start = 0 if self.cache is None else self.cache.length
             return torch.arange(start, start + count, device=device)
@@ -113,13 +119,23 @@ class Past:
         """
         start = 0 if self.cache is None else self.cache.length
         whole = self.padding is None or bool(self.padding.all())
-        if whole and (start == 0 or count == 1):
+        packed = self._packed(count) if whole and start == 0 else None
+        if whole and packed is None and (start == 0 or count == 1):
             return None
         causal = torch.ones(count, start + count, dtype=torch.bool, device=device).tril(start)
+        if packed is not None:
+            return causal & (packed[:, None, :, None] == packed[:, None, None, :])
         if whole or self.padding is None:
             return causal
         itself = torch.ones_like(causal).tril(start).triu(start)
         return causal & self.padding.bool()[:, None, None, :] | itself
+
+    def _packed(self, count: int) -> Tensor | None:
+        """Where places start anew, another text begins: the number of each token's text [B, T], None when there is one."""
+        if self.places is None or count == 1:
+            return None
+        begins = self.places.diff(dim=-1) != 1
+        return torch.nn.functional.pad(begins.cumsum(-1), (1, 0)) if bool(begins.any()) else None
 
     def check(self, batch: int, count: int) -> None:
         """Raise `UserError` unless the padding covers the cached positions and those of the call."""

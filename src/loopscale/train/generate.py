@@ -1,4 +1,4 @@
-"""Sample text from a run."""
+"""Sample text from a run, with keys and values kept between tokens."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from loopscale.data import Tokenizer, tokenizer_from_json
-from loopscale.errors import UserError
-from loopscale.nn import LoopedTransformer
-from loopscale.train import checkpoint
-from loopscale.train.run import Run, Warn, open_run
+from loopscale.errors import UserError, nearest
+from loopscale.nn import KeyValueCache, LoopedTransformer, Past, last_visit, per_visit
+from loopscale.nn.past import Sharing
+from loopscale.train.load_model import load_trained
+from loopscale.train.run import Warn, open_run
+
+CACHES: dict[str, Sharing | None] = {"per-visit": per_visit, "last-visit": last_visit, "none": None}
 
 
 def generate(
@@ -25,12 +27,14 @@ def generate(
     seed: int = 0,
     loops: int | None = None,
     *,
+    cache: str = "per-visit",
     warn: Warn = lambda sentence: None,
 ) -> str:
     """Continue `prompt` by `tokens` tokens from the run's newest whole checkpoint; the same seed gives the same text.
 
-    temperature: 0 takes the likeliest token. loops: how often the core is applied; by default as in training. The model
-    sees the last `data.context` tokens, as in training.
+    temperature: 0 takes the likeliest token. loops: how often the core is applied; by default as in training. cache:
+    "per-visit" and "none" give the same text, the first sooner; "last-visit" takes 1/loops the memory and approximates.
+    The model sees the last `data.context` tokens at most and half of them at least: when full, the older half goes.
 
     Raises `UserError` for values out of range, a folder that is no run, or a run without a checkpoint or text.
     """
@@ -38,45 +42,53 @@ def generate(
         raise UserError(f"tokens must be at least 1, not {tokens}")
     if not (math.isfinite(temperature) and temperature >= 0):
         raise UserError(f"temperature must be 0 (the likeliest token) or a positive number, not {temperature}")
+    if cache not in CACHES:
+        raise UserError(f"unknown cache {cache!r}: {nearest(cache, CACHES)}")
     run = open_run(Path(run_dir))
-    newest = run.newest_whole(warn)
-    if newest is None:
-        raise UserError(f"{run.path} has no checkpoint to sample from: run loopscale train --resume {run.path}")
-    tokenizer = _tokenizer(run)
-    model = LoopedTransformer(run.config.network(tokenizer.vocab_size))
-    checkpoint.load_weights(newest, model)
-    start = [int(token) for token in tokenizer.encode(prompt)]
+    trained = load_trained(run, warn)
+    start = [int(token) for token in trained.tokenizer.encode(prompt)]
     if not start:
         raise UserError("the prompt is empty: give at least one character to continue")
     generator = torch.Generator().manual_seed(seed)
     pick = partial(_pick, temperature=temperature, generator=generator)
-    return prompt + tokenizer.decode(_sampled(model, start, tokens, pick, loops, run.config.data.context))
+    added = continued(trained.model, start, tokens, pick, loops, run.config.data.context, CACHES[cache])
+    return prompt + trained.tokenizer.decode(added)
 
 
 @torch.inference_mode()
-def _sampled(
+def continued(
     model: LoopedTransformer,
     start: list[int],
     count: int,
     pick: Callable[[Tensor], int],
     loops: int | None,
     context: int,
+    sharing: Sharing | None,
 ) -> list[int]:
-    ids = list(start)
+    """`count` tokens after `start`, each chosen by `pick` from its logits [V]; `sharing` None keeps no keys and values."""
+    ids, begin, past, known = list(start), -1, None, 0
     for _ in range(count):
-        ids.append(pick(model(torch.tensor([ids[-context:]]), loops=loops)[0, -1].float()))
+        first = window(len(ids), context)
+        if first != begin:
+            begin, known = first, first
+            past = None if sharing is None else Past(KeyValueCache(sharing))
+        logits_BTV = model(torch.tensor([ids[known:]]), loops=loops, past=past)
+        known = known if past is None else len(ids)
+        ids.append(pick(logits_BTV[0, -1].float()))
     return ids[len(start) :]
+
+
+def window(length: int, context: int) -> int:
+    """The first token that the model sees of `length`: the window moves on by half a context when it is full.
+
+    >>> [window(length, context=8) for length in (1, 8, 9, 12, 13)]
+    [0, 0, 4, 4, 8]
+    """
+    half = max(1, context // 2)
+    return half * max(0, math.ceil((length - context) / half))
 
 
 def _pick(logits_V: Tensor, temperature: float, generator: torch.Generator) -> int:
     if temperature == 0:
         return int(logits_V.argmax())
     return int(torch.multinomial(torch.softmax(logits_V / temperature, dim=-1), 1, generator=generator))
-
-
-def _tokenizer(run: Run) -> Tokenizer:
-    """Read the run's own tokenizer: sampling needs no data."""
-    try:
-        return tokenizer_from_json((run.path / "tokenizer.json").read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError):
-        raise UserError(f"{run.path / 'tokenizer.json'} is missing or unreadable: restore it, or train again") from None

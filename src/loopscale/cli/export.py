@@ -1,0 +1,27 @@
+"""`loopscale export`: a run as a Hugging Face folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
+def command(run: Path, out: Path, as_json: bool) -> None:
+    """Write the model of the run folder RUN to the new folder OUT: weights, config, tokenizer and model card.
+
+    AutoModelForCausalLM and AutoTokenizer read it after `import loopscale.integrations.huggingface`.
+    """
+    from loopscale.cli.progress import warn
+    from loopscale.integrations.export import export_run
+
+    done = export_run(run, out, warn=warn)
+    if as_json:
+        click.echo(json.dumps(done))
+        return
+    click.echo(f"exported step {done['step']} of {run}, {done['parameters']:,} parameters, to {out}")

@@ -1,0 +1,168 @@
+"""`loopscale export`: a run as a Hugging Face folder of weights, config, tokenizer and model card."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import loopscale
+from loopscale.atomic import disk_error
+from loopscale.errors import UserError
+from loopscale.integrations.versions import transformers
+from loopscale.parameterization import Depth
+from loopscale.train import open_run
+from loopscale.train.load_model import Trained, load_trained
+from loopscale.train.run import Warn
+
+
+def export_run(run_dir: str | Path, out: str | Path, *, warn: Warn = lambda sentence: None) -> dict[str, Any]:
+    """Write the newest whole checkpoint of a run to the new folder `out`; give what was written.
+
+    `AutoModelForCausalLM.from_pretrained(out)` reads it after `import loopscale.integrations.huggingface`.
+
+    Raises `UserError` when the run has no checkpoint, `out` is taken, or the disk refuses; nothing is left behind then.
+    """
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} already exists and is no empty folder: name another one")
+    transformers()
+    trained = load_trained(open_run(Path(run_dir)), warn)
+    model, tokenizer = for_transformers(trained)
+    with _folder(out) as aside:
+        model.save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
+        (aside / "README.md").write_text(model_card(trained), encoding="utf-8")
+    return {
+        "out": str(out),
+        "run": str(run_dir),
+        "step": trained.step,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "files": sorted(path.name for path in out.iterdir()),
+    }
+
+
+def for_transformers(trained: Trained) -> tuple[Any, Any]:
+    """Model and fast tokenizer of transformers, with the weights of a run."""
+    from loopscale.integrations.huggingface import LoopedConfig, LoopedForCausalLM
+    from loopscale.integrations.tokenizer import fast_tokenizer
+
+    context = trained.run.config.data.context
+    tokenizer = fast_tokenizer(trained.tokenizer, context)
+    special = {f"{name}_token_id": 0 for name in ("bos", "eos", "pad")}
+    config = LoopedConfig.of(trained.model.config, max_position_embeddings=context, **special)
+    model = LoopedForCausalLM(config)
+    model.model.load_state_dict(trained.model.state_dict())
+    return model.eval(), tokenizer
+
+
+@contextmanager
+def _folder(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that becomes `out` when all is written."""
+    aside = out.parent / f".{out.name}.{os.getpid()}"
+    try:
+        aside.mkdir(parents=True)
+        yield aside
+        if out.exists():
+            out.rmdir()
+        os.rename(aside, out)
+    except OSError as cause:
+        raise disk_error(out, cause) from cause
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def model_card(trained: Trained) -> str:
+    """The README.md of the folder: what it is, how it was trained, how to use it."""
+    run, config = trained.run, trained.model.config
+    origin = _provenance(run.path)
+    eps = trained.model.residual_scale(config.loops)
+    last = _last_losses(run.metrics)
+    rows = {
+        "loops N (a run-time knob)": config.loops,
+        "unique layers L": config.layers,
+        "width": config.width,
+        "rule": f"{config.rule}, strength {config.strength:g}: residual scale {eps:.4g} at N = {config.loops}",
+        "parameters": f"{sum(p.numel() for p in trained.model.parameters()):,}",
+        "context": run.config.data.context,
+        "tokenizer": trained.tokenizer.name,
+        "data": (origin.get("data") or {}).get("source", "not recorded"),
+        "training": f"{trained.step} of {run.config.train.steps} steps, {run.config.optim.optimizer}, "
+        f"lr {run.config.optim.lr:g}, seed {run.config.train.seed}",
+        **last,
+        "made with": f"loopscale {loopscale.__version__}, torch {origin.get('torch', 'not recorded')}",
+    }
+    table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows.items())
+    scales = ", ".join(
+        f"{trained.model.residual_scale(n):.4g} at N = {n}" for n in _around(Depth(config.loops, 1).loops)
+    )
+    return _CARD.format(table=table, loops=config.loops, twice=2 * config.loops, scales=scales)
+
+
+def _around(loops: int) -> list[int]:
+    return sorted({max(1, loops // 2), loops, 2 * loops})
+
+
+def _cell(value: object) -> str:
+    return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def _provenance(run: Path) -> dict[str, Any]:
+    try:
+        read: dict[str, Any] = json.loads((run / "provenance.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return read
+
+
+def _last_losses(metrics: Path) -> dict[str, str]:
+    """The last validation loss of the run, where there is one."""
+    found: dict[str, str] = {}
+    try:
+        lines = metrics.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return found
+    for line in lines:
+        values = json.loads(line)
+        if isinstance(values.get("val_loss"), float):
+            found["validation loss"] = f"{values['val_loss']:.4f} nats per token at step {values['step']}"
+    return found
+
+
+_CARD = """---
+library_name: transformers
+pipeline_tag: text-generation
+tags:
+- looped-transformer
+- loopscale
+---
+
+# A looped Transformer
+
+The same layers are applied N times, and every residual branch is scaled by eps = strength / (N sqrt(L)) under the rule
+`looped` (other rules: see the table).
+
+| | |
+|---|---|
+{table}
+
+## Use
+
+```python
+import loopscale.integrations.huggingface  # registers the model type; no remote code
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+prompt = tokenizer("def ", return_tensors="pt")
+print(tokenizer.decode(model.generate(**prompt, max_new_tokens=40, do_sample=True)[0]))
+model.generate(**prompt, max_new_tokens=40, loops={twice})  # loops are chosen per call; trained at {loops}
+```
+
+Residual scale by loops: {scales}. At other loops than those of the training the output changes; measure it there:
+`loopscale evaluate path/to/this/folder --tasks ... --loops N`.
+"""

@@ -1,0 +1,43 @@
+"""Parameter groups for the Trainer of transformers: its `optimizers=`, from its own arguments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from loopscale.errors import UserError
+from loopscale.optim import build_optimizer
+
+
+def trainer_optimizers(
+    model: Any, args: Any, optimizer: str = "adamw", **parameterization: Any
+) -> tuple[torch.optim.Optimizer, None]:
+    """What `Trainer(model=model, args=args, optimizers=...)` takes; the schedule stays the Trainer's.
+
+    Rate, decay, betas and epsilon are those of the `TrainingArguments`; the rule's multipliers are applied per role.
+    `model` is a `LoopedForCausalLM`, any model that `param_groups` understands (after `attach` or `convert`, with a `Loop`
+    inside, or with `roles=`, `depth=` in `parameterization`), or one of these with PEFT adapters: a LoRA matrix has the
+    role of the matrix that it adapts.
+
+    Raises `UserError` for a trainable parameter outside the model that the rule knows, and what `build_optimizer` raises.
+
+    Assumption: adapters follow the rate of the weights that they adapt. They are read by all N visits, as those are.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    known = {id(parameter) for parameter in base.parameters()}
+    strange = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in known]
+    if strange:
+        raise UserError(
+            f"parameter {strange[0]!r} is outside the model whose roles are known: build the groups by hand"
+        )
+    made = build_optimizer(
+        base,
+        optimizer,
+        lr=args.learning_rate,
+        weight_decay=args.weight_decay,
+        betas=(args.adam_beta1, args.adam_beta2),
+        eps=args.adam_epsilon,
+        **parameterization,
+    )
+    return made, None
