@@ -131,7 +131,9 @@ class TestLora:
         assert {group["name"] for group in optimizer.param_groups} == {Role.HIDDEN.value}
 
     def test_a_parameter_outside_is_named(self, tmp_path):
-        config = self.peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4, token_dim=32, num_attention_heads=2)
+        config = self.peft.PromptTuningConfig(
+            task_type="CAUSAL_LM", num_virtual_tokens=4, token_dim=32, num_attention_heads=2
+        )
         model = self.peft.get_peft_model(make(), config)
         with pytest.raises(UserError, match=r"parameter 'prompt_encoder\..*' is outside the model"):
             trainer_optimizers(model, arguments(tmp_path))
