@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import sys
 
 import pytest
 import torch
@@ -255,7 +256,7 @@ def test_a_checkpoint_with_a_hole_is_refused(tmp_path):
 def test_an_old_transformers_gets_a_sentence(monkeypatch):
     from loopscale.integrations import versions
 
-    monkeypatch.setattr(transformers, "__version__", "4.46.3")
+    monkeypatch.setattr(sys.modules["transformers"], "__version__", "4.46.3")
     with pytest.raises(UserError, match=r"transformers 4\.46\.3 is too old: loopscale works with 4\.57 and newer"):
         versions.transformers()
 

@@ -76,7 +76,7 @@ class LoopedForCausalLM(_hf.PreTrainedModel, _hf.GenerationMixin):  # type: igno
         if (input_ids is None) == (inputs_embeds is None):
             raise UserError("give either input_ids or inputs_embeds, and one of them")
         x_BTD = self.model.embedding(input_ids) if inputs_embeds is None else inputs_embeds
-        held = self._cache(past_key_values if cache is None else cache, use_cache, labels)
+        held = self._held(past_key_values if cache is None else cache, use_cache, labels)
         keep = bool(self.config.output_hidden_states if output_hidden_states is None else output_hidden_states)
         past = _past(held, attention_mask, position_ids)
         streams = self.model.flow(x_BTD, self.config.loops if loops is None else loops, keep, past)
@@ -89,7 +89,7 @@ class LoopedForCausalLM(_hf.PreTrainedModel, _hf.GenerationMixin):  # type: igno
         as_dict = getattr(self.config, "return_dict", True) if return_dict is None else return_dict
         return output if as_dict else output.to_tuple()
 
-    def _cache(self, given: Any, use_cache: bool | None, labels: Tensor | None) -> Any:
+    def _held(self, given: Any, use_cache: bool | None, labels: Tensor | None) -> Any:
         """The cache given, or a new one where somebody asks for it, or will: without gradients and labels."""
         if given is not None:
             return None if use_cache is False else given
@@ -163,13 +163,14 @@ class LoopedForCausalLM(_hf.PreTrainedModel, _hf.GenerationMixin):  # type: igno
 
 
 def _past(held: Any, attention_mask: Tensor | None, position_ids: Tensor | None) -> Past | None:
+    slots = None if held is None else slots_of(held)
     if attention_mask is not None and attention_mask.ndim != 2:
         raise UserError(
             f"attention_mask has {attention_mask.ndim} dimensions: a looped model takes [batch, positions], 1 at tokens"
         )
-    if held is None and attention_mask is None and position_ids is None:
+    if slots is None and attention_mask is None and position_ids is None:
         return None
-    return Past(None if held is None else slots_of(held), attention_mask, position_ids)
+    return Past(slots, attention_mask, position_ids)
 
 
 def _stored_config(place: Any, kwargs: dict[str, Any]) -> dict[str, Any]:

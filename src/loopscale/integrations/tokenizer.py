@@ -30,6 +30,7 @@ def fast_tokenizer(tokenizer: Tokenizer, context: int | None = None) -> Any:
         eos_token=SEPARATOR,
         pad_token=SEPARATOR,
         padding_side="left",
+        model_input_names=["input_ids", "attention_mask"],
         split_special_tokens=True,
         clean_up_tokenization_spaces=False,
         **({} if context is None else {"model_max_length": context}),
