@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from loopscale.parameterization import get_rule
-from loopscale.transfer.optimum import Optimum, fit_optimum
+from loopscale.transfer.optimum import Optimum, fit_optimum, pooled_noise
 from loopscale.transfer.plan import Arm
 from loopscale.transfer.search import Losses
 from loopscale.transfer.study import Study, best_rate
@@ -70,7 +70,8 @@ def _tuned_strength(study: Study, rule: str) -> float:
 def _rule(study: Study, rule: str, strength: float) -> dict[str, Any]:
     arms = {loops: Arm(rule, strength, loops) for loops in sorted(study.plan.loops)}
     losses = {loops: study.losses(arm) for loops, arm in arms.items()}
-    fitted = {loops: fit_optimum(known) for loops, known in losses.items()}
+    prior = pooled_noise(fit_optimum(known) for known in losses.values())
+    fitted = {loops: fit_optimum(known, prior=prior) for loops, known in losses.items()}
     optima = {loops: optimum for loops, optimum in fitted.items() if optimum is not None}
     complete = len(optima) == len(arms)
     slope = fit_slope(optima) if complete else None

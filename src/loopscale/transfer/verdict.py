@@ -25,6 +25,11 @@ class Slope:
     value: float
     interval: Interval
 
+    @property
+    def moves(self) -> bool:
+        """Whether the interval leaves out 0."""
+        return not self.interval[0] <= 0 <= self.interval[1]
+
 
 @dataclass(frozen=True)
 class Regret:
@@ -105,19 +110,19 @@ def student95(freedom: int) -> float:
 def judge(slope: Slope | None, regret: Regret) -> Verdict:
     """transfers: the slope's interval lies within the tolerance and the one-shot regret is small.
 
-    drifts: the interval lies outside the tolerance; or it excludes 0 and the regret's interval lies above its tolerance;
-    or the tuned rate diverges. Everything else is undecided.
+    drifts: the slope is certainly not 0 and its estimate lies outside the tolerance, or the regret's interval lies above
+    its own; or the tuned rate diverges. Everything else is undecided.
     """
     if slope is None:
         return "undecided"
     low, high = slope.interval
-    if regret.value is None or low > SLOPE_TOLERANCE or high < -SLOPE_TOLERANCE:
+    small = regret.value is not None and regret.value <= max(REGRET_TOLERANCE, regret.noise)
+    if -SLOPE_TOLERANCE <= low and high <= SLOPE_TOLERANCE and small:
+        return "transfers"
+    costly = regret.interval is not None and regret.interval[0] > REGRET_TOLERANCE
+    if regret.value is None or (slope.moves and (abs(slope.value) > SLOPE_TOLERANCE or costly)):
         return "drifts"
-    moves = low > 0 or high < 0
-    if moves and regret.interval is not None and regret.interval[0] > REGRET_TOLERANCE:
-        return "drifts"
-    small = regret.value <= max(REGRET_TOLERANCE, regret.noise)
-    return "transfers" if -SLOPE_TOLERANCE <= low and high <= SLOPE_TOLERANCE and small else "undecided"
+    return "undecided"
 
 
 def sentence(rule: str, verdict: Verdict, slope: Slope | None, regret: Regret, optima: Mapping[int, Optimum]) -> str:
@@ -131,9 +136,12 @@ def sentence(rule: str, verdict: Verdict, slope: Slope | None, regret: Regret, o
         f"(95 % interval {slope.interval[0]:+.2f} to {slope.interval[1]:+.2f})"
     )
     cost = "diverges" if regret.value is None else f"costs {regret.value:.3f} nats"
+    how_far = f"by more than {SLOPE_TOLERANCE} octaves" if slope.moves else "the best learning rate moves"
     says = {
         "transfers": "the best learning rate stands still",
         "drifts": "the best learning rate drifts",
-        "undecided": "the data do not decide whether the best learning rate moves",
+        "undecided": f"the data do not decide whether {how_far}",
     }[verdict]
+    if verdict == "undecided" and slope.moves:
+        says = f"the best learning rate moves, {says}"
     return f"{rule}: {says}: {moved}; {trend}; the rate tuned at N = {first} {cost} at N = {last}."
