@@ -127,7 +127,7 @@ def test_a_compiled_model_can_be_copied():
         (lambda: Recompute(-1), "recompute.every must be 0"),
         (lambda: Recompute(1, keep=0), "recompute.keep must be at least 1 stream"),
         (lambda: LoopedCore([], gradient_visits=0), "gradient_visits must be at least 1"),
-        (lambda: ModelConfig(gradient_visits=0), "gradient_visits must be at least 1"),
+        (lambda: ModelConfig(gradient_visits=0), "gradient_visits must be a whole number of at least 1"),
     ],
 )
 def test_mistakes_get_a_sentence(call, words):

@@ -16,6 +16,7 @@ from loopscale.adapt.verify import evaluating
 from loopscale.diagnosis.batch import call_model, first_float, prepare
 from loopscale.errors import UserError
 from loopscale.nn import LoopedTransformer, ModelConfig
+from loopscale.nn.sampler import FixedLoops
 from loopscale.parameterization import RULES, Depth, Rule
 
 PLACE = "_loopscale_folded"
@@ -140,6 +141,8 @@ def _output(model: nn.Module, batch: Any) -> Tensor:
 def _house(model: LoopedTransformer, loops: int) -> Folded:
     Depth(loops, 1)
     folded, config, rule = Folded(model, loops), model.config, model.rule
+    if config.scale == "freeze" and loops != config.loops:
+        raise UserError(f"this model freezes eps at N = {config.loops}: fold it at that, not at {loops}")
     scales = {"core": model.residual_scale(loops), "once": model.residual_scale(1)}
     for name, weight in _house_outputs(model):
         folded.kept[name] = weight.detach().clone()
@@ -147,7 +150,7 @@ def _house(model: LoopedTransformer, loops: int) -> Folded:
             weight.mul_(scales["core" if name.startswith("core.") else "once"])
     plain = "none" if rule.norm == "pre" else rule.name
     # The stored config says what the weights now are: a network without a depth rule, at this N.
-    model.config = dataclasses.replace(config, rule=plain, strength=1.0, loops=loops)
+    model.config = dataclasses.replace(config, rule=plain, strength=1.0, loops=loops, sampler=FixedLoops())
     model.rule = RULES["none"] if rule.norm == "pre" else rule
     folded.plain = config, rule
     model.core.register_forward_pre_hook(OneN(loops), with_kwargs=True)
@@ -158,7 +161,8 @@ def _house(model: LoopedTransformer, loops: int) -> Folded:
 
 
 def _house_outputs(model: LoopedTransformer) -> Iterator[tuple[str, nn.Parameter]]:
-    ends = (".attention.out.weight", ".mlp.down.weight")
+    after = model.config.placement == "sandwich"  # a norm after the branch would undo a factor before it
+    ends = (".attention_after.weight", ".mlp_after.weight") if after else (".attention.out.weight", ".mlp.down.weight")
     return ((name, weight) for name, weight in model.named_parameters() if name.endswith(ends))
 
 

@@ -19,16 +19,28 @@ import click
 @click.option(
     "--cache", default="per-visit", show_default=True, help="Keys and values kept: per-visit, last-visit, none."
 )
+@click.option("--scale", type=click.Choice(["rescale", "freeze"]), help="With --loops: eps follows N, or stays.")
+@click.option("--exit-below", type=float, help="End the visits once one changes the stream by less than this fraction.")
 @click.option("--json", "as_json", is_flag=True, help="Print text and time as JSON.")
 def command(
-    run: Path, prompt: str, tokens: int, temperature: float, seed: int, loops: int | None, cache: str, as_json: bool
+    run: Path,
+    prompt: str,
+    tokens: int,
+    temperature: float,
+    seed: int,
+    loops: int | None,
+    cache: str,
+    scale: str | None,
+    exit_below: float | None,
+    as_json: bool,
 ) -> None:
     """Continue a prompt with the model of the run folder RUN."""
     from loopscale.cli.progress import warn
     from loopscale.train import generate
 
     began = time.perf_counter()
-    text = generate(run, prompt, tokens, temperature, seed, loops, cache=cache, warn=warn)
+    options = {"cache": cache, "scale": scale, "exit_below": exit_below}
+    text = generate(run, prompt, tokens, temperature, seed, loops, **options, warn=warn)  # type: ignore[arg-type]
     if not as_json:
         click.echo(text)
         return
@@ -41,4 +53,4 @@ def command(
         "seed": seed,
     }
     seconds = round(time.perf_counter() - began, 3)
-    click.echo(json.dumps({**values, "loops": loops, "cache": cache, "seconds": seconds}))
+    click.echo(json.dumps({**values, "loops": loops, **options, "seconds": seconds}))

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
 
-from loopscale.errors import UserError
+from loopscale.errors import UserError, nearest
+from loopscale.nn.choose import choose, number
+from loopscale.nn.injection import INJECTIONS, Injection, NoInjection
+from loopscale.nn.looped_core import ORDERS
+from loopscale.nn.placement import PLACEMENTS
+from loopscale.nn.sampler import SAMPLERS, FixedLoops, GrowLoops, Sampler
 from loopscale.parameterization import Depth, Width, get_rule, relative_layers
 from loopscale.parameterization.depth import check_strength
+
+# What eps does when a call's N is not the configured one: (configured N, the call's N) -> the N in eps.
+SCALES: dict[str, Callable[[int, int], int]] = {
+    "rescale": lambda configured, asked: asked,
+    "freeze": lambda configured, asked: configured,
+}
 
 
 @dataclass(frozen=True)
@@ -17,6 +29,11 @@ class ModelConfig:
 
     `width` is the stream's; `head_dim` stays fixed while width grows. `kv_heads` < heads gives grouped-query attention.
     `mlp_ratio` is hidden / width of the SwiGLU. `rule`, `strength`, `base_layers`, `base_width` are the parameterization.
+
+    Options of the loop, each a value (docs/model.md says when each helps): `norm` "pre", "sandwich" or "post" (None: the
+    rule's), `injection`, `order` "stack" or "layer", `sampler` of N in training, `gradient_visits` (the last k of N),
+    `visit_embedding` (rows; 0: none), `scale` "rescale" or "freeze" when N differs from `loops`. An injection or sampler
+    may be given by name or as a table, `{"kind": "poisson", "mean": 4}`; `to_dict` gives plain values that build it again.
 
     Raises `UserError` for any value that makes no network.
     """
@@ -38,7 +55,13 @@ class ModelConfig:
     strength: float = 1.0
     base_layers: int | None = None
     base_width: int | None = None
+    norm: str | None = None
+    injection: Injection = field(default_factory=NoInjection)
+    order: str = "stack"
+    sampler: Sampler = field(default_factory=FixedLoops)
     gradient_visits: int | None = None
+    visit_embedding: int = 0
+    scale: str = "rescale"
 
     def __post_init__(self) -> None:
         Depth(self.loops, self.layers)
@@ -55,12 +78,41 @@ class ModelConfig:
             raise UserError(f"kv_heads {self.kv_heads} must divide the {self.heads} heads (width / head_dim)")
         if not math.isfinite(self.mlp_ratio) or self.mlp_ratio <= 0:
             raise UserError(f"mlp_ratio must be a positive number, got {self.mlp_ratio!r}")
-        if self.gradient_visits is not None:
-            _positive("gradient_visits", self.gradient_visits)
-        get_rule(self.rule)
+        self._check_options()
         check_strength(self.strength)
         relative_layers(self.depth, self.base_layers)
         Width(self.width, self.base_width)
+
+    def _check_options(self) -> None:
+        object.__setattr__(self, "injection", choose("injection", INJECTIONS, self.injection))
+        object.__setattr__(self, "sampler", choose("sampler", SAMPLERS, self.sampler))
+        rule = get_rule(self.rule)
+        for name, value, known in (("norm", self.placement, PLACEMENTS), ("order", self.order, ORDERS)):
+            if value not in known:
+                raise UserError(f"{name} has no kind {value!r}: {nearest(str(value), known)}")
+        if rule.norm == "post" and self.placement != "post":
+            raise UserError(f"rule {self.rule!r} is for Post-LN networks: use norm = 'post' or leave it out")
+        check_scale(self.scale)
+        if self.gradient_visits is not None:
+            number("gradient_visits", self.gradient_visits, 1, whole=True)
+        number("visit_embedding", self.visit_embedding, 0, whole=True)
+        if isinstance(self.sampler, GrowLoops) and self.sampler.stages[-1][1] != self.loops:
+            raise UserError(
+                f"sampler.stages end at {self.sampler.stages[-1][1]} loops and loops is {self.loops}: make them equal"
+            )
+
+    @property
+    def placement(self) -> str:
+        """Where norms stand: `norm`, or the rule's own."""
+        return get_rule(self.rule).norm if self.norm is None else self.norm
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON; `ModelConfig(**values)` is equal to this.
+
+        >>> ModelConfig(**ModelConfig(injection="diagonal").to_dict()).injection
+        DiagonalInjection(kind='diagonal', decay=0.5)
+        """
+        return asdict(self)
 
     @property
     def heads(self) -> int:
@@ -81,3 +133,10 @@ class ModelConfig:
 def _positive(name: str, value: int) -> None:
     if value < 1:
         raise UserError(f"{name} must be at least 1, got {value!r}")
+
+
+def check_scale(scale: str) -> str:
+    """Return the word; raise `UserError` unless it is "rescale" or "freeze"."""
+    if scale not in SCALES:
+        raise UserError(f"scale has no kind {scale!r}: {nearest(str(scale), SCALES)}")
+    return scale

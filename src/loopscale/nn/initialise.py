@@ -7,6 +7,9 @@
 | value, out, gate, up, down | the same * branch_gain              | 1 for pre-norm: no second depth rule; Post-LN  |
 | readout                    | N(0, 1 / base_width)                | the 1/m_d output multiplier carries the width  |
 | tied readout               | embedding * 1 / sqrt(base_width)    | both at once: logits O(1)                      |
+| linear injection           | N(0, 1 / 2 D)                       | fan-in of the concatenation [x, e]             |
+| diagonal injection         | A = B = decay                       | pulls the stream towards e, where it starts    |
+| visit embedding            | 0                                   | the network without it                         |
 | gains                      | 1                                   |                                                |
 """
 
@@ -18,6 +21,7 @@ import torch
 from torch import nn
 
 from loopscale.nn.config import ModelConfig
+from loopscale.nn.injection import Linear
 from loopscale.parameterization import get_rule
 
 
@@ -30,6 +34,10 @@ def initialise(model: Any, config: ModelConfig, seed: int) -> None:
     _normal(model.embedding.weight, embedding_std, generator)
     for block in (*model.prelude, *model.core, *model.coda):
         _block(block, gain, generator)
+    if isinstance(model.core.injection, Linear):
+        # One matrix on the concatenation [x, e]: its fan-in is 2 D.
+        for weight in model.core.injection.parameters():
+            _normal(weight, (2 * config.width) ** -0.5, generator)
     if model.readout is not None:
         _normal(model.readout.weight, base_width**-0.5, generator)
 

@@ -6,16 +6,19 @@ The stream is fp32 also under autocast; the branches run in the autocast dtype.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from loopscale.errors import UserError
-from loopscale.nn.config import ModelConfig
+from loopscale.nn.config import SCALES, ModelConfig, check_scale
 from loopscale.nn.initialise import initialise
-from loopscale.nn.looped_core import LoopedCore
+from loopscale.nn.looped_core import LoopedCore, Pace
 from loopscale.nn.past import Past, Sight, Slot, slot_of
-from loopscale.nn.residual import Scale, add_scaled
+from loopscale.nn.placement import PLACEMENTS
+from loopscale.nn.residual import Scale
 from loopscale.parameterization import Depth, Role, Width, get_rule
 
 
@@ -95,30 +98,34 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: two residual branches, each scaled by the same eps. Post-LN rules norm the sum instead."""
+    """One layer: two residual branches, each scaled by the same eps; the config's norm placement says where norms stand."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        placement = PLACEMENTS[config.placement]
+        self.place = placement.step
         self.attention_norm, self.attention = RMSNorm(config.width), Attention(config)
         self.mlp_norm, self.mlp = RMSNorm(config.width), SwiGLU(config)
-        self.post = get_rule(config.rule).norm == "post"
+        self.attention_after = RMSNorm(config.width) if placement.after else None
+        self.mlp_after = RMSNorm(config.width) if placement.after else None
 
     def forward(self, x: Tensor, rotation: Tensor, scale: Scale, skip: Scale, slot: Slot | None = None) -> Tensor:
         """`scale` is eps; `skip` is alpha of the Post-LN rules (1 and unused for pre-norm); `slot` see `Attention`."""
-        if self.post:
-            x = self.attention_norm(skip * x + scale * self.attention(x, rotation, slot))
-            x = self.mlp_norm(skip * x + scale * self.mlp(x))
-            return x
-        x = add_scaled(x, scale, self.attention(self.attention_norm(x), rotation, slot))
-        x = add_scaled(x, scale, self.mlp(self.mlp_norm(x)))
-        return x
+
+        def attention(y: Tensor) -> Tensor:
+            mixed: Tensor = self.attention(y, rotation, slot)
+            return mixed
+
+        x = self.place(x, attention, self.attention_norm, self.attention_after, scale, skip)
+        return self.place(x, self.mlp, self.mlp_norm, self.mlp_after, scale, skip)
 
 
 class LoopedTransformer(nn.Module):
     """Tokens [B, T] -> logits [B, T, V]; `loops` is an argument of forward, and eps follows it.
 
-    Prelude and coda layers are visited once: N = 1 in their scale. `seed` fixes the initialisation, which does not
-    touch the global generator.
+    Prelude and coda layers are visited once: N = 1 in their scale. `scale="freeze"` keeps the eps of the configured N when
+    `loops` differs from it, "rescale" follows; `exit_below` ends the visits early (see `LoopedCore`). `seed` fixes the
+    initialisation, which does not touch the global generator.
 
     >>> model = LoopedTransformer(ModelConfig(vocab_size=17, width=32, layers=2, loops=4))
     >>> model(torch.zeros(1, 5, dtype=torch.long), loops=8).shape
@@ -131,7 +138,14 @@ class LoopedTransformer(nn.Module):
         with torch.random.fork_rng(devices=[]):
             self.embedding = nn.Embedding(config.vocab_size, config.width)
             self.prelude = nn.ModuleList(Block(config) for _ in range(config.prelude))
-            self.core = LoopedCore((Block(config) for _ in range(config.layers)), config.gradient_visits)
+            rows = config.visit_embedding
+            self.core = LoopedCore(
+                (Block(config) for _ in range(config.layers)),
+                order=config.order,
+                injection=config.injection.build(config.width),
+                visit_rows=torch.zeros(rows, config.width) if rows else None,
+                gradient_visits=config.gradient_visits,
+            )
             self.coda = nn.ModuleList(Block(config) for _ in range(config.coda))
             self.final_norm = RMSNorm(config.width)
             self.readout = None if config.tied_readout else nn.Linear(config.width, config.vocab_size, bias=False)
@@ -152,25 +166,50 @@ class LoopedTransformer(nn.Module):
         depth = Depth(loops, self.config.layers)
         return self.rule.residual_scale(depth, self.config.strength, self.config.base_layers).value
 
-    def forward(self, tokens_BT: Tensor, loops: int | None = None, past: Past | None = None) -> Tensor:
-        """Logits [B, T, V]; `past` holds what came before these tokens. Raises `UserError` when loops < 1."""
-        return self.read(self.run(tokens_BT, self.config.loops if loops is None else loops, past=past)[-1])
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        loops: int | None = None,
+        past: Past | None = None,
+        scale: str | None = None,
+        exit_below: float | None = None,
+    ) -> Tensor:
+        """Logits [B, T, V]; `past` holds what came before these tokens; `scale` and `exit_below` see above.
 
-    def run(self, tokens_BT: Tensor, loops: int, keep: bool = False, past: Past | None = None) -> list[Tensor]:
-        """The stream [B, T, D] at the end; with `keep`, also at entry to the core and after each visit."""
-        return self.flow(self.embedding(tokens_BT), loops, keep, past)
+        Raises `UserError` when loops < 1, the scale is another word, or an early exit is asked for with a cache.
+        """
+        return self.read(self.run(tokens_BT, loops, past=past, scale=scale, exit_below=exit_below)[-1])
 
-    def flow(self, x: Tensor, loops: int, keep: bool = False, past: Past | None = None) -> list[Tensor]:
+    def run(self, tokens_BT: Tensor, loops: int | None = None, keep: bool = False, **options: Any) -> list[Tensor]:
+        """The stream [B, T, D] at the end; with `keep`, also at entry to the core and after each visit.
+
+        `options` are those of `forward`.
+        """
+        return self.flow(self.embedding(tokens_BT), loops, keep, **options)
+
+    def flow(
+        self,
+        x: Tensor,
+        loops: int | None = None,
+        keep: bool = False,
+        past: Past | None = None,
+        scale: str | None = None,
+        exit_below: float | None = None,
+    ) -> list[Tensor]:
         """As `run`, from embedded tokens [B, T, D]."""
-        scale, once = self._number(self.residual_scale(loops)), self._number(self.residual_scale(1))
-        skip = self._number(self.rule.skip_scale(Depth(loops, self.config.layers)).value)
-        rotation, sight = self._place(x, loops, past)
+        visits = self.config.loops if loops is None else loops
+        once, pace = self._pace(1), self._pace(paced_loops(self.config, visits, scale))
+        if exit_below is not None and past is not None and past.cache is not None:
+            raise UserError("an early exit leaves slots of the cache empty: leave out either the cache or exit_below")
+        rotation, sight = self._place(x, visits, past)
+        # Post-LN: the skip scale of the whole network counts outside the core too.
+        outside = Pace(once.scale, pace.skip)
         for layer, block in enumerate(self.prelude):
-            x = self.core.step(block, x, rotation, once, skip, slot_of(sight, "prelude", 0, layer))
+            x = self.core.step(block, x, rotation, outside, slot_of(sight, "prelude", 0, layer))
         kept = [x]
-        x = self.core(x, rotation, scale, skip, loops, kept if keep else None, sight)
+        x = self.core(x, rotation, pace, loops=visits, kept=kept if keep else None, sight=sight, exit_below=exit_below)
         for layer, block in enumerate(self.coda):
-            x = self.core.step(block, x, rotation, once, skip, slot_of(sight, "coda", 0, layer))
+            x = self.core.step(block, x, rotation, outside, slot_of(sight, "coda", 0, layer))
         return [*kept, x] if keep else [x]
 
     def _place(self, x_BTD: Tensor, loops: int, past: Past | None) -> tuple[Tensor, Sight | None]:
@@ -183,6 +222,10 @@ class LoopedTransformer(nn.Module):
         past.check(B, T)
         rotation = rotary_at(past.positions(T, x_BTD.device), self.config.head_dim)
         return rotation, Sight(past.cache, past.mask(T, x_BTD.device))
+
+    def _pace(self, loops: int) -> Pace:
+        skip = self.rule.skip_scale(Depth(loops, self.config.layers)).value
+        return Pace(self._number(self.residual_scale(loops)), self._number(skip), loops)
 
     def _number(self, value: float) -> Scale:
         """A compiled body gets numbers as tensors, so that another N is no other graph."""
@@ -197,8 +240,8 @@ class LoopedTransformer(nn.Module):
 
     @torch.no_grad()
     def visit_rms(self, tokens_BT: Tensor, loops: int | None = None) -> list[float]:
-        """RMS of the stream at entry to the core and after each visit: loops + 1 numbers."""
-        streams = self.run(tokens_BT, self.config.loops if loops is None else loops, keep=True)[:-1]
+        """RMS of the stream at entry to the core and after each visit: loops + 1 numbers (stack-wise order)."""
+        streams = self.run(tokens_BT, loops, keep=True)[:-1]
         return [float(x.float().square().mean().sqrt()) for x in streams]
 
     def roles(self) -> dict[str, Role]:
@@ -206,13 +249,23 @@ class LoopedTransformer(nn.Module):
         return {name: _role(name, parameter.ndim) for name, parameter in self.named_parameters()}
 
 
+def paced_loops(config: ModelConfig, loops: int, scale: str | None = None) -> int:
+    """The N whose eps is used: the call's under "rescale", the configured one under "freeze" (default: the config's).
+
+    Raises `UserError` when loops < 1 or the scale is another word.
+    """
+    return SCALES[check_scale(config.scale if scale is None else scale)](config.loops, Depth(loops, 1).loops)
+
+
 def _role(name: str, ndim: int) -> Role:
-    if name.startswith("embedding."):
+    if name.startswith("embedding.") or name == "core.visit_embedding":
         return Role.EMBEDDING
     if name.startswith("readout."):
         return Role.READOUT
     if name.startswith("final_norm."):
         return Role.OUTER_GAIN
+    if name.startswith("core.injection."):
+        return Role.VISIT if ndim >= 2 else Role.OUTER_GAIN
     if name.split(".")[0] not in ("prelude", "core", "coda"):
         raise UserError(f"parameter {name!r} has no role: add it to LoopedTransformer.roles")
     return Role.HIDDEN if ndim >= 2 else Role.GAIN

@@ -97,8 +97,9 @@ def build_optimizer(
 def _muon(groups: list[dict[str, Any]], betas: tuple[float, float], momentum: float) -> MuonAdamW:
     matrices, rest = [], []
     for group in groups:
-        flat = [p for p in group["params"] if group["name"] != Role.HIDDEN.value or p.ndim != 2]
-        square: list[Tensor] = [p for p in group["params"] if group["name"] == Role.HIDDEN.value and p.ndim == 2]
+        hidden = group["name"] in (Role.HIDDEN.value, Role.VISIT.value)
+        flat = [p for p in group["params"] if not hidden or p.ndim != 2]
+        square: list[Tensor] = [p for p in group["params"] if hidden and p.ndim == 2]
         if square:
             matrices.append({**group, "params": square})
         if flat:

@@ -16,6 +16,7 @@ class Role(str, Enum):
 
     EMBEDDING = "embedding"
     HIDDEN = "hidden"
+    VISIT = "visit"
     READOUT = "readout"
     GAIN = "gain"
     OUTER_GAIN = "outer_gain"
@@ -29,6 +30,7 @@ class Role(str, Enum):
 MEANINGS = {
     Role.EMBEDDING: "maps tokens or positions into the stream; visited once",
     Role.HIDDEN: "a weight matrix (or convolution) of a residual branch",
+    Role.VISIT: "a matrix applied once per visit, outside the layers, with a step of 1/N (an injection)",
     Role.READOUT: "maps the stream to logits; visited once",
     Role.GAIN: "a norm's gain or a bias inside a residual branch",
     Role.OUTER_GAIN: "a norm's gain or a bias outside the branches; visited once",

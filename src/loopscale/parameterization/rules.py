@@ -126,6 +126,9 @@ class Rule:
         return f"{loops}; {layers}"
 
     def _rate(self, role: Role, depth: Depth, layers: float, ratio: float, optimizer: Optimizer) -> Value:
+        if role is Role.VISIT:
+            by_width = 1.0 / ratio if optimizer == "adamw" else 1.0
+            return Value(by_width, "one a visit, not one a layer: no L; its step 1/N cancels the N visits", MUP)
         if role not in (Role.HIDDEN, Role.GAIN):
             return self._outer_rate(role, ratio, optimizer)
         by_depth = layers ** self._layer_power(optimizer) * depth.loops**-self.rate_loops_exponent
@@ -161,12 +164,12 @@ class Rule:
     def _adam_eps(self, role: Role, layers: float, ratio: float) -> Value:
         inside = role in (Role.HIDDEN, Role.GAIN)
         by_depth = layers**-self.layers_exponent if inside and self.norm == "pre" else 1.0
-        why = "follows the gradient per weight" + (": eps*N = m_L^-b, so no N" if inside else ": visited once")
+        why = "follows the gradient per weight" + (": eps*N = m_L^-b, so no N" if inside else ": no N, no L")
         return Value(by_depth / ratio, why + "; 1/m_d", COMPLETEP)
 
 
 def _init_std(role: Role) -> Value:
-    if role is Role.HIDDEN:
+    if role in (Role.HIDDEN, Role.VISIT):
         return Value(1.0, "1/sqrt(fan_in), whatever the depth: eps carries the depth", MUP)
     if role is Role.READOUT:
         return Value(1.0, "keeps its std over width: the 1/m_d multiplier carries the width", MUP)
@@ -178,6 +181,6 @@ def _init_std(role: Role) -> Value:
 def _decay(role: Role, rate: Value, optimizer: Optimizer) -> Value:
     if role in (Role.GAIN, Role.OUTER_GAIN):
         return Value(0.0, "gains and biases are not decayed", "convention")
-    if role is Role.HIDDEN:
+    if role in (Role.HIDDEN, Role.VISIT):
         return Value(1.0 / rate.value, "decoupled decay is lr * wd: the product stays constant", COMPLETEP)
     return Value(1.0, "visited once: no N, no L", DERIVED)

@@ -41,7 +41,13 @@ class ModelSection(Section):
     strength: Positive = 1.0
     base_layers: Count | None = None
     base_width: Count | None = None
+    norm: str | None = None
+    injection: str | dict[str, Any] = "none"
+    order: str = "stack"
+    sampler: str | dict[str, Any] = "fixed"
     gradient_visits: Count | None = None
+    visit_embedding: Annotated[int, Field(ge=0)] = 0
+    scale: str = "rescale"
 
 
 class DataSection(Section):
@@ -72,7 +78,10 @@ class OptimSection(Section):
 
 
 class TrainSection(Section):
-    """How long, from which seed, on what, and what is written down; an `..._every` of 0 means never."""
+    """How long, from which seed, on what, and what is written down; an `..._every` of 0 means never.
+
+    `recompute` = k keeps only the stream that enters every k visits, `recompute_keep` bounds how many (`nn.Recompute`).
+    """
 
     steps: Count = 300
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
@@ -83,6 +92,8 @@ class TrainSection(Section):
     stream_every: Annotated[int, Field(ge=0)] = 50
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
+    recompute: Annotated[int, Field(ge=0)] = 0
+    recompute_keep: Count | None = None
 
 
 class TrainConfig(Section):

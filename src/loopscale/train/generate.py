@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,12 +29,16 @@ def generate(
     loops: int | None = None,
     *,
     cache: str = "per-visit",
+    scale: str | None = None,
+    exit_below: float | None = None,
     warn: Warn = lambda sentence: None,
 ) -> str:
     """Continue `prompt` by `tokens` tokens from the run's newest whole checkpoint; the same seed gives the same text.
 
     temperature: 0 takes the likeliest token. loops: how often the core is applied; by default as in training. cache:
     "per-visit" and "none" give the same text, the first sooner; "last-visit" takes 1/loops the memory and approximates.
+    scale: "rescale" lets eps follow the loops, "freeze" keeps that of training; by default the config's. exit_below: end
+    the visits once one changes the stream by less than this fraction; there is no cache then.
     The model sees the last `data.context` tokens at most and half of them at least: when full, the older half goes.
 
     Raises `UserError` for values out of range, a folder that is no run, or a run without a checkpoint or text.
@@ -45,13 +50,17 @@ def generate(
     if cache not in CACHES:
         raise UserError(f"unknown cache {cache!r}: {nearest(cache, CACHES)}")
     run = open_run(Path(run_dir))
+    if exit_below is not None and not (math.isfinite(exit_below) and exit_below >= 0):
+        raise UserError(f"exit_below must be a number of at least 0, not {exit_below}")
     trained = load_trained(run, warn)
     start = [int(token) for token in trained.tokenizer.encode(prompt)]
     if not start:
         raise UserError("the prompt is empty: give at least one character to continue")
     generator = torch.Generator().manual_seed(seed)
     pick = partial(_pick, temperature=temperature, generator=generator)
-    added = continued(trained.model, start, tokens, pick, loops, run.config.data.context, CACHES[cache])
+    sharing = CACHES[cache] if exit_below is None else None
+    options = {"scale": scale, "exit_below": exit_below}
+    added = continued(trained.model, start, tokens, pick, loops, run.config.data.context, sharing, **options)
     return prompt + trained.tokenizer.decode(added)
 
 
@@ -64,15 +73,19 @@ def continued(
     loops: int | None,
     context: int,
     sharing: Sharing | None,
+    **options: Any,
 ) -> list[int]:
-    """`count` tokens after `start`, each chosen by `pick` from its logits [V]; `sharing` None keeps no keys and values."""
+    """`count` tokens after `start`, each chosen by `pick` from its logits [V]; `sharing` None keeps no keys and values.
+
+    `options` go to the model.
+    """
     ids, begin, past, known = list(start), -1, None, 0
     for _ in range(count):
         first = window(len(ids), context)
         if first != begin:
             begin, known = first, first
             past = None if sharing is None else Past(KeyValueCache(sharing))
-        logits_BTV = model(torch.tensor([ids[known:]]), loops=loops, past=past)
+        logits_BTV = model(torch.tensor([ids[known:]]), loops=loops, past=past, **options)
         known = known if past is None else len(ids)
         ids.append(pick(logits_BTV[0, -1].float()))
     return ids[len(start) :]

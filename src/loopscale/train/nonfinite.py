@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from loopscale.train.training import StepRecord, Training, batch_loss, training_batch
+from loopscale.train.training import StepRecord, Training, batch_loss, step_loops, training_batch
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ def find(training: Training) -> Birthplace | None:
     handles = [module.register_forward_hook(watcher(name)) for name, module in training.model.named_modules() if name]
     try:
         with torch.no_grad():
-            batch_loss(training, *training_batch(training, training.done))
+            loops = step_loops(training, training.done)
+            batch_loss(training, *training_batch(training, training.done), loops=loops)
     finally:
         for handle in handles:
             handle.remove()

@@ -18,19 +18,20 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from loopscale.data import Dataset
 from loopscale.errors import UserError
-from loopscale.nn import LoopedTransformer
+from loopscale.nn import LoopedTransformer, Recompute
 from loopscale.optim import build_optimizer, schedule
 from loopscale.train.config import TrainConfig
 
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What one step measured. `step` counts from 1; `grad_norm` is the norm before clipping."""
+    """What one step measured. `step` counts from 1; `grad_norm` is the norm before clipping; `loops` is the step's N."""
 
     step: int
     loss: float
     lr: float
     grad_norm: float
+    loops: int = 0
 
     @property
     def finite(self) -> bool:
@@ -62,6 +63,7 @@ def prepare(config: TrainConfig, dataset: Dataset | None = None) -> Training:
             "leave it out, and the data decides"
         )
     model = LoopedTransformer(config.network(dataset.vocab_size), seed=config.train.seed).to(device)
+    model.core.recompute = Recompute(config.train.recompute, config.train.recompute_keep)
     optim = config.optim
     optimizer = build_optimizer(
         model,
@@ -98,18 +100,25 @@ def train_step(training: Training) -> StepRecord:
         group["lr"] = group["initial_lr"] * rate
     inputs_BT, targets_BT = training_batch(training, index)
     training.optimizer.zero_grad(set_to_none=True)
-    loss = batch_loss(training, inputs_BT, targets_BT)
+    loops = step_loops(training, index)
+    loss = batch_loss(training, inputs_BT, targets_BT, loops)
     loss.backward()  # type: ignore[no-untyped-call]
     norm = get_total_norm([p.grad for p in training.parameters if p.grad is not None])
     # The one wait for the device in a step: both numbers come over together.
     loss_value, norm_value = torch.stack([loss.detach(), norm.to(loss.dtype)]).tolist()
-    record = StepRecord(index + 1, loss_value, config.optim.lr * rate, norm_value)
+    record = StepRecord(index + 1, loss_value, config.optim.lr * rate, norm_value, loops)
     if record.finite:
         if 0 < config.optim.clip < norm_value:
             clip_grads_with_norm_(training.parameters, config.optim.clip, norm)
         training.optimizer.step()
         training.done = index + 1
     return record
+
+
+def step_loops(training: Training, index: int) -> int:
+    """Give N of the 0-based step `index`: a function of config, seed and step, so a resumed run repeats it."""
+    network, train = training.model.config, training.config.train
+    return network.sampler.draw(index, train.steps, train.seed, network.loops)
 
 
 def training_batch(training: Training, index: int) -> tuple[Tensor, Tensor]:
@@ -125,10 +134,10 @@ def to_device(pair: tuple[np.ndarray, np.ndarray], device: torch.device) -> tupl
     return torch.from_numpy(inputs_BT).to(device), torch.from_numpy(targets_BT).to(device)
 
 
-def batch_loss(training: Training, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
+def batch_loss(training: Training, inputs_BT: Tensor, targets_BT: Tensor, loops: int | None = None) -> Tensor:
     """Mean next-token loss in nats; in bf16 only the matrix products are, the loss and the stream stay fp32."""
     with precision(training):
-        logits_BTV = training.model(inputs_BT)
+        logits_BTV = training.model(inputs_BT, loops=loops)
     return F.cross_entropy(logits_BTV.float().flatten(0, 1), targets_BT.flatten())
 
 
