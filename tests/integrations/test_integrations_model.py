@@ -51,6 +51,12 @@ OTHER = {
     "base_layers": 2,
     "base_width": 16,
     "gradient_visits": 2,
+    "norm": "sandwich",
+    "injection": {"kind": "diagonal", "decay": 1.0},
+    "order": "layer",
+    "sampler": {"kind": "uniform", "least": 2, "most": 6},
+    "visit_embedding": 4,
+    "scale": "freeze",
 }
 
 

@@ -1,5 +1,6 @@
 """Building blocks: the scaled residual, the loop, and the looped Transformer of the house."""
 
+from loopscale.nn.compiled import Comparison, compile_checked
 from loopscale.nn.config import ModelConfig
 from loopscale.nn.gain import apply_branch_gain
 from loopscale.nn.loop import Loop
@@ -10,6 +11,7 @@ from loopscale.nn.residual import PostNormResidual, ScaledResidual, ScaledUpdate
 from loopscale.nn.transformer import LoopedTransformer
 
 __all__ = [
+    "Comparison",
     "KeyValueCache",
     "Loop",
     "LoopedCore",
@@ -21,6 +23,7 @@ __all__ = [
     "ScaledResidual",
     "ScaledUpdate",
     "apply_branch_gain",
+    "compile_checked",
     "last_visit",
     "per_visit",
 ]

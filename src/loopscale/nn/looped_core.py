@@ -6,6 +6,7 @@ Shapes: B batch, T positions, D width.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -144,6 +145,15 @@ class LoopedCore(nn.Module):
     def compile_body(self, **options: Any) -> None:
         """Compile one block, which then serves all layers and every number of loops; `options` go to `torch.compile`."""
         self.body = torch.compile(run_block, **{"dynamic": False, **options})
+
+    @contextmanager
+    def eager(self) -> Iterator[None]:
+        """Run without compilation inside: hooks on modules fire only then."""
+        body, self.body = self.body, run_block
+        try:
+            yield
+        finally:
+            self.body = body
 
     @property
     def compiled(self) -> bool:

@@ -80,6 +80,7 @@ class OptimSection(Section):
 class TrainSection(Section):
     """How long, from which seed, on what, and what is written down; an `..._every` of 0 means never.
 
+    `compile` compiles the body of the loop, after one step of it gave eager's gradients (`nn.compile_checked`).
     `recompute` = k keeps only the stream that enters every k visits, `recompute_keep` bounds how many (`nn.Recompute`).
     """
 
@@ -92,6 +93,7 @@ class TrainSection(Section):
     stream_every: Annotated[int, Field(ge=0)] = 50
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
     recompute: Annotated[int, Field(ge=0)] = 0
     recompute_keep: Count | None = None
 

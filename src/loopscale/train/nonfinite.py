@@ -34,7 +34,8 @@ def find(training: Training) -> Birthplace | None:
 
     handles = [module.register_forward_hook(watcher(name)) for name, module in training.model.named_modules() if name]
     try:
-        with torch.no_grad():
+        # Hooks do not fire inside a compiled body.
+        with torch.no_grad(), training.model.core.eager():
             loops = step_loops(training, training.done)
             batch_loss(training, *training_batch(training, training.done), loops=loops)
     finally:

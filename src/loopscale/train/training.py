@@ -18,7 +18,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from loopscale.data import Dataset
 from loopscale.errors import UserError
-from loopscale.nn import LoopedTransformer, Recompute
+from loopscale.nn import LoopedTransformer, Recompute, compile_checked
 from loopscale.optim import build_optimizer, schedule
 from loopscale.train.config import TrainConfig
 
@@ -77,7 +77,11 @@ def prepare(config: TrainConfig, dataset: Dataset | None = None) -> Training:
     steps = config.train.steps
     multiplier = schedule(optim.schedule, steps, min(round(optim.warmup * steps), steps - 1))
     parameters: list[Tensor] = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    return Training(config, dataset, model, optimizer, multiplier, device, parameters)
+    training = Training(config, dataset, model, optimizer, multiplier, device, parameters)
+    if config.train.compile:
+        inputs_BT, _ = training_batch(training, 0)
+        compile_checked(model, inputs_BT, autocast=torch.bfloat16 if config.train.precision == "bf16" else None)
+    return training
 
 
 def pick_device(name: str) -> torch.device:
