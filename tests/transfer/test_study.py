@@ -32,6 +32,17 @@ def finished(tmp_path_factory):
     return folder, run_study(PLAN, folder, executor=LocalProcesses(2))
 
 
+def vanished(group, seconds=60):
+    """Whether the process group is empty soon."""
+    for _ in range(10 * seconds):
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    return False
+
+
 def losses(folder):
     return {path.name: json.loads(path.read_text())["loss"] for path in (folder / "trials").glob("*.json")}
 
@@ -107,8 +118,9 @@ def test_killed_in_the_middle_and_started_again_it_ends_the_same(finished, tmp_p
     deadline = time.monotonic() + 60
     while len(list((out / "trials").glob("*.json"))) < 5 and time.monotonic() < deadline and first.poll() is None:
         time.sleep(0.02)
-    os.killpg(first.pid, signal.SIGKILL)
+    first.kill()
     first.wait()
+    assert vanished(first.pid), "workers train on for a study that was killed"
     kept = {path.name: path.stat().st_mtime_ns for path in (out / "trials").glob("*.json")}
     assert 5 <= len(kept) < 18
     second = subprocess.run([*command, "--json"], capture_output=True, text=True)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import threading
 import time
+from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,9 +17,18 @@ def start_worker() -> None:
     """Called first in every worker: one thread each, at the lowest priority. Threads fight at these sizes."""
     os.environ["OMP_NUM_THREADS"] = "1"
     os.nice(5)
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
     import torch
 
     torch.set_num_threads(1)
+
+
+def _end_with_the_parent() -> None:
+    """A study that is killed takes its workers along; the pool alone would leave them training for nobody."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
 
 
 def run_trial(key: str, cell: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
