@@ -82,6 +82,8 @@ def follow(tape: Tape, loop: FoundLoop, rank: int = 0) -> Stream | None:
     inner = [state for state in middle if state is not None]
     first = _aligned_input(nodes, inner[0], starts)
     states = ([first] if first is not None else []) + inner
+    if first is not None:
+        states = to_loop_boundary(nodes, loop, states)
     paths = [dominators(nodes, a, b) for a, b in itertools.pairwise(states)]
     last = _last(nodes, starts, states, paths)
     if last is not None:
@@ -131,16 +133,76 @@ def _aligned_input(nodes: list[Node], state: int, starts: tuple[int, ...]) -> in
 
 
 def _last(nodes: list[Node], starts: tuple[int, ...], states: list[int], paths: list[list[int]]) -> int | None:
-    """The stream after the last visit: where the last visit still does what the one before did."""
+    """The stream after the last visit: where the last visit still does, call by call, what the one before did."""
     if not paths or len(starts) < 2:
         return None
-    found = None
-    for index in paths[-1][1:]:
-        twin = index - starts[-2] + starts[-1]
-        if twin >= len(nodes) or nodes[twin].op != nodes[index].op or nodes[twin].shape != nodes[index].shape:
+    found, shift = None, starts[-1] - starts[-2]
+    for before, index in itertools.pairwise(paths[-1]):
+        if index + shift >= len(nodes) or not _same_calls(nodes, before, index, shift):
             break
-        found = twin
+        found = index + shift
     return found if found is not None and found > states[-1] else None
+
+
+def _same_calls(nodes: list[Node], before: int, index: int, shift: int) -> bool:
+    """Whether the calls on the way from `before` to `index` are repeated `shift` calls later, each on its twin's result."""
+    inside = ancestors(nodes, index, before) & descendants(nodes, before, index)
+    for i in inside - {before}:
+        node, twin = nodes[i], nodes[i + shift]
+        if node.op != twin.op or node.shape != twin.shape or len(node.parents) != len(twin.parents):
+            return False
+        pairs = zip(node.parents, twin.parents, strict=True)
+        if any(p in inside and p != before and q != p + shift for p, q in pairs):
+            return False
+    return True
+
+
+def to_loop_boundary(nodes: list[Node], loop: FoundLoop, states: list[int]) -> list[int]:
+    """Move the states back to where the body of the loop begins: as far as the first visit did what the second did.
+
+    A visit may begin with work on the stream before it uses a matrix: an injection, a decay, a norm. The loop's own
+    matrices are never passed, so that a prelude of the same kind as the loop stays outside.
+    """
+    used = {index for chain in loop.uses.values() for index in chain}
+    path, origin, back = dominators(nodes, states[0], states[1]), states[0], 0
+    while back + 2 < len(path):
+        before, index = path[-2 - back], path[-1 - back]
+        inside = ancestors(nodes, index, before) & descendants(nodes, before, index)
+        shift = origin - index
+        if inside & used - {before}:
+            break
+        source = _source_of_twin(nodes, before, inside, shift)
+        if source is None or nodes[source].shape[-1:] != nodes[before].shape[-1:]:
+            break
+        origin, back = source, back + 1
+        if origin - before != shift:
+            break
+    if not back:
+        return states
+    moved = [origin]
+    for start, end in itertools.pairwise(states):
+        way = dominators(nodes, start, end)
+        if len(way) < back + 2:
+            return states
+        moved.append(way[-1 - back])
+    return moved
+
+
+def _source_of_twin(nodes: list[Node], before: int, inside: set[int], shift: int) -> int | None:
+    """What the twins of these calls read in place of `before`; None unless they are the same calls on one value."""
+    sources: set[int] = set()
+    for i in inside - {before}:
+        if i + shift < 0:
+            return None
+        node, twin = nodes[i], nodes[i + shift]
+        if node.op != twin.op or len(node.parents) != len(twin.parents):
+            return None
+        for p, q in zip(node.parents, twin.parents, strict=True):
+            if p == before:
+                sources.add(q)
+            elif p in inside and q != p + shift:
+                return None
+    return sources.pop() if len(sources) == 1 else None
 
 
 def dominators(nodes: list[Node], start: int, end: int) -> list[int]:
