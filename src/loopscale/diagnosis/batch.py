@@ -37,7 +37,20 @@ def prepare(model: nn.Module, batch: Any, extra: Mapping[str, Any] | None = None
         if not isinstance(batch, (Tensor, Mapping, tuple, list)):
             raise UserError(f"the batch is a {type(batch).__name__}: give a tensor, a tuple or a dict of tensors")
         batch = _with_required(model, _plain(model, batch))
-        _try(model, batch, extra)
+        try:
+            _try(model, batch, extra)
+        except UserError:
+            if not isinstance(batch, Mapping):
+                raise
+            # A model may also read one dict, as a collator gives it.
+            single = (batch,)
+            try:
+                _try(model, single, extra)
+            except UserError:
+                pass
+            else:
+                return single
+            raise
         return batch
     problem: UserError | None = None
     for made in (_with_required(model, made) for made in _candidates(model)):
@@ -94,14 +107,16 @@ def _candidates(model: nn.Module) -> list[Any]:
 
 
 def _with_required(model: nn.Module, batch: Any) -> Any:
-    """Add a number of loops where forward demands one and the batch is a single tensor."""
+    """Add what forward demands besides a single tensor: a number of loops by its name, else the same tensor again."""
     if not isinstance(batch, Tensor):
         return batch
     parameters = list(inspect.signature(model.forward).parameters.values())
-    demanded = [p.name for p in parameters[1:] if p.default is p.empty and LOOP_WORDS.search(p.name)]
-    if not demanded or parameters[0].kind is parameters[0].VAR_POSITIONAL:
+    demanded = [
+        p.name for p in parameters[1:] if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
+    if not demanded or parameters[0].kind in (parameters[0].VAR_POSITIONAL, parameters[0].POSITIONAL_ONLY):
         return batch
-    return {parameters[0].name: batch, **dict.fromkeys(demanded, LOOPS)}
+    return {parameters[0].name: batch, **{name: LOOPS if LOOP_WORDS.search(name) else batch for name in demanded}}
 
 
 def _decoder_tokens(model: nn.Module, tokens: Tensor) -> dict[str, Tensor]:
@@ -126,11 +141,17 @@ def _widths(model: nn.Module) -> list[int]:
 
 
 def first_float(output: Any) -> Tensor | None:
-    """The first floating-point tensor in a model's output, the loss of a Hugging Face output last."""
+    """The main floating-point tensor of a model's output: of tensors, the first of more than a number; a loss last.
+
+    Of a list of one shape, as models give that answer at every visit, the last.
+    """
     from loopscale.diagnosis.tape import tensors_in
 
+    if not isinstance(output, (Tensor, list, tuple, Mapping)) and hasattr(output, "__dict__"):
+        output = vars(output)
+    first = output[0] if isinstance(output, tuple) and output else output
+    if isinstance(first, list) and len({tuple(t.shape) for t in tensors_in(first)}) == 1:
+        output = first[::-1]
     found = [t for t in tensors_in(output) if t.is_floating_point()]
     found = [t for t in found if t.ndim > 0] or found
-    if not found and hasattr(output, "__dict__"):
-        found = [t for t in tensors_in(vars(output)) if t.is_floating_point()]
     return found[0] if found else None

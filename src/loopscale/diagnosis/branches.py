@@ -78,10 +78,15 @@ def _measure(tape: Tape, column: list[Step], values: dict[int, Tensor]) -> Branc
     if first.kind not in ("branch", "inject"):
         decay = _decay(tape, first.factor, values) if first.kind == "scale" else None
         return Branch(first.kind, where, 1.0, (), (), None, 0.0, False, 0, False, decay)
-    added, ratios, scales, absorbed = [], [], [], []
+    added: list[Tensor] = []
+    ratios: list[float] = []
+    scales: list[float] = []
+    absorbed: list[float] = []
     for step in column:
         update, skip = _update(tape, step, values), values[step.skip]
         size, base = rms(update), _base(tape, step, values)
+        if added and not (math.isfinite(size) and math.isfinite(base) and math.isfinite(rms(skip))):
+            break
         added.append(update.flatten().double())
         ratios.append(size / rms(skip) if rms(skip) > 0 else math.inf)
         scales.append(size / base if base > 0 else _written(step.factor))

@@ -23,7 +23,9 @@ from loopscale.diagnosis.stream import Stream
 from loopscale.diagnosis.tape import Key, tensors_in
 
 _PRODUCTS = frozenset({"linear", "addmm", "matmul", "__matmul__", "mm", "bmm", "__rmatmul__"})
-_MOST_ROWS = 512
+# Gradients of other calls (convolutions, recurrent cells, einsum) are formed visit by visit, up to this many numbers.
+_MOST_FORMED = 20_000_000
+_BLOCK = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -46,29 +48,67 @@ def gradients(
     ops: list[str],
 ) -> Gradients:
     """One backward pass of a loss: the model's own, cross-entropy on made-up targets, or a random projection."""
+    try:
+        return _gradients(model, batch, extra, loop, stream, names, ops, guard=False)
+    except RuntimeError:  # the model changes in place what a gradient needs: once more with copies
+        return _gradients(model, batch, extra, loop, stream, names, ops, guard=True)
+
+
+def _gradients(
+    model: nn.Module,
+    batch: Any,
+    extra: Mapping[str, Any] | None,
+    loop: FoundLoop,
+    stream: Stream | None,
+    names: dict[Key, list[str]],
+    ops: list[str],
+    guard: bool,
+) -> Gradients:
     uses = {key: chain for key, chain in loop.uses.items() if all(ops[i] in _PRODUCTS for i in chain)}
+    formed = {k: c for k, c in loop.uses.items() if k not in uses and math.prod(k[2]) * len(c) <= _MOST_FORMED}
     nodes = frozenset(i for chain in uses.values() for i in chain)
     states = frozenset(stream.states if stream else ())
-    tape, output = record(model, batch, extra, keep=nodes | states, keep_inputs=nodes, graph=True)
+    tape, output = record(
+        model, batch, extra, keep=nodes | states, keep_inputs=nodes, graph=True, alias=frozenset(formed), guard=guard
+    )
     loss = pretend_loss(output, batch)
     if loss is None or not loss.requires_grad:
         return Gradients(None, {}, (), ())
     order = [i for i in sorted(nodes | states) if i in tape.values and tape.values[i].requires_grad]
-    found = torch.autograd.grad(loss, [tape.values[i] for i in order], allow_unused=True)
-    deltas = {i: g.detach() for i, g in zip(order, found, strict=True) if g is not None}
+    twins = {key: tape.aliases[key] for key, chain in formed.items() if _whole(tape.aliases.get(key), len(chain))}
+    flat = [stand_in for stand_ins in twins.values() for stand_in in stand_ins]
+    found = torch.autograd.grad(loss, [*(tape.values[i] for i in order), *flat], allow_unused=True)
+    deltas = {i: g.detach() for i, g in zip(order, found, strict=False) if g is not None}
     # Visits without a gradient (truncated backpropagation) are left out.
     reached = {key: [i for i in chain if i in deltas and i in tape.inputs] for key, chain in uses.items()}
-    most = max((len(chain) for chain in reached.values()), default=0)
+    most = max((len(chain) for chain in [*reached.values(), *(formed[key] for key in twins)]), default=0)
     grams = {
         key: _gram([_pair(tape.inputs[i], deltas[i]) for i in chain])
         for key, chain in reached.items()
         if len(chain) == most > 1
     }
+    rest = iter(found[len(order) :])
+    for key, stand_ins in twins.items():
+        parts = [next(rest) for _ in stand_ins]
+        if len(formed[key]) == most > 1 and all(part is not None for part in parts):
+            grams[key] = _formed_gram(parts, most)
     by_parameter = {names[key][0]: _kappa(gram) for key, gram in grams.items() if float(gram.trace()) > 0}
     total = sum(grams.values(), torch.zeros(most, most, dtype=torch.float64))
     weights = tuple(math.sqrt(max(float(v), 0.0)) for v in total.diagonal())
     along = tuple(float(deltas[i].double().norm()) for i in (stream.states if stream else ()) if i in deltas)
     return Gradients(_kappa(total) if float(total.trace()) > 0 else None, by_parameter, weights, along)
+
+
+def _whole(stand_ins: list[Tensor] | None, visits: int) -> bool:
+    """Whether the calls that read a parameter can be shared out evenly among the visits."""
+    return bool(stand_ins) and len(stand_ins or ()) % visits == 0 and all(t.requires_grad for t in stand_ins or ())
+
+
+def _formed_gram(parts: list[Tensor], visits: int) -> Tensor:
+    calls = len(parts) // visits
+    visit = [sum(parts[n * calls + 1 : (n + 1) * calls], parts[n * calls]).flatten().float() for n in range(visits)]
+    stacked = torch.stack(visit)
+    return (stacked @ stacked.T).double().cpu()
 
 
 def pretend_loss(output: Any, batch: Any) -> Tensor | None:
@@ -96,16 +136,24 @@ def pretend_loss(output: Any, batch: Any) -> Tensor | None:
 def _pair(x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
     rows_x = x.detach().flatten(0, -2) if x.ndim > 1 else x.detach()[None]
     rows_d = delta.flatten(0, -2) if delta.ndim > 1 else delta[None]
-    return rows_x[:_MOST_ROWS].float(), rows_d[:_MOST_ROWS].float()
+    return rows_x.float(), rows_d.float()
 
 
 def _gram(pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
-    count = len(pairs)
+    """All <g_n, g_m>; for many rows the gradients x^T d are formed after all, a block of columns at a time."""
+    count, (x, d) = len(pairs), pairs[0]
+    rows, wide, out = x.shape[0], x.shape[1], d.shape[1]
     gram = torch.zeros(count, count, dtype=torch.float64)
-    for n, (x, d) in enumerate(pairs):
-        for m in range(n + 1):
-            y, e = pairs[m]
-            gram[n, m] = gram[m, n] = float(((x @ y.T) * (d @ e.T)).sum(dtype=torch.float64))
+    if count * rows * (wide + out) <= 2 * wide * out:
+        for n, (x, d) in enumerate(pairs):
+            for m in range(n + 1):
+                y, e = pairs[m]
+                gram[n, m] = gram[m, n] = float(((x @ y.T) * (d @ e.T)).sum(dtype=torch.float64))
+        return gram
+    width = max(1, _BLOCK // (count * wide))
+    for begin in range(0, out, width):
+        formed = torch.stack([(x.T @ d[:, begin : begin + width]).flatten() for x, d in pairs])
+        gram += (formed @ formed.T).double().cpu()
     return gram
 
 

@@ -15,6 +15,8 @@ from loopscale.diagnosis.growth import Growth
 RESET, CONTRACTIVE = 0.3, 0.97
 # A branch scale this near a formula is taken to be that formula.
 MATCH = 0.04
+# Branches whose scales differ by more than this are not under one rule.
+MIXED = 2.0
 # Additions that sum to less than this share of the stream cannot harm it.
 NEGLIGIBLE = 0.3
 
@@ -41,8 +43,17 @@ class Facts:
 
     @property
     def scale(self) -> float | None:
-        """The median measured eps."""
-        return median(b.scale for b in self.living) if self.living else None
+        """The median measured eps; of branches that differ by more than a factor, that of the least scaled."""
+        found = sorted(b.scale for b in self.living if math.isfinite(b.scale))
+        if not found:
+            return None
+        return found[-1] if found[-1] > MIXED * found[0] else median(found)
+
+    @property
+    def least_scaled(self) -> list[Branch]:
+        """The branches that set `scale`: all of them, unless only some are scaled."""
+        eps = self.scale or 0.0
+        return [b for b in self.living if b.scale * MIXED >= eps]
 
     @property
     def bounded_by(self) -> str | None:
@@ -114,8 +125,9 @@ def _scales(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             "unscaled-residual",
             "error" if grown else "warning",
-            _places(facts.living),
-            f"eps = {eps:.3g} at N = {facts.loops}, growth {law}, updates of the visits have cosine {_cosine(facts)}",
+            _places(facts.least_scaled),
+            f"eps = {eps:.3g} at N = {facts.loops}{_only(facts)}, growth {law}, "
+            f"updates of the visits have cosine {_cosine(facts)}",
             "a shared layer adds nearly the same update at every visit, so the stream grows like N",
             f"multiply every residual branch by {facts.prescribed:.4g} = 1/(N sqrt(L)), and tune its strength at few loops",
         )
@@ -123,8 +135,8 @@ def _scales(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             "sqrt-scaled",
             "warning",
-            _places(facts.living),
-            f"eps = {eps:.4g} at N = {facts.loops}, L = {facts.layers}"
+            _places(facts.least_scaled),
+            f"eps = {eps:.4g}{_only(facts)} at N = {facts.loops}, L = {facts.layers}"
             + (f"; it falls like N^-{facts.scale_power:.2f}" if facts.scale_power is not None else ""),
             "1/sqrt(depth) is right for distinct layers; visits of one layer add coherently: the stream grows as sqrt(N)",
             f"use 1/N over loops: {facts.prescribed:.4g} = 1/(N sqrt(L))",
@@ -241,6 +253,11 @@ def _absorbed(facts: Facts) -> Iterator[Finding]:
 
 def _near(value: float, formula: float, tolerance: float = MATCH) -> bool:
     return abs(value / formula - 1) <= tolerance
+
+
+def _only(facts: Facts) -> str:
+    most, rest = len(facts.least_scaled), len(facts.living)
+    return f" in {most} of {rest} branches" if most < rest else ""
 
 
 def _cosine(facts: Facts) -> str:

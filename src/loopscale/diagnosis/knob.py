@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -22,30 +22,54 @@ _SIZES = re.compile(
 )
 # Each trial costs a forward pass.
 _MOST, _SECONDS = 12, 10.0
+_CONFIGS = ("config", "cfg", "args", "hparams", "params", "conf", "opt")
 
 
 @dataclass(frozen=True)
 class Knob:
-    """`kind` is kwarg, attribute or config; `name` as the user would write it."""
+    """`kind` is kwarg, attribute or config; `name` as the user would write it; visits = `each` * value + `more`."""
 
     kind: str
     name: str
     owner: Any = None
+    each: int = 1
+    more: int = 0
+
+    @property
+    def value(self) -> int | None:
+        """What it is set to; None for an argument of forward."""
+        store = self._store()
+        return None if store is None else int(store[self.name.rpartition(".")[2]])
+
+    def nearest(self, loops: int) -> int:
+        """The number of visits closest to `loops` that it can give; at least that of the value 1."""
+        return self.each * max(1, round((loops - self.more) / self.each)) + self.more
 
     @contextmanager
     def at(self, loops: int) -> Iterator[dict[str, Any]]:
-        """Give the extra arguments of forward for this many loops; an attribute is put back afterwards."""
-        if self.kind == "kwarg":
-            yield {self.name: loops}
+        """Give the extra arguments of forward for the nearest number of loops; an attribute is put back afterwards."""
+        with self.set(max(1, round((loops - self.more) / self.each))) as extra:
+            yield extra
+
+    @contextmanager
+    def set(self, value: int) -> Iterator[dict[str, Any]]:
+        """Set it to a value, whatever number of visits comes of it."""
+        store = self._store()
+        if store is None:
+            yield {self.name: value}
             return
         last = self.name.rpartition(".")[2]
-        store = self.owner if isinstance(self.owner, dict) else vars(self.owner)
         before = store[last]
-        store[last] = loops
+        store[last] = value
         try:
             yield {}
         finally:
             store[last] = before
+
+    def _store(self) -> dict[str, Any] | None:
+        if self.kind == "kwarg":
+            return None
+        return self.owner if isinstance(self.owner, dict) else vars(self.owner)
 
 
 def find_knob(model: nn.Module, batch: Any, loop: FoundLoop | None, named: str | None = None) -> Knob | None:
@@ -64,14 +88,45 @@ def find_knob(model: nn.Module, batch: Any, loop: FoundLoop | None, named: str |
             )
         known = chosen
     begun = time.perf_counter()
-    for knob in known:
-        if named is None and time.perf_counter() - begun > _SECONDS:
-            return None
-        if works(model, batch, knob, visits + 1):
-            return knob
+    for measure in (_direct, _in_proportion):
+        for knob in known:
+            if named is None and time.perf_counter() - begun > _SECONDS:
+                return None
+            found = measure(model, batch, knob, visits)
+            if found is not None:
+                return found
     if named is not None:
         raise UserError(f"{named!r} does not set the number of loops: setting it to {visits + 1} changed nothing")
     return None
+
+
+def _direct(model: nn.Module, batch: Any, knob: Knob, visits: int) -> Knob | None:
+    """One visit more for one more; or one fewer, where embeddings of the visits or gates forbid more."""
+    for value in (visits + 1, visits - 1):
+        if value > 1 and value in _visits(model, batch, knob, value):
+            return knob
+    return None
+
+
+def _in_proportion(model: nn.Module, batch: Any, knob: Knob, visits: int) -> Knob | None:
+    """Several visits for one more: cycles within cycles."""
+    value = knob.value
+    if value is None or visits < 2:
+        return None
+    counts = [max(_visits(model, batch, knob, value + more), default=0) for more in (1, 2)]
+    each = counts[0] - visits
+    if each < 1 or counts[1] - counts[0] != each:
+        return None
+    return replace(knob, each=each, more=visits - each * value)
+
+
+def _visits(model: nn.Module, batch: Any, knob: Knob, value: int) -> list[int]:
+    try:
+        with knob.set(value) as extra:
+            tape, _ = record(model, batch, extra)
+            return [found.visits for found in find_loops(model, tape)[:2]]
+    except Exception:  # a wrong guess may break the model in any way
+        return []
 
 
 def _equal(model: nn.Module, visits: int) -> list[Knob]:
@@ -86,16 +141,6 @@ def _equal(model: nn.Module, visits: int) -> list[Knob]:
             if store[name] == visits:
                 found.append(knob)
     return found
-
-
-def works(model: nn.Module, batch: Any, knob: Knob, loops: int) -> bool:
-    """Whether setting the knob gives this many visits."""
-    try:
-        with knob.at(loops) as extra:
-            tape, _ = record(model, batch, extra)
-            return any(found.visits == loops for found in find_loops(model, tape)[:2])
-    except Exception:  # a wrong guess may break the model in any way
-        return False
 
 
 def candidates(model: nn.Module) -> Iterator[Knob]:
@@ -114,9 +159,18 @@ def _all(model: nn.Module) -> Iterator[Knob]:
         for name, value in list(vars(module).items()):
             if type(value) is int and not name.startswith("_"):
                 yield Knob("attribute", f"{path}.{name}".strip("."), module)
-            inner = value if isinstance(value, dict) else getattr(value, "__dict__", None)
-            if name in ("config", "cfg", "args", "hparams", "params") and inner is not None and id(inner) not in seen:
-                seen.add(id(inner))
-                for key, number in list(inner.items()):
-                    if type(number) is int:
-                        yield Knob("config", f"{path}.{name}.{key}".strip("."), inner)
+            if name in _CONFIGS:
+                yield from _inside(f"{path}.{name}".strip("."), value, seen, 3)
+
+
+def _inside(path: str, value: Any, seen: set[int], depth: int) -> Iterator[Knob]:
+    """The numbers in a config object or dict, and in the configs within it."""
+    inner = value if isinstance(value, dict) else getattr(value, "__dict__", None)
+    if inner is None or id(inner) in seen or not depth:
+        return
+    seen.add(id(inner))
+    for key, item in list(inner.items()):
+        if type(item) is int:
+            yield Knob("config", f"{path}.{key}", inner)
+        elif isinstance(item, dict) or hasattr(item, "__dataclass_fields__"):
+            yield from _inside(f"{path}.{key}", item, seen, depth - 1)

@@ -5,7 +5,6 @@ Names: a *use* is one torch call that reads a parameter; a *visit* is one pass t
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from dataclasses import dataclass, field
 from math import prod
@@ -14,6 +13,11 @@ from torch import nn
 
 from loopscale.diagnosis.tape import Key, Tape
 
+_ELEMENTWISE = frozenset(
+    "add __add__ __radd__ __iadd__ add_ sub __sub__ __rsub__ mul __mul__ __rmul__ __imul__ mul_ div __truediv__ lerp "
+    "addcmul where".split()
+)
+Group = dict[Key, tuple[int, ...]]
 _LOOKUPS = frozenset({"embedding", "__getitem__", "index_select", "gather", "embedding_bag"})
 
 
@@ -22,7 +26,7 @@ class FoundLoop:
     """A set of parameters visited together. `uses[key]` are node numbers, one for each visit."""
 
     visits: int
-    uses: dict[Key, tuple[int, ...]] = field(repr=False)
+    uses: Group = field(repr=False)
     modules: tuple[str, ...]
     where: str
     order: str
@@ -38,6 +42,11 @@ class FoundLoop:
     def starts(self) -> tuple[int, ...]:
         """The node at which each visit first uses a parameter."""
         return min(self.uses.values(), key=lambda nodes: nodes[0])
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """The first and the last node that uses a parameter."""
+        return _span(self.uses)
 
     def to_json(self) -> dict[str, object]:
         """Plain values."""
@@ -58,9 +67,14 @@ def find_loops(model: nn.Module, tape: Tape) -> list[FoundLoop]:
     A parameter counts when one use depends on the one before: a weight applied to two inputs side by side is no loop.
     """
     chains = {key: chain for key, uses in _uses(tape).items() if len(chain := _chain(tape, uses)) > 1}
-    matrices = {key: chain for key, chain in chains.items() if len(key[2]) >= 2}
+    # Matrices that only shift or scale (made from a time embedding, a diagonal gate) follow a loop and are none.
+    matrices = {
+        key: chain
+        for key, chain in chains.items()
+        if len(key[2]) >= 2 and not all(tape.nodes[i].op in _ELEMENTWISE for i in chain)
+    }
     groups = _groups(matrices or chains)
-    loops = [_describe(model, tape, group, chains) for group in groups]
+    loops = [_describe(model, tape, group, groups, chains) for group in groups]
     loops = [_nested(loop, loops) for loop in loops]
     return sorted(loops, key=lambda loop: (-loop.size, -loop.visits, loop.starts[0]))
 
@@ -92,9 +106,9 @@ def _chain(tape: Tape, uses: list[int]) -> tuple[int, ...]:
     return tuple(chain)
 
 
-def _groups(chains: dict[Key, tuple[int, ...]]) -> list[dict[Key, tuple[int, ...]]]:
+def _groups(chains: Group) -> list[Group]:
     """Parameters with the same number of visits whose visits interleave belong together."""
-    groups: list[dict[Key, tuple[int, ...]]] = []
+    groups: list[Group] = []
     spans: list[tuple[int, int, int]] = []
     for key, chain in sorted(chains.items(), key=lambda item: item[1][0]):
         joined = next(
@@ -116,29 +130,34 @@ def _groups(chains: dict[Key, tuple[int, ...]]) -> list[dict[Key, tuple[int, ...
     return groups
 
 
-def _describe(
-    model: nn.Module, tape: Tape, group: dict[Key, tuple[int, ...]], chains: dict[Key, tuple[int, ...]]
-) -> FoundLoop:
+def _describe(model: nn.Module, tape: Tape, group: Group, groups: list[Group], chains: Group) -> FoundLoop:
     names = [name for key in group for name in tape.names.get(key, [])[:1]]
     visits = len(next(iter(group.values())))
     tops = _top_modules(model, {name for key in chains for name in tape.names.get(key, [])}, set(names))
     shared = any(len(tape.names.get(key, [])) > 1 for key in group)
-    order = "layer-wise" if len(tops) <= 1 and _siblings_loop(tops, chains, tape) else "stack-wise"
+    order = "layer-wise" if _follows_alike(group, groups) else "stack-wise"
     where = f"{_phrase(tops or tuple(names))}, {visits} visits"
     return FoundLoop(visits, group, tops or tuple(names), where, order, by_storage=shared)
 
 
-def _siblings_loop(tops: tuple[str, ...], chains: dict[Key, tuple[int, ...]], tape: Tape) -> bool:
-    """Whether the next module of the same list loops on its own: each layer is repeated before the next."""
-    if not tops or not re.search(r"\.\d+$", tops[0]):
-        return False
-    stem = tops[0].rpartition(".")[0] + "."
-    mine = {key for key in chains if any(n.startswith(tops[0] + ".") for n in tape.names.get(key, []))}
-    beside = {key for key in chains if any(n.startswith(stem) for n in tape.names.get(key, []))} - mine
-    others = [chains[key] for key in beside]
-    last = max(c[-1] for key, c in chains.items() if key in mine) if mine else 0
-    first = min(c[0] for key, c in chains.items() if key in mine) if mine else 0
-    return any(chain[0] > last or chain[-1] < first for chain in others)
+def _follows_alike(group: Group, groups: list[Group]) -> bool:
+    """Whether a loop of as many visits over weights of the same shapes runs before or after: layer by layer."""
+    first, last = _span(group)
+    shapes = sorted(key[2] for key in group)
+    for other in groups:
+        begin, end = _span(other)
+        alike = sorted(key[2] for key in other) == shapes and len(_visit(other)) == len(_visit(group))
+        if other is not group and alike and (begin > last or end < first):
+            return True
+    return False
+
+
+def _visit(group: Group) -> tuple[int, ...]:
+    return next(iter(group.values()))
+
+
+def _span(group: Group) -> tuple[int, int]:
+    return min(chain[0] for chain in group.values()), max(chain[-1] for chain in group.values())
 
 
 def _top_modules(model: nn.Module, looped: set[str], own: set[str]) -> tuple[str, ...]:

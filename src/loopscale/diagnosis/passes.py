@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.module import register_module_forward_hook
 
 from loopscale.diagnosis.batch import call_model
-from loopscale.diagnosis.tape import Stop, Tape
+from loopscale.diagnosis.tape import Key, Stop, Tape
 
 
 def record(
@@ -25,6 +26,8 @@ def record(
     replace: Mapping[int, Callable[[Tensor], Tensor]] | None = None,
     stop: int | None = None,
     graph: bool = False,
+    alias: frozenset[Key] = frozenset(),
+    guard: bool = False,
 ) -> tuple[Tape, Any]:
     """One forward pass on a tape; gives the tape and the model's output (None after an early stop).
 
@@ -34,9 +37,11 @@ def record(
     # The same random numbers in every pass: a random initial state or number of loops must not differ between them.
     torch.manual_seed(0)
     random.seed(0)
-    tape = Tape(model, batch, keep, keep_inputs, replace or {}, stop, graph)
+    tape = Tape(model, batch, keep, keep_inputs, replace or {}, stop, graph, alias, guard)
     output = None
-    with torch.set_grad_enabled(graph), sdpa_kernel(SDPBackend.MATH):
+    with torch.set_grad_enabled(graph), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+        # The model's own warnings came when the user ran it; those about hooks are about ours.
+        warnings.simplefilter("ignore")
         handle = register_module_forward_hook(tape.after_module)
         try:
             with tape:

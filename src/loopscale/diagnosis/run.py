@@ -4,46 +4,50 @@ from __future__ import annotations
 
 import copy
 import math
-import time
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import nn
 
-from loopscale.diagnosis.arnoldi import Spectrum, leading_eigenvalues
+from loopscale.diagnosis.arnoldi import Spectrum
 from loopscale.diagnosis.batch import prepare
-from loopscale.diagnosis.branches import Branch, measure, rms, wanted
 from loopscale.diagnosis.diagnosis import Diagnosis, Finding, verdict
 from loopscale.diagnosis.finite import first_nonfinite
 from loopscale.diagnosis.gradients import Gradients, gradients
-from loopscale.diagnosis.growth import Growth, growth_law
 from loopscale.diagnosis.initial import init_ratio
-from loopscale.diagnosis.judge import Facts, judge
+from loopscale.diagnosis.judge import CONTRACTIVE, Facts, judge
 from loopscale.diagnosis.knob import Knob, find_knob
-from loopscale.diagnosis.loopmap import LoopMap
+from loopscale.diagnosis.looprange import LoopRange, LossOf, loop_range
 from loopscale.diagnosis.loops import FoundLoop, find_loops
-from loopscale.diagnosis.onestep import train_a_little
+from loopscale.diagnosis.measure import Pass, count_layers, loop_map, main_loop, measured_pass, with_far_gain
+from loopscale.diagnosis.merge import merged
+from loopscale.diagnosis.onestep import MakeOptimizer, train_a_little
 from loopscale.diagnosis.overloops import OverLoops, over_loops
 from loopscale.diagnosis.passes import record
-from loopscale.diagnosis.stream import Stream, follow
-from loopscale.diagnosis.tape import Tape
+from loopscale.diagnosis.steplaw import OneStep, one_step_law
 from loopscale.diagnosis.tying import untied
 from loopscale.diagnosis.untouched import untouched, unwrap
+from loopscale.errors import UserError
 from loopscale.parameterization import Depth, residual_scale
+
+# Training copies costs four times the weights: above this many it is done only when an optimizer is given.
+_SMALL = 25_000_000
+# Loops beside the main one that are looked at as well.
+_BESIDE = 8
 
 
 @dataclass(frozen=True)
-class Pass:
-    """One measured forward pass: the loop, its stream and what its steps did."""
+class _Asked:
+    """What the caller wants besides the plain diagnosis."""
 
-    tape: Tape
-    loop: FoundLoop
-    stream: Stream | None
-    branches: tuple[Branch, ...]
-    growth: Growth | None
-    dtype: str
+    loops_arg: str | None
+    loops_range: tuple[int, int] | None
+    seconds: float
+    optimizer: MakeOptimizer | None
+    data: Iterable[Any] | None
+    loss: LossOf | None
 
 
 def diagnose(
@@ -53,56 +57,66 @@ def diagnose(
     loops_arg: str | None = None,
     loops_range: tuple[int, int] | None = None,
     seconds: float = 20.0,
+    optimizer: MakeOptimizer | None = None,
+    data: Iterable[Any] | None = None,
+    loss: LossOf | None = None,
 ) -> Diagnosis:
     """Find the loop of any module and say what is wrong, where, why and what to try.
 
     `batch`: a tensor, a tuple (positional) or a dict (keywords); made up from the model's sizes when None.
     `loops_arg`: what sets N, when it cannot be guessed (an argument of forward, or "config.num_steps").
-    `loops_range`: measure the output's change when N is varied between these. `seconds`: time for the loop map.
+    `loops_range`: measure the output's change when N is varied between these; with `data` (batches) also the loss's, by
+    `loss(output, batch)` or as the output tells it. `optimizer`: makes your optimiser from a model, for the one-step
+    law; Adam otherwise, where the model is small. `seconds`: time for the loop map; below 1 no training steps are tried.
     The model is left bit-identical: weights, buffers, mode, hooks, gradients and random state.
 
     Raises `UserError`, one sentence, when the model cannot be run on the batch, is scripted or on the meta device, or
-    when `loops_arg` sets nothing.
+    when `loops_arg` sets nothing, or `loops_range` is asked of a model whose loops cannot be set.
 
     >>> diagnose(nn.Sequential(nn.Linear(4, 4))).codes
     {'not-looped'}
     """
     model = unwrap(model)
-    with untouched(model, grads=True):
+    with untouched(model, grads=True), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         batch = prepare(model, batch)
-        return _diagnose(model, batch, loops_arg, loops_range, seconds)
+        return _diagnose(model, batch, _Asked(loops_arg, loops_range, seconds, optimizer, data, loss))
 
 
-def _diagnose(
-    model: nn.Module, batch: Any, loops_arg: str | None, loops_range: tuple[int, int] | None, seconds: float
-) -> Diagnosis:
+def _diagnose(model: nn.Module, batch: Any, asked: _Asked) -> Diagnosis:
     tape, output = record(model, batch)
     loops = find_loops(model, tape)
     ties = list(untied(model, tape, loops))
     broken = first_nonfinite(model, batch, tape, output)
-    knob = find_knob(model, batch, loops[0] if loops else None, loops_arg)
+    knob = find_knob(model, batch, loops[0] if loops else None, asked.loops_arg)
+    if asked.loops_range is not None and knob is None:
+        raise UserError("the loops of this model cannot be varied: name what sets them with --loops-arg (loops_arg)")
     if not loops:
         return _not_looped(ties + broken, knob)
-    main = _main(loops, tape)
-    seen = measured_pass(model, batch, None, main)
-    extra_findings: list[Finding] = [*broken, *ties]
-    far, spectrum, grads = None, None, Gradients(None, {}, (), ())
-    if not broken:
-        far, spectrum = _loop_map(model, batch, seen, seconds)
-        seen = _with_far_gain(seen, far)
-        grads = _gradients(model, batch, seen)
-    varied = over_loops(model, batch, knob, main, loops_range) if knob else None
+    main = main_loop(loops, tape)
+    seen, far, spectrum, grads = _main_pass(model, batch, main, asked.seconds, bool(broken))
+    contracts = far is not None and far < CONTRACTIVE
+    varied = over_loops(model, batch, knob, main, contracts) if knob else None
     facts = _facts(model, seen, far, varied)
     findings = judge(facts)
     if any(f.code == "dead-branch" for f in findings):
         findings = _after_steps(model, batch, seen, findings, varied)
-    found = tuple(sorted([*extra_findings, *findings], key=lambda f: ("error", "warning", "info").index(f.severity)))
+    others = _beside(model, batch, loops, main)
+    facts = _with_siblings(facts, main, others)
+    findings = merged([*findings, *(f for other in others for f in judge(other.facts))])
+    stepped = _one_step(model, batch, knob, main, asked) if not broken else None
+    ranged = (
+        loop_range(model, batch, knob, main.visits, asked.loops_range, asked.data, asked.loss)
+        if knob and asked.loops_range
+        else None
+    )
+    found = tuple(merged([*broken, *ties, *findings]))
     return Diagnosis(
         looped=True,
         loops=main.visits,
         tied=not any(f.code == "untied" for f in found),
-        growth=seen.growth.law if seen.growth else None,
-        gain=seen.growth.gain if seen.growth else None,
+        growth=facts.growth.law if facts.growth else None,
+        gain=facts.growth.gain if facts.growth else None,
         growth_over_loops=varied.law if varied else None,
         effective_scale=facts.scale,
         prescribed_scale=facts.prescribed,
@@ -113,102 +127,59 @@ def _diagnose(
         layers=facts.layers,
         loops_found=tuple(loop.to_json() for loop in loops),
         loops_argument=knob.name if knob else None,
-        details=_details(facts, spectrum, grads, varied),
+        details=_details(facts, spectrum, grads, varied, stepped, ranged),
     )
 
 
-def measured_pass(model: nn.Module, batch: Any, extra: Mapping[str, Any] | None, loop: FoundLoop | None = None) -> Pass:
-    """Run once to find the loop (unless given) and once to measure its stream."""
-    tape, _ = record(model, batch, extra)
-    if loop is None:
-        loops = find_loops(model, tape)
-        if not loops:
-            raise LookupError("not looped at this setting")
-        loop = _main(loops, tape)
-    first = _measured(model, batch, extra, tape, loop, 0)
-    if first.growth is not None and first.growth.norms[-1] <= 1e-6 * max(first.growth.norms):
-        # A momentum that is still zero, not the stream.
-        second = _measured(model, batch, extra, tape, loop, 1)
-        first = second if second.growth is not None else first
-    if first.growth is not None and not any(first.growth.norms):
-        return replace(first, growth=None)
-    return first
+def _one_step(model: nn.Module, batch: Any, knob: Knob | None, main: FoundLoop, asked: _Asked) -> OneStep | None:
+    small = asked.seconds >= 1 and sum(p.numel() for p in model.parameters()) <= _SMALL
+    return one_step_law(model, batch, knob, main.visits, asked.optimizer) if small or asked.optimizer else None
 
 
-def _measured(
-    model: nn.Module, batch: Any, extra: Mapping[str, Any] | None, tape: Tape, loop: FoundLoop, rank: int
-) -> Pass:
-    stream = follow(tape, loop, rank)
-    if stream is None:
-        return Pass(tape, loop, None, (), None, "unknown")
-    again, _ = record(model, batch, extra, keep=wanted(tape, stream))
-    values = again.values
-    if any(state not in values and state >= len(tape.nodes) for state in stream.states):
-        return Pass(tape, loop, None, (), None, "unknown")
-    for index in stream.states:
-        if index not in values:
-            values[index] = again._roots[index]
-    branches = tuple(measure(tape, stream, values))
-    states = [values[index] for index in stream.states]
-    moved = [rms(s.float() - states[0].float()) if s.shape == states[0].shape else rms(s) for s in states]
-    growth = growth_law([rms(s) for s in states], moved, _time(loop, branches))
-    return Pass(tape, loop, stream, branches, growth, str(states[0].dtype).removeprefix("torch."))
+def _main_pass(
+    model: nn.Module, batch: Any, main: FoundLoop, seconds: float, broken: bool
+) -> tuple[Pass, float | None, Spectrum | None, Gradients]:
+    seen = measured_pass(model, batch, None, main)
+    if broken:
+        return seen, None, None, Gradients(None, {}, (), ())
+    far, spectrum = loop_map(model, batch, seen, seconds)
+    return with_far_gain(seen, far), far, spectrum, _gradients(model, batch, seen)
 
 
-def _time(loop: FoundLoop, branches: tuple[Branch, ...]) -> float | None:
-    """N * eps of the strongest kind of addition: about 1 when more visits would not add more."""
-    living = [b.scale for b in branches if b.kind == "branch" and not b.dead]
-    injected = [b.scale for b in branches if b.kind == "inject" and b.sizes and max(b.sizes) > 0]
-    means = [sum(part) / len(part) for part in (living, injected) if part]
-    return max(means) * loop.visits if means else None
+@dataclass(frozen=True)
+class _Other:
+    loop: FoundLoop
+    facts: Facts
 
 
-def _with_far_gain(seen: Pass, far: float | None) -> Pass:
-    if seen.growth is None or far is None:
-        return seen
-    time_ = _time(seen.loop, seen.branches)
-    return replace(seen, growth=growth_law(seen.growth.norms, seen.growth.moved, time_, far))
+def _beside(model: nn.Module, batch: Any, loops: list[FoundLoop], main: FoundLoop) -> list[_Other]:
+    """Further loops of the same pass: layers repeated one after the other, a second stage, cycles around cycles."""
+    found = []
+    begin, end = main.span
+    apart = [o for o in loops if o.visits < main.visits or o.span[0] > end or o.span[1] < begin]
+    for loop in [loop for loop in apart if loop is not main and loop.size * 20 >= main.size][:_BESIDE]:
+        try:
+            seen = measured_pass(model, batch, None, loop)
+            far, _ = loop_map(model, batch, seen, 0.0)
+        except (RuntimeError, LookupError):
+            continue
+        # Without the far gain a norm around the loop would go unseen, and every such loop be called unscaled.
+        if far is not None:
+            found.append(_Other(loop, _facts(model, with_far_gain(seen, far), far, None)))
+    return found
 
 
-def count_layers(loop: FoundLoop, branches: tuple[Branch, ...]) -> int:
-    """L: attention branches when there are any (attention and MLP make one layer), else branches or looped modules."""
-    attention = sum(b.attention for b in branches if b.kind == "branch")
-    if attention:
-        return attention
-    plain = sum(b.kind == "branch" for b in branches)
-    return max(1, plain or len(loop.modules))
-
-
-def _main(loops: list[FoundLoop], tape: Tape) -> FoundLoop:
-    """The loop with most shared weights that has a stream to follow."""
-    return next((loop for loop in loops if follow(tape, loop) is not None), loops[0])
-
-
-def _loop_map(model: nn.Module, batch: Any, seen: Pass, seconds: float) -> tuple[float | None, Spectrum | None]:
-    if seen.stream is None or len(seen.stream.states) < 3:
-        return None, None
-    start, end = seen.stream.states[1], seen.stream.states[2]
-    loop_map = LoopMap(model, batch, None, start, end)
-    far = loop_map.far_gain()
-    if loop_map.point.shape != loop_map.image.shape:
-        return far, None
-    begun = time.perf_counter()
-    loop_map.jvp(torch.ones_like(loop_map.point))
-    spent = time.perf_counter() - begun
-    most = 300 if spent < 0.02 else max(8, int(seconds / 2 / max(spent, 1e-6)))
-    spectrum = leading_eigenvalues(loop_map.jvp, loop_map.point, most=min(most, 300), seconds=seconds / 2)
-    return far, replace(spectrum, singular_value=_singular(loop_map, min(most, 24), seconds / 4))
-
-
-def _singular(loop_map: LoopMap, most: int, seconds: float) -> float | None:
-    """The largest singular value of the Jacobian, by Lanczos on J^T J; None where no gradient comes back."""
-    try:
-        square = leading_eigenvalues(
-            lambda v: loop_map.vjp(loop_map.jvp(v)), loop_map.point, most=most, seconds=seconds, tolerance=1e-2
-        )
-    except RuntimeError:
-        return None
-    return math.sqrt(square.radius)
+def _with_siblings(facts: Facts, main: FoundLoop, others: list[_Other]) -> Facts:
+    """In layer-wise order the stream runs through one loop after the other: their layers and gains go together."""
+    if main.order != "layer-wise":
+        return facts
+    same = [o.facts for o in others if o.loop.order == "layer-wise" and o.loop.visits == main.visits]
+    layers = facts.layers + sum(other.layers for other in same)
+    growth = facts.growth
+    if growth is not None:
+        gain = math.prod([growth.gain, *(other.growth.gain for other in same if other.growth)])
+        growth = replace(growth, gain=gain)
+    return replace(facts, layers=layers, prescribed=residual_scale(Depth(facts.loops, layers)), growth=growth)
 
 
 def _gradients(model: nn.Module, batch: Any, seen: Pass) -> Gradients:
@@ -243,8 +214,8 @@ def _after_steps(
         trained = copy.deepcopy(model)
         train_a_little(trained, batch, steps=4)
         again = measured_pass(trained, batch, None)
-        far, _ = _loop_map(trained, batch, again, 0.0)
-        again = _with_far_gain(again, far)
+        far, _ = loop_map(trained, batch, again, 0.0)
+        again = with_far_gain(again, far)
         later = judge(_facts(trained, again, far, varied))
     except (RuntimeError, LookupError, TypeError):
         return findings
@@ -278,7 +249,14 @@ def _not_looped(findings: list[Finding], knob: Knob | None) -> Diagnosis:
     )
 
 
-def _details(facts: Facts, spectrum: Spectrum | None, grads: Gradients, varied: OverLoops | None) -> dict[str, Any]:
+def _details(
+    facts: Facts,
+    spectrum: Spectrum | None,
+    grads: Gradients,
+    varied: OverLoops | None,
+    stepped: OneStep | None,
+    ranged: LoopRange | None,
+) -> dict[str, Any]:
     growth = facts.growth
     return {
         "norms": list(growth.norms) if growth else [],
@@ -295,4 +273,6 @@ def _details(facts: Facts, spectrum: Spectrum | None, grads: Gradients, varied: 
         "stream_gradient_by_visit": list(grads.stream),
         "over_loops": varied.to_json() if varied else None,
         "init_ratio": facts.init_ratio,
+        "one_step": stepped.to_json() if stepped else None,
+        "loops_range": ranged.to_json() if ranged else None,
     }

@@ -70,7 +70,9 @@ def tensors_in(value: Any, depth: int = 0) -> Iterator[Tensor]:
 class Tape(TorchFunctionMode):
     """Records nodes; keeps the values of `keep`, replaces those of `replace`, and stops after `stop`.
 
-    `graph=True` keeps values with their autograd history. Node numbers repeat from pass to pass on the same batch.
+    `graph=True` keeps values with their autograd history; with `guard` they are safe from later changes in place.
+    `aliases[key]` collects one stand-in for each call that reads a parameter of `alias`, to tell its visits apart.
+    Node numbers repeat from pass to pass on the same batch.
     """
 
     model: nn.Module
@@ -80,6 +82,8 @@ class Tape(TorchFunctionMode):
     replace: Mapping[int, Callable[[Tensor], Tensor]] = field(default_factory=dict)
     stop: int | None = None
     graph: bool = False
+    alias: frozenset[Key] = frozenset()
+    guard: bool = False
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -87,6 +91,8 @@ class Tape(TorchFunctionMode):
         self.nodes: list[Node] = []
         self.values: dict[int, Tensor] = {}
         self.inputs: dict[int, Tensor] = {}
+        self.aliases: dict[Key, list[Tensor]] = {}
+        self.written: dict[int, tuple[Tensor, dict[str, int]]] = {}
         self.call = -1
         self.keys = {id(p): storage_key(p) for p in self.model.parameters()}
         self.names = parameter_names(self.model)
@@ -99,11 +105,14 @@ class Tape(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one torch call and note it."""
         kwargs = kwargs or {}
-        out = func(*args, **kwargs)
+        given = self._stand_in((args, kwargs)) if self.alias else (args, kwargs)
+        out = func(*given[0], **given[1])
         name = getattr(func, "__name__", str(func))
-        if name in _SILENT or not isinstance(out, (Tensor, tuple, list)):
+        if name == "__setitem__" and isinstance(args[0], Tensor):
+            self._note(name, args, kwargs, args[0])
+            self._write(*args)
             return out
-        if name == "__setitem__" or (name == "__set__"):
+        if name in _SILENT or name == "__set__" or not isinstance(out, (Tensor, tuple, list)):
             return out
         return self._note(name, args, kwargs, out)
 
@@ -112,20 +121,23 @@ class Tape(TorchFunctionMode):
         if not made:
             return out
         sources = [*tensors_in(args), *tensors_in(kwargs)]
-        inplace = (name.endswith("_") and not name.endswith("__")) or name.startswith("__i") or "out" in kwargs
+        inplace = _in_place(name) or "out" in kwargs
         parents, params, data = self._sources(sources)
+        if inplace and name != "__setitem__" and made:
+            self.written.pop(id(made[0]), None)
+        if name == "__getitem__":
+            read_back = self._read_back(*args)
+            parents, data = ((read_back,), self.nodes[read_back].data) if read_back is not None else (parents, data)
         new: dict[int, Tensor] = {}
         for tensor in made:
             if isinstance(tensor, nn.Parameter) or (not inplace and any(tensor is source for source in sources)):
                 continue
             index = self._add(name, parents, tensor, data, params, self._spell(args, kwargs))
-            replaced = self.replace[index](tensor) if index in self.replace else tensor
+            replaced = self._handed_on(index, tensor, inplace)
             setattr(replaced, _TAG, (self.serial, index))
-            if index in self.keep:
-                self.values[index] = replaced if self.graph else replaced.detach().clone()
             if index in self.keep_inputs and sources:
                 read = next((t for t in sources if self.node_of(t) is not None), sources[0])
-                self.inputs[index] = read if self.graph else read.detach()
+                self.inputs[index] = read.detach().clone() if self.guard else read if self.graph else read.detach()
             if replaced is not tensor:
                 new[id(tensor)] = replaced
             if index == self.stop:
@@ -133,6 +145,51 @@ class Tape(TorchFunctionMode):
         if not new:
             return out
         return new[id(out)] if isinstance(out, Tensor) else type(out)(new.get(id(item), item) for item in out)
+
+    def _write(self, buffer: Tensor, place: Any, value: Any) -> None:
+        """Remember what was put where in a buffer, so that reading it back is no more than passing it on."""
+        index = self.node_of(value) if isinstance(value, Tensor) else None
+        known = self.written.setdefault(id(buffer), (buffer, {}))[1]
+        if type(place) is not int:
+            known.clear()
+        if index is not None:
+            known[repr(place)] = index
+        elif type(place) is int:
+            known.pop(repr(place), None)
+
+    def _read_back(self, buffer: Any, place: Any) -> int | None:
+        return self.written[id(buffer)][1].get(repr(place)) if id(buffer) in self.written else None
+
+    def _handed_on(self, index: int, tensor: Tensor, inplace: bool) -> Tensor:
+        """What the model goes on with: the value itself, its replacement, or a copy of a kept value that needs guarding."""
+        replaced = self.replace[index](tensor) if index in self.replace else tensor
+        if replaced is not tensor and inplace:
+            # The model holds this very tensor and may never look at what the call returned.
+            replaced = tensor.copy_(replaced)
+        if index not in self.keep:
+            return replaced
+        if not self.graph:
+            self.values[index] = replaced.detach().clone()
+        elif self.guard:
+            self.values[index] = replaced.clone()
+            return tensor.copy_(self.values[index]) if inplace else self.values[index].clone()
+        else:
+            self.values[index] = replaced
+        return replaced
+
+    def _stand_in(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            key = self.keys.get(id(value))
+            if key not in self.alias:
+                return value
+            stand_in = value.view_as(value)
+            self.aliases.setdefault(key, []).append(stand_in)
+            return stand_in
+        if isinstance(value, dict):
+            return {name: self._stand_in(item) for name, item in value.items()}
+        if type(value) in (tuple, list):
+            return type(value)(self._stand_in(item) for item in value)
+        return value
 
     def after_module(self, module: nn.Module, args: Any, out: Any) -> None:
         """Note what a module made by calls the tape cannot see (compiled or custom kernels), as one opaque node."""
@@ -191,6 +248,16 @@ class Tape(TorchFunctionMode):
         return len(self.nodes) - 1
 
 
+def _in_place(name: str) -> bool:
+    """Whether a call changes its first argument: `add_`, `__iadd__`, `__setitem__`; `__invert__` is none of them."""
+    dunder = name.startswith("__") and name.endswith("__")
+    return name in _IN_PLACE if dunder else name.endswith("_")
+
+
+_IN_PLACE = frozenset(
+    "__setitem__ __iadd__ __isub__ __imul__ __itruediv__ __idiv__ __ifloordiv__ __ipow__ __imod__ __iand__ __ior__ "
+    "__ixor__".split()
+)
 _SILENT = frozenset(
     "size dim numel stride is_floating_point is_complex element_size item tolist data_ptr __len__ __bool__ __repr__ "
     "register_hook requires_grad_ backward storage_offset untyped_storage is_contiguous __hash__".split()
