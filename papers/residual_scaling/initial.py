@@ -102,7 +102,7 @@ def no_norm() -> Outcome:
         limits = about(0, 0.15) if rule == "looped" else (1.0, ABOVE)
         measured.append(over_seeds(f"log10 of RMS at N = 64 over RMS at N = 8, eps {RULES[rule]}", grown, limits))
     figure = Figure("N", "RMS of the stream after N visits", lines)
-    note = "Measured in powers of ten since a first run, whose plain ratios were undecided: their mean over seeds has no meaning."
+    note = "Measured in powers of ten since a first run: plain ratios over seeds were undecided, their mean has no meaning."
     return Outcome(4, measured, figure, "one ReLU MLP without norm, d = 256", note)
 
 

@@ -75,16 +75,65 @@ def figures(found: dict[int, dict[str, Any]]) -> str:
     return "\n\n".join(parts)
 
 
-def rendered(text: str) -> str:
-    """The README with its marked blocks drawn anew."""
+def findings() -> str:
+    """Every finding of the diagnosis, explained."""
+    told = sorted((entry for entry in entries() if entry.kind == "finding"), key=lambda entry: entry.name)
+    return "\n\n".join(
+        f"## {entry.name}\n\n{entry.title} {_sentence(entry.idea)}\n\n- Formula: `{entry.formula}`\n"
+        f"- What to do: {entry.use}\n- Source: {entry.source}"
+        for entry in told
+    )
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] + "."
+
+
+def extra(name: str, command: str) -> str:
+    """The text of a study beyond the predictions, or the command that makes it."""
+    path = RECORDS / f"{name}.json"
+    if not path.exists():
+        return f"Not run yet: `{command}` makes the record."
+    record = json.loads(path.read_text())
+    rows = record["table"]
+    head = "| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0])
+    body = "\n".join("| " + " | ".join(row.values()) + " |" for row in rows)
+    origin = record["provenance"]
+    return (
+        f"{record['sentence']}\n\n{head}\n{body}\n\n({record['setting']}; `{record['command']}`, "
+        f"{origin['seconds'] / 60:.0f} minutes, torch {origin['torch']}, {origin['hardware']}, {origin['date'][:10]})"
+    )
+
+
+def blocks() -> dict[str, str]:
+    """Every block that is rendered, by the name between its markers."""
     found = records()
-    blocks = {"count": counted(found), "table": table(found), "figures": figures(found)}
-    for name, block in blocks.items():
-        pattern = rf"(<!-- paper:{name} -->\n).*?(<!-- /paper:{name} -->)"
-        text, count = re.subn(pattern, lambda m, b=block: m.group(1) + b + "\n" + m.group(2), text, flags=re.S)
-        if count != 1:
-            raise SystemExit(f"papers/residual_scaling/README.md has no block 'paper:{name}'")
-    return text
+    return {
+        "count": counted(found),
+        "table": table(found),
+        "figures": figures(found),
+        "findings": findings(),
+        "limits": extra("limits", "python papers/residual_scaling/limits.py"),
+        "rules": extra("rules", "python papers/residual_scaling/compare.py"),
+    }
+
+
+def rendered(text: str) -> str:
+    """The text with its marked blocks drawn anew."""
+    made = blocks()
+
+    def anew(match: re.Match[str]) -> str:
+        if match[1] not in made:
+            raise SystemExit(f"there is no block 'paper:{match[1]}': known are {', '.join(made)}")
+        return f"<!-- paper:{match[1]} -->\n{made[match[1]]}\n<!-- /paper:{match[1]} -->"
+
+    return re.sub(r"<!-- paper:(\w+) -->\n.*?<!-- /paper:\1 -->", anew, text, flags=re.S)
+
+
+def documents() -> list[Path]:
+    """The documents with marked blocks."""
+    pages = [HERE / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+    return [page for page in pages if "<!-- paper:" in page.read_text()]
 
 
 def verdicts() -> dict[str, str]:
@@ -96,8 +145,8 @@ def write() -> None:
     """Write all that follows from the records."""
     from draw import draw
 
-    readme = HERE / "README.md"
-    readme.write_text(rendered(readme.read_text()))
+    for page in documents():
+        page.write_text(rendered(page.read_text()))
     write_json(VERDICTS, verdicts())
     for key, record in records().items():
         draw(record, HERE / "figures" / f"{key:02d}.svg")

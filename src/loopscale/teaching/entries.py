@@ -94,7 +94,7 @@ def _predictions() -> tuple[Entry, ...]:
             kind="prediction",
             **row,
             figure=f"{FIGURES}/{row['number']:02d}.svg",
-            page="docs/predictions.md",
+            page="docs/reference/predictions.md",
             result=found.get(str(row["number"])),
         )
         for row in _table("predictions")

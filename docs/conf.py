@@ -1,0 +1,99 @@
+"""The documentation site: `python -m sphinx -W -b html docs build/docs`. Nothing is fetched when a page is viewed."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "src"))
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
+
+sys.path.insert(0, str(ROOT / "docs" / "playground"))
+import build as playground  # noqa: E402
+
+import loopscale  # noqa: E402
+
+playground.build(ROOT / "build" / "playground")
+
+project = "loopscale"
+author = "The loopscale authors"
+project_copyright = "The loopscale authors, Apache 2.0"
+release = loopscale.__version__
+extensions = ["myst_nb", "sphinx.ext.autodoc"]
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = f"loopscale {release}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_extra_path = ["../build/playground"]
+html_copy_source = False
+html_show_sourcelink = False
+# Furo's accent passes AA on both backgrounds with these.
+html_theme_options = {
+    "light_css_variables": {"color-brand-primary": "#0a5f5b", "color-brand-content": "#0a5f5b"},
+    "dark_css_variables": {"color-brand-primary": "#5fd6cc", "color-brand-content": "#5fd6cc"},
+}
+pygments_style = "friendly"
+pygments_dark_style = "github-dark"
+
+nb_execution_mode = "force"
+nb_execution_timeout = 120
+nb_execution_raise_on_error = True
+nb_ipywidgets_js: dict[str, Any] = {}  # myst-nb would load them from a CDN
+myst_enable_extensions = ["colon_fence", "deflist", "attrs_inline"]
+myst_heading_anchors = 3
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"
+suppress_warnings = ["myst.header", "toc.duplicate_entry"]
+
+# Pages link to files beside the site (records, examples): there they become plain words, on a code host they stay links.
+OUTSIDE = re.compile(r"(?<!!)\[([^\]]+)\]\(((?:\.\./)+[^)#\s]+)(?:#[^)]*)?\)")
+
+
+def plain_links(app: Any, name: str, source: list[str]) -> None:
+    """Replace links that leave the site by the path in words."""
+    folder = (ROOT / "docs" / name).parent
+
+    def said(match: re.Match[str]) -> str:
+        target = (folder / match[2]).resolve()
+        if target.is_relative_to(ROOT / "docs"):
+            return match[0]
+        shown = target.relative_to(ROOT) if target.is_relative_to(ROOT) else match[2]
+        text = match[1].strip("`")
+        return f"`{shown}`" if text in str(shown) else f"{match[1]} (`{shown}`)"
+
+    source[0] = OUTSIDE.sub(said, source[0])
+
+
+def plain_docstring(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
+    """Docstrings are plain text with `names`: escape what reST would read into them, keep shapes and examples."""
+    made: list[str] = []
+    for paragraph in "\n".join(lines).strip().split("\n\n"):
+        rows = paragraph.strip("\n").split("\n")
+        if rows[0].lstrip().startswith(">>>"):
+            made += rows
+        elif any(row.startswith((" ", "|")) for row in rows):
+            made += ["::", "", *("   " + row for row in rows)]
+        else:
+            made += [escaped(row) for row in rows]
+        made.append("")
+    lines[:] = made
+
+
+def escaped(row: str) -> str:
+    """`name` in literal type; nothing else has a meaning."""
+    parts = row.split("`")
+    plain = [re.sub(r"([*|_\\])", r"\\\1", part) if i % 2 == 0 else f"``{part}``" for i, part in enumerate(parts)]
+    text = "".join(part for part in plain if part != "````")
+    return re.sub(r"^(\s*)([-+>]|\d+[.)])(\s)", r"\1\\\2\3", text).replace("::", ":\\ :")
+
+
+def setup(app: Any) -> None:
+    """Called by Sphinx."""
+    app.connect("source-read", plain_links)
+    app.connect("autodoc-process-docstring", plain_docstring)

@@ -1,0 +1,207 @@
+"""The playground in a browser: Python's numbers, no NaN, by keyboard and screen reader, phone to desktop, offline."""
+
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / "docs" / "playground"
+sys.path.insert(0, str(SOURCE))
+pytestmark = pytest.mark.browser
+QUIET = "--no-sandbox --disable-gpu --no-first-run --disable-sync --disable-background-networking"
+QUIET += " --disable-component-update"
+RULES = ["looped", "looped-complete", "sqrt", "none", "depth-mup"]
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    import build
+
+    return build.build(tmp_path_factory.mktemp("playground"))
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    sync_api = pytest.importorskip("playwright.sync_api")
+    names = (os.environ.get("CHROMIUM"), "chromium", "chromium-browser", "google-chrome")
+    found = next((place for name in names if name and (place := shutil.which(name))), None)
+    if found is None:
+        pytest.skip("no Chromium: install the package 'chromium' or set $CHROMIUM to one")
+    with sync_api.sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=found, args=QUIET.split())
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def opened(chromium, path):
+    """(width, scheme) -> page; at the end nothing was asked for or complained about."""
+    pages, asked, said = [], [], []
+
+    def look(width=1280, scheme="light"):
+        page = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.goto(path.as_uri())
+        page.wait_for_selector("html[data-ready]", timeout=20_000)
+        pages.append(page)
+        return page
+
+    yield look
+    for page in pages:
+        page.close()
+    assert said == []
+    assert [url for url in asked if url != path.as_uri() and not url.startswith("data:")] == []
+
+
+def test_the_numbers_are_pythons(opened):
+    import maths
+
+    cases = [
+        (rule, norm, tied, n, layers, lam)
+        for rule in RULES
+        for norm in maths.NORMS
+        for tied in (True, False)
+        for n in (1, 8, 64)
+        for layers in (1, 3, 16)
+        for lam in (0.125, 1.0, 4.0)
+    ]
+    script = """cases => cases.map(([r, m, t, n, l, s]) =>
+        [residualScale(r, n, l, s), oneStepChange(r, n, l, s), ...streamSizes(r, m, t, n, l, s)])"""
+    found = opened().evaluate(script, cases)
+    for (rule, norm, tied, n, layers, lam), numbers in zip(cases, found, strict=True):
+        ours = [maths.eps(rule, n, layers, lam), maths.change(rule, n, layers, lam)]
+        ours += maths.stream(rule, norm, tied, n, layers, lam)
+        assert numbers == pytest.approx(ours, rel=1e-9), (rule, norm, tied, n, layers, lam)
+
+
+def test_the_toy_is_near_the_network(opened):
+    """The stream of the toy against a real one with random weights: within a factor of 2 at 64 visits."""
+    import maths
+    import torch
+
+    import loopscale as ls
+
+    tokens = torch.randint(0, 256, (4, 32), generator=torch.Generator().manual_seed(0))
+    for rule in ("looped", "sqrt", "none"):
+        real = ls.LoopedTransformer(ls.ModelConfig(rule=rule)).visit_rms(tokens, loops=64)[-1]
+        assert 0.5 < maths.stream(rule, "pre", True, 64, 1, 1.0)[-1] / real < 2.0, rule
+
+
+def test_no_combination_gives_nan(opened):
+    script = """() => {
+      let count = 0;
+      const set = (id, value) => { document.getElementById(id).value = value; };
+      for (const rule of Object.keys(RULES)) for (const norm of ["pre", "sandwich", "stream", "absent"])
+        for (const tied of [true, false]) for (const n of [0, 3, 6]) for (const l of [1, 7, 16])
+        for (const s of [-3, 0, 2]) {
+          set("rule", rule); set("norm", norm); set("loops", n); set("layers", l); set("strength", s);
+          document.getElementById("tied").checked = tied;
+          update(); count += 1;
+          const html = document.querySelector(".charts").innerHTML + document.getElementById("said").textContent;
+          if (/NaN|Infinity|undefined|too large/.test(html)) return rule + norm + tied + n + l + s;
+        }
+      return count;
+    }"""
+    assert opened().evaluate(script) == 5 * 4 * 2 * 3 * 3 * 3
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark"), (320, "light")])
+def test_it_fits_and_does_not_shift(opened, width, scheme):
+    page = opened(width, scheme)
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    assert page.locator(".chart svg").count() == 4
+    shifts = """() => new Promise(done => { new PerformanceObserver(list => done(list.getEntries().reduce(
+        (sum, e) => sum + e.value, 0))).observe({type: "layout-shift", buffered: true});
+        setTimeout(() => done(0), 300); })"""
+    assert page.evaluate(shifts) < 0.02
+    painted = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0]?.startTime ?? 0")
+    assert painted < 1000
+
+
+def test_by_keyboard_alone(opened):
+    page = opened()
+    before = page.locator("#said").text_content()
+    page.locator("#loops").focus()
+    page.keyboard.press("ArrowRight")
+    after = page.locator("#said").text_content()
+    assert after != before and "After 16 visits" in after
+    assert page.locator("#loops").get_attribute("aria-valuetext") == "16"
+    order = []
+    for _ in range(7):
+        order.append(page.evaluate("document.activeElement.id || document.activeElement.name"))
+        page.keyboard.press("Tab")
+    assert order == ["loops", "layers", "strength", "rule", "norm", "tied", "q0"]
+
+
+def test_the_quiz_asks_before_it_tells(opened):
+    page = opened()
+    first = page.locator(".question").first
+    button = first.get_by_role("button", name="Show the answer")
+    assert button.is_disabled() and first.locator(".answer").text_content() == ""
+    first.locator("input").nth(0).focus()
+    page.keyboard.press("Space")
+    assert button.is_enabled()
+    button.focus()
+    page.keyboard.press("Enter")
+    assert first.locator(".answer").text_content().startswith("Not so: about 40 or more.")
+    assert page.locator("#score").text_content() == "0 of 1 right."
+    assert button.is_disabled() and first.locator("input").nth(0).is_disabled()
+
+
+def test_the_answers_follow_from_the_records(opened):
+    page = opened()
+    assert page.evaluate("QUESTIONS.map(q => q[2])") == [2, 1, 2, 2, 0]
+    assert page.evaluate("streamSizes('none', 'pre', true, 64, 1, 1)[64]") >= 35
+
+
+def test_every_control_and_figure_has_a_name(opened):
+    page = opened()
+    unnamed = """() => [...document.querySelectorAll("input, select, button, svg")].filter(e =>
+        !(e.labels?.length || e.getAttribute("aria-label") || e.textContent.trim())).length"""
+    assert page.evaluate(unnamed) == 0
+    assert page.evaluate("[...document.querySelectorAll('svg')].every(e => e.getAttribute('aria-label').length > 30)")
+
+
+def test_contrast_is_at_least_aa():
+    style = (SOURCE / "style.css").read_text()
+    schemes = re.findall(r":root \{([^}]*)\}", style)
+    assert len(schemes) == 2
+    for scheme in schemes:
+        ink = dict(re.findall(r"--(\w+):(#\w+)", scheme))
+        for text in ("ink", "soft", "one", "two", "three", "link"):
+            for ground in ("paper", "panel"):
+                assert contrast(ink[text], ink[ground]) >= 4.5, (text, ground, scheme)
+
+
+def contrast(a: str, b: str) -> float:
+    light, dark = sorted((luminance(a), luminance(b)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def luminance(code: str) -> float:
+    digits = code[1:] if len(code) == 7 else "".join(2 * c for c in code[1:])
+    channels = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_it_is_light_and_asks_for_nothing(path):
+    text = path.read_text()
+    assert len(text.encode()) < 500_000
+    assert not re.search(r'(src|href)="https?:', text) and "/*" + "DATA*/" not in text
+
+
+def test_a_missing_record_names_its_command(monkeypatch, tmp_path):
+    import build
+
+    from loopscale.errors import UserError
+
+    monkeypatch.setattr(build, "RECORDS", tmp_path)
+    with pytest.raises(UserError, match="loopscale transfer --preset laptop makes it"):
+        build.build(tmp_path)

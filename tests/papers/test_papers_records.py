@@ -1,0 +1,102 @@
+"""The paper's records, the texts drawn from them, and the studies' arithmetic."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAPER = ROOT / "papers" / "residual_scaling"
+RECORDS = sorted((ROOT / "records" / "paper").glob("[0-9][0-9].json"))
+
+
+@pytest.fixture(scope="module")
+def paper():
+    """The folder's modules, importable as its command sees them."""
+    sys.path.insert(0, str(PAPER))
+    import draw
+    import outcome
+    import render
+    import studies
+
+    yield {"draw": draw, "outcome": outcome, "render": render, "studies": studies}
+    sys.path.remove(str(PAPER))
+
+
+def test_every_prediction_has_a_study(paper):
+    assert sorted(paper["studies"].STUDIES) == list(range(1, 23))
+
+
+def test_texts_are_those_of_the_records(paper):
+    render = paper["render"]
+    assert len(render.documents()) >= 2
+    for page in render.documents():
+        assert render.rendered(page.read_text()) == page.read_text(), f"{page.name}: run make paper"
+    assert json.loads(render.VERDICTS.read_text()) == render.verdicts()
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
+def test_figures_are_those_of_the_records(path, paper):
+    record = json.loads(path.read_text())
+    figure = PAPER / "figures" / f"{path.stem}.svg"
+    assert figure.read_text() == paper["draw"].svg(record)
+    assert "nan" not in figure.read_text().lower()
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
+def test_a_verdict_follows_from_its_numbers(path, paper):
+    record = json.loads(path.read_text())
+    held = []
+    for m in record["measured"]:
+        low, high = (e if e is not None else s * float("inf") for e, s in zip(m["limits"], (-1, 1), strict=True))
+        held.append(paper["outcome"].Measured(m["what"], m["value"], tuple(m["interval"]), m["n"], (low, high)).holds)
+        assert held[-1] == m["holds"], m["what"]
+        assert m["n"] >= 3 and m["interval"][0] <= m["value"] <= m["interval"][1]
+    expected = "refuted" if False in held else "confirmed" if all(held) else "undecided"
+    assert record["verdict"] == expected
+    origin = record["provenance"]
+    assert {"torch", "python", "commit", "hardware", "date", "seconds"} <= set(origin)
+
+
+def test_the_verdict_can_come_out_false(paper):
+    Measured, about = paper["outcome"].Measured, paper["outcome"].about
+    assert Measured("slope", 0.9, (0.8, 1.0), 5, about(0, 0.15)).holds is False
+    assert Measured("slope", 0.1, (0.0, 0.2), 5, about(0, 0.15)).holds is None
+    assert Measured("slope", 0.1, (0.05, 0.14), 5, about(0, 0.15)).holds is True
+
+
+def test_slope_of_a_power_law(paper):
+    slope, over_seeds = paper["outcome"].slope, paper["outcome"].over_seeds
+    assert slope([1, 2, 4, 8], [3, 12, 48, 192]) == pytest.approx(2)
+    measured = over_seeds("", [1.0, 2.0, 3.0], (0, 5))
+    assert measured.value == 2 and measured.interval[1] - 2 == pytest.approx(4.30 / 3**0.5)
+
+
+@pytest.mark.parametrize("arguments", [["23"], ["seven"]])
+def test_a_wrong_number_is_a_mistake(arguments):
+    done = subprocess.run(
+        [sys.executable, str(PAPER), *arguments], capture_output=True, text=True, env={"PYTHONPATH": str(ROOT / "src")}
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+
+
+def test_a_missing_record_says_which_command_makes_it(paper, monkeypatch, tmp_path):
+    import recorded
+
+    monkeypatch.setattr(recorded, "RECORD", tmp_path / "transfer_laptop.json")
+    recorded.laptop.cache_clear()
+    with pytest.raises(ValueError, match="loopscale transfer --preset laptop"):
+        recorded.laptop()
+    recorded.laptop.cache_clear()
+    assert "`python papers/residual_scaling 3` makes the record" in paper["render"].table({})
+
+
+def test_a_cheap_study_gives_its_record_again(paper):
+    """Prediction 21 anew: the same numbers as in the record, to the precision of another processor."""
+    again = paper["studies"].STUDIES[21]().to_json()
+    record = json.loads((ROOT / "records" / "paper" / "21.json").read_text())
+    assert again["verdict"] == record["verdict"]
+    for new, old in zip(again["measured"], record["measured"], strict=True):
+        assert new["value"] == pytest.approx(old["value"], abs=0.02)
