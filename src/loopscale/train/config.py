@@ -96,6 +96,7 @@ class TrainSection(Section):
     compile: bool = False
     recompute: Annotated[int, Field(ge=0)] = 0
     recompute_keep: Count | None = None
+    trackers: Annotated[tuple[str, ...], Field(strict=False)] = ()
 
 
 class TrainConfig(Section):

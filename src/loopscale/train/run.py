@@ -6,6 +6,7 @@ RUN/
   tokenizer.json    turns prompts into tokens
   metrics.jsonl     one line a step
   checkpoints/      see `checkpoint`
+  trackers/         what `train.trackers` wrote, if any
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any, TextIO
 
 from loopscale.atomic import disk_error, write_json, write_text
 from loopscale.errors import UserError
+from loopscale.trackers import check_trackers, following
 from loopscale.train import checkpoint
 from loopscale.train.config import TrainConfig
 from loopscale.train.load import load_config
@@ -96,6 +98,7 @@ def create_run(path: Path, training: Training) -> Run:
     Raises `UserError` when it is taken or cannot be written; nothing is left behind then.
     """
     check_new(path)
+    check_trackers(training.config.train.trackers)
     fresh = not path.exists()
     try:
         write_json(path / "provenance.json", {**provenance(), **_origin(training), "resumed": []})
@@ -157,11 +160,13 @@ def exclusive(run: Run) -> Iterator[None]:
 
 @contextmanager
 def metrics_writer(run: Run) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Give a function that appends one line; each is flushed, so that a killed run loses at most the last.
+    """Give a function that appends one line and sends it to `train.trackers`.
 
-    Raises `UserError` when the disk is full.
+    Each is flushed, so that a killed run loses at most the last.
+
+    Raises `UserError` when the disk is full, or a tracker is not installed.
     """
-    with _open(run.metrics) as handle:
+    with _open(run.metrics) as handle, following(run.path, run.config.train.trackers) as track:
 
         def write(line: dict[str, Any]) -> None:
             try:
@@ -169,6 +174,7 @@ def metrics_writer(run: Run) -> Iterator[Callable[[dict[str, Any]], None]]:
                 handle.flush()
             except OSError as cause:
                 raise disk_error(run.metrics, cause) from cause
+            track(line)
 
         yield write
 

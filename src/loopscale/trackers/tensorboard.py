@@ -1,0 +1,45 @@
+"""TensorBoard: event files in RUN/trackers/tensorboard."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from loopscale.trackers.protocol import Identity
+
+
+class Board:
+    """A `SummaryWriter` that is flushed at every step: a killed run has its points."""
+
+    def __init__(self, writer: Any) -> None:
+        self.writer = writer
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """One scalar a name."""
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+        self.writer.flush()
+
+    def close(self) -> None:
+        """Close the event file."""
+        self.writer.close()
+
+
+def open_tracker(identity: Identity) -> Board:
+    """A new event file beside those of earlier parts of the run; TensorBoard shows them as one."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    folder = identity.folder / "tensorboard"
+    fresh = not folder.exists()
+    writer: Any = SummaryWriter(folder)
+    if fresh:
+        writer.add_text("config", f"```json\n{json.dumps(identity.config, indent=1)}\n```")
+    return Board(writer)
+
+
+def place(run: Path) -> str:
+    """Where, and what shows it."""
+    folder = run / "trackers" / "tensorboard"
+    return f"{folder}: tensorboard --logdir {folder}"
