@@ -16,7 +16,13 @@ from loopscale.integrations.hf_model import CACHE  # noqa: E402
 
 IDS = torch.randint(1, 60, (2, 9), generator=torch.Generator().manual_seed(0))
 SMALL = {"vocab_size": 61, "width": 32, "head_dim": 16, "layers": 2, "loops": 3}
-SHAPES = [{}, {"tied_readout": True}, {"prelude": 1, "coda": 1, "kv_heads": 1}, {"rule": "deeploop"}, {"qk_norm": True}]
+SHAPES = [
+    {},
+    {"tied_readout": True, "qk_norm": True},
+    {"prelude": 1, "coda": 1, "kv_heads": 1},
+    {"rule": "deeploop"},
+    {"norm": "sandwich", "injection": "linear", "order": "layer", "visit_embedding": 2, "scale": "freeze"},
+]
 
 
 def make(seed=0, **changes):
@@ -50,12 +56,12 @@ OTHER = {
     "strength": 0.5,
     "base_layers": 2,
     "base_width": 16,
-    "gradient_visits": 2,
     "norm": "sandwich",
-    "injection": {"kind": "diagonal", "decay": 1.0},
+    "injection": {"kind": "diagonal", "decay": 0.7},
     "order": "layer",
-    "sampler": {"kind": "uniform", "least": 2, "most": 6},
-    "visit_embedding": 4,
+    "sampler": {"kind": "uniform", "least": 2, "most": 5},
+    "gradient_visits": 2,
+    "visit_embedding": 3,
     "scale": "freeze",
 }
 
@@ -68,7 +74,7 @@ def test_every_option_of_the_house_model_has_a_row_here():
 def test_every_option_of_the_house_model_is_carried(field, tmp_path):
     values = {**{name: OTHER[name] for name in ("width", "head_dim")}, field.name: OTHER[field.name]}
     network = ModelConfig(**values)
-    assert getattr(network, field.name) != field.default
+    assert getattr(network, field.name) != getattr(ModelConfig(), field.name)
     LoopedConfig.of(network).save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())[field.name] is not None
     assert transformers.AutoConfig.from_pretrained(tmp_path).network() == network
@@ -188,6 +194,15 @@ def test_the_shared_cache_is_smaller_exact_on_the_prompt_and_near_after_it():
     assert 1e-5 < (nexts[0] - nexts[1]).abs().max() < nexts[0].std()
 
 
+def test_scale_and_early_exit_are_chosen_per_call():
+    model = make()
+    house = model.model
+    assert torch.equal(model(IDS, loops=6, scale="freeze").logits, house(IDS, loops=6, scale="freeze"))
+    assert not torch.allclose(model(IDS, loops=6).logits, model(IDS, loops=6, scale="freeze").logits)
+    assert torch.equal(model(IDS, exit_below=0.2).logits, house(IDS, exit_below=0.2))
+    assert torch.equal(greedy(model, use_cache=False, exit_below=1e9), greedy(model, use_cache=False, exit_below=1e9))
+
+
 def test_a_plain_dynamic_cache_serves_any_loops_and_copies_are_apart():
     model = make()
     held = transformers.DynamicCache()
@@ -228,6 +243,8 @@ def test_loops_is_a_knob_of_generate_and_of_the_config():
         (lambda m: greedy(m, cache_implementation="static"), "a looped model needs a cache that grows"),
         (lambda m: LoopedCache("last"), "unknown sharing 'last' of cache slots: did you mean 'last_visit'?"),
         (lambda m: LoopedConfig(layrs=3), "LoopedConfig has no 'layrs': did you mean 'layers'?"),
+        (lambda m: LoopedConfig(n_layers=3), "LoopedConfig has no 'n_layers': did you mean 'layers'?"),
+        (lambda m: greedy(m, exit_below=0.1), "an early exit leaves slots of the cache empty"),
         (lambda m: LoopedConfig(num_hidden_layers=3), "num_hidden_layers follows from other fields"),
         (lambda m: LoopedConfig(width=33), "width 33 is not a multiple of head_dim 32"),
     ],
@@ -246,6 +263,12 @@ def test_a_checkpoint_of_another_rule_is_refused(changed, tmp_path):
         with pytest.raises(UserError, match=rf"was trained with {key} = .* and is to be loaded with {key} = "):
             transformers.AutoModelForCausalLM.from_pretrained(tmp_path, **ask)
     assert transformers.AutoModelForCausalLM.from_pretrained(tmp_path, loops=7).config.loops == 7
+
+
+def test_a_frozen_scale_ties_the_weights_to_their_loops(tmp_path):
+    make(scale="freeze").save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="was trained with frozen_loops = 3"):
+        LoopedForCausalLM.from_pretrained(tmp_path, loops=7)
 
 
 def test_a_checkpoint_with_a_hole_is_refused(tmp_path):

@@ -9,16 +9,16 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
 from loopscale import Role, UserError  # noqa: E402
-from loopscale.integrations import LoopedConfig, LoopedForCausalLM, trainer_optimizers  # noqa: E402
+from loopscale.integrations import LoopedConfig, LoopedForCausalLM, LoopSampler, trainer_optimizers  # noqa: E402
 
 SMALL = {"vocab_size": 31, "width": 32, "head_dim": 16, "layers": 4, "loops": 2, "base_layers": 1, "strength": 0.5}
 TARGETS = ["qk", "value", "out", "gate", "up", "down"]
 ROWS = torch.randint(1, 31, (1, 12), generator=torch.Generator().manual_seed(0)).repeat(16, 1)
 
 
-def make():
+def make(**changes):
     torch.manual_seed(0)
-    return LoopedForCausalLM(LoopedConfig(**SMALL))
+    return LoopedForCausalLM(LoopedConfig(**{**SMALL, **changes}))
 
 
 def arguments(folder, **changes):
@@ -51,6 +51,15 @@ def test_the_trainer_uses_our_groups_and_learns(tmp_path):
     rates = {group["name"]: group["lr"] for group in trainer.optimizer.optimizer.param_groups}
     assert rates == {"embedding": 0.02, "hidden": 0.01, "gain": 0.01, "readout": 0.02, "outer_gain": 0.02}
     assert losses[-1] < 0.7 * losses[0] < 0.7 * 1.2 * math.log(31)
+
+
+def test_the_sampler_of_the_config_draws_the_loops_of_each_step(tmp_path):
+    model, args = make(sampler={"kind": "uniform", "least": 1, "most": 6}), arguments(tmp_path)
+    seen, flow = [], model.model.flow
+    model.model.flow = lambda x, loops, *rest: seen.append(loops) or flow(x, loops, *rest)
+    train(model, args, optimizers=trainer_optimizers(model, args), callbacks=[LoopSampler(model)])
+    assert seen == [model.config.network().sampler.draw(step, 6, args.seed, 2) for step in range(6)]
+    assert len(set(seen)) > 2 and model.drawn_loops is None
 
 
 def test_gradient_checkpointing_gives_the_same_losses(tmp_path):

@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from loopscale.integrations.huggingface import LoopedCache, LoopedConfig, LoopedForCausalLM
-    from loopscale.integrations.trainer import trainer_optimizers
+    from loopscale.integrations.trainer import LoopSampler, trainer_optimizers
 
 _LAZY = {
+    "LoopSampler": "trainer",
     "LoopedCache": "huggingface",
     "LoopedConfig": "huggingface",
     "LoopedForCausalLM": "huggingface",
     "trainer_optimizers": "trainer",
 }
 
-__all__ = ["LoopedCache", "LoopedConfig", "LoopedForCausalLM", "trainer_optimizers"]
+__all__ = ["LoopSampler", "LoopedCache", "LoopedConfig", "LoopedForCausalLM", "trainer_optimizers"]
 
 
 def __getattr__(name: str) -> Any:

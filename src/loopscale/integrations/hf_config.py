@@ -17,8 +17,8 @@ FIELDS = tuple(field.name for field in dataclasses.fields(ModelConfig))
 class LoopedConfig(transformers().PretrainedConfig):  # type: ignore[misc, name-defined, unused-ignore]
     """The fields of `ModelConfig`, by the same names and defaults; options with values of their own are JSON tables.
 
-    `loops` may be changed at any time (`model.config.loops = 8`). `parameterization` states rule, exponents and strength;
-    it is written when saved and compared when loaded.
+    `loops` may be changed at any time (`model.config.loops = 8`; better: per call). `parameterization` states rule,
+    exponents and strength; it is written when saved and compared when loaded.
 
     Raises `UserError` for values that make no network, and for a keyword that looks like a misspelt field.
 
@@ -97,6 +97,7 @@ def parameterization(config: Any) -> dict[str, Any]:
         "strength": config.strength,
         "base_layers": config.base_layers,
         "base_width": config.base_width,
+        "frozen_loops": config.loops if config.scale == "freeze" else None,
     }
 
 
@@ -111,10 +112,20 @@ def check_same_rule(stored: dict[str, Any], config: Any, place: object) -> None:
             )
 
 
+# What other configs call our fields; an attribute of such a name would do nothing.
+_FOREIGN = {
+    **dict.fromkeys(("num_layers", "n_layer", "n_layers"), "layers"),
+    **dict.fromkeys(("num_loops", "n_loops", "num_recur"), "loops"),
+    **dict.fromkeys(("d_model", "n_embd", "dim"), "width"),
+}
+_FOLLOW = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size")
+
+
 def _check_words(values: dict[str, Any]) -> None:
     for word in values:
-        if word in ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size"):
+        if word in _FOLLOW:
             raise UserError(f"{word} follows from other fields: set layers, loops, head_dim, kv_heads or mlp_ratio")
-        close = difflib.get_close_matches(word, FIELDS, n=1, cutoff=0.75)
-        if close and not hasattr(transformers().PretrainedConfig, word):
-            raise UserError(f"LoopedConfig has no {word!r}: did you mean {close[0]!r}?")
+        close = difflib.get_close_matches(word, FIELDS, n=1, cutoff=0.8)
+        meant = _FOREIGN.get(word, close[0] if close else None)
+        if meant and not hasattr(transformers().PretrainedConfig, word):
+            raise UserError(f"LoopedConfig has no {word!r}: did you mean {meant!r}?")

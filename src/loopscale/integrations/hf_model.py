@@ -45,6 +45,7 @@ class LoopedForCausalLM(_hf.PreTrainedModel, _hf.GenerationMixin):  # type: igno
         # As with every model of transformers, the global generator decides the weights.
         seed = int(torch.randint(2**31, (), device="cpu"))
         self.model = LoopedTransformer(config.network(), seed=seed)
+        self.drawn_loops: int | None = None  # of a training step, by `LoopSampler`
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -63,13 +64,16 @@ class LoopedForCausalLM(_hf.PreTrainedModel, _hf.GenerationMixin):  # type: igno
         return_dict: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         loops: int | None = None,
+        scale: str | None = None,
+        exit_below: float | None = None,
         cache: Any = None,
         **kwargs: Any,
     ) -> Any:
         """Logits [B, T, V], the loss of `labels` [B, T] (-100: no target), and the cache.
 
-        attention_mask: [B, S], 1 at tokens. loops: by default `config.loops`. hidden_states, when asked for: the stream at
-        entry to the core, after each visit, and at the end. `past_key_values` and `cache` are one thing by two names.
+        attention_mask: [B, S], 1 at tokens. loops: by default `config.loops`; `scale` and `exit_below` as in
+        `LoopedTransformer.forward`. hidden_states, when asked for: the stream at entry to the core, after each visit, and
+        at the end. `past_key_values` and `cache` are one thing by two names.
 
         Raises `UserError` for loops below 1 or changed while the cache holds tokens, and for masks of another shape.
         """
@@ -79,7 +83,8 @@ class LoopedForCausalLM(_hf.PreTrainedModel, _hf.GenerationMixin):  # type: igno
         held = self._held(past_key_values if cache is None else cache, use_cache, labels)
         keep = bool(self.config.output_hidden_states if output_hidden_states is None else output_hidden_states)
         past = _past(held, attention_mask, position_ids)
-        streams = self.model.flow(x_BTD, self.config.loops if loops is None else loops, keep, past)
+        visits = next(n for n in (loops, self.drawn_loops, self.config.loops) if n is not None)
+        streams = self.model.flow(x_BTD, visits, keep, past, scale, exit_below)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits_BTV = self.model.read(streams[-1][:, kept, :])
         loss = None

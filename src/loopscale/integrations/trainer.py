@@ -7,7 +7,27 @@ from typing import Any
 import torch
 
 from loopscale.errors import UserError
+from loopscale.integrations.versions import transformers
 from loopscale.optim import build_optimizer
+
+
+class LoopSampler(transformers().TrainerCallback):  # type: ignore[misc, name-defined, unused-ignore]
+    """Draws N of every training step from the config's `sampler`: `Trainer(..., callbacks=[LoopSampler(model)])`.
+
+    A draw is a function of the Trainer's seed and step, so a resumed training repeats it. Evaluation uses `config.loops`.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model.get_base_model() if hasattr(model, "get_base_model") else model
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Draw."""
+        network = self.model.config.network()
+        self.model.drawn_loops = network.sampler.draw(state.global_step, state.max_steps, args.seed, network.loops)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Forget the draw."""
+        self.model.drawn_loops = None
 
 
 def trainer_optimizers(
