@@ -18,6 +18,8 @@ COMMANDS = {
     "transfer": "loopscale.cli.transfer:command",
     "data": "loopscale.cli.data:command",
     "plan": "loopscale.cli.plan:command",
+    "tune": "loopscale.cli.tune:command",
+    "verify": "loopscale.cli.verify:command",
     "train": "loopscale.cli.train:command",
     "generate": "loopscale.cli.generate:command",
     "export": "loopscale.cli.export:command",

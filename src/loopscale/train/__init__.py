@@ -11,6 +11,7 @@ from loopscale.train.place import describe, fingerprint, load_place
 from loopscale.train.provenance import provenance
 from loopscale.train.run import Run, open_run
 from loopscale.train.training import StepRecord
+from loopscale.train.tuned import with_tuned
 
 __all__ = [
     "Fit",
@@ -36,4 +37,5 @@ __all__ = [
     "resume_run",
     "takes",
     "train_run",
+    "with_tuned",
 ]

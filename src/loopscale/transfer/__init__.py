@@ -3,11 +3,12 @@
 from loopscale.transfer.executor import Executor, LocalProcesses
 from loopscale.transfer.optimum import Optimum, fit_optimum
 from loopscale.transfer.own import Own, objective_values
-from loopscale.transfer.plan import Arm, Cell, StudyPlan, seeds_by_cost
+from loopscale.transfer.plan import Arm, Cell, StudyPlan, content_hash, seeds_by_cost
 from loopscale.transfer.presets import PRESETS, Preset, get_preset
 from loopscale.transfer.result import failed, summarise
 from loopscale.transfer.run import run_study
 from loopscale.transfer.search import wanted
+from loopscale.transfer.stopping import thresholds
 from loopscale.transfer.study import Study
 from loopscale.transfer.verdict import fit_slope, judge, one_shot_regret
 
@@ -22,6 +23,7 @@ __all__ = [
     "Preset",
     "Study",
     "StudyPlan",
+    "content_hash",
     "failed",
     "fit_optimum",
     "fit_slope",
@@ -32,5 +34,6 @@ __all__ = [
     "run_study",
     "seeds_by_cost",
     "summarise",
+    "thresholds",
     "wanted",
 ]

@@ -16,7 +16,12 @@ Job = tuple[str, dict[str, Any], dict[str, Any]]  # key, cell, config
 
 
 class Executor(Protocol):
-    """Whatever runs jobs: `run(next_jobs)` yields records as they end."""
+    """Whatever runs jobs: `run(next_jobs)` yields records as they end. `slots`: how many run at once."""
+
+    @property
+    def slots(self) -> int:
+        """How many jobs run at once."""
+        ...
 
     def run(self, next_jobs: Callable[[], list[Job]]) -> Iterator[dict[str, Any]]:
         """`next_jobs()` gives the jobs known now, running ones included; it is asked again after each record."""
@@ -35,6 +40,11 @@ class LocalProcesses:
         )
         if self.workers < 1:
             raise UserError(f"workers must be at least 1, got {workers}")
+
+    @property
+    def slots(self) -> int:
+        """One job a worker."""
+        return self.workers
 
     def run(self, next_jobs: Callable[[], list[Job]]) -> Iterator[dict[str, Any]]:
         """Yield records as trials end; ask `next_jobs` again after each."""

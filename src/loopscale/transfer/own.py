@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from loopscale.errors import UserError
 from loopscale.parameterization import Depth, Width, prescription
-from loopscale.train import Fit, TrainConfig, fingerprint, fit_own, load_place, make_own, takes
+from loopscale.train import Fit, StepRecord, TrainConfig, fingerprint, fit_own, load_place, make_own, takes
+from loopscale.transfer.stopping import stopper
 
 Kind = Literal["model", "objective"]
 
@@ -57,11 +58,17 @@ class Own:
         return {**said, "first_loss": loss, "roles": roles, "roles_inferred": own.inferred}
 
 
-def run_own(own: Own, values: dict[str, Any]) -> Fit:
-    """One trial of the user's code."""
+def run_own(own: Own, values: dict[str, Any], rows: Sequence[Sequence[float]] = ()) -> Fit:
+    """One trial of the user's code; a model is stopped early where `rows` say so."""
     config = TrainConfig.model_validate(values)
     if own.kind == "model":
-        return fit_own(own.place, config)
+        observe, hopeless = stopper(rows)
+
+        def stop(record: StepRecord) -> bool:
+            observe(record.step, record.loss)
+            return hopeless()
+
+        return fit_own(own.place, config, stop=stop)
     return _judged(own.place, config)
 
 

@@ -40,9 +40,10 @@ def run_trial(key: str, cell: dict[str, Any], config: dict[str, Any]) -> dict[st
 
     began = time.perf_counter()
     own = Own.from_json(config.get("own"))
-    values = {name: section for name, section in config.items() if name != "own"}
+    rows = config.get("stop", [])
+    values = {name: section for name, section in config.items() if name not in ("own", "stop")}
     try:
-        outcome = _measured(_house(values) if own is None else run_own(own, values))
+        outcome = _measured(_house(values, rows) if own is None else run_own(own, values, rows))
     except Exception as cause:
         if own is None:
             raise
@@ -51,10 +52,14 @@ def run_trial(key: str, cell: dict[str, Any], config: dict[str, Any]) -> dict[st
     return {"key": key, "cell": cell, "config": config, **outcome, "seconds": round(seconds, 3)}
 
 
-def _house(values: dict[str, Any]) -> Fit:
+def _house(values: dict[str, Any], rows: list[list[float]]) -> Fit:
     from loopscale.train import TrainConfig, fit
+    from loopscale.transfer.stopping import stopper
 
-    return fit(TrainConfig.model_validate(values))
+    observe, hopeless = stopper(rows)
+    return fit(
+        TrainConfig.model_validate(values), observer=lambda record: observe(record.step, record.loss), stop=hopeless
+    )
 
 
 def _failed() -> Fit:
@@ -73,7 +78,8 @@ def _said(cause: Exception) -> str:
 def _measured(result: Fit) -> dict[str, Any]:
     return {
         "loss": result.val_loss,
-        "diverged": result.val_loss is None,
+        "diverged": result.val_loss is None and not result.stopped,
+        **({"stopped": True, "train_loss": result.train_loss} if result.stopped else {}),
         "diverged_at": result.diverged_at,
         "steps": result.steps,
         "seconds": result.seconds,

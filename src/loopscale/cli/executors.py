@@ -1,0 +1,27 @@
+"""`--executor`: where the trials run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from loopscale.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from loopscale.transfer import Executor
+    from loopscale.tune import TuneSettings
+
+NAMES = ("auto", "local", "ray", "slurm", "stacks")
+
+
+def make_executor(
+    name: str, workers: int | None, address: str | None, folder: Path, settings: TuneSettings | None = None
+) -> Executor:
+    """The executor of that name; raises `UserError` for an unknown one."""
+    from loopscale.transfer import LocalProcesses
+
+    if name not in NAMES:
+        raise UserError(f"unknown executor {name!r}: {nearest(name, NAMES)}")
+    if address is not None and name != "ray":
+        raise UserError("--address is of a Ray cluster: add --executor ray")
+    return LocalProcesses(workers)

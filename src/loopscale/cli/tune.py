@@ -1,0 +1,139 @@
+"""`loopscale tune`: find the rate and strength on a small proxy, and carry them to a target."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from loopscale.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from loopscale.tune import Size
+
+AXES = {"loops": "loops", "layers": "layers", "width": "width", "steps": "steps", "batch": "batch"}
+
+
+def parse_axes(text: str, option: str) -> dict[str, int]:
+    """ "loops=32,layers=8" as whole numbers; raises `UserError` that names the nearest axis."""
+    found = {}
+    for part in filter(None, text.split(",")):
+        name, equals, number = (word.strip() for word in part.partition("="))
+        if name not in AXES:
+            raise UserError(f"{option} has no axis {name!r}: {nearest(name, AXES)}")
+        if not equals or not number.isdigit() or int(number) < 1:
+            raise UserError(f"{option} {part.strip()!r} is not axis=whole number, such as loops=32")
+        found[name] = int(number)
+    return found
+
+
+def parse_seconds(text: str | None) -> float | None:
+    """ "90s", "10m" or "2h" in seconds; raises `UserError` for anything else.
+
+    >>> parse_seconds("10m")
+    600.0
+    """
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
+    if match is None or float(match[1]) <= 0:
+        raise UserError(f"the budget {text!r} is no time: write 90s, 10m or 2h")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+@click.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.option("--target", metavar="AXES", help="Such as loops=32,layers=8,width=1024; default: the config's own size.")
+@click.option("--proxy", metavar="AXES", help="Where to tune; default: one loop, the config's layers and width.")
+@click.option("--budget", help="Time to spend, such as 90s, 10m, 2h; default: as long as the trials take.")
+@click.option("--trials", type=int, default=16, show_default=True, help="Points to explore, with one seed each.")
+@click.option("--seeds", type=int, default=3, show_default=True, help="Seeds that the best points get.")
+@click.option("--tune", "tuned", default="lr,strength", show_default=True, help="Also: weight_decay, warmup, batch.")
+@click.option("--rule", help="The rule that carries the values; default: the config's.")
+@click.option("--model", metavar="PLACE", help="Your own model: file.py:make_model, a factory that takes loops.")
+@click.option("--objective", metavar="PLACE", help="Your own Python objective: file.py:objective, values -> loss.")
+@click.option("--set", "sets", multiple=True, metavar="A.B=C", help="Any value of the config.")
+@click.option("--executor", default="auto", show_default=True, help="auto, local, stacks, ray or slurm.")
+@click.option("--workers", type=int, help="How many trials at once; default: one per core.")
+@click.option("--address", help="Of a Ray cluster, such as auto.")
+@click.option("--storage", help="A journal file or postgresql://... that several machines share.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder; default runs/tune-NAME. Continues if it exists.")
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
+def command(
+    config: Path,
+    target: str | None,
+    proxy: str | None,
+    budget: str | None,
+    trials: int,
+    seeds: int,
+    tuned: str,
+    rule: str | None,
+    model: str | None,
+    objective: str | None,
+    sets: tuple[str, ...],
+    executor: str,
+    workers: int | None,
+    address: str | None,
+    storage: str | None,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Tune learning rate and strength of CONFIG (TOML) on a small proxy, for a larger target.
+
+    Writes tuned.toml and plan.json: `loopscale train target.toml --from tuned.toml`, `loopscale verify FOLDER`.
+    Stop it anywhere and start it again: finished trials are kept.
+    """
+    from loopscale.cli.executors import make_executor
+    from loopscale.cli.own import find_own
+    from loopscale.cli.watching import watching
+    from loopscale.train import load_config, parse_values
+    from loopscale.train.load import read_toml
+    from loopscale.tune import TuneSettings, tune
+
+    own = find_own(model, objective)
+    rules = (*sets, f'model.rule="{rule}"') if rule else sets
+    base = load_config(config, rules) if own is None else parse_values(read_toml(config), rules)
+    small, large = sizes(base, proxy, target)
+    names = tuple(name.strip() for name in tuned.split(",") if name.strip())
+    settings = TuneSettings(base, small, large, names, trials, seeds, own)
+    folder = out or Path("runs") / f"tune-{config.stem}"
+    seconds = parse_seconds(budget)
+    chosen = make_executor(executor, workers, address, folder, settings)
+    with watching(f"tuning at {small}", trials) as on_record:
+        plan = tune(settings, folder, executor=chosen, budget_seconds=seconds, storage=storage, on_record=on_record)
+    click.echo(json.dumps(plan, indent=1) if as_json else _said(plan, folder))
+
+
+def sizes(base: Any, proxy: str | None, target: str | None) -> tuple[Size, Size]:
+    """Proxy and target. The config is the proxy when a target is named, the target otherwise."""
+    from loopscale.tune import Size
+
+    here = Size.of(base)
+    if target is not None:
+        large = here.replace(**parse_axes(target, "--target"))
+        small = here.replace(loops=1)
+    else:
+        large = here
+        narrow = base.model.head_dim * max(1, 128 // base.model.head_dim)
+        small = here.replace(loops=1, layers=min(2, here.layers), width=min(here.width, narrow))
+    return (small if proxy is None else small.replace(**parse_axes(proxy, "--proxy"))), large
+
+
+def _said(plan: dict[str, Any], folder: Path) -> str:
+    cost = plan["cost"]
+    lines = [
+        plan["sentence"],
+        f"cost: {cost['share_of_direct']:.1%} of the FLOPs of a sweep of as many trials at the target",
+    ]
+    lines += [
+        f"moved to the target: {row['name']} x {row['factor']:.4g}, {row['why']} ({row['source']})"
+        for row in plan["moved"]
+    ]
+    lines += [
+        f"not verified yet: loopscale verify {folder} --loops 4,8",
+        f"train: loopscale train target.toml --from {folder / 'tuned.toml'}",
+    ]
+    return "\n".join(lines)

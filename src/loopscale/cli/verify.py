@@ -1,0 +1,75 @@
+"""`loopscale verify`: test a plan between proxy and target within a budget."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from loopscale.cli.transfer import _list_of
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--loops", callback=_list_of(int, "whole numbers"), help="Numbers of loops in between, such as 4,8,16.")
+@click.option(
+    "--layers", callback=_list_of(int, "whole numbers"), help="Numbers of layers; both exponents b are tried."
+)
+@click.option("--width", "widths", callback=_list_of(int, "whole numbers"), help="Widths in between.")
+@click.option("--joint", is_flag=True, help="Also the largest of each at once.")
+@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Seeds of each point, paired.")
+@click.option("--budget", help="Time to spend, such as 10m; default: by --share.")
+@click.option("--share", type=float, default=0.1, show_default=True, help="Of a direct sweep's FLOPs, tuning included.")
+@click.option("--executor", default="auto", show_default=True, help="auto, local, stacks, ray or slurm.")
+@click.option("--workers", type=int, help="How many trials at once; default: one per core.")
+@click.option("--address", help="Of a Ray cluster, such as auto.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
+def command(
+    folder: Path,
+    loops: tuple[int, ...] | None,
+    layers: tuple[int, ...] | None,
+    widths: tuple[int, ...] | None,
+    joint: bool,
+    seeds: int,
+    budget: str | None,
+    share: float,
+    executor: str,
+    workers: int | None,
+    address: str | None,
+    as_json: bool,
+) -> int:
+    """Train the plan in FOLDER (`loopscale tune`) beside its neighbours at sizes between proxy and target.
+
+    Says the one-shot regret at each, what to expect at the target, and what was not verified.
+
+    Exit codes: 0 it holds or the data do not decide, 1 it fails, 2 a mistake to mend.
+    """
+    from loopscale.cli.executors import make_executor
+    from loopscale.cli.tune import parse_seconds
+    from loopscale.cli.watching import watching
+    from loopscale.tune import verify
+
+    chosen = make_executor(executor, workers, address, folder)
+    with watching(f"verifying {folder}", 0) as on_record:
+        found = verify(
+            folder,
+            loops=loops or (),
+            layers=layers or (),
+            widths=widths or (),
+            joint=joint,
+            seeds=seeds,
+            budget_seconds=parse_seconds(budget),
+            share=share,
+            executor=chosen,
+            on_record=on_record,
+        )
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+    else:
+        for row in found["local"]:
+            shown = "diverged" if row["regret"] is None else f"regret {row['regret']:.4f} nats"
+            click.echo(f"{row['label']}: {shown}, {row['verdict']}")
+        click.echo(found["sentence"])
+        click.echo("not verified: " + "; ".join(found["not_verified"]))
+    return 1 if found["verdict"] == "fails" else 0

@@ -1,0 +1,25 @@
+"""Tune once on a small proxy, carry the values to the target, verify in between."""
+
+from loopscale.tune.cost import forward_flops, trial_flops
+from loopscale.tune.plan import transfer_plan
+from loopscale.tune.regret import Local, extrapolate, read_local
+from loopscale.tune.run import tune
+from loopscale.tune.settings import TUNABLE, Size, TuneSettings
+from loopscale.tune.surface import Vertex, fit_surface
+from loopscale.tune.verify import verify
+
+__all__ = [
+    "TUNABLE",
+    "Local",
+    "Size",
+    "TuneSettings",
+    "Vertex",
+    "extrapolate",
+    "fit_surface",
+    "forward_flops",
+    "read_local",
+    "transfer_plan",
+    "trial_flops",
+    "tune",
+    "verify",
+]

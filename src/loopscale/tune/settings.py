@@ -1,0 +1,192 @@
+"""What a tuning is: a base config, a small proxy, a large target, the values to tune. The identity of its folder."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from loopscale.errors import UserError, nearest
+from loopscale.parameterization import Depth, Width, get_rule
+from loopscale.train import TrainConfig
+from loopscale.transfer import Own, content_hash
+
+TUNABLE = ("lr", "strength", "weight_decay", "warmup", "batch")
+
+
+@dataclass(frozen=True)
+class Size:
+    """Loops N, layers L, width d, and how long and on how much: what differs between proxy and target.
+
+    >>> str(Size(32, 8, 1024, 1000, 64))
+    'N = 32, L = 8, d = 1024, 1000 steps of 64 sequences'
+    """
+
+    loops: int
+    layers: int
+    width: int
+    steps: int
+    batch: int
+
+    def __str__(self) -> str:
+        return f"N = {self.loops}, L = {self.layers}, d = {self.width}, {self.steps} steps of {self.batch} sequences"
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> Size:
+        """The size that a config states."""
+        model = config.model
+        return cls(model.loops, model.layers, model.width, config.train.steps, config.data.batch_size)
+
+    def replace(self, **axes: int) -> Size:
+        """The same with some axes changed; raises `UserError` for an unknown axis."""
+        return Size(**{**asdict(self), **axes})
+
+
+@dataclass(frozen=True)
+class TuneSettings:
+    """Tune `tuned` on the proxy, for the target.
+
+    `trials` is how many points are explored with one seed, `seeds` how many the best of them get at most.
+
+    Raises `UserError` when the target is smaller than the proxy on any axis, or a value is not tunable.
+    """
+
+    base: TrainConfig
+    proxy: Size
+    target: Size
+    tuned: tuple[str, ...] = ("lr", "strength")
+    trials: int = 16
+    seeds: int = 3
+    own: Own | None = None
+
+    def __post_init__(self) -> None:
+        get_rule(self.base.model.rule)
+        for size in (self.proxy, self.target):
+            Depth(size.loops, size.layers)
+            Width(size.width)
+        for axis, small in asdict(self.proxy).items():
+            large = getattr(self.target, axis)
+            if large < small:
+                raise UserError(
+                    f"the target has {axis} = {large}, less than the proxy's {small}: "
+                    f"name a smaller proxy, --proxy {axis}={large}"
+                )
+        for name in self.tuned:
+            if name not in TUNABLE:
+                raise UserError(f"cannot tune {name!r}: {nearest(name, TUNABLE)}")
+        if "lr" not in self.tuned or len(set(self.tuned)) != len(self.tuned):
+            raise UserError("--tune must list lr and, each once, what else to tune, such as lr,strength,weight_decay")
+        if self.trials < 3 or self.seeds < 1:
+            raise UserError(f"tuning needs at least 3 trials and 1 seed, got {self.trials} and {self.seeds}")
+
+    @property
+    def rule(self) -> str:
+        """The rule that carries the values from proxy to target."""
+        return self.base.model.rule
+
+    def config(self, size: Size, values: dict[str, float], seed: int = 0, rule: str | None = None) -> TrainConfig:
+        """The full config at `size` with these values; L and d count relative to the proxy's.
+
+        A tuned batch keeps the tokens: as many sequences in all as the size states.
+        """
+        record = self.base.model_dump(mode="json")
+        batch = max(1, round(size.batch * values.get("batch", 1.0)))
+        record["model"].update(
+            loops=size.loops,
+            layers=size.layers,
+            width=size.width,
+            base_layers=self.proxy.layers,
+            base_width=self.proxy.width,
+            strength=float(values.get("strength", self.base.model.strength)),
+            rule=rule or self.rule,
+        )
+        record["optim"].update(
+            {name: float(values[name]) for name in ("lr", "weight_decay", "warmup") if name in values}
+        )
+        record["data"]["batch_size"] = batch
+        record["train"].update(steps=max(1, round(size.steps * size.batch / batch)), seed=seed)
+        config = TrainConfig.model_validate(record)
+        if self.own is None:
+            config.network(256)
+        return config
+
+    def job_config(self, config: TrainConfig) -> dict[str, Any]:
+        """The config as a job carries it: plain JSON, with the user's own code where there is some."""
+        values = config.model_dump(mode="json")
+        return values if self.own is None else {**values, "own": self.own.to_json()}
+
+    def to_json(self) -> dict[str, Any]:
+        """What `tune.json` holds."""
+        return {
+            "schema": 1,
+            "base": self.base.model_dump(mode="json"),
+            "proxy": asdict(self.proxy),
+            "target": asdict(self.target),
+            "tuned": list(self.tuned),
+            "trials": self.trials,
+            "seeds": self.seeds,
+            "own": None if self.own is None else self.own.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> TuneSettings:
+        """The reverse of `to_json`; raises `UserError` for a record of another version."""
+        try:
+            return cls(
+                base=TrainConfig.model_validate(record["base"]),
+                proxy=Size(**record["proxy"]),
+                target=Size(**record["target"]),
+                tuned=tuple(record["tuned"]),
+                trials=record["trials"],
+                seeds=record["seeds"],
+                own=Own.from_json(record["own"]),
+            )
+        except (KeyError, TypeError, ValueError) as cause:
+            if isinstance(cause, UserError):
+                raise
+            raise UserError(
+                f"this is no tuning of this version ({type(cause).__name__}: {cause}): tune again"
+            ) from None
+
+    @property
+    def name(self) -> str:
+        """The name of the tuning in a storage: equal settings are one study, wherever they run."""
+        return f"loopscale-{content_hash(self.to_json())}"
+
+
+def bounds(settings: TuneSettings) -> dict[str, tuple[float, float]]:
+    """The range of each tuned value in search coordinates: octaves (log2) around the config's, warm-up as it is.
+
+    >>> from loopscale.train import TrainConfig
+    >>> size = Size(1, 1, 64, 100, 16)
+    >>> bounds(TuneSettings(TrainConfig(), size, size))["lr"]
+    (-11.0, -3.0)
+    """
+    optim, model = settings.base.optim, settings.base.model
+    decay = math.log2(optim.weight_decay or 0.1)
+    ranges = {
+        "lr": (math.log2(optim.lr) - 4, math.log2(optim.lr) + 4),
+        "strength": (math.log2(model.strength) - 3, math.log2(model.strength) + 3),
+        "weight_decay": (decay - 3, decay + 3),
+        "warmup": (0.0, 0.5),
+        "batch": (-2.0, 2.0),
+    }
+    return {name: ranges[name] for name in settings.tuned}
+
+
+def to_values(point: dict[str, float]) -> dict[str, float]:
+    """From search coordinates to values, four digits each: what a config file would say."""
+    return {name: float(f"{x if name == 'warmup' else 2.0**x:.4g}") for name, x in point.items()}
+
+
+def to_point(values: dict[str, float]) -> dict[str, float]:
+    """The reverse of `to_values`."""
+    return {name: value if name == "warmup" else math.log2(value) for name, value in values.items()}
+
+
+def start(settings: TuneSettings) -> dict[str, float]:
+    """Where the search begins: the config's own values."""
+    optim, model = settings.base.optim, settings.base.model
+    known = {"lr": optim.lr, "strength": model.strength, "weight_decay": optim.weight_decay or 0.1, "batch": 1.0}
+    values = {**known, "warmup": min(optim.warmup, 0.5)}
+    return {name: values[name] for name in settings.tuned}

@@ -1,0 +1,93 @@
+"""The fitted optimum in several values at once: a quadratic surface in search coordinates, with its uncertainty."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations_with_replacement
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+DRAWS = 400
+
+
+@dataclass(frozen=True)
+class Vertex:
+    """The minimum of the surface and 95 % intervals by value; `noise` is the residual standard deviation, in nats."""
+
+    at: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    loss: float
+    noise: float
+    predicts: bool  # False: no minimum inside the points, `at` is the best point and the interval its neighbours' span
+
+
+def fit_surface(points: Sequence[Sequence[float]], losses: Sequence[float], seed: int = 0) -> Vertex | None:
+    """Fit `loss = a + b.x + x.C.x` to the better two thirds of the points.
+
+    Few points give wide intervals: residual noise with a Student t of its degrees of freedom, as in `fit_optimum`.
+    None when there are too few finite points to fit anything.
+    """
+    x, y = _near(np.array(points, dtype=float), np.array(losses, dtype=float))
+    size = x.shape[1] if x.ndim == 2 else 0
+    count = 1 + size + size * (size + 1) // 2
+    if len(y) < count + 1:
+        return None
+    center = x[np.argmin(y)]
+    design = _design(x - center)
+    solve = np.linalg.pinv(design)
+    theta = solve @ y
+    residual = y - design @ theta
+    freedom = len(y) - count
+    noise = math.sqrt(float(residual @ residual) / freedom)
+    rng = np.random.Generator(np.random.PCG64(seed))
+    low, high = x.min(axis=0) - center, x.max(axis=0) - center
+    draws = theta[:, None] + solve @ (noise * rng.standard_t(freedom, size=(len(y), DRAWS)))
+    found = np.array([_minimum(draw, size, low, high)[0] for draw in draws.T])
+    at, inside = _minimum(theta, size, low, high)
+    value = float((_design(at[None]) @ theta)[0])
+    bottom, top = np.quantile(found, [0.025, 0.975], axis=0)
+    return Vertex(
+        tuple(map(float, at + center)),
+        tuple(map(float, bottom + center)),
+        tuple(map(float, top + center)),
+        value,
+        noise,
+        inside,
+    )
+
+
+def _near(x: Array, y: Array) -> tuple[Array, Array]:
+    """The better two thirds, and at least three more than the surface has coefficients: far ones are no parabola."""
+    keep = np.isfinite(y)
+    x, y = x[keep], y[keep]
+    size = x.shape[1] if x.ndim == 2 else 0
+    least = 4 + size + size * (size + 1) // 2
+    order = np.argsort(y)[: max(least, math.ceil(2 * len(y) / 3))]
+    return x[order], y[order]
+
+
+def _design(x: Array) -> Array:
+    pairs = [x[:, i] * x[:, j] for i, j in combinations_with_replacement(range(x.shape[1]), 2)]
+    return np.column_stack([np.ones(len(x)), x, *pairs])
+
+
+def _minimum(theta: Array, size: int, low: Array, high: Array) -> tuple[Array, bool]:
+    """The stationary point when the surface curves upward and it lies in the box, else the best grid point of the box."""
+    gradient = theta[1 : 1 + size]
+    hessian = np.zeros((size, size))
+    for value, (i, j) in zip(theta[1 + size :], combinations_with_replacement(range(size), 2), strict=True):
+        hessian[i, j] += value
+        hessian[j, i] += value
+    if np.all(np.linalg.eigvalsh(hessian) > 1e-9):
+        at = np.asarray(-np.linalg.solve(hessian, gradient), dtype=np.float64)
+        if np.all(at >= low) and np.all(at <= high):
+            return at, True
+    axes = [np.linspace(a, b, 9) for a, b in zip(low, high, strict=True)]
+    grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, size)
+    best: Array = grid[np.argmin(_design(grid) @ theta)]
+    return best, False

@@ -1,0 +1,251 @@
+"""Tuning from end to end: on objectives whose truth is known, and on a small house model."""
+
+import json
+import math
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from loopscale import UserError
+from loopscale.cli import main
+from loopscale.train import load_config, make_config, parse_values, with_tuned
+from loopscale.transfer import Own
+from loopscale.transfer.trial import run_trial
+from loopscale.tune import Size, TuneSettings, tune, verify
+
+FILE = Path(__file__).parent / "valley.py"
+BASE = parse_values({"optim": {"lr": 2.0**-7}, "model": {"width": 64, "layers": 1}, "train": {"steps": 100}})
+SMALL = Size(1, 1, 64, 100, 16)
+
+
+class Inline:
+    """Runs jobs one after another in this process: the shortest executor."""
+
+    slots = 1
+
+    def __init__(self, stop_after=None):
+        self.ran, self.stop_after = [], stop_after
+
+    def run(self, next_jobs):
+        while jobs := next_jobs():
+            if self.stop_after is not None and len(self.ran) >= self.stop_after:
+                raise KeyboardInterrupt
+            key, cell, config = jobs[0]
+            self.ran.append(key)
+            yield run_trial(key, cell, config)
+
+
+def settings(objective="objective", **axes):
+    target = SMALL.replace(**{"loops": 32, **axes})
+    return TuneSettings(BASE, SMALL, target, trials=12, own=Own.at(f"{FILE}:{objective}", "objective"))
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tune") / "t"
+    return folder, tune(settings(), folder, executor=Inline())
+
+
+def test_the_optimum_is_found_and_its_interval_holds_it(tuned):
+    _, plan = tuned
+    values, proxy = plan["proxy"]["values"], plan["proxy"]
+    # The valley's own minimum: the cross term vanishes at rate = strength = 0.
+    assert abs(math.log2(values["lr"]) + 6.4) < 0.4 and abs(math.log2(values["strength"] / 0.7)) < 0.5
+    low, high = proxy["intervals"]["lr"]
+    assert low <= 2**-6.4 * 1.1 and high >= 2**-6.4 / 1.1
+    assert proxy["loss"] < 2.03 and len(proxy["losses"]) == 3 and proxy["seed_noise"] > 0
+    assert proxy["edges"] == []
+
+
+def test_the_folder_holds_a_plan_and_a_config_for_the_target(tuned):
+    folder, plan = tuned
+    assert json.loads((folder / "plan.json").read_text()) == plan
+    config = load_config(folder / "tuned.toml")
+    assert (config.model.loops, config.model.base_layers, config.model.base_width) == (32, 1, 64)
+    assert (
+        config.optim.lr == plan["target"]["values"]["lr"]
+        and config.model.strength == plan["target"]["values"]["strength"]
+    )
+    rows = {row["name"]: row for row in plan["rows"]}
+    assert rows["residual_scale"]["value"] == pytest.approx(config.model.strength / 32)
+    assert all(row["why"] and row["source"] for row in plan["rows"])
+    assert len(list((folder / "trials").glob("*.json"))) == plan["provenance"]["trials"]
+
+
+def test_a_finished_tuning_runs_nothing_again(tuned):
+    folder, plan = tuned
+    again = Inline()
+    assert tune(settings(), folder, executor=again)["proxy"] == plan["proxy"] and again.ran == []
+
+
+def test_stopped_in_the_middle_it_goes_on_and_repeats_nothing_that_ended(tmp_path):
+    first = Inline(stop_after=6)
+    with pytest.raises(KeyboardInterrupt):
+        tune(settings(), tmp_path / "t", executor=first)
+    second = Inline()
+    plan = tune(settings(), tmp_path / "t", executor=second)
+    assert len(first.ran) == 6 and not set(first.ran) & set(second.ran)
+    assert len(set(first.ran + second.ran)) == plan["provenance"]["trials"] >= 12
+
+
+def test_a_dead_process_frees_its_trials_and_two_processes_share_one_study(tmp_path):
+    script = (
+        f"import sys; sys.path.insert(0, {str(FILE.parent)!r})\n"
+        "import time, test_tune_run as t, loopscale.transfer.trial as trial\n"
+        "class Slow(t.Inline):\n"
+        "    def run(self, next_jobs):\n"
+        "        for record in super().run(next_jobs):\n            yield record\n            time.sleep(0.05)\n"
+        f"t.tune(t.settings(), t.Path({str(tmp_path / 't')!r}), executor=Slow())\n"
+    )
+    processes = [subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    trials = tmp_path / "t" / "trials"
+    deadline = time.monotonic() + 120
+    while len(list(trials.glob("*.json"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    processes[0].kill()
+    said = processes[1].communicate(timeout=200)[1]
+    assert processes[1].returncode == 0, said
+    processes[0].communicate()
+    plan = json.loads((tmp_path / "t" / "plan.json").read_text())
+    explored = [t for t in map(_read, trials.glob("*.json")) if t["cell"]["explored"]]
+    assert 11 <= len(explored) <= 13 and abs(math.log2(plan["proxy"]["values"]["lr"]) + 6.4) < 0.5
+
+
+def _read(path):
+    return json.loads(path.read_text())
+
+
+def test_verification_holds_where_the_rule_holds(tuned):
+    folder, _ = tuned
+    found = verify(folder, loops=(4, 8), share=5, executor=Inline())
+    assert {row["axis"] for row in found["local"]} == {"proxy", "loops"} and found["verdict"] == "holds"
+    assert all(row["regret"] < 0.005 for row in found["target"])
+    assert any("the target itself" in said for said in found["not_verified"])
+    again = Inline()
+    assert verify(folder, loops=(4, 8), share=5, executor=again)["local"] == found["local"] and again.ran == []
+
+
+def test_verification_finds_a_drift_and_a_divergence(tmp_path):
+    plan = tune(settings("drifting"), tmp_path / "d", executor=Inline())
+    found = verify(tmp_path / "d", loops=(4, 8), share=5, executor=Inline())
+    rate = next(row for row in found["target"] if row["along"] == "lr")
+    assert found["verdict"] == "fails" and rate["slope"] == pytest.approx(-0.5, abs=0.05)
+    tuned_at = math.log2(plan["proxy"]["values"]["lr"])
+    assert rate["regret"] == pytest.approx(0.06 * (tuned_at + 6.4 + 2.5) ** 2, rel=0.1)
+    tune(settings("fragile"), tmp_path / "f", executor=Inline())
+    found = verify(tmp_path / "f", loops=(4,), share=5, executor=Inline())
+    assert found["verdict"] == "fails" and "diverged on the way" in found["sentence"]
+
+
+def test_all_axes_are_verified_alone_and_together(tmp_path):
+    tune(settings(layers=4, width=256), tmp_path / "t", executor=Inline())
+    found = verify(tmp_path / "t", loops=(8,), layers=(2,), widths=(128,), joint=True, share=50, executor=Inline())
+    axes = {(row["axis"], row["rule"]) for row in found["local"] if row["along"] == "lr"}
+    layers = {("layers", "looped"), ("layers", "looped-complete")}
+    assert axes == {("proxy", "looped"), ("loops", "looped"), ("width", "looped"), ("joint", "looped"), *layers}
+    joint = next(row for row in found["local"] if row["axis"] == "joint")
+    assert (joint["size"]["loops"], joint["size"]["layers"], joint["size"]["width"]) == (8, 2, 128)
+
+
+def test_what_does_not_fit_the_budget_is_said(tuned):
+    folder, _ = tuned
+    found = verify(folder, loops=(4, 16), share=0.1, executor=Inline())
+    assert any(said.startswith("N = 16") and "did not fit" in said for said in found["not_verified"])
+    assert found["share_of_direct"] <= 0.1
+    with pytest.raises(UserError, match=r"the budget holds no check: the cheapest, N = 4 \(lr\), takes about"):
+        verify(folder, loops=(4,), share=0.001, executor=Inline())
+    with pytest.raises(UserError, match="loops 64 is not above the proxy's 1 and at most the target's 32"):
+        verify(folder, loops=(64,), executor=Inline())
+
+
+def test_trials_that_raise_are_no_loss_and_a_tuning_that_never_works_says_so(tmp_path):
+    plan = tune(settings("sometimes"), tmp_path / "s", executor=Inline())
+    records = [_read(path) for path in (tmp_path / "s" / "trials").glob("*.json")]
+    assert any("error" in record for record in records) and plan["proxy"]["loss"] < 2.1
+    with pytest.raises(UserError, match="none of the 12 trials finished, the first raised OSError: no disk"):
+        tune(settings("never"), tmp_path / "n", executor=Inline())
+
+
+def test_steps_and_batch_move_the_values_by_their_rules(tmp_path):
+    plan = tune(settings(steps=400, batch=64), tmp_path / "t", executor=Inline())
+    moved = {(row["name"], row["axis"]): row for row in plan["moved"]}
+    assert moved["lr", "batch"]["factor"] == 2.0
+    assert moved["lr", "steps"]["factor"] == pytest.approx(16**-0.32)
+    proxy, target = plan["proxy"]["values"], plan["target"]["values"]
+    assert target["lr"] == pytest.approx(proxy["lr"] * 2 * 16**-0.32, rel=1e-3)
+    assert all(row["source"].startswith("arXiv") for row in plan["moved"])
+
+
+HOUSE = {
+    "model": {"width": 32, "head_dim": 16, "layers": 1},
+    "data": {"path": "synthetic:copy", "context": 16, "batch_size": 4},
+    "train": {"steps": 10, "eval_batches": 2, "device": "cpu"},
+}
+
+
+def test_the_command_tunes_verifies_and_trains_the_house_model(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small.toml").write_text(make_config(HOUSE).to_toml())
+    arguments = ["small.toml", "--target", "loops=4", "--trials", "4", "--seeds", "2", "--workers", "1", "--out", "t"]
+    assert main(["tune", *arguments, "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["cost"]["share_of_direct"] < 0.6 and plan["target"]["loops"] == 4
+    assert main(["verify", "t", "--loops", "2", "--share", "9", "--workers", "1"]) in (0, 1)
+    assert "not verified: " in capsys.readouterr().out
+    assert main(["train", "small.toml", "--set", "model.loops=4", "--from", "t/tuned.toml", "--out", "run"]) == 0
+    trained = load_config("run/config.toml")
+    assert trained.optim.lr == plan["target"]["values"]["lr"] and trained.model.base_width == 32
+
+
+def test_tuned_values_refuse_another_optimizer_and_a_smaller_model(tmp_path):
+    tuned_at = make_config(HOUSE, ["model.base_width=32", "model.base_layers=1"])
+    (tmp_path / "tuned.toml").write_text(tuned_at.to_toml())
+    with pytest.raises(UserError, match="was tuned with adamw and the config trains with muon"):
+        with_tuned(make_config(HOUSE, ["optim.optimizer=muon"]), tmp_path / "tuned.toml")
+    with pytest.raises(UserError, match="width = 16, fewer than the 32 tuned at"):
+        with_tuned(make_config(HOUSE, ["model.width=16"]), tmp_path / "tuned.toml")
+    _, cautions = with_tuned(make_config(HOUSE, ["train.steps=50"]), tmp_path / "tuned.toml")
+    assert cautions == ["train.steps is 50, the values were carried to 10: tune for it to be sure"]
+
+
+@pytest.mark.parametrize(
+    "arguments,words",
+    [
+        (["--target", "loops=4,layers=1", "--proxy", "loops=8"], "the target has loops = 4, less than the proxy's 8"),
+        (["--target", "loop=4"], "--target has no axis 'loop': did you mean 'loops'?"),
+        (["--target", "loops=many"], "is not axis=whole number"),
+        (["--target", "loops=4", "--budget", "soon"], "the budget 'soon' is no time: write 90s, 10m or 2h"),
+        (["--target", "loops=4", "--budget", "0.001s"], "is too small: one trial takes about"),
+        (["--target", "loops=4", "--tune", "lr,strenth"], "cannot tune 'strenth': did you mean 'strength'?"),
+        (["--target", "loops=4", "--executor", "rai"], "unknown executor 'rai': did you mean 'ray'?"),
+        (["--target", "loops=4", "--storage", "sqlite:///x.db"], "SQLite breaks"),
+        (
+            ["--target", "loops=4", "--storage", "postgresql://nobody@127.0.0.1:1/x"],
+            "the storage postgresql://127.0.0.1:1/x",
+        ),
+    ],
+)
+def test_mistakes_are_one_sentence_and_leave_nothing(arguments, words, tmp_path, capsys):
+    (tmp_path / "small.toml").write_text(make_config(HOUSE).to_toml())
+    assert main(["tune", str(tmp_path / "small.toml"), *arguments, "--out", str(tmp_path / "t")]) == 2
+    said = capsys.readouterr().err.strip()
+    assert words in said and "\n" not in said
+    assert not (tmp_path / "t").exists() or not any((tmp_path / "t").iterdir())
+
+
+def test_a_folder_of_another_tuning_is_refused_untouched(tuned, tmp_path):
+    folder, _ = tuned
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    with pytest.raises(UserError, match="holds another tuning"):
+        tune(replace(settings(), seeds=2), folder, executor=Inline())
+    (tmp_path / "mine.txt").write_text("precious")
+    with pytest.raises(UserError, match="exists and is not a tuning"):
+        tune(settings(), tmp_path, executor=Inline())
+    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    (tmp_path / "not.log").write_text("this is no journal\n")
+    with pytest.raises(UserError, match="is not an Optuna journal"):
+        tune(settings(), tmp_path / "t", executor=Inline(), storage=str(tmp_path / "not.log"))
