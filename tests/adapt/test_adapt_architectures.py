@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from architectures import MODELS
-from examine import examine, holds
+from adapt_architectures import MODELS
+from adapt_examine import examine, holds
 
 ROOT = Path(__file__).parents[2]
 RECORD = ROOT / "records" / "attach_architectures.json"

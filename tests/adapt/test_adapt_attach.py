@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 import torch
-from models import bert, gpt2, llama, tokens, vit
+from adapt_models import bert, gpt2, llama, tokens, vit
 from torch import nn
 
 import loopscale as ls

@@ -8,8 +8,8 @@ import warnings
 
 import pytest
 import torch
-from architectures import MODELS, make
-from models import bert, llama, tokens
+from adapt_architectures import MODELS, make
+from adapt_models import bert, llama, tokens
 from torch import nn
 
 import loopscale as ls

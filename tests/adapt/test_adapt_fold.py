@@ -7,8 +7,8 @@ import warnings
 
 import pytest
 import torch
-from architectures import MODELS, batch_for, make
-from models import llama, tokens
+from adapt_architectures import MODELS, batch_for, make
+from adapt_models import llama, tokens
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 

@@ -1,4 +1,4 @@
-"""Hold `attach` to its laws on one architecture. `python tests/adapt/examine.py --out
+"""Hold `attach` to its laws on one architecture. `python tests/adapt/adapt_examine.py --out
 records/attach_architectures.json`.
 
 Checked here from outside, not with the library's own check: scale 1 and detach bit-identical, strength 0 the identity
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from architectures import MODELS, batch_for, make
+from adapt_architectures import MODELS, batch_for, make
 from torch import nn
 
 from loopscale import attach, detach
