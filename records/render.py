@@ -1,4 +1,4 @@
-"""Write the numbers of the records into README.md, between its markers. `python records/render.py [--check]`."""
+"""Write the numbers of the records into README.md and docs/, between markers. `python records/render.py [--check]`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import math
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,22 +53,33 @@ def benchmarks() -> str:
     return "\n".join(rows)
 
 
-def render(text: str) -> str:
+def documents() -> dict[str, dict[str, Callable[[], str]]]:
+    """Which document shows which blocks. A document joins by adding a row."""
+    import adapt_tables
+
+    return {
+        "README.md": {"study": lambda: study(load("transfer_laptop")), "benchmarks": benchmarks},
+        "docs/adapt.md": adapt_tables.BLOCKS,
+    }
+
+
+def render(name: str, text: str, blocks: dict[str, Callable[[], str]]) -> str:
     """The text with every marked block drawn anew."""
-    blocks = {"study": study(load("transfer_laptop")), "benchmarks": benchmarks()}
-    for name, block in blocks.items():
-        pattern = rf"(<!-- records:{name} -->\n).*?(<!-- /records:{name} -->)"
-        text, count = re.subn(pattern, lambda m, b=block: m.group(1) + b + "\n" + m.group(2), text, flags=re.S)
+    for block, draw in blocks.items():
+        pattern = rf"(<!-- records:{block} -->\n).*?(<!-- /records:{block} -->)"
+        drawn = draw()
+        text, count = re.subn(pattern, lambda m, b=drawn: m.group(1) + b + "\n" + m.group(2), text, flags=re.S)
         if count != 1:
-            raise SystemExit(f"README.md has no block 'records:{name}'")
+            raise SystemExit(f"{name} has no block 'records:{block}'")
     return text
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    now = readme.read_text()
-    if "--check" in sys.argv:
-        raise SystemExit(
-            0 if render(now) == now else "README.md differs from the records: run python records/render.py"
-        )
-    readme.write_text(render(now))
+    for document, drawings in documents().items():
+        place = ROOT / document
+        now = place.read_text()
+        fresh = render(document, now, drawings)
+        if "--check" in sys.argv and fresh != now:
+            raise SystemExit(f"{document} differs from the records: run python records/render.py")
+        if fresh != now:
+            place.write_text(fresh)

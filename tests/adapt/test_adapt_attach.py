@@ -257,6 +257,15 @@ def test_groups_of_an_attached_model(capfd):
         optimizer.step()
 
 
+def test_groups_of_a_wrapper_around_an_attached_part():
+    model = llama()
+    attach(model.model, loops=8)
+    wrapped = nn.ModuleDict({"module": model})
+    groups = {group["name"]: group["params"] for group in ls.param_groups(wrapped, lr=0.01)}
+    assert groups["readout"] == [model.lm_head.weight] and groups["embedding"] == [model.model.embed_tokens.weight]
+    assert sum(map(len, groups.values())) == len(list(model.parameters()))
+
+
 def test_the_rule_travels_with_the_checkpoint_and_is_compared(tmp_path):
     from transformers import LlamaForCausalLM
 
@@ -271,3 +280,53 @@ def test_the_rule_travels_with_the_checkpoint_and_is_compared(tmp_path):
         attach(again, loops=8)
     attach(again, loops=8, strength=0.5)
     torch.testing.assert_close(again(x).logits, expected, rtol=0, atol=0)
+
+
+def test_a_block_visited_many_times_is_found_by_tracing():
+    class Looped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.one, self.two = nn.LayerNorm(8), nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x):
+            for _ in range(3):
+                x = x + self.one(torch.tanh(self.norm(x)))
+                x = torch.nn.functional.dropout(self.two(self.norm(x)).view_as(x), 0.1, self.training) + x
+            return x
+
+    model, x = Looped(), torch.randn(4, 8)
+    before = model.eval()(x)
+    handle = attach(model, loops=3)
+    assert [branch.name for branch in handle.branches] == ["one", "two"] and handle.layers == 1
+    assert handle.found_by == "tracing the additions"
+    handle.detach()
+    assert torch.equal(model(x), before)
+
+
+def test_a_branch_replaced_later_is_noticed():
+    peft = pytest.importorskip("peft")
+    model = gpt2(1)
+    attach(model, loops=4, branches=["*.c_proj"])
+    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["c_proj"], fan_in_fan_out=True))
+    with pytest.raises(UserError, match="was replaced by a"):
+        ls.param_groups(adapted, lr=0.1)
+    model = llama()
+    attach(model, loops=4)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["o_proj", "down_proj"]))
+    groups = ls.param_groups(adapted, lr=0.1)
+    assert [group["name"] for group in groups] == ["hidden"] and len(groups[0]["params"]) == 8
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    attachment(adapted).set_loops(10**6)
+    core = adapted.base_model.model.model
+    torch.testing.assert_close(core(tokens())[0], core.norm(core.embed_tokens(tokens())), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_precisions_are_verified_too(dtype):
+    model = llama().to(dtype).train()
+    handle = attach(model, loops=4)
+    assert "verified: bit-identical" in handle.verified and model.training and model.config.use_cache is True
+    assert handle.scales.core.dtype == (torch.float64 if dtype is torch.float64 else torch.float32)

@@ -319,3 +319,50 @@ def test_a_stack_without_transformers():
 
 def test_every_architecture_is_known_to_the_sample():
     assert set(GENERATING) <= set(MODELS)
+
+
+def test_states_without_slots_are_refused():
+    model = make("RWKV")
+    convert(model, 0, 1, loops=3)
+    with pytest.raises(UserError, match="RwkvBlock keeps its 'state' in a list"):
+        model(X, use_cache=True)
+    assert model(X, use_cache=False).logits.shape == (2, 9, 64)
+
+
+def test_an_encoder_decoder_generates_with_its_cache():
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    size = dict(vocab_size=64, d_model=32, d_kv=16, d_ff=48, num_layers=2, num_heads=2, decoder_start_token_id=0)
+    torch.manual_seed(0)
+    model = T5ForConditionalGeneration(T5Config(pad_token_id=0, eos_token_id=2, **size)).eval()
+    convert(model, 0, 2, loops=3, strength=0.9, stack="decoder.block")
+    settings = dict(max_new_tokens=5, do_sample=False, attention_mask=torch.ones_like(X), eos_token_id=None)
+    plain = model.generate(X, use_cache=False, **settings)
+    assert torch.equal(model.generate(X, use_cache=True, **settings), plain)
+
+
+def test_a_model_that_loops_by_itself_is_told():
+    class Twice(Net):
+        def forward(self, x):
+            return super().forward(super().forward(x))
+
+    with pytest.raises(UserError, match="runs 'blocks' 2 times"):
+        convert(Twice().eval(), 0, 2, loops=3, batch=torch.randn(2, 5, 16))
+
+
+def test_layers_that_change_the_stream_are_refused_in_a_sentence():
+    class Narrowing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Linear(8, 6), nn.Linear(6, 4)])
+
+        def forward(self, x):
+            for layer in self.layers:
+                x = layer(x)
+            return x
+
+    model, x = Narrowing(), torch.randn(3, 8)
+    before = model(x)
+    with pytest.raises(UserError, match="keep the shape of the stream"):
+        convert(model, 0, 2, loops=3, batch=x)
+    assert torch.equal(model(x), before) and type(model.layers[0]) is nn.Linear

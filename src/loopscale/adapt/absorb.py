@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from loopscale.adapt.stacking import OUTPUTS
-from loopscale.adapt.verify import evaluating, stream_of
+from loopscale.adapt.verify import stream_of
 from loopscale.diagnosis.batch import call_model
 from loopscale.errors import UserError
 
@@ -71,9 +71,9 @@ def _candidates(module: nn.Module) -> Iterator[tuple[dict[str, nn.Parameter], fl
     depths = sorted({name.count(".") for name in named})
     for depth in depths:  # the outermost first: an attention's own projection before one inside it
         yield {name: p for name, p in named.items() if name.count(".") <= depth}, 0.0
-    last = [name for name, part in module.named_modules() if name and dict(part.named_parameters(recurse=False))]
-    if last:
-        yield {f"{last[-1]}.{key}": p for key, p in module.get_submodule(last[-1]).named_parameters()}, 0.0
+    for name, part in reversed([*module.named_modules()]):
+        if name and dict(part.named_parameters(recurse=False)):
+            yield {f"{name}.{key}": p for key, p in part.named_parameters(recurse=False)}, 0.0
 
 
 def _ends(name: str) -> bool:
@@ -111,7 +111,7 @@ def _arguments(model: nn.Module, branches: Sequence[str], batch: Any) -> dict[st
 
     hooks = [model.get_submodule(name).register_forward_pre_hook(note(name), with_kwargs=True) for name in branches]
     try:
-        with evaluating(model), torch.no_grad():
+        with torch.no_grad():
             call_model(model, batch)
     finally:
         for hook in hooks:

@@ -13,12 +13,12 @@ from torch import nn
 from loopscale.adapt.attach import _attachable, _find
 from loopscale.adapt.conversion import Conversion, Steps
 from loopscale.adapt.core import Core, enlist
-from loopscale.adapt.find import Branch
+from loopscale.adapt.find import Branch, by_convention
 from loopscale.adapt.handle import PLACE, compare
 from loopscale.adapt.hook import BranchHook, drop_compiled, install
 from loopscale.adapt.stacking import DepthRuleWarning
 from loopscale.adapt.tie import Undo, tie
-from loopscale.adapt.verify import evaluating, verify
+from loopscale.adapt.verify import evaluating, sentences, verify
 from loopscale.diagnosis.batch import call_model, first_float, prepare
 from loopscale.errors import UserError, nearest
 from loopscale.parameterization import Depth, Rule, get_rule
@@ -150,7 +150,8 @@ def _check(handle: Conversion, made: Any) -> None:
         nonlocal visits
         visits += 1
 
-    with evaluating(handle.model), torch.no_grad():
+    what = f"the layers {core.first}.. of {handle.stack!r} cannot be looped, does each keep the shape of the stream?"
+    with evaluating(handle.model), torch.no_grad(), sentences(what):
         core.loops, core.mix = 1, None
         once = first_float(call_model(handle.model, made))
         core.loops, core.mix = loops, None if mix is None else handle.scales.tensor(0.0)
@@ -163,10 +164,15 @@ def _check(handle: Conversion, made: Any) -> None:
             hook.remove()
             core.mix = mix
     assert once is not None and still is not None and moved is not None
-    if visits != 2 * loops or once.shape != moved.shape:
+    if visits != 2 * loops:
+        times = visits // (2 * loops)
         raise UserError(
-            f"the core was visited {visits // 2} times instead of {loops}, {tuple(once.shape)}: it cannot be looped"
+            f"the model itself runs {handle.stack!r} {times} times in a forward pass: it loops already, attach is for it"
+            if times > 1
+            else f"the core was visited {visits / 2:g} times instead of {loops}: it cannot be looped"
         )
+    if once.shape != moved.shape:
+        raise UserError(f"looping turned the output {tuple(once.shape)} into {tuple(moved.shape)}: it cannot be looped")
     if mix is not None and not torch.equal(once.nan_to_num(), still.nan_to_num()):
         raise UserError(
             f"at strength 0 the output {tuple(once.shape)} differs from the original's: the core cannot be damped"
@@ -197,6 +203,8 @@ def _stack(model: nn.Module, name: str | None) -> tuple[str, nn.ModuleList]:
         return name, lists[name]
     if not outer:
         raise UserError(f"{type(model).__name__} has no nn.ModuleList of layers: convert loops a part of such a list")
+    known = {branch.layer.rpartition(".")[0] for branch in by_convention(model)[0]}
+    outer = {key: module for key, module in outer.items() if key in known} or outer
     most = max(len(module) for module in outer.values())
     longest = [key for key, module in outer.items() if len(module) == most]
     if len(longest) > 1:

@@ -44,6 +44,7 @@ class Core:
         """What a layer of the core does when the model calls it."""
         if layer is self.layers[0]:
             self.calls = []
+            slots.refuse_states(layer, kwargs)
             if any(map(slots.is_cache, (*args, *kwargs.values()))):
                 self._open_slots(args, kwargs)
         self.calls.append((args, kwargs))

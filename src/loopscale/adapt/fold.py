@@ -113,8 +113,12 @@ def _foreign(handle: Any, loops: int, batch: Any) -> Folded:
     reference = _output(model, made)
     remove(model)
     try:
-        for names, scale in ((_names(handle, False), handle.scales.core), (_names(handle, True), handle.scales.once)):
-            absorb(model, names, float(scale), made, folded.kept)
+        with evaluating(model):
+            for names, scale in (
+                (_names(handle, False), handle.scales.core),
+                (_names(handle, True), handle.scales.once),
+            ):
+                absorb(model, names, float(scale), made, folded.kept)
         folded.verified = check_same(_output(model, made), reference)
     except BaseException:
         folded.unfold()

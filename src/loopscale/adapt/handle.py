@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from loopscale.adapt.find import Branch
-from loopscale.adapt.hook import Scales, drop_compiled, remove
+from loopscale.adapt.hook import BranchHook, Scales, drop_compiled, remove
 from loopscale.errors import UserError
 from loopscale.parameterization import Depth, Role, Rule, Width, infer_roles
 from loopscale.parameterization.depth import check_strength, relative_layers
@@ -79,9 +79,20 @@ class Attachment:
     def set_loops(self, loops: int) -> Attachment:
         """Scale for this many loops from now on. Raises `UserError` when loops < 1."""
         refuse_folded(self.folded, loops)
+        self._in_place()
         self.depth = Depth(loops, self.layers)
         self._write()
         return self
+
+    def _in_place(self) -> None:
+        """Raise `UserError` when a branch was replaced by another module after attach, which then has no scale."""
+        for branch in self.branches if self.folded is None and vars(self.model).get(PLACE) is self else ():
+            module = self.model.get_submodule(branch.name)
+            if not any(isinstance(hook, BranchHook) for hook in module._forward_hooks.values()):
+                raise UserError(
+                    f"{branch.name!r} was replaced by a {type(module).__name__} after attach, so it is no longer scaled: "
+                    "detach, then attach again"
+                )
 
     def _write(self) -> None:
         self.scales.core = self.scales.tensor(self.factor(self.loops))
@@ -120,6 +131,7 @@ class Attachment:
 
         A guess wants eyes: pass `roles=` to `param_groups` to correct it.
         """
+        self._in_place()
         self._announced, announce = True, not self._announced
         return layer_roles(self.model, [branch.layer for branch in self.branches], announce)
 

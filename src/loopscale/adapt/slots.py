@@ -8,12 +8,14 @@ layers. So attention code is untouched, and `reorder_cache`, `crop` and `reset` 
 from __future__ import annotations
 
 import copy
+import re
 import sys
 from typing import Any
 
 from loopscale.errors import UserError
 
 _VISITS = "_loopscale_visits"
+_STATE = re.compile(r"(^|_)(cache|past|states?|mems?)(_|$)")
 
 
 def is_cache(value: Any) -> bool:
@@ -31,6 +33,10 @@ def open_slots(cache: Any, first: int, layers: int, total: int, visits: int) -> 
     Raises `UserError` when the cache holds tokens that were cached under another number of visits.
     """
     inner = getattr(cache, "self_attention_cache", cache)
+    if not type(inner).__module__.startswith("transformers.cache_utils"):
+        raise UserError(
+            f"the cache is a {type(inner).__name__}, which has no slot for each visit: call the model with use_cache=False"
+        )
     length = tokens_in(inner, first)
     known = getattr(inner, _VISITS, None)
     if length and known != visits:
@@ -62,6 +68,16 @@ def view(cache: Any, visit: int, first: int, layers: int, total: int) -> Any:
     shown.layers = list(cache.layers)
     shown.layers[first : first + layers] = cache.layers[begin : begin + layers]
     return shown
+
+
+def refuse_states(layer: Any, kwargs: dict[str, Any]) -> None:
+    """Raise `UserError` when a layer is handed a state that is no cache of transformers: visits would overwrite it."""
+    for name, value in kwargs.items():
+        if isinstance(value, (list, dict)) and value and _STATE.search(name):
+            raise UserError(
+                f"{type(layer).__name__} keeps its {name!r} in a {type(value).__name__}, which has no slot for each visit: "
+                "call the model with use_cache=False"
+            )
 
 
 def tokens_in(cache: Any, layer: int) -> int:

@@ -127,6 +127,8 @@ def _sources(
         return [named[-1]]
     node = nodes[at]
     parents = [parent for parent in dict.fromkeys(node.parents) if nodes[parent].data]
+    if node.op.endswith("_as"):  # the second tensor lends its shape only
+        parents = parents[:1]
     if node.op in ADDITIONS and len(parents) == 2:
         sides = [_sources(nodes, outputs, weighted, parent, stream) for parent in parents]
         return None if None in sides else [name for side in sides if side for name in side]

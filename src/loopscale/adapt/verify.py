@@ -61,7 +61,7 @@ def verify(model: nn.Module, branches: Sequence[Branch], batch: Any) -> Verdict:
             for call in calls.get(layer, [])[:1]:
                 own = [branch.name for branch in branches if branch.layer == layer and branch.name not in unused]
                 if _identity(call):
-                    _linear(model, layer, own, call, scale)
+                    _linear(model, layer, own, call, scale, seen)
                 elif _only_norms(model, layer, call):
                     verdict.post_norm.append(layer)
                 else:
@@ -78,17 +78,37 @@ def _not_identity(layer: str, own: list[str], call: Call) -> str:
 
 
 @contextmanager
+def sentences(what: str) -> Iterator[None]:
+    """Turn whatever a model raises into a `UserError` of one sentence."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as cause:  # a model may raise anything at all
+        line = (str(cause).strip().splitlines() or [""])[0][:160]
+        raise UserError(f"{what}: {type(cause).__name__}: {line}") from cause
+
+
+@contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and a fixed random state; both are given back, module by module."""
+    """Evaluation mode, no cache and a fixed random state; all are given back, module by module."""
     modes = [(module, module.training) for module in model.modules()]
+    # A cache would join one call of a layer to the next.
+    caching = {
+        id(c): c for c in (getattr(m, "config", None) for m, _ in modes) if getattr(c, "use_cache", None) is True
+    }
     with torch.random.fork_rng(devices=[]):
         try:
             for module, _ in modes:
                 module.training = False
+            for config in caching.values():
+                config.use_cache = False  # type: ignore[union-attr]
             yield
         finally:
             for module, training in modes:
                 module.training = training
+            for config in caching.values():
+                config.use_cache = True  # type: ignore[union-attr]
 
 
 @contextmanager
@@ -178,23 +198,31 @@ def _identity(call: Call) -> bool:
 
 def _again(model: nn.Module, layer: str, call: Call) -> Tensor:
     torch.manual_seed(0)
-    with torch.no_grad():
+    with (
+        torch.no_grad(),
+        sentences(f"the layer {layer!r} cannot be called by itself to check its branches (check=False)"),
+    ):
         after = stream_of(model.get_submodule(layer)(*call.args, **call.kwargs))
     assert after is not None
     return after.double()
 
 
-def _linear(model: nn.Module, layer: str, own: list[str], call: Call, scale: dict[str, float]) -> None:
+def _linear(
+    model: nn.Module, layer: str, own: list[str], call: Call, scale: dict[str, float], seen: dict[str, int]
+) -> None:
     for name in own:
-        added = []
+        added, calls = [], seen[name]
         for value in (1.0, 0.5):
             scale[name] = value
             added.append(_again(model, layer, call) - call.before.double())
         scale[name] = 0.0
+        if seen[name] - calls > 2:  # the loop is inside this layer: visits act on each other, and not linearly
+            continue
         full, half = added
         gap = float((half - 0.5 * full).norm())
-        # Rounding of the stream: its size times the digits it has.
-        room = 8 * torch.finfo(call.before.dtype).eps * float(call.before.double().norm()) + 1e-3 * float(full.norm())
+        # Rounding of the stream and of what is added: their sizes times the digits they have.
+        digits = torch.finfo(call.before.dtype).eps
+        room = 8 * digits * float(call.before.double().norm()) + (1e-3 + 8 * digits) * float(full.norm())
         if gap > room:
             raise UserError(
                 f"{name!r} is not a branch of {layer!r}: halving its output does not halve what the layer adds to the "

@@ -28,6 +28,7 @@ COMMANDS = {
     "diagnose": "loopscale.cli.diagnose:command",
     "report": "loopscale.cli.report:command",
     "check": "loopscale.cli.check:command",
+    "convert": "loopscale.cli.convert:command",
     "explain": "loopscale.cli.explain:command",
 }
 

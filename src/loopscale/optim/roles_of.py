@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from loopscale.errors import UserError
-from loopscale.parameterization import Role, check_roles
+from loopscale.parameterization import Role, check_roles, infer_roles
 
 # Words of a name's components outside the branches; `in`: anywhere in the name.
 _ENTRY = frozenset(
@@ -39,10 +39,21 @@ def roles_of(model: nn.Module, roles: Mapping[str, Role] | None = None) -> dict[
     {'stem.weight': 'embedding', 'core.stack.0.branch.weight': 'hidden', 'head.weight': 'readout'}
     """
     names = list(dict(model.named_parameters()))
-    own: Any = getattr(speaker(model), "roles", None)
-    given = {**_spread(names, own() if callable(own) else {}), **_spread(names, roles or {})}
+    given = {**_spread(names, _stated_roles(model)), **_spread(names, roles or {})}
     inferred = _inferred(model, given) if len(given) < len(names) else {}
     return check_roles(names, {**inferred, **given})
+
+
+def _stated_roles(model: nn.Module) -> dict[str, Role]:
+    """What the model or its handle says; a handle knows the names below the part it is on (DDP and PEFT wrap that part)."""
+    own: Any = getattr(speaker(model), "roles", None)
+    said: dict[str, Role] = own() if callable(own) else {}
+    parts = model.named_modules() if isinstance(model, nn.Module) else iter(())
+    place = next((name for name, part in parts if "_loopscale" in vars(part)), "")
+    if not place:
+        return said
+    outside = {name: p.ndim for name, p in model.named_parameters() if not name.startswith(f"{place}.")}
+    return {**infer_roles(outside, []), **{f"{place}.{name}": role for name, role in said.items()}}
 
 
 def speaker(model: Any) -> Any:

@@ -1,0 +1,111 @@
+"""`loopscale convert`: layers of a local Hugging Face model become a looped core; the result is an ordinary checkpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+
+from loopscale.errors import UserError, require
+
+_SIDE_FILES = ("token", "vocab", "merges", "special", "added", "chat_template", "preprocessor", "spiece")
+
+
+@click.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("--start", type=int, required=True, help="First layer of the core, counted from 0.")
+@click.option("--stop", type=int, required=True, help="The layer after the core's last.")
+@click.option("--loops", type=int, required=True, help="How often the core is visited.")
+@click.option("--layers", type=int, help="Unique layers of the core; default: all of the range.")
+@click.option("--tie", type=click.Choice(["first", "average"]), default="first", show_default=True)
+@click.option("--steps", type=click.Choice(["damped", "even"]), default="damped", show_default=True)
+@click.option("--strength", type=float, default=0.1, show_default=True, help="lambda; 0 is the original (damped).")
+@click.option("--rule", default="looped", show_default=True)
+@click.option("--stack", help="Name of the list of layers, where there are several.")
+@click.option("--text", type=click.Path(path_type=Path), help="A text file: report the loss before and after on it.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="A new folder for the converted model.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def command(source: Path, out: Path, text: Path | None, as_json: bool, **settings: Any) -> None:
+    """Convert the Hugging Face model in the folder SOURCE and save it into --out.
+
+    Nothing is downloaded. After `from_pretrained(out)`, `loopscale.restore(model)` puts the loops back.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists and is not an empty folder: name a new one with --out")
+    model = _load(source)
+    from loopscale.adapt import convert
+
+    before = None if text is None else _loss(model, source, text)
+    handle = convert(model, **settings)
+    report = handle.to_json()
+    if text is not None and before is not None:
+        report |= {"loss_before": before, "loss_after": _loss(model, source, text)}
+    _save(model, source, out)
+    report["out"] = str(out)
+    click.echo(json.dumps(report, indent=1) if as_json else _written(str(handle), report))
+
+
+def _written(text: str, report: dict[str, Any]) -> str:
+    lines = [text]
+    if "loss_before" in report:
+        lines.append(f"loss {report['loss_before']:.4f} before, {report['loss_after']:.4f} after (nats a token)")
+    return "\n".join([*lines, f"saved to {report['out']}: from_pretrained, then loopscale.restore(model)"])
+
+
+def _load(source: Path) -> Any:
+    if not (source / "config.json").is_file():
+        raise UserError(f"{source} is no Hugging Face model (it has no config.json): write one with save_pretrained")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    transformers: Any = require("transformers", "hf")
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        kinds = json.loads((source / "config.json").read_text(encoding="utf-8")).get("architectures") or []
+        kind = getattr(transformers, kinds[0], None) if kinds else None
+        loader = kind if kind is not None else transformers.AutoModel
+        return loader.from_pretrained(source, local_files_only=True).eval()
+    except (OSError, ValueError, KeyError, AttributeError) as cause:
+        line = (str(cause).strip().splitlines() or [type(cause).__name__])[0][:200]
+        raise UserError(f"cannot load the model in {source}: {line}") from cause
+
+
+def _loss(model: Any, source: Path, text: Path) -> float:
+    """Nats a token on the first 512 tokens of the text."""
+    import torch
+    from transformers import AutoTokenizer
+
+    if not callable(getattr(model, "get_output_embeddings", None)) or model.get_output_embeddings() is None:
+        raise UserError(f"{type(model).__name__} gives no logits of tokens, so it has no loss on a text: leave --text out")
+    try:
+        words = text.read_text(encoding="utf-8")
+        ids = AutoTokenizer.from_pretrained(source, local_files_only=True)(words, return_tensors="pt").input_ids[:, :512]
+    except (OSError, ValueError, KeyError, ImportError) as cause:
+        line = (str(cause).strip().splitlines() or [type(cause).__name__])[0][:200]
+        raise UserError(f"cannot make tokens of {text} with the tokenizer in {source}: {line}") from cause
+    if ids.shape[1] < 2:
+        raise UserError(f"{text} is shorter than two tokens: give a longer text")
+    with torch.no_grad():
+        return float(model(input_ids=ids, labels=ids).loss)
+
+
+def _save(model: Any, source: Path, out: Path) -> None:
+    """Write beside `out` and rename: no half-written model is left."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        model.save_pretrained(aside)
+        for path in source.iterdir():
+            if path.is_file() and path.name.startswith(_SIDE_FILES):
+                shutil.copy2(path, aside / path.name)
+        aside.chmod(0o755)
+        if out.exists():
+            out.rmdir()
+        aside.rename(out)
+    except OSError as cause:
+        raise UserError(f"cannot write {out} ({cause.strerror}): name another place with --out") from cause
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

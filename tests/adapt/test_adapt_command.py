@@ -1,0 +1,75 @@
+"""`loopscale convert`: an ordinary checkpoint in, an ordinary checkpoint out."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from adapt_models import bert, llama, tokens
+
+from loopscale import restore
+from loopscale.cli import main
+
+
+@pytest.fixture
+def saved(tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(
+        models.WordLevel({word: place for place, word in enumerate("? to be or not".split())}, unk_token="?")
+    )
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    llama(4).save_pretrained(tmp_path / "in")
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?").save_pretrained(tmp_path / "in")
+    (tmp_path / "text").write_text("to be or not to be " * 20)
+    return tmp_path
+
+
+def run(*words):
+    return main(["convert", *map(str, words)])
+
+
+def test_a_folder_is_converted_and_restored(saved, capsys):
+    from transformers import AutoTokenizer, LlamaForCausalLM
+
+    span = ("--start", 1, "--stop", 3, "--loops", 4, "--strength", 0)
+    assert run(saved / "in", *span, "--out", saved / "out", "--text", saved / "text", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["loss_before"] == report["loss_after"] and report["start"] == 1
+    model = LlamaForCausalLM.from_pretrained(saved / "out")
+    assert restore(model).loops == 4
+    before = LlamaForCausalLM.from_pretrained(saved / "in")
+    assert torch.equal(model(tokens(), use_cache=False).logits, before(tokens(), use_cache=False).logits)
+    assert AutoTokenizer.from_pretrained(saved / "out")("to be").input_ids == [1, 2]
+    assert run(saved / "in", "--start", 0, "--stop", 4, "--loops", 2, "--layers", 2, "--out", saved / "small") == 0
+    assert "4 layers tied to 2 (first)" in capsys.readouterr().out
+    assert LlamaForCausalLM.from_pretrained(saved / "small").config.num_hidden_layers == 2
+
+
+def test_mistakes_are_sentences_and_leave_nothing(saved, capsys):
+    span = ("--start", 1, "--stop", 3, "--loops", 4)
+    bert().save_pretrained(saved / "bert")
+    (saved / "broken").mkdir()
+    (saved / "broken" / "config.json").write_text("{")
+    (saved / "empty").write_text("")
+    cases = [
+        ((saved / "in", "--start", 1, "--stop", 9, "--loops", 4), "no range of the 4 layers"),
+        ((saved / "in", *span, "--strength", -1), "strength"),
+        ((saved / "in", *span, "--rule", "loped"), "did you mean 'looped'"),
+        ((saved / "in", *span, "--text", saved / "absent"), "cannot make tokens of"),
+        ((saved / "in", *span, "--text", saved / "empty"), "shorter than two tokens"),
+        ((saved / "absent", *span), "no config.json"),
+        ((saved / "broken", *span), "cannot load the model"),
+        ((saved / "bert", "--start", 0, "--stop", 1, "--loops", 2, "--text", saved / "text"), "leave --text out"),
+        ((saved / "in", *span, "--stack", "model.layer"), "did you mean 'model.layers'"),
+    ]
+    for words, message in cases:
+        assert run(*words, "--out", saved / "out") == 2, words
+        said = capsys.readouterr().err
+        lines = [line for line in said.splitlines() if line.startswith("loopscale:")]
+        assert len(lines) == 1 and message in lines[0] and "Traceback" not in said
+        assert not (saved / "out").exists() and not list(saved.glob(".out*"))
+    assert run(saved / "in", *span, "--out", saved / "in") == 2
+    assert "not an empty folder" in capsys.readouterr().err
