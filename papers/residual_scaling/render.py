@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import plan
+
 from loopscale.atomic import write_json
 from loopscale.teaching import entries
 
@@ -113,6 +115,7 @@ def blocks() -> dict[str, str]:
         "table": table(found),
         "figures": figures(found),
         "findings": findings(),
+        "plan": plan.table(),
         "limits": extra("limits", "python papers/residual_scaling/limits.py"),
         "rules": extra("rules", "python papers/residual_scaling/compare.py"),
     }
@@ -132,7 +135,7 @@ def rendered(text: str) -> str:
 
 def documents() -> list[Path]:
     """The documents with marked blocks."""
-    pages = [HERE / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+    pages = [HERE / "README.md", HERE / "configs" / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
     return [page for page in pages if "<!-- paper:" in page.read_text()]
 
 

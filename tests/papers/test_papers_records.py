@@ -100,3 +100,33 @@ def test_a_cheap_study_gives_its_record_again(paper):
     assert again["verdict"] == record["verdict"]
     for new, old in zip(again["measured"], record["measured"], strict=True):
         assert new["value"] == pytest.approx(old["value"], abs=0.02)
+
+
+CONFIGS = sorted((PAPER / "configs").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_config_of_the_papers_size_parses_and_counts(path, paper):
+    import tomllib
+
+    import plan
+    import torch
+
+    import loopscale as ls
+    from loopscale.train import load_config
+
+    config = load_config(path, ["model.loops=4"])
+    with torch.device("meta"):
+        model = ls.LoopedTransformer(config.network(vocab_size=config.data.vocab_size))
+    counted = sum(p.numel() for p in model.parameters())
+    assert counted == pytest.approx(int(path.stem[:-1]) * 1e6, rel=0.02)
+    assert counted == pytest.approx(sum(plan.parameters(tomllib.loads(path.read_text()))), rel=0.001)
+
+
+def test_a_config_of_the_papers_size_trains_scaled_down(tmp_path):
+    from loopscale.cli import main
+
+    text = (PAPER / "configs" / "README.md").read_text()
+    command = next(part for part in text.split("```") if "synthetic:copy" in part).replace("\\\n", " ").split()
+    assert command[:2] == ["loopscale", "train"]
+    assert main(["train", str(ROOT / command[2]), *command[3:], "--out", str(tmp_path / "run")]) == 0
