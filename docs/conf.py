@@ -90,6 +90,7 @@ def escaped(row: str) -> str:
     parts = row.split("`")
     plain = [re.sub(r"([*|_\\])", r"\\\1", part) if i % 2 == 0 else f"``{part}``" for i, part in enumerate(parts)]
     text = "".join(part for part in plain if part != "````")
+    text = re.sub(r"\\\*(\w[\w ]*)\\\*", r"*\1*", text)  # emphasis stays
     return re.sub(r"^(\s*)([-+>]|\d+[.)])(\s)", r"\1\\\2\3", text).replace("::", ":\\ :")
 
 
