@@ -1,0 +1,154 @@
+"""Tasks of lm-evaluation-harness on a run or an exported folder, at any number of loops; local tasks need no network."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from loopscale.errors import UserError, nearest, require
+from loopscale.integrations.versions import transformers
+from loopscale.parameterization import Depth
+from loopscale.train.run import Warn
+
+_OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
+
+
+def evaluate_tasks(
+    place: str | Path,
+    tasks: Sequence[str],
+    *,
+    loops: int | None = None,
+    include: Path | None = None,
+    limit: int | None = None,
+    batch_size: int = 8,
+    online: bool = False,
+    warn: Warn = lambda sentence: None,
+) -> dict[str, Any]:
+    """Results of each task: {"tasks": {name: {metric: value, ...}}, "loops", "limit", ...}.
+
+    place: a run folder or an exported one. tasks: names, or YAML files of tasks. include: a folder of task files.
+    loops: N of the evaluation; by default that of the training. limit: documents of each task. Nothing is downloaded
+    unless `online`.
+
+    Raises `UserError` for an unknown task, a task whose data are not here, values out of range, and a place that is neither
+    kind of folder.
+    """
+    if limit is not None and limit < 1:
+        raise UserError(f"limit must be at least 1 document, not {limit}")
+    if batch_size < 1:
+        raise UserError(f"batch_size must be at least 1, not {batch_size}")
+    if loops is not None:
+        Depth(loops, 1)
+    folders, names = _named(tasks, include)
+    if not online:
+        _go_offline()
+    require("lm_eval", "eval")
+    harness, library = import_module("lm_eval.evaluator"), import_module("lm_eval.models.huggingface")
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    manager = import_module("lm_eval.tasks").TaskManager(include_path=[str(folder) for folder in folders] or None)
+    unknown = [name for name in names if name not in manager.all_tasks]
+    if unknown:
+        raise UserError(f"unknown task {unknown[0]!r}: {_near(unknown[0], manager.all_tasks)}")
+    model, tokenizer, context = _model(Path(place), warn)
+    if loops is not None:
+        model.config.loops = loops
+    wrapped = library.HFLM(
+        pretrained=model, tokenizer=tokenizer, max_length=context, batch_size=batch_size, device="cpu"
+    )
+    try:
+        found = harness.simple_evaluate(
+            wrapped, tasks=list(names), task_manager=manager, limit=limit, verbosity="ERROR"
+        )
+    except (ConnectionError, FileNotFoundError) as problem:
+        first = str(problem).strip().splitlines()[0]
+        raise UserError(
+            f"the data of {', '.join(names)} are not on this machine ({first}): name a task with local data, "
+            "or pass --online"
+        ) from None
+    return {
+        "place": str(place),
+        "loops": model.config.loops,
+        "residual_scale": model.model.residual_scale(model.config.loops),
+        "limit": limit,
+        "tasks": {name: _numbers(values) for name, values in found["results"].items()},
+        "documents": {name: counts["effective"] for name, counts in found["n-samples"].items()},
+        "versions": {"lm_eval": _version("lm_eval"), "transformers": transformers().__version__},
+    }
+
+
+def _go_offline() -> None:
+    """Before the libraries are imported by the environment, and after it by the constants that they read it into."""
+    for variable in _OFFLINE:
+        os.environ[variable] = "1"
+    for module in ("huggingface_hub.constants", "datasets.config"):
+        if module in sys.modules:
+            sys.modules[module].HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
+
+
+def _named(tasks: Sequence[str], include: Path | None) -> tuple[list[Path], list[str]]:
+    """Folders of task files, and names of tasks; a YAML file stands for the task that it describes."""
+    folders, names = [] if include is None else [include], []
+    if include is not None and not include.is_dir():
+        raise UserError(f"{include} is not a folder of task files: give one with --include")
+    for task in tasks:
+        if task.endswith((".yaml", ".yml")):
+            path = Path(task)
+            folders.append(path.resolve().parent)
+            names.append(_task_name(path))
+        else:
+            names.append(task)
+    if not names:
+        raise UserError("no task is named: give --tasks NAME, or the YAML file of a task")
+    return list(dict.fromkeys(folders)), names
+
+
+def _task_name(path: Path) -> str:
+    yaml = require("yaml", "eval")
+    try:
+        described = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+        return str(described["task"])
+    except OSError as problem:
+        raise UserError(f"cannot read the task file {path} ({problem.strerror})") from None
+    except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError):
+        raise UserError(f"{path} does not describe a task: it needs a line 'task: NAME'") from None
+
+
+def _model(place: Path, warn: Warn) -> tuple[Any, Any, int]:
+    """Model, tokenizer and context of a run, or of a folder that `loopscale export` wrote."""
+    if (place / "config.toml").is_file():
+        from loopscale.integrations.export import for_transformers
+        from loopscale.train import open_run
+        from loopscale.train.load_model import load_trained
+
+        trained = load_trained(open_run(place), warn)
+        return *for_transformers(trained), trained.run.config.data.context
+    if (place / "config.json").is_file():
+        from loopscale.integrations.huggingface import LoopedForCausalLM
+
+        model = LoopedForCausalLM.from_pretrained(place).eval()
+        tokenizer = transformers().AutoTokenizer.from_pretrained(place)
+        return model, tokenizer, int(getattr(model.config, "max_position_embeddings", 2048))
+    raise UserError(f"{place} is neither a run nor an exported folder: give what loopscale train or export wrote")
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    """The nearest name; the harness knows thousands, which are not listed."""
+    return nearest(name, known).partition(" known: ")[0] + " (local tasks: --include FOLDER, or give the YAML file)"
+
+
+def _numbers(values: dict[str, Any]) -> dict[str, Any]:
+    """{"acc": 0.5, "acc_stderr": 0.1, ...}: the harness's names without its filter, where that is none."""
+    return {
+        key.removesuffix(",none"): value for key, value in values.items() if isinstance(value, float) and value == value
+    }
+
+
+def _version(package: str) -> str:
+    from importlib.metadata import version
+
+    return version(package)
