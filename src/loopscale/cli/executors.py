@@ -11,17 +11,21 @@ if TYPE_CHECKING:
     from loopscale.transfer import Executor
     from loopscale.tune import TuneSettings
 
-NAMES = ("auto", "local", "ray", "slurm", "stacks")
+NAMES = ("auto", "local", "ray", "slurm")
 
 
 def make_executor(
     name: str, workers: int | None, address: str | None, folder: Path, settings: TuneSettings | None = None
 ) -> Executor:
     """The executor of that name; raises `UserError` for an unknown one."""
-    from loopscale.transfer import LocalProcesses
+    from loopscale.transfer import LocalProcesses, RayTasks, SlurmArrays
 
     if name not in NAMES:
         raise UserError(f"unknown executor {name!r}: {nearest(name, NAMES)}")
     if address is not None and name != "ray":
         raise UserError("--address is of a Ray cluster: add --executor ray")
+    if name == "ray":
+        return RayTasks(address, workers)
+    if name == "slurm":
+        return SlurmArrays(folder, workers or 16)
     return LocalProcesses(workers)

@@ -13,9 +13,16 @@ from loopscale.errors import UserError
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--open", "open_page", is_flag=True, help="Open the page when done.")
+@click.option("--serve", is_flag=True, help="Serve a live page on this machine: trials as they end, until Ctrl-C.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8321, show_default=True, help="For --serve; 0: a free one."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the page's path as JSON.")
-def command(folder: Path, open_page: bool, as_json: bool) -> None:
+def command(folder: Path, open_page: bool, serve: bool, port: int, as_json: bool) -> None:
     """Write report.html and figures/ of FOLDER: a study (`loopscale transfer`) or a run (`loopscale train`)."""
+    if serve:
+        _serve(folder, port, open_page)
+        return
     from loopscale.report import write_report, write_run_report
 
     if (folder / "study.json").exists():
@@ -27,3 +34,14 @@ def command(folder: Path, open_page: bool, as_json: bool) -> None:
     click.echo(json.dumps({"page": str(page)}) if as_json else f"page: {page}")
     if open_page:
         click.launch(str(page))
+
+
+def _serve(folder: Path, port: int, open_page: bool) -> None:
+    from loopscale.cli.serving import make_server
+
+    with make_server(folder, port) as server:
+        address = f"http://127.0.0.1:{server.server_address[1]}/"
+        click.echo(f"live page: {address} (Ctrl-C ends it)")
+        if open_page:
+            click.launch(address)
+        server.serve_forever()

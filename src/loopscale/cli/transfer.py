@@ -50,6 +50,8 @@ def _rate(text: str) -> float:
     "--model", "model", metavar="PLACE", help="Your own model: file.py:make_model, a factory that takes loops."
 )
 @click.option("--objective", metavar="PLACE", help="Your own Python objective: file.py:objective, values -> loss.")
+@click.option("--executor", "executor", default="auto", show_default=True, help="auto, local, ray or slurm.")
+@click.option("--address", help="Of a Ray cluster, such as auto.")
 @click.option("--workers", type=int, help="Processes, one thread each; default: one per core.")
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Study folder; default runs/transfer-PRESET. Continues if it exists."
@@ -67,6 +69,8 @@ def command(
     sets: tuple[str, ...],
     model: str | None,
     objective: str | None,
+    executor: str,
+    address: str | None,
     workers: int | None,
     out: Path | None,
     open_page: bool,
@@ -76,9 +80,10 @@ def command(
 
     Stop it anywhere and start it again: finished trials are kept. Exit 1 when a rule that claims transfer drifts.
     """
+    from loopscale.cli.executors import make_executor
     from loopscale.cli.own import find_own, own_sentences
     from loopscale.report import write_report
-    from loopscale.transfer import LocalProcesses, StudyPlan, failed, get_preset, run_study, seeds_by_cost
+    from loopscale.transfer import StudyPlan, failed, get_preset, run_study, seeds_by_cost
 
     chosen, own = get_preset(preset), find_own(model, objective)
     axis = loops or chosen.loops
@@ -95,9 +100,9 @@ def command(
         preset=preset,
     )
     folder = out or Path("runs") / f"transfer-{preset}"
-    executor = LocalProcesses(workers)
+    runner = make_executor(executor, workers, address, folder)
     with _progress(preset, chosen.promise) as observer:
-        result = run_study(plan, folder, executor=executor, observer=observer)
+        result = run_study(plan, folder, executor=runner, observer=observer)
     for sentence in own_sentences(result["provenance"]):
         click.echo(f"loopscale: {sentence}", err=True)
     page = write_report(folder)

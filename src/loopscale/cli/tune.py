@@ -56,7 +56,7 @@ def parse_seconds(text: str | None) -> float | None:
 @click.option("--model", metavar="PLACE", help="Your own model: file.py:make_model, a factory that takes loops.")
 @click.option("--objective", metavar="PLACE", help="Your own Python objective: file.py:objective, values -> loss.")
 @click.option("--set", "sets", multiple=True, metavar="A.B=C", help="Any value of the config.")
-@click.option("--executor", default="auto", show_default=True, help="auto, local, stacks, ray or slurm.")
+@click.option("--executor", default="auto", show_default=True, help="auto (local), local, ray or slurm.")
 @click.option("--workers", type=int, help="How many trials at once; default: one per core.")
 @click.option("--address", help="Of a Ray cluster, such as auto.")
 @click.option("--storage", help="A journal file or postgresql://... that several machines share.")

@@ -21,7 +21,7 @@ from loopscale.cli.transfer import _list_of
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Seeds of each point, paired.")
 @click.option("--budget", help="Time to spend, such as 10m; default: by --share.")
 @click.option("--share", type=float, default=0.1, show_default=True, help="Of a direct sweep's FLOPs, tuning included.")
-@click.option("--executor", default="auto", show_default=True, help="auto, local, stacks, ray or slurm.")
+@click.option("--executor", default="auto", show_default=True, help="auto (local), local, ray or slurm.")
 @click.option("--workers", type=int, help="How many trials at once; default: one per core.")
 @click.option("--address", help="Of a Ray cluster, such as auto.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")

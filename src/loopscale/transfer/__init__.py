@@ -5,9 +5,11 @@ from loopscale.transfer.optimum import Optimum, fit_optimum
 from loopscale.transfer.own import Own, objective_values
 from loopscale.transfer.plan import Arm, Cell, StudyPlan, content_hash, seeds_by_cost
 from loopscale.transfer.presets import PRESETS, Preset, get_preset
+from loopscale.transfer.ray_tasks import RayTasks
 from loopscale.transfer.result import failed, summarise
 from loopscale.transfer.run import run_study
 from loopscale.transfer.search import wanted
+from loopscale.transfer.slurm import SlurmArrays
 from loopscale.transfer.stopping import thresholds
 from loopscale.transfer.study import Study
 from loopscale.transfer.verdict import fit_slope, judge, one_shot_regret
@@ -21,6 +23,8 @@ __all__ = [
     "Optimum",
     "Own",
     "Preset",
+    "RayTasks",
+    "SlurmArrays",
     "Study",
     "StudyPlan",
     "content_hash",

@@ -1,0 +1,83 @@
+"""The same study on Ray and through submitit as in this process: equal records, and nothing lost with a killed worker."""
+
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+
+from loopscale import UserError
+from loopscale.cli import main
+from loopscale.train import make_config
+from loopscale.transfer import RayTasks, SlurmArrays, Study, StudyPlan, run_study
+from loopscale.transfer.trial import run_trial
+
+BASE = make_config(
+    {
+        "model": {"width": 32, "head_dim": 16, "layers": 1},
+        "data": {"path": "synthetic:copy", "context": 16, "batch_size": 2},
+        "train": {"steps": 4, "eval_batches": 2, "device": "cpu"},
+    }
+)
+PLAN = StudyPlan(base=BASE, rules=("looped",), loops=(1, 2), lrs=(2.0**-8, 2.0**-7, 2.0**-6))
+
+
+class Serial:
+    slots = 1
+
+    def run(self, next_jobs):
+        while jobs := next_jobs():
+            yield run_trial(*jobs[0])
+
+
+def losses(folder):
+    return {key: trial["loss"] for key, trial in Study.load(folder).trials.items()}
+
+
+@pytest.fixture(scope="module")
+def serial(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("serial") / "s"
+    run_study(PLAN, folder, executor=Serial())
+    return losses(folder)
+
+
+@pytest.mark.slow
+def test_submitit_arrays_give_the_same_study(serial, tmp_path):
+    pytest.importorskip("submitit")
+    executor = SlurmArrays(tmp_path / "s-jobs", cap=2, cluster="local", minutes=5)
+    run_study(PLAN, tmp_path / "s", executor=executor)
+    assert losses(tmp_path / "s") == serial and executor.slots == 2
+
+
+def test_no_slurm_here_and_no_cluster_there_are_one_sentence(tmp_path, capsys):
+    pytest.importorskip("submitit")
+    if subprocess.run(["which", "srun"], capture_output=True).returncode:
+        assert main(["transfer", "--executor", "slurm", "--out", str(tmp_path / "s")]) == 2
+        assert "there is no SLURM here" in capsys.readouterr().err and not (tmp_path / "s" / "study.json").exists()
+    with pytest.raises(UserError, match="the cap on jobs must be at least 1"):
+        SlurmArrays(tmp_path, cap=0)
+    assert main(["transfer", "--address", "auto", "--out", str(tmp_path / "s")]) == 2
+    assert "add --executor ray" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_ray_worker_killed_in_the_middle_changes_nothing(serial, tmp_path):
+    ray = pytest.importorskip("ray")
+    killed = []
+
+    def kill_one(trial, finished, missing):
+        for _ in range(100):
+            found = subprocess.run(["pgrep", "-f", "ray::_trial"], capture_output=True, text=True).stdout.split()
+            if found and not killed:
+                killed.append(int(found[0]))
+                os.kill(killed[0], signal.SIGKILL)
+            if killed:
+                return
+            time.sleep(0.05)
+
+    try:
+        run_study(PLAN, tmp_path / "s", executor=RayTasks(workers=2), observer=kill_one)
+    finally:
+        ray.shutdown()
+    assert killed and losses(tmp_path / "s") == serial
