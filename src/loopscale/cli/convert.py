@@ -79,10 +79,14 @@ def _loss(model: Any, source: Path, text: Path) -> float:
     from transformers import AutoTokenizer
 
     if not callable(getattr(model, "get_output_embeddings", None)) or model.get_output_embeddings() is None:
-        raise UserError(f"{type(model).__name__} gives no logits of tokens, so it has no loss on a text: leave --text out")
+        raise UserError(
+            f"{type(model).__name__} gives no logits of tokens, so it has no loss on a text: leave --text out"
+        )
     try:
         words = text.read_text(encoding="utf-8")
-        ids = AutoTokenizer.from_pretrained(source, local_files_only=True)(words, return_tensors="pt").input_ids[:, :512]
+        ids = AutoTokenizer.from_pretrained(source, local_files_only=True)(words, return_tensors="pt").input_ids[
+            :, :512
+        ]
     except (OSError, ValueError, KeyError, ImportError) as cause:
         line = (str(cause).strip().splitlines() or [type(cause).__name__])[0][:200]
         raise UserError(f"cannot make tokens of {text} with the tokenizer in {source}: {line}") from cause

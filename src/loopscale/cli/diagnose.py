@@ -32,6 +32,11 @@ _LEVELS = ("info", "warning", "error", "never")
 )
 @click.option("--loops-range", help="Vary the loops between these, for example 1:32, and report the output's change.")
 @click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="With --loops-range: measure the loss on this too. A text file is read as bytes, a .pt file as tokens.",
+)
+@click.option(
     "--weights", type=click.Path(path_type=Path), help="A state dict to load into the model (no pickled code)."
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Write diagnosis.json and report.html into this folder.")
@@ -41,21 +46,26 @@ def command(
     fail_on: str,
     loops_arg: str | None,
     loops_range: str | None,
+    data: Path | None,
     weights: Path | None,
     out: Path | None,
 ) -> int:
     """Diagnose the looped model TARGET.
 
     TARGET is package.module:factory, file.py:factory, a run folder of ours, a local Hugging Face folder, or hf://NAME
-    (the only form that uses the network). A factory is called without arguments; a module is taken as it is.
+    (the only form that uses the network). A factory is called without arguments and gives a module, or a module and a batch
+    to run it on; a module is taken as it is.
     """
     span = _span(loops_range)
-    model = _load(target)
+    if data is not None and span is None:
+        raise UserError("--data measures the loss over a range of loops: add --loops-range, for example 1:32")
+    model, batch = _load(target)
     if weights is not None:
         _load_weights(model, weights)
     from loopscale.diagnosis import diagnose
 
-    found = diagnose(model, loops_arg=loops_arg, loops_range=span)
+    batches = _batches(data, model) if data is not None else None
+    found = diagnose(model, batch, loops_arg=loops_arg, loops_range=span, data=batches)
     if out is not None:
         _write(out, target, found)
     click.echo(json.dumps(found.to_json(), indent=1) if as_json else found.text())
@@ -83,10 +93,25 @@ def _span(text: str | None) -> tuple[int, int] | None:
     return int(low), int(high)
 
 
-def _load(target: str) -> nn.Module:
+def _load(target: str) -> tuple[nn.Module, Any]:
     from loopscale.cli.diagnose_target import load_target
 
     return load_target(target)
+
+
+def _batches(path: Path, model: nn.Module) -> list[Any]:
+    """The file as batches of tokens; raises `UserError` when it is none."""
+    import torch
+
+    from loopscale.cli.diagnose_target import read_tensor
+    from loopscale.diagnosis.looprange import byte_batches
+
+    if not path.is_file():
+        raise UserError(f"there is no file {path}: name a text file or a .pt file of tokens with --data")
+    if path.suffix == ".pt":
+        return list(read_tensor(path).split(4))
+    sizes = [m.num_embeddings for m in model.modules() if isinstance(m, torch.nn.Embedding)]
+    return list(byte_batches(path.read_bytes(), max(sizes, default=0)))
 
 
 def _load_weights(model: nn.Module, path: Path) -> None:

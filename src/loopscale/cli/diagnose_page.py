@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,12 +11,39 @@ if TYPE_CHECKING:
     from loopscale.report.page import Section, Table
 
 _READINGS = {
-    "norms": "The size of the stream before the first visit and after each. A straight climb means that visits add up "
-    "coherently; a straight line on this logarithmic axis means that every visit multiplies; level is healthy.",
+    "norms": "The size of the stream before the first visit and after each. Level, or a climb that flattens, is healthy; a "
+    "straight climb means that visits add up coherently. Where every visit multiplies the axis is logarithmic, and the "
+    "climb is straight on that.",
     "ratios": "How much a branch adds at every visit, against the stream it adds to. Below 0.004 a bf16 stream rounds it "
-    "away.",
+    "away; a branch that is missing here adds exactly nothing.",
     "gradients": "The gradient that each visit deposits in the shared weights. Visits of similar height share the "
     "learning.",
+    "scales": "The measured eps of each branch. The dashed line is 1/(N sqrt(L)), what the rule prescribes at strength 1; "
+    "points far above it add coherently and make the stream grow with N.",
+    "eigenvalues": "The largest eigenvalue moduli of the Jacobian of one visit. Above 1 (dashed) a difference grows from "
+    "visit to visit, well below it is forgotten; at exactly 1 it is kept for ever.",
+    "over_loops": "The stream's gain when the same model is run at other numbers of loops. Level: N is free to change. A "
+    "climb: what was tuned at one N does not hold at another.",
+    "range": "What changing N at test time does, against the model's own N. The safe range ends where the output moves by "
+    "more than 0.1 of itself, or where the loss, if data were given, rises by more than 0.05.",
+}
+_FIGURES = {
+    "bf16-absorbed": "ratios",
+    "dead-branch": "ratios",
+    "unscaled-injection": "ratios",
+    "untied": "gradients",
+    "sqrt-scaled": "scales",
+    "double-depth-scale": "scales",
+    "marginal-decay": "eigenvalues",
+}
+_LABELS = {
+    "norms": ("visit", "RMS of the stream"),
+    "ratios": ("visit", "update / stream"),
+    "gradients": ("visit", "gradient of the shared weights"),
+    "scales": ("branch", "eps"),
+    "eigenvalues": ("rank", "modulus"),
+    "over_loops": ("loops N", "gain of the stream"),
+    "range": ("loops N", "change of the output, or loss"),
 }
 
 
@@ -25,8 +52,18 @@ def page(target: str, found: Diagnosis) -> str:
     from loopscale.report.page import Section, render_page
 
     sections = [_finding(finding, found) for finding in found.findings]
-    if not sections and found.looped:
-        sections = [Section("Stream over visits", figure=_chart("norms", found), how_to_read=_READINGS["norms"])]
+    shown = {_FIGURES.get(f.code, "norms") for f in found.findings}
+    titles = {
+        "norms": "Stream over visits",
+        "scales": "Scale of the branches",
+        "gradients": "Gradients over visits",
+        "over_loops": "Gain over the number of loops",
+        "range": "Safe range of loops",
+    }
+    for kind, title in titles.items():
+        chart = _chart(kind, found) if found.looped and kind not in shown else None
+        if chart is not None:
+            sections.append(Section(title, figure=chart, how_to_read=_READINGS[kind]))
     sections.append(Section("Numbers", table=_numbers(found)))
     return render_page(f"Diagnosis of {target}", found.verdict, sections, _provenance(), kind="loopscale diagnosis")
 
@@ -35,46 +72,84 @@ def _finding(finding: Finding, found: Diagnosis) -> Section:
     from loopscale.report.page import Section
 
     text = f"At {finding.where}. Seen: {finding.evidence}. Cause: {finding.cause}. What to try: {finding.remedy}."
-    kind = {"bf16-absorbed": "ratios", "dead-branch": "ratios", "untied": "gradients"}.get(finding.code, "norms")
-    chart = _chart(kind, found)
+    kind = _FIGURES.get(finding.code, "norms")
+    chart = _chart(kind, found, finding.code)
     title = f"{finding.code} ({finding.severity})"
     return Section(title, text, figure=chart, how_to_read=_READINGS[kind] if chart else "")
 
 
-def _chart(kind: str, found: Diagnosis) -> Chart | None:
-    from loopscale.report.chart import Axis, Chart
+def _chart(kind: str, found: Diagnosis, place: str = "all") -> Chart | None:
+    from loopscale.report.chart import Axis, Chart, LegendEntry
+    from loopscale.report.palette import looks, short
 
-    lines = _lines(kind, found)
-    positive = [value for _, values in lines for value in values if value > 0]
-    if not positive:
+    lines = [(name, x, y) for name, x, y in _lines(kind, found) if any(value > 0 for value in y)]
+    if not lines:
         return None
-    labels = {"norms": "RMS of the stream", "ratios": "update / stream", "gradients": "gradient of the shared weights"}
+    across, up = _LABELS[kind]
+    styles = looks([name for name, _, _ in lines])
     traces = [
         {
             "type": "scatter",
-            "mode": "lines+markers",
+            "mode": "lines" if name in _LEVELS else "lines+markers",
+            "line": {"color": styles[name].ink.light, "dash": "dash" if name in _LEVELS else "solid"},
+            "marker": {"symbol": styles[name].plotly_symbol, "size": 7},
             "name": name,
-            "x": list(range(start, start + len(values))),
-            "y": list(values),
+            "legendgroup": name,
+            "x": list(x),
+            "y": list(y),
             "hoverinfo": "text",
-            "hovertext": [f"{name}: {value:.4g}" for value in values],
+            "hovertext": [f"{name}: {value:.4g}" for value in y],
         }
-        for start in [0 if kind == "norms" else 1]
-        for name, values in lines
+        for name, x, y in lines
     ]
-    label = f"{labels[kind]} over visits."
-    return Chart(kind, label, Axis("visit"), Axis(labels[kind], log=True), traces)
+    said = "; ".join(f"{name} from {y[0]:.3g} to {y[-1]:.3g}" for name, _, y in lines[:4])
+    log = kind in ("ratios", "scales") or (kind in ("norms", "over_loops") and found.growth == "exponential")
+    legend = [LegendEntry(name, short(name, 40), styles[name].ink) for name, _, _ in lines]
+    return Chart(
+        f"{kind}-{place}",
+        f"{up} over {across}: {said}.",
+        Axis(across),
+        Axis(up, log=log),
+        traces,
+        legend=legend if len(legend) > 1 else (),
+        inks=[styles[name].ink for name, _, _ in lines],
+    )
 
 
-def _lines(kind: str, found: Diagnosis) -> list[tuple[str, Sequence[float]]]:
+_LEVELS = ("prescribed", "kept for ever")
+Line = tuple[str, Sequence[float], Sequence[float]]
+
+
+def _lines(kind: str, found: Diagnosis) -> list[Line]:
     details = found.to_json()["details"]
     if kind == "ratios":
-        return [(b["where"], _numbers_in(b["update_ratio"])) for b in details.get("branches", [])[:8]]
+        kinds = {"inject": "injected ", "branch": ""}
+        parts = [b for b in details.get("branches", []) if b["kind"] in kinds][:8]
+        return [_line(f"{i + 1}: {kinds[b['kind']]}{b['where']}", b["update_ratio"], 1) for i, b in enumerate(parts)]
+    if kind == "scales":
+        living = [b["scale"] for b in details.get("branches", []) if b["kind"] == "branch" and not b["dead"]]
+        level = [found.prescribed_scale or 0.0] * len(living)
+        return [_line("measured", living, 1), _line("prescribed", level, 1)]
+    if kind == "eigenvalues":
+        values = details.get("eigenvalue_moduli", [])
+        return [_line("moduli", values, 1), _line("kept for ever", [1.0] * len(values), 1)]
+    if kind == "over_loops":
+        over = details.get("over_loops") or {}
+        return [("gain", over.get("loops", []), _numbers_in(over.get("gains", [])))]
+    if kind == "range":
+        span = details.get("loops_range") or {}
+        parts = [("change of the output", span.get("output_change") or {}), ("loss", span.get("loss") or {})]
+        return [(name, [int(n) for n in part], _numbers_in(part.values())) for name, part in parts]
     name = {"norms": "norms", "gradients": "gradient_by_visit"}[kind]
-    return [(kind, _numbers_in(details.get(name, [])))]
+    return [_line(kind, details.get(name, []), 0 if kind == "norms" else 1)]
 
 
-def _numbers_in(values: Sequence[float | None]) -> list[float]:
+def _line(name: str, values: Sequence[float | None], start: int) -> Line:
+    numbers = _numbers_in(values)
+    return name, range(start, start + len(numbers)), numbers
+
+
+def _numbers_in(values: Iterable[float | None]) -> list[float]:
     return [value for value in values if value is not None]
 
 
@@ -97,8 +172,16 @@ def _numbers(found: Diagnosis) -> Table:
         "loops_argument",
     )
     rows = [(name, "not measured" if data[name] is None else str(data[name])) for name in names]
-    changes = ((data["details"].get("over_loops") or {}).get("output_change") or {}).items()
-    return Table(("what", "value"), [*rows, *((f"output change at N = {n}", f"{c:.3g}") for n, c in changes)])
+    details = data["details"]
+    span = details.get("loops_range") or {}
+    step = details.get("one_step") or {}
+    more = [(f"output change at N = {n}", f"{c:.3g}") for n, c in (span.get("output_change") or {}).items()]
+    more += [
+        (f"loss at N = {n}", "not finite" if c is None else f"{c:.4g}") for n, c in (span.get("loss") or {}).items()
+    ]
+    more += [(f"output change by one step at N = {n}", f"{c:.3g}") for n, c in (step.get("first") or {}).items()]
+    more += [(f"eps of {b['where']}", f"{b['scale']:.4g}") for b in details.get("branches", []) if b["scale"]]
+    return Table(("what", "value"), [*rows, *more])
 
 
 def _provenance() -> list[tuple[str, str]]:

@@ -19,8 +19,16 @@ if TYPE_CHECKING:
 _FORMS = "give package.module:factory, file.py:factory, a run folder or a local Hugging Face folder"
 
 
-def load_target(target: str) -> nn.Module:
-    """Build the module that `target` names; raises `UserError`, one sentence, when it cannot be built."""
+def load_target(target: str) -> tuple[nn.Module, Any]:
+    """Build the module that `target` names, and its batch where the factory gives one, else None.
+
+    Raises `UserError`, one sentence, when it cannot be built.
+    """
+    made = _made(target)
+    return made if isinstance(made, tuple) else (made, None)
+
+
+def _made(target: str) -> Any:
     if target.startswith("hf://"):
         return _hugging_face(target.removeprefix("hf://"))
     path = Path(target)
@@ -54,6 +62,23 @@ def read_weights(path: Path) -> dict[str, Any]:
         found = found.get("state_dict", found.get("model"))
     if not isinstance(found, dict):
         raise UserError(f"{path} holds a {type(found).__name__}, not a state dict: save model.state_dict()")
+    return found
+
+
+def read_tensor(path: Path) -> Any:
+    """Tokens of shape (rows, length) from a torch file, without running pickled code; raises `UserError` otherwise."""
+    import torch
+
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{path} is a pickle of more than a tensor and is refused: save the token tensor alone"
+        ) from None
+    except Exception as cause:
+        raise UserError(f"{path} cannot be read as a tensor: {_line(cause)}") from None
+    if not isinstance(found, torch.Tensor) or found.ndim != 2:
+        raise UserError(f"{path} must hold one tensor of tokens, rows by length")
     return found
 
 
@@ -126,7 +151,7 @@ def _source(place: str) -> Any:
         raise UserError(f"importing {place} failed: {_line(cause)}") from None
 
 
-def _built(source: Any, name: str, target: str) -> nn.Module:
+def _built(source: Any, name: str, target: str) -> Any:
     from torch import nn
 
     if not hasattr(source, name):
@@ -146,6 +171,8 @@ def _built(source: Any, name: str, target: str) -> nn.Module:
         raise
     except (Exception, SystemExit) as cause:
         raise UserError(f"{target} raised {_line(cause)}") from None
+    if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module):
+        return made
     if not isinstance(made, nn.Module):
         raise UserError(f"{target} returned a {type(made).__name__}: it must return a torch.nn.Module")
     return made

@@ -6,6 +6,7 @@ from loopscale.diagnosis.check import CheckRow, ParameterizationCheck, check_par
 from loopscale.diagnosis.diagnosis import SEVERITIES, Diagnosis, Finding
 from loopscale.diagnosis.monitor import Monitor, Sample
 from loopscale.diagnosis.run import diagnose
+from loopscale.diagnosis.schema import diagnosis_schema
 from loopscale.diagnosis.watch import Reading, Watch, watch
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Watch",
     "check_parameterization",
     "diagnose",
+    "diagnosis_schema",
     "leading_eigenvalues",
     "trainer_callback",
     "watch",

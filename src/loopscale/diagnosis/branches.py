@@ -161,9 +161,12 @@ def owner(tape: Tape, index: int) -> str:
     while frontier:
         current = max(frontier)
         frontier.remove(current)
-        for key in tape.nodes[current].params:
-            for name in tape.names.get(key, []):
-                return name.rpartition(".")[0] or name
+        acted = [name for key in tape.nodes[current].params for name in tape.names.get(key, [])[:1]]
+        if acted:
+            # Of several, as in a product of two parameters, the first in the model: sets have no order of their own.
+            order = list(name for names in tape.names.values() for name in names)
+            first = min(acted, key=order.index)
+            return first.rpartition(".")[0] or first
         for parent in tape.nodes[current].parents:
             if parent not in seen:
                 seen.add(parent)

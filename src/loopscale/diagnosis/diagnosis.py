@@ -75,17 +75,7 @@ class Diagnosis:
             f"loop      {item['where']} ({item['order']}{', inside ' + item['inside'] if item['inside'] else ''})"
             for item in self.loops_found[:6]
         ]
-        if self.looped:
-            over = (
-                f"; over N: {self.growth_over_loops} (set by {self.loops_argument})" if self.growth_over_loops else ""
-            )
-            lines += [
-                f"size      N = {self.loops} loops, L = {self.layers} layers, tied: {'yes' if self.tied else 'no'}",
-                f"growth    {self.growth or 'not measured'} over the visits, gain {_show(self.gain)}{over}",
-                f"scale     measured {_show(self.effective_scale)}, prescribed {_show(self.prescribed_scale)} (strength 1)",
-                f"aligned   kappa {_show(self.kappa)} of at most {self.loops}",
-                f"loop map  spectral radius {_show(self.spectral_radius)}",
-            ]
+        lines += self._numbers() if self.looped else []
         for finding in self.findings:
             lines += [
                 "",
@@ -95,6 +85,31 @@ class Diagnosis:
                 f"  remedy  {finding.remedy}",
             ]
         return "\n".join([*lines, "", self.verdict])
+
+    def _numbers(self) -> list[str]:
+        details = self.details
+        lines = [
+            f"size      N = {self.loops} loops, L = {self.layers} layers, tied: {'yes' if self.tied else 'no'}",
+            f"growth    {self.growth or 'not measured'} over the visits, gain {_show(self.gain)}{_exponent(details)}",
+        ]
+        if self.growth_over_loops:
+            lines.append(f"over N    {self.growth_over_loops}, N set by {self.loops_argument}{_frozen(details)}")
+        lines += [
+            f"scale     measured {_show(self.effective_scale)}, prescribed {_show(self.prescribed_scale)} (strength 1)",
+            f"aligned   kappa {_show(self.kappa)} of at most {self.loops}",
+            f"loop map  spectral radius {_show(self.spectral_radius)}, "
+            f"largest singular value {_show(details.get('singular_value'))}"
+            + ("" if details.get("spectrum_converged") in (True, None) else " (at least: time ran out)"),
+        ]
+        step = details.get("one_step")
+        if step:
+            slope = "" if step["slope_first"] is None else f", slope over N {step['slope_first']:+.2f}"
+            lines.append(f"one step  moves the output by {step['first'].get(self.loops, math.nan):.3g}{slope}")
+        span = details.get("loops_range")
+        if span:
+            low, high = span["safe"]
+            lines.append(f"range     safe from {low} to {high} loops, judged by the {span['safe_by']}")
+        return lines
 
 
 def verdict(findings: Sequence[Finding], where: str) -> str:
@@ -108,7 +123,21 @@ def verdict(findings: Sequence[Finding], where: str) -> str:
 
 
 def _show(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:.4g}"
+    if value is None:
+        return "not measured"
+    return f"{value:.4g}" if math.isfinite(value) else "infinite"
+
+
+def _exponent(details: dict[str, Any]) -> str:
+    exponent, interval = details.get("growth_exponent"), details.get("growth_interval")
+    if exponent is None or interval is None:
+        return ""
+    return f", moved ~ n^{exponent:.2f} ({interval[0]:.2f} to {interval[1]:.2f})"
+
+
+def _frozen(details: dict[str, Any]) -> str:
+    power = (details.get("over_loops") or {}).get("scale_power")
+    return "; the scale does not follow N" if power is not None and abs(power) < 0.1 else ""
 
 
 def _plain(value: Any) -> Any:

@@ -38,9 +38,15 @@ def main_loop(loops: Sequence[FoundLoop], tape: Tape) -> FoundLoop:
     return next((loop for loop in loops if follow(tape, loop) is not None), loops[0])
 
 
-def measured_pass(model: nn.Module, batch: Any, extra: Mapping[str, Any] | None, loop: FoundLoop | None = None) -> Pass:
-    """Run once to find the loop (unless given) and once to measure its stream."""
-    tape, _ = record(model, batch, extra)
+def measured_pass(
+    model: nn.Module,
+    batch: Any,
+    extra: Mapping[str, Any] | None,
+    loop: FoundLoop | None = None,
+    tape: Tape | None = None,
+) -> Pass:
+    """Run once to find the loop and once to measure its stream; only the latter where loop and tape are given."""
+    tape = tape or record(model, batch, extra)[0]
     if loop is None:
         loops = find_loops(model, tape)
         if not loops:

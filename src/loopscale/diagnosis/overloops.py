@@ -10,8 +10,7 @@ from torch import nn
 
 from loopscale.diagnosis.growth import law_over_loops, power_fit
 from loopscale.diagnosis.knob import Knob
-from loopscale.diagnosis.loops import FoundLoop
-from loopscale.diagnosis.measure import measured_pass
+from loopscale.diagnosis.measure import Pass, measured_pass
 
 # A stream that grows by less than this at every N has no law of growth worth a name.
 STILL = 1.1
@@ -37,13 +36,13 @@ class OverLoops:
         }
 
 
-def over_loops(model: nn.Module, batch: Any, knob: Knob, loop: FoundLoop, contracts: bool = False) -> OverLoops | None:
+def over_loops(model: nn.Module, batch: Any, knob: Knob, own_pass: Pass, contracts: bool = False) -> OverLoops | None:
     """Measure at N/2, N and 2N (at small N up to 8), or fewer where N is large; None when it cannot be varied.
 
+    `own_pass` is the one already measured at the model's own N.
     `contracts`: a norm or a contractive carry is known to set the size of the stream, so that its law is bounded.
     """
-
-    own = loop.visits
+    own = own_pass.loop.visits
     counts = sorted({max(own // 2, 2), own, 2 * own, *([4, 8] if own <= 4 else [])})
     if own >= 12:
         counts = sorted({max(own // 4, 2), own // 2, own})
@@ -53,7 +52,7 @@ def over_loops(model: nn.Module, batch: Any, knob: Knob, loop: FoundLoop, contra
     for count in counts:
         try:
             with knob.at(count) as extra:
-                seen = measured_pass(model, batch, extra)
+                seen = own_pass if count == own else measured_pass(model, batch, extra)
         except Exception:  # some settings break some models: they count as not varied
             continue
         if seen.growth is None or seen.loop.visits != count:

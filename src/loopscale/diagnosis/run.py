@@ -27,6 +27,7 @@ from loopscale.diagnosis.onestep import MakeOptimizer, train_a_little
 from loopscale.diagnosis.overloops import OverLoops, over_loops
 from loopscale.diagnosis.passes import record
 from loopscale.diagnosis.steplaw import OneStep, one_step_law
+from loopscale.diagnosis.tape import Tape
 from loopscale.diagnosis.tying import untied
 from loopscale.diagnosis.untouched import untouched, unwrap
 from loopscale.errors import UserError
@@ -94,14 +95,14 @@ def _diagnose(model: nn.Module, batch: Any, asked: _Asked) -> Diagnosis:
     if not loops:
         return _not_looped(ties + broken, knob)
     main = main_loop(loops, tape)
-    seen, far, spectrum, grads = _main_pass(model, batch, main, asked.seconds, bool(broken))
+    seen, far, spectrum, grads = _main_pass(model, batch, main, tape, asked.seconds, bool(broken))
     contracts = far is not None and far < CONTRACTIVE
-    varied = over_loops(model, batch, knob, main, contracts) if knob else None
+    varied = over_loops(model, batch, knob, seen, contracts) if knob else None
     facts = _facts(model, seen, far, varied)
     findings = judge(facts)
     if any(f.code == "dead-branch" for f in findings):
         findings = _after_steps(model, batch, seen, findings, varied)
-    others = _beside(model, batch, loops, main)
+    others = _beside(model, batch, loops, main, tape)
     facts = _with_siblings(facts, main, others)
     findings = merged([*findings, *(f for other in others for f in judge(other.facts))])
     stepped = _one_step(model, batch, knob, main, asked) if not broken else None
@@ -137,9 +138,9 @@ def _one_step(model: nn.Module, batch: Any, knob: Knob | None, main: FoundLoop, 
 
 
 def _main_pass(
-    model: nn.Module, batch: Any, main: FoundLoop, seconds: float, broken: bool
+    model: nn.Module, batch: Any, main: FoundLoop, tape: Tape, seconds: float, broken: bool
 ) -> tuple[Pass, float | None, Spectrum | None, Gradients]:
-    seen = measured_pass(model, batch, None, main)
+    seen = measured_pass(model, batch, None, main, tape)
     if broken:
         return seen, None, None, Gradients(None, {}, (), ())
     far, spectrum = loop_map(model, batch, seen, seconds)
@@ -152,14 +153,14 @@ class _Other:
     facts: Facts
 
 
-def _beside(model: nn.Module, batch: Any, loops: list[FoundLoop], main: FoundLoop) -> list[_Other]:
+def _beside(model: nn.Module, batch: Any, loops: list[FoundLoop], main: FoundLoop, tape: Tape) -> list[_Other]:
     """Further loops of the same pass: layers repeated one after the other, a second stage, cycles around cycles."""
     found = []
     begin, end = main.span
     apart = [o for o in loops if o.visits < main.visits or o.span[0] > end or o.span[1] < begin]
     for loop in [loop for loop in apart if loop is not main and loop.size * 20 >= main.size][:_BESIDE]:
         try:
-            seen = measured_pass(model, batch, None, loop)
+            seen = measured_pass(model, batch, None, loop, tape)
             far, _ = loop_map(model, batch, seen, 0.0)
         except (RuntimeError, LookupError):
             continue

@@ -1,0 +1,26 @@
+"""docs/diagnosis.md is true: its code runs, and its tables name every field and code of the schema."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from loopscale.diagnosis import diagnosis_schema
+
+TEXT = (Path(__file__).parents[2] / "docs" / "diagnosis.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, flags=re.S)
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
+def test_blocks_run(block):
+    exec(compile(block, "docs/diagnosis.md", "exec"), {"__name__": "document"})
+
+
+def test_every_code_and_field_is_explained():
+    schema = diagnosis_schema()["properties"]
+    for code in schema["findings"]["items"]["properties"]["code"]["enum"]:
+        assert f"| `{code}` |" in TEXT
+    for field in set(schema) - {"schema", "findings", "verdict", "details", "loops_argument"}:
+        assert f"`{field}`" in TEXT
