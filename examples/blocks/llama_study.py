@@ -2,7 +2,7 @@
 
     loopscale transfer --model examples/blocks/llama_study.py:make_model --loops 1,2,4,8,16
 
-The layers are transformers' own code; what is added is the loop. Bytes of the embedded text.
+The layers are transformers' own code; what is added is the loop. Tokens are bytes of the Python library by default.
 """
 
 import torch

@@ -1,6 +1,6 @@
 """The looped vision Transformer as an own model of a study: does the best learning rate stand still over loops?
 
-    loopscale transfer --model examples/blocks/vit_study.py:make_model --loops 1,2,4,8,16
+loopscale transfer --model examples/blocks/vit_study.py:make_model --loops 1,2,4,8,16
 """
 
 from functools import cache
@@ -14,7 +14,9 @@ from torch import Tensor, nn
 import loopscale as ls
 
 
-def make_model(loops: int, layers: int, width: int, rule: str, strength: float, base_layers: int, seed: int) -> nn.Module:
+def make_model(
+    loops: int, layers: int, width: int, rule: str, strength: float, base_layers: int, seed: int
+) -> nn.Module:
     """The initial weights depend on the seed alone."""
     torch.manual_seed(seed)
     model = LoopedViT(loops, layers, width, rule)
@@ -33,16 +35,14 @@ def _data() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def make_batch(split: str, step: int, seed: int, batch_size: int) -> tuple[Tensor, Tensor]:
-    """Train: images shifted by up to a pixel, with noise, so that none is seen twice. Validation: the held-out images."""
+    """Train: drawn with replacement, by seed and step. Validation: the held-out images, in order."""
     images, labels, held_images, held_labels = _data()
     if split == "validation":
         picked = torch.arange(step * batch_size, (step + 1) * batch_size) % len(held_labels)
         return held_images[picked], held_labels[picked]
     random = torch.Generator().manual_seed(1_000_003 * seed + step)
     picked = torch.randint(len(labels), (batch_size,), generator=random)
-    down, right = (int(torch.randint(-1, 2, (), generator=random)) for _ in range(2))
-    shifted = torch.roll(images[picked], (down, right), (2, 3))
-    return shifted + 0.3 * torch.randn(shifted.shape, generator=random), labels[picked]
+    return images[picked], labels[picked]
 
 
 def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
