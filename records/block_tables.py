@@ -43,9 +43,9 @@ def own_blocks() -> str:
         )
     origin = record["provenance"]
     rows.append(
-        f"\n(flat: within 0.25 of 0; held-out loss in nats and share of digits right after {record['steps']} AdamW steps at "
-        f"the one rate 2^{math.log2(record['lr']):.0f}, mean of {len(record['seeds'])} seeds; torch {origin['torch']}, "
-        f"{origin['hardware']})"
+        f"\n(flat: within 0.25 of 0; held-out loss in nats and share of digits right after {record['steps']} AdamW "
+        f"steps at the one rate 2^{math.log2(record['lr']):.0f}, mean of {len(record['seeds'])} seeds; "
+        f"torch {origin['torch']}, {origin['hardware']})"
     )
     return "\n".join(rows)
 

@@ -121,3 +121,30 @@ def test_a_loss_that_is_none_gets_one_sentence(loss):
     with pytest.raises(ls.UserError, match="loss= returned") as caught:
         ls.check_parameterization(model, batch=torch.randn(4, 8), loss=loss)
     assert "\n" not in str(caught.value)
+
+
+def test_the_study_takes_the_roles_from_the_loop(example, monkeypatch):
+    from loopscale.train.load import parse_values
+    from loopscale.train.own import make_own
+
+    module = example("vit_study")
+    monkeypatch.delattr(module, "roles")
+    size = {"width": 32, "layers": 1, "loops": 2, "base_layers": 1, "rule": "looped"}
+    own = make_own("vit_study:make_model", parse_values({"model": size, "train": {"device": "cpu"}}, ()))
+    assert own.roles["patch.weight"] is own.roles["position"] is ls.Role.EMBEDDING
+    assert own.roles["core.stack.0.0.branch.out.weight"] is ls.Role.HIDDEN and own.inferred
+
+
+def test_complex_weights_are_diagnosed_too():
+    class Spectral(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4, 4, dtype=torch.cfloat) / 4)
+
+        def forward(self, x):
+            return torch.fft.irfft(torch.fft.rfft(x) @ self.weight.T, n=x.shape[-1])
+
+    torch.manual_seed(0)
+    loop = ls.Loop(ls.ScaledResidual(Spectral(), nn.LayerNorm(6)), 4)
+    found = ls.diagnose(loop, torch.randn(8, 6), seconds=0.2)
+    assert found.loops == 4 and found.kappa is None and not found.at_least("warning")

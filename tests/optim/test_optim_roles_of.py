@@ -86,9 +86,17 @@ def test_the_rate_of_the_layers_is_that_of_the_loop():
 
 
 def test_what_cannot_be_told_is_named():
-    with pytest.raises(UserError, match=r"'whatever.weight', which is outside the loop"):
+    with pytest.raises(UserError, match=r"role of 'whatever.weight', outside the loop: pass roles=\{'whatever': ...\}"):
         roles_of(Odd(last="whatever"))
-    assert roles_of(Odd(last="whatever"), {"whatever.weight": Role.READOUT})["whatever.weight"] is Role.READOUT
+    assert roles_of(Odd(last="whatever"), {"whatever.weight": "readout"})["whatever.weight"] is Role.READOUT
+    with pytest.raises(UserError, match=r"role of '0.weight', '2.weight', outside the loop"):
+        roles_of(nn.Sequential(nn.Linear(8, 8), Odd().core, nn.Linear(8, 8)))
+
+
+def test_a_map_onto_one_number_is_a_matrix():
+    model = nn.ModuleDict({"lift": nn.Conv1d(1, 8, 1), "core": Odd().core, "out": nn.Linear(8, 1)})
+    roles = roles_of(model)
+    assert roles["lift.weight"] is Role.EMBEDDING and roles["out.weight"] is Role.READOUT
 
 
 def test_a_modules_name_stands_for_what_is_below_it():

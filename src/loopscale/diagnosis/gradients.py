@@ -80,7 +80,9 @@ def _gradients(
     found = torch.autograd.grad(loss, [*(tape.values[i] for i in order), *flat], allow_unused=True)
     deltas = {i: g.detach() for i, g in zip(order, found, strict=False) if g is not None}
     # Visits without a gradient (truncated backpropagation) are left out.
-    reached = {key: [i for i in chain if i in deltas and i in tape.inputs] for key, chain in uses.items()}
+    # Those of complex weights too: their products are no real ones.
+    seen = {i for i in deltas if i in tape.inputs and not tape.inputs[i].is_complex()}
+    reached = {key: [i for i in chain if i in seen] for key, chain in uses.items()}
     most = max((len(chain) for chain in [*reached.values(), *(formed[key] for key in twins)]), default=0)
     grams = {
         key: _gram([_pair(tape.inputs[i], deltas[i]) for i in chain])

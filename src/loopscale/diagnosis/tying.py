@@ -64,7 +64,7 @@ def _equal_copies(model: nn.Module, used: set[Key]) -> list[list[str]]:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if parameter.ndim < 2 or parameter.numel() < 4 or storage_key(parameter) not in used:
             continue
-        value = parameter.detach()
+        value = torch.view_as_real(parameter.detach()) if parameter.is_complex() else parameter.detach()
         print_ = (
             tuple(value.shape),
             value.dtype,

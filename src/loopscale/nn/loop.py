@@ -110,7 +110,8 @@ def _carry(block: nn.Module, result: Any, carried: tuple[Any, ...]) -> tuple[Any
     if len(values) > len(carried):
         raise UserError(
             f"{name} returned {len(values)} values and was given {len(carried)}: a tuple is carried to the next visit, so "
-            "return the stream alone, or give the loop a first value for each (loop(x, state))"
+            "return the stream alone (element 0, where an attention returns its weights besides), or give the loop a "
+            "first value for each, loop(x, state)"
         )
     return (*values, *carried[len(values) :])
 

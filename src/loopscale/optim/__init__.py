@@ -2,7 +2,16 @@
 
 from loopscale.optim.build import MuonAdamW, build_optimizer
 from loopscale.optim.groups import check_partition, param_groups
-from loopscale.optim.roles_of import roles_of
+from loopscale.optim.roles_of import holds_loop, roles_of
 from loopscale.optim.schedule import SCHEDULES, schedule
 
-__all__ = ["SCHEDULES", "MuonAdamW", "build_optimizer", "check_partition", "param_groups", "roles_of", "schedule"]
+__all__ = [
+    "SCHEDULES",
+    "MuonAdamW",
+    "build_optimizer",
+    "check_partition",
+    "holds_loop",
+    "param_groups",
+    "roles_of",
+    "schedule",
+]

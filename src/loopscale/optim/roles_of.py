@@ -62,6 +62,11 @@ def speaker(model: Any) -> Any:
     return next((vars(part)["_loopscale"] for part in parts if "_loopscale" in vars(part)), model)
 
 
+def holds_loop(model: Any) -> bool:
+    """Whether the model, a module inside it or a handle left on it states rule and depth, as a `Loop` does."""
+    return next(states_depth(speaker(model)), None) is not None
+
+
 def states_depth(model: Any) -> Iterator[Any]:
     """The model, or the outermost modules inside it, that state `rule` and `depth`, as a loop does."""
     if hasattr(model, "rule") and hasattr(model, "depth"):
@@ -89,12 +94,20 @@ def _inferred(model: nn.Module, given: Mapping[str, Role]) -> dict[str, Role]:
         raise UserError(f"{type(model).__name__} does not state its roles: pass roles=, or put a Loop inside")
     holders = dict(model.named_modules())
     found: dict[str, Role] = {}
+    unknown: list[str] = []
     for name, parameter in model.named_parameters():
         if name in given:
             continue
         holder = holders[name.rpartition(".")[0]]
-        flat = parameter.ndim < 2 or parameter.numel() == max(parameter.shape)
-        found[name] = _inner(name, holder, flat) if name in inside else _outer(name, holder, flat)
+        # A vector in more axes (a gain of shape C x 1 x 1); a linear map onto one number is a matrix all the same.
+        flat = parameter.ndim < 2 or (parameter.numel() == max(parameter.shape) and not name.endswith("weight"))
+        role = _inner(name, holder, flat) if name in inside else _outer(name, holder, flat)
+        if role is None:
+            unknown.append(name)
+        else:
+            found[name] = role
+    if unknown:
+        raise UserError(_untold(unknown))
     return found
 
 
@@ -119,7 +132,7 @@ def _inner(name: str, holder: Any, flat: bool) -> Role:
     return Role.HIDDEN
 
 
-def _outer(name: str, holder: Any, flat: bool) -> Role:
+def _outer(name: str, holder: Any, flat: bool) -> Role | None:
     lowered = name.lower()
     parts = set(lowered.split("."))
     if isinstance(holder, (nn.Embedding, nn.EmbeddingBag)):
@@ -128,9 +141,16 @@ def _outer(name: str, holder: Any, flat: bool) -> Role:
     leaves = bool(parts & _EXIT) or any(word in lowered for word in _EXIT_IN)
     if flat and not (entry and lowered.endswith("token")):
         return Role.OUTER_GAIN
-    if entry != leaves:
-        return Role.EMBEDDING if entry else Role.READOUT
-    raise UserError(
-        f"cannot tell the role of parameter {name!r}, which is outside the loop: pass roles={{{name!r}: 'embedding'}} "
-        "(it maps the input into the stream), 'readout' (the stream to the output) or 'hidden' (a layer's matrix)"
+    if entry == leaves:
+        return None
+    return Role.EMBEDDING if entry else Role.READOUT
+
+
+def _untold(names: list[str]) -> str:
+    shown = ", ".join(repr(name) for name in names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    one = names[0].rpartition(".")[0] or names[0]
+    return (
+        f"cannot tell the role of {shown}, outside the loop: pass roles={{{one!r}: ...}} (a module's name stands for all "
+        "below it) with 'embedding' for what maps the input into the stream, 'readout' for the stream to the output, "
+        "'hidden' for a layer's matrix"
     )

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from loopscale.errors import UserError
+from loopscale.optim import holds_loop, roles_of
 from loopscale.parameterization import Depth, Role, Width, check_roles, get_rule, infer_roles
 from loopscale.train.config import TrainConfig
 from loopscale.train.place import describe, load_place
@@ -211,7 +212,7 @@ def _roles(model: nn.Module, module: ModuleType) -> tuple[dict[str, Role], bool]
     stated: Any = getattr(module, "roles", None)
     if stated is not None:
         return {name: Role(role) for name, role in stated(model).items()}, False
-    own: Any = getattr(model, "roles", None)
-    if callable(own):
-        return {name: Role(role) for name, role in own().items()}, False
+    said = callable(getattr(model, "roles", None))
+    if said or holds_loop(model):
+        return roles_of(model), not said
     return infer_roles({name: parameter.ndim for name, parameter in model.named_parameters()}), True
