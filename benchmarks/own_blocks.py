@@ -82,15 +82,38 @@ def measure(name: str) -> dict[str, Any]:
     return {"rule": rule, "slopes": slopes(make, rule), "slopes_none": without, "runs": runs}
 
 
+def experts() -> dict[str, Any]:
+    """kappa at N = 8 of the expert matrices and of the same MLP without experts, at the start and after training."""
+    from moe import make_model
+    from show import train
+
+    found: dict[str, Any] = {}
+    for name, sparse in (("experts", True), ("dense", False)):
+        model = make_model(8, sparse=sparse)
+        at_start = mlp_kappa(model)
+        train(model, LR, STEPS)
+        found[name] = {"start": at_start, "trained": mlp_kappa(model)}
+    return found
+
+
+def mlp_kappa(model: nn.Module) -> list[float]:
+    from digits import digits
+
+    by_parameter = ls.diagnose(model, digits()[0][:32], seconds=0.2).details["kappa_by_parameter"]
+    return [round(value, 3) for name, value in by_parameter.items() if ".experts." in name or ".mlp." in name]
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--blocks", nargs="*", choices=list(BLOCKS), default=list(BLOCKS))
     parser.add_argument("--out", type=Path, default=ROOT / "records" / "own_blocks.json")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    known = json.loads(args.out.read_text())["blocks"] if args.out.exists() else {}
+    record = json.loads(args.out.read_text()) if args.out.exists() else {}
+    known, routed = record.get("blocks", {}), record.get("experts")
     for name in args.blocks:
         known[name] = measure(name)
+        routed = experts() if name == "moe" else routed
         print(name, json.dumps(known[name]["slopes"]), flush=True)
         write_json(
             args.out,
@@ -100,6 +123,7 @@ if __name__ == "__main__":
                 "steps": STEPS,
                 "lr": LR,
                 "seeds": list(SEEDS),
+                "experts": routed,
                 "blocks": {key: known[key] for key in BLOCKS if key in known},
                 "provenance": provenance(),
             },

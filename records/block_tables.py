@@ -19,6 +19,10 @@ def _mean(runs: list[dict[str, Any]], key: str) -> float:
     return sum(run[key] for run in runs) / len(runs)
 
 
+def _kappa(runs: list[dict[str, Any]], key: str) -> str:
+    return "not measured" if any(run[key] is None for run in runs) else f"{_mean(runs, key):.1f}"
+
+
 def _slopes(values: dict[str, float] | None) -> str:
     if values is None:
         return "not asked"
@@ -39,7 +43,7 @@ def own_blocks() -> str:
             f"| `{name}` | `{block['rule']}` | {_slopes(block['slopes'])} | {_slopes(block['slopes_none'])} | "
             f"{_mean(one, 'loss'):.2f}, {_mean(eight, 'loss'):.2f} | "
             f"{_mean(one, 'accuracy'):.0%}, {_mean(eight, 'accuracy'):.0%} | "
-            f"{_mean(eight, 'kappa'):.1f} | {_mean(eight, 'kappa_trained'):.1f} |"
+            f"{_kappa(eight, 'kappa')} | {_kappa(eight, 'kappa_trained')} |"
         )
     origin = record["provenance"]
     rows.append(
@@ -48,6 +52,18 @@ def own_blocks() -> str:
         f"torch {origin['torch']}, {origin['hardware']})"
     )
     return "\n".join(rows)
+
+
+def experts() -> str:
+    """What routing does to the alignment, one sentence from the record."""
+    found = _load("own_blocks")["experts"]
+    sparse, dense = found["experts"], found["dense"]
+    start, trained = (sum(sparse[key]) / len(sparse[key]) for key in ("start", "trained"))
+    dense_start, dense_trained = (sum(dense[key]) / len(dense[key]) for key in ("start", "trained"))
+    return (
+        f"Matrices of the experts, mean kappa at N = 8: {start:.2f} at the start (lowest {min(sparse['start']):.2f}), "
+        f"{trained:.2f} after training; of the same MLP without experts {dense_start:.2f} and {dense_trained:.2f} (one seed)."
+    )
 
 
 def own_transfer() -> str:
@@ -73,4 +89,4 @@ def _study(study: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-BLOCKS = {"own_blocks": own_blocks, "own_transfer": own_transfer}
+BLOCKS = {"own_blocks": own_blocks, "experts": experts, "own_transfer": own_transfer}

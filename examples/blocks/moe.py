@@ -1,7 +1,7 @@
 """A mixture of experts in a loop: the branch returns (update, running balance loss), which the loop carries along.
 
-Routing lets visits of one expert see different tokens, so the visits are less aligned than in a dense block: this prints
-the measured alignment kappa (1 independent .. N aligned) of both.
+Routing lets visits of one expert see different tokens, which can lower their alignment: this prints the measured kappa
+(1 independent .. N aligned) of the experts and of a dense block.
 """
 
 import torch

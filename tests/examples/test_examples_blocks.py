@@ -85,12 +85,12 @@ def test_loops_are_a_knob_and_names_do_not_change(example, file, function, rule)
     assert set(ls.roles_of(model)) == {name for name, _ in model.named_parameters()}
 
 
-def test_experts_are_less_aligned_than_a_dense_mlp(example):
+def test_some_expert_is_less_aligned_than_a_dense_mlp_at_the_start(example):
     moe = example("moe")
     experts = [value for name, value in moe.alignment(sparse=True).items() if "experts" in name]
     dense = [value for name, value in moe.alignment(sparse=False).items() if "mlp" in name]
     assert len(experts) == 8 and len(dense) == 2
-    assert sum(experts) / 8 < sum(dense) / 2
+    assert min(experts) < min(dense) - 0.3 and sum(experts) / 8 < sum(dense) / 2
 
 
 def test_two_loops_in_a_row_and_loops_in_loops_are_measured():
