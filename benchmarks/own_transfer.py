@@ -1,4 +1,4 @@
-"""Claim: on other people's models too, the best learning rate stands still over loops with `looped`.
+"""Question: does the best learning rate of other people's models stand still over loops with `looped`?
 
 python benchmarks/own_transfer.py FOLDER [--out records/own_transfer.json]   needs: 'loopscale[examples,hf]'
 
@@ -95,5 +95,5 @@ if __name__ == "__main__":
         found = {"title": title, "what": what, "loops": result["loops"], "rules": kept(result)}
         studies.append({**found, "provenance": result["provenance"]})
         print(*(rule["sentence"] for rule in result["rules"].values()), sep="\n", flush=True)
-    claim = "with rule looped the best learning rate of other people's models stands still over loops"
+    claim = "where the best learning rate of other people's models goes over loops: the verdicts say"
     write_json(args.out, {"claim": claim, "studies": studies, "provenance": provenance()})

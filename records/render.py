@@ -56,10 +56,12 @@ def benchmarks() -> str:
 def documents() -> dict[str, dict[str, Callable[[], str]]]:
     """Which document shows which blocks. A document joins by adding a row."""
     import adapt_tables
+    import block_tables
 
     return {
         "README.md": {"study": lambda: study(load("transfer_laptop")), "benchmarks": benchmarks},
         "docs/adapt.md": adapt_tables.BLOCKS,
+        "docs/blocks.md": block_tables.BLOCKS,
     }
 
 
