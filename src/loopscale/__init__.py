@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         apply_branch_gain,
     )
     from loopscale.optim import build_optimizer, param_groups, roles_of, schedule
+    from loopscale.train import shard_looped
 
 __version__ = "0.1.0"
 
@@ -50,6 +51,7 @@ _LAZY = {
     "diagnose": "diagnosis",
     "Monitor": "diagnosis",
     "watch": "diagnosis",
+    "shard_looped": "train",
 }
 
 __all__ = [
@@ -80,6 +82,7 @@ __all__ = [
     "restore",
     "roles_of",
     "schedule",
+    "shard_looped",
     "unfold",
     "watch",
 ]

@@ -148,8 +148,34 @@ def test_damaged_folders_have_their_sentences(run: Path, tmp_path: Path) -> None
 def test_a_checkpoint_of_another_network(run: Path) -> None:
     file = run / "config.toml"
     file.write_text(file.read_text().replace("width = 16", "width = 32"))
-    with pytest.raises(UserError, match=r"does not fit the model of config\.toml"):
+    with pytest.raises(
+        UserError, match=r"is of another model: model\.width is 16 there and 32 in config\.toml: restore"
+    ):
         resume_run(run)
+
+
+def test_a_checkpoint_of_another_rule(run: Path) -> None:
+    """The shapes are the same: only the name tells."""
+    file = run / "config.toml"
+    file.write_text(file.read_text().replace('"looped"', '"sqrt"').replace("lr = 0.0078125", "lr = 0.01"))
+    with pytest.raises(
+        UserError, match=r"another model: model\.rule is looped there and sqrt in config\.toml: restore"
+    ):
+        resume_run(run)
+
+
+def test_a_checkpoint_of_another_optimizer(run: Path) -> None:
+    file = run / "config.toml"
+    file.write_text(file.read_text().replace('"adamw"', '"sgd"'))
+    with pytest.raises(UserError, match=r"is of another optimizer: optim\.optimizer is adamw there and sgd in"):
+        resume_run(run)
+
+
+def test_a_changed_rate_is_said(run: Path) -> None:
+    file, said = run / "config.toml", []
+    file.write_text(file.read_text().replace("lr = 0.0078125", "lr = 0.01").replace("keep = 2", "keep = 3"))
+    resume_run(run, warn=said.append)
+    assert said == ["optim.lr was 0.0078125 and is now 0.01: from here on it is another training"]
 
 
 def test_an_out_folder_that_is_taken(run: Path, tiny: TrainConfig, tmp_path: Path) -> None:

@@ -8,10 +8,12 @@ from loopscale.train.loop import Outcome, resume_run, train_run
 from loopscale.train.own import OwnModel, default_loss, make_own, takes
 from loopscale.train.own_fit import fit_own
 from loopscale.train.place import describe, fingerprint, load_place
+from loopscale.train.parallel import shard_looped
 from loopscale.train.provenance import provenance
 from loopscale.train.run import Run, open_run
 from loopscale.train.training import StepRecord
 from loopscale.train.tuned import with_tuned
+from loopscale.train.world import World, joined
 
 __all__ = [
     "Fit",
@@ -23,9 +25,11 @@ __all__ = [
     "default_loss",
     "describe",
     "fingerprint",
+    "World",
     "fit",
     "fit_own",
     "generate",
+    "joined",
     "load_config",
     "load_place",
     "make_config",
@@ -36,6 +40,7 @@ __all__ = [
     "provenance",
     "resume_run",
     "takes",
+    "shard_looped",
     "train_run",
     "with_tuned",
 ]

@@ -51,7 +51,11 @@ class ModelSection(Section):
 
 
 class DataSection(Section):
-    """Where tokens come from and how they are cut into batches; `path` is any source that `load_data` knows."""
+    """Where tokens come from and how they are cut into batches; `path` is any source that `load_data` knows.
+
+    `batch_size` counts the sequences of one step over all ranks. `order`: windows anywhere, or each window once an epoch.
+    `prefetch` batches are made ahead, while the step before is computed.
+    """
 
     path: Annotated[str, Field(min_length=1)] = "stdlib"
     tokenizer: Literal["bytes", "bpe"] = "bytes"
@@ -61,6 +65,8 @@ class DataSection(Section):
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
     max_tokens: Count | None = None
     text_field: Annotated[str, Field(min_length=1)] = "text"
+    order: Literal["random", "epochs"] = "random"
+    prefetch: Annotated[int, Field(ge=0)] = 2
 
 
 class OptimSection(Section):
@@ -82,6 +88,8 @@ class TrainSection(Section):
 
     `compile` compiles the body of the loop, after one step of it gave eager's gradients (`nn.compile_checked`).
     `recompute` = k keeps only the stream that enters every k visits, `recompute_keep` bounds how many (`nn.Recompute`).
+    With more than one rank (torchrun), `strategy` is "ddp" (a replica each) or "fsdp" (sharded). `accumulate` parts of a
+    batch go through the model one after the other.
     """
 
     steps: Count = 300
@@ -97,6 +105,8 @@ class TrainSection(Section):
     recompute: Annotated[int, Field(ge=0)] = 0
     recompute_keep: Count | None = None
     trackers: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    accumulate: Count = 1
 
 
 class TrainConfig(Section):
@@ -126,8 +136,12 @@ class TrainConfig(Section):
         """Read and tokenize the data that the config names; raises `UserError` when it cannot be used."""
         from loopscale.data import load_data
 
-        values = self.data.model_dump(exclude={"path", "batch_size"})
+        values = self.data.model_dump(exclude={"path", "batch_size", "order", "prefetch"})
         return load_data(self.data.path, **values)
+
+    def flat(self) -> dict[str, Any]:
+        """Give "section.key" -> value: what two configs are compared by."""
+        return {f"{name}.{key}": value for name, section in self.to_dict().items() for key, value in section.items()}
 
     def to_dict(self) -> dict[str, Any]:
         """Give nested plain values without the keys that are absent: what TOML and JSON can hold."""

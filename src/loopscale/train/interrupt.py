@@ -15,16 +15,16 @@ class Interrupt:
     def __init__(self) -> None:
         self.signal = 0
 
-    @property
-    def name(self) -> str:
-        """What the person did."""
-        return "Ctrl-C" if self.signal == signal.SIGINT else "SIGTERM"
-
     def arrived(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal: the first is noted, a second Ctrl-C ends at once."""
         if self.signal and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = number
+
+
+def signal_name(number: int) -> str:
+    """What the person, or the scheduler, did."""
+    return "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
 
 
 @contextmanager

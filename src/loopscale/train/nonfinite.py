@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from loopscale.train.parallel import whole
 from loopscale.train.training import StepRecord, Training, batch_loss, step_loops, training_batch
 
 
@@ -44,14 +45,26 @@ def find(training: Training) -> Birthplace | None:
     return first[0] if first else None
 
 
+def _text(place: Birthplace | None) -> str:
+    return "" if place is None else f"{place.visit} {place.module}"
+
+
+def _told(texts: list[str]) -> Birthplace | None:
+    """The place that the lowest rank found: a bad sequence is in the rows of one rank."""
+    found = next((text.split(" ", 1) for text in texts if text), None)
+    return None if found is None else Birthplace(found[1], int(found[0]))
+
+
 def explain(training: Training, record: StepRecord) -> str:
     """Say in one sentence at which step, module and visit the training broke, and what to try."""
-    place = find(training)
+    place = _told(training.world.texts(_text(find(training))))
     if place is not None:
         where = f"the first non-finite value came out of {place.module!r} at visit {place.visit}"
     else:
         bad = [
-            name for name, p in training.model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()
+            name
+            for name, p in training.model.named_parameters()
+            if p.grad is not None and not whole(p.grad).isfinite().all()
         ]
         where = f"the forward pass is finite, the gradient of {bad[-1]!r} is not" if bad else "only the sum overflows"
     optim = training.config.optim
