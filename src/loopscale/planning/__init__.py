@@ -1,0 +1,8 @@
+"""What a training will need, by arithmetic alone: parameters, FLOPs, memory, hours, dollars. Imports no torch."""
+
+from loopscale.planning.flops import flops_per_token, parameters
+from loopscale.planning.memory import Memory, memory
+from loopscale.planning.plan import Machine, Plan, plan
+from loopscale.planning.shape import Shape
+
+__all__ = ["Machine", "Memory", "Plan", "Shape", "flops_per_token", "memory", "parameters", "plan"]

@@ -1,0 +1,129 @@
+"""From a training and a machine to the plan: does it fit, how long, what does it cost, what to change."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from loopscale.errors import UserError
+from loopscale.planning.flops import flops_per_token, parameters
+from loopscale.planning.memory import Memory, memory
+from loopscale.planning.shape import Shape
+
+
+@dataclass(frozen=True)
+class Machine:
+    """`devices` with `memory` bytes each. `peak` is FLOP/s of the matrix units, `mfu` the share of it that is reached.
+
+    `price` is dollars for a device and hour. Raises `UserError` for a number that is none.
+    """
+
+    devices: int = 8
+    memory: float = 80e9
+    peak: float = 989e12
+    mfu: float = 0.4
+    price: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.devices < 1:
+            raise UserError(f"--devices must be at least 1, got {self.devices}")
+        if not 0 < self.mfu <= 1:
+            raise UserError(f"--mfu is a share between 0 and 1, got {self.mfu:g}: 0.4 is 40 % of the peak")
+        if not (self.memory > 0 and self.peak > 0) or (self.price is not None and self.price < 0):
+            raise UserError("--memory and --peak-tflops must be positive, --price not negative")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The answer. `changes` are config values that make it fit; empty when it fits, or when nothing helps."""
+
+    parameters: dict[str, int]
+    flops_per_token: dict[str, float]
+    memory: Memory
+    memory_recomputed: Memory
+    fits: bool
+    changes: dict[str, Any]
+    tokens: float
+    tokens_per_second: float
+    hours: float
+    dollars: float | None
+    sentence: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            **asdict(self),
+            "memory": {**asdict(self.memory), "total": self.memory.total},
+            "memory_recomputed": {**asdict(self.memory_recomputed), "total": self.memory_recomputed.total},
+        }
+
+
+def plan(shape: Shape, machine: Machine) -> Plan:
+    """Predict a training on a machine.
+
+    tokens/s = devices * peak * mfu / FLOPs per token, where MFU counts the model's FLOPs, without recomputation, whose time
+    is added; hours = tokens / (tokens/s) / 3600; dollars = hours * devices * price.
+
+    >>> plan(Shape(), Machine()).fits
+    True
+    """
+    flops, used = flops_per_token(shape), memory(shape, machine.devices)
+    fits = used.total <= machine.memory
+    changes = {} if fits else _changes(shape, machine)
+    rate = machine.devices * machine.peak * machine.mfu / flops["executed"]
+    tokens = float(shape.steps * shape.batch * shape.context)
+    hours = tokens / rate / 3600
+    return Plan(
+        parameters=parameters(shape),
+        flops_per_token=flops,
+        memory=used,
+        memory_recomputed=memory(replace(shape, recompute=1), machine.devices),
+        fits=fits,
+        changes=changes,
+        tokens=tokens,
+        tokens_per_second=rate,
+        hours=hours,
+        dollars=None if machine.price is None else hours * machine.devices * machine.price,
+        sentence=_sentence(used, machine, fits, changes),
+    )
+
+
+def _changes(shape: Shape, machine: Machine) -> dict[str, Any]:
+    """The first of a list of changes, each on top of the ones before it, with which it fits; then without the needless."""
+    made: dict[str, tuple[str, Any]] = {}
+
+    def fits() -> bool:
+        return memory(replace(shape, **dict(made.values())), machine.devices).total <= machine.memory
+
+    options: list[tuple[str, str, Any]] = [
+        ("train.recompute", "recompute", 1),
+        ("train.strategy", "sharded", True),
+        ("train.precision", "bf16", True),
+    ]
+    parts = shape.accumulate
+    while shape.batch % (2 * parts * machine.devices) == 0:
+        parts *= 2
+        options.append(("train.accumulate", "accumulate", parts))
+    for key, field, value in options:
+        made[key] = (field, value)
+        if fits():
+            break
+    else:
+        return {}
+    for key in list(made):
+        kept = made.pop(key)
+        if not fits():
+            made[key] = kept
+    names = {"train.strategy": "fsdp", "train.precision": "bf16"}
+    return {key: names.get(key, value) for key, (_, value) in made.items()}
+
+
+def _sentence(used: Memory, machine: Machine, fits: bool, changes: dict[str, Any]) -> str:
+    need = f"{used.total / 1e9:.3g} GB a device of {machine.memory / 1e9:.3g}"
+    if fits:
+        return f"it fits: {need}"
+    if changes:
+        return f"it does not fit ({need}); it does with " + ", ".join(
+            f"{key} = {value}" for key, value in changes.items()
+        )
+    return f"it does not fit ({need}), and recompute, fsdp, bf16 and accumulate do not help: take more devices"

@@ -1,0 +1,181 @@
+"""The plan against what torch counts and keeps."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from loopscale import LoopedTransformer, UserError
+from loopscale.cli import main
+from loopscale.cli.plan import shape_of
+from loopscale.nn.recompute import Recompute
+from loopscale.planning import Machine, Shape, flops_per_token, memory, parameters, plan
+from loopscale.planning.memory import activation_bytes_per_token
+from loopscale.train import parse_config
+
+CONFIGS: list[dict[str, Any]] = [
+    {},
+    {"width": 128, "layers": 2, "loops": 3},
+    {"width": 64, "loops": 8, "prelude": 1, "coda": 2},
+    {"width": 128, "kv_heads": 1, "loops": 2, "mlp_ratio": 4.0},
+    {"width": 64, "loops": 6, "gradient_visits": 2},
+    {"width": 64, "loops": 4, "tied_readout": True, "vocab_size": 1000},
+]
+
+
+def step(model_values: dict[str, Any], context: int, recompute: int = 0) -> tuple[Shape, Any]:
+    config = parse_config(
+        {"model": model_values, "data": {"context": context, "batch_size": 2}, "train": {"recompute": recompute}}
+    )
+    model = LoopedTransformer(config.network(256))
+    model.core.recompute = Recompute(recompute)
+    tokens = torch.randint(0, 200, (2, context))
+
+    def run() -> torch.Tensor:
+        return F.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten())
+
+    assert parameters(shape_of(config))["total"] == sum(p.numel() for p in model.parameters())
+    return shape_of(config), run
+
+
+@pytest.mark.parametrize("context", [32, 128])
+@pytest.mark.parametrize("values", CONFIGS, ids=range(len(CONFIGS)))
+def test_flops_are_those_that_torch_counts(values: dict[str, Any], context: int) -> None:
+    shape, run = step(values, context)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        run().backward()
+    assert flops_per_token(shape)["model"] * 2 * context == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
+def test_recomputed_flops_too() -> None:
+    shape, run = step({"width": 64, "loops": 4, "layers": 2}, 64, recompute=1)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        run().backward()
+    assert flops_per_token(shape)["executed"] * 2 * 64 == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
+def kept_bytes(run: Any) -> int:
+    """Bytes of the distinct storages that autograd keeps, weights not counted."""
+    storages: dict[int, int] = {}
+    alive = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if not isinstance(tensor, torch.nn.Parameter) and not (tensor.is_leaf and tensor.requires_grad):
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            alive.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        run()
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize(("width", "kv_heads"), [(128, None), (256, 2)])
+def test_activation_memory_of_a_visit(width: int, kv_heads: int | None) -> None:
+    """The difference between two numbers of loops is what one visit keeps; 15 % either way."""
+    context, kept = 128, {}
+    for loops in (2, 6):
+        shape, run = step({"width": width, "loops": loops, "kv_heads": kv_heads}, context)
+        kept[loops] = kept_bytes(run)
+    measured = (kept[6] - kept[2]) / 4 / (2 * context)
+    predicted = activation_bytes_per_token(shape) / 6
+    assert predicted == pytest.approx(measured, rel=0.15)
+
+
+def test_activations_are_flat_when_recomputed() -> None:
+    shapes = (Shape(width=1024, kv_width=1024, mlp_width=2736, loops=n, recompute=1, recompute_keep=8) for n in (4, 64))
+    few, many = map(activation_bytes_per_token, shapes)
+    assert many < 1.3 * few
+    assert activation_bytes_per_token(Shape(loops=64)) == 16 * activation_bytes_per_token(Shape(loops=4))
+
+
+BIG = Shape(
+    vocab_size=50_000,
+    width=4096,
+    layers=32,
+    loops=8,
+    kv_width=1024,
+    mlp_width=11008,
+    context=4096,
+    batch=512,
+    steps=10**5,
+)
+
+
+def test_sizes_that_nobody_here_can_run() -> None:
+    answer = plan(BIG, Machine(64, 80e9, 989e12, 0.4, 2.5))
+    assert 5e9 < answer.parameters["total"] < 8e9
+    assert not answer.fits and answer.changes["train.strategy"] == "fsdp" and answer.changes["train.recompute"] == 1
+    assert answer.dollars == pytest.approx(answer.hours * 64 * 2.5)
+    assert answer.hours == pytest.approx(
+        answer.tokens * answer.flops_per_token["executed"] / (64 * 989e12 * 0.4) / 3600
+    )
+    assert plan(BIG, Machine(1, 1e9)).changes == {}
+
+
+def test_the_changes_make_it_fit_and_none_is_needless() -> None:
+    from dataclasses import replace
+
+    fields = {"train.recompute": "recompute", "train.strategy": "sharded", "train.precision": "bf16"}
+    fields["train.accumulate"] = "accumulate"
+    machine = Machine(64, 80e9)
+    made = {
+        fields[key]: value if fields[key] in ("recompute", "accumulate") else True
+        for key, value in plan(BIG, machine).changes.items()
+    }
+    assert plan(replace(BIG, **made), machine).fits
+    for left_out in made:
+        assert not plan(replace(BIG, **{key: value for key, value in made.items() if key != left_out}), machine).fits
+
+
+def test_shards_divide_what_replicas_repeat() -> None:
+    replicas, shards = (memory(Shape(width=1024, sharded=sharded), 8) for sharded in (False, True))
+    assert shards.weights == replicas.weights / 8 and shards.optimizer == replicas.optimizer / 8
+    assert shards.gathered == replicas.weights
+
+
+EXAMPLE = str(Path(__file__).parents[2] / "examples" / "tiny.toml")
+
+
+def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", EXAMPLE, "--json", "--price", "2", "--devices", "4"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["fits"] and answer["memory"]["total"] > 0 and answer["dollars"] > 0
+    assert main(["plan", EXAMPLE, "--memory", "1GB"]) == 1
+    assert "it does not fit" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--memory", "much"], "--memory 'much' is no size: write 80GB or 40GiB"),
+        (["--mfu", "40"], "--mfu is a share between 0 and 1, got 40: 0.4 is 40 % of the peak"),
+        (["--devices", "0"], "--devices must be at least 1, got 0"),
+        (
+            ["--devices", "3"],
+            "data.batch_size = 16 cannot be dealt out to 3 devices x 1 accumulated parts: use a multiple of 3",
+        ),
+    ],
+)
+def test_what_it_refuses(arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", EXAMPLE, *arguments]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_the_arithmetic_needs_no_torch() -> None:
+    code = "import sys, loopscale.planning as p; p.plan(p.Shape(), p.Machine()); assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_nonsense_is_a_user_error() -> None:
+    with pytest.raises(UserError):
+        Machine(memory=-1)
