@@ -7,8 +7,8 @@ from loopscale.train.load import load_config, make_config, parse_config, parse_v
 from loopscale.train.loop import Outcome, resume_run, train_run
 from loopscale.train.own import OwnModel, default_loss, make_own, takes
 from loopscale.train.own_fit import fit_own
-from loopscale.train.place import describe, fingerprint, load_place
 from loopscale.train.parallel import shard_looped
+from loopscale.train.place import describe, fingerprint, load_place
 from loopscale.train.provenance import provenance
 from loopscale.train.run import Run, open_run
 from loopscale.train.training import StepRecord
@@ -22,10 +22,10 @@ __all__ = [
     "Run",
     "StepRecord",
     "TrainConfig",
+    "World",
     "default_loss",
     "describe",
     "fingerprint",
-    "World",
     "fit",
     "fit_own",
     "generate",
@@ -39,8 +39,8 @@ __all__ = [
     "parse_values",
     "provenance",
     "resume_run",
-    "takes",
     "shard_looped",
+    "takes",
     "train_run",
     "with_tuned",
 ]
