@@ -68,7 +68,8 @@ def soak(values: dict[str, Any], kills: int, seed: int, folder: Path) -> dict[st
             process.kill()
             process.join()
             if ended:
-                assert here.poll() and here.recv()[0] == "result", "a life ended with an error"
+                said = here.recv() if here.poll() else ("lost", None)
+                assert said[0] == "result", f"a life ended with {said}"
                 break
             count += 1
             after = newest(run) if run.exists() else 0

@@ -187,6 +187,13 @@ def test_an_out_folder_that_is_taken(run: Path, tiny: TrainConfig, tmp_path: Pat
         train_run(tiny, tmp_path / "other")
 
 
+def test_a_kill_while_the_folder_is_made_does_not_block_it(tiny: TrainConfig, tmp_path: Path) -> None:
+    for name in ("provenance.json", ".config.toml.abc123"):
+        (tmp_path / "run").mkdir(exist_ok=True)
+        (tmp_path / "run" / name).write_text("{")
+    assert train_run(changed(tiny, train={"steps": 2}), tmp_path / "run").status == "finished"
+
+
 def test_a_mistake_leaves_no_folder(tiny: TrainConfig, tmp_path: Path) -> None:
     with pytest.raises(UserError):
         train_run(changed(tiny, data={"path": str(tmp_path / "absent.txt")}), tmp_path / "out")

@@ -88,8 +88,14 @@ def check_new(path: Path) -> None:
             f"{path} already holds a run: continue it with loopscale train --resume {path}, "
             "or name another folder with --out"
         )
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if path.exists() and (not path.is_dir() or not all(_left_by_us(file) for file in path.iterdir())):
         raise UserError(f"{path} already exists and is no empty folder: name another folder with --out")
+
+
+def _left_by_us(file: Path) -> bool:
+    """Whether a process that was killed while it made the folder left this file: config.toml comes last."""
+    name = file.name.lstrip(".")
+    return name.startswith(("provenance.json", "tokenizer.json")) or file.name.startswith(".config.toml.")
 
 
 def create_run(path: Path, training: Training) -> Run:
