@@ -25,12 +25,12 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
         (
             ["train", "--resum", "x"],
             "unknown option '--resum' of loopscale train: did you mean '--resume'? "
-            "known: --help, --json, --out, --resume, --set",
+            "known: --continue, --from, --help, --json, --out, --resume, --set",
         ),
         (["train"], "give either a config file or --resume DIR: loopscale train examples/tiny.toml"),
         (
             ["train", "--resume", "x", "--set", "optim.lr=1"],
-            "--resume continues a run exactly, so it takes neither --set nor --out: leave them out",
+            "--resume continues a run exactly, so it takes no --set, --from or --out: leave them out",
         ),
         (["generate", "x"], "missing option '--prompt': see loopscale generate --help"),
         (["generate", "x", "--prompt", "a", "--tokens", "many"], "invalid value for '--tokens': 'many' is not a valid"),
