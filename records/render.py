@@ -57,11 +57,13 @@ def documents() -> dict[str, dict[str, Callable[[], str]]]:
     """Which document shows which blocks. A document joins by adding a row."""
     import adapt_tables
     import block_tables
+    import performance_tables
 
     return {
         "README.md": {"study": lambda: study(load("transfer_laptop")), "benchmarks": benchmarks},
         "docs/adapt.md": adapt_tables.BLOCKS,
         "docs/blocks.md": block_tables.BLOCKS,
+        "docs/performance.md": performance_tables.BLOCKS,
     }
 
 

@@ -36,7 +36,12 @@ def test_the_tree_in_the_architecture_is_the_tree():
 
 
 @pytest.mark.parametrize(
-    "document", ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/parameterization.md"]
+    "document",
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        *(f"docs/{name}.md" for name in ("architecture", "parameterization", "model", "performance")),
+    ],
 )
 def test_files_named_in_documents_exist(document):
     text = (ROOT / document).read_text()

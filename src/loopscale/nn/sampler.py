@@ -27,7 +27,7 @@ class UniformLoops:
     """Every whole number from `least` to `most` alike. Raises `UserError` unless 1 <= least <= most.
 
     >>> UniformLoops(least=2, most=6).draw(step=0, steps=100, seed=0, loops=4)
-    4
+    3
     """
 
     kind: str = "uniform"
