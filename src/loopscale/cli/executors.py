@@ -9,14 +9,11 @@ from loopscale.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from loopscale.transfer import Executor
-    from loopscale.tune import TuneSettings
 
 NAMES = ("auto", "local", "ray", "slurm")
 
 
-def make_executor(
-    name: str, workers: int | None, address: str | None, folder: Path, settings: TuneSettings | None = None
-) -> Executor:
+def make_executor(name: str, workers: int | None, address: str | None, folder: Path) -> Executor:
     """The executor of that name; raises `UserError` for an unknown one."""
     from loopscale.transfer import LocalProcesses, RayTasks, SlurmArrays
 
@@ -27,5 +24,6 @@ def make_executor(
     if name == "ray":
         return RayTasks(address, workers)
     if name == "slurm":
-        return SlurmArrays(folder, workers or 16)
+        beside = folder.with_name(f"{folder.name}-jobs")  # a study's folder holds the study alone
+        return SlurmArrays(beside, workers or 16)
     return LocalProcesses(workers)

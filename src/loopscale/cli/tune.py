@@ -101,7 +101,7 @@ def command(
     settings = TuneSettings(base, small, large, names, trials, seeds, own)
     folder = out or Path("runs") / f"tune-{config.stem}"
     seconds = parse_seconds(budget)
-    chosen = make_executor(executor, workers, address, folder, settings)
+    chosen = make_executor(executor, workers, address, folder)
     with watching(f"tuning at {small}", trials) as on_record:
         plan = tune(settings, folder, executor=chosen, budget_seconds=seconds, storage=storage, on_record=on_record)
     click.echo(json.dumps(plan, indent=1) if as_json else _said(plan, folder))

@@ -33,7 +33,7 @@ class SlurmArrays:
         self.folder, self.cap = folder, cap
         submitit = require("submitit", "slurm")
         try:
-            self._executor = submitit.AutoExecutor(folder=folder / "jobs", cluster=cluster)
+            self._executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
         except RuntimeError:
             raise UserError("there is no SLURM here (no srun): use --executor local or ray") from None
         limits = {"slurm_array_parallelism": cap, "cpus_per_task": 1} if self._executor.cluster == "slurm" else {}
@@ -87,6 +87,4 @@ class SlurmArrays:
             return record
         if tried < AGAIN:
             return None
-        raise UserError(
-            f"a trial was lost {AGAIN} times, see {self.folder / 'jobs'}: {str(error).splitlines()[-1][:160]}"
-        )
+        raise UserError(f"a trial was lost {AGAIN} times, see {self.folder}: {str(error).splitlines()[-1][:160]}")
