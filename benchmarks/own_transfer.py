@@ -32,6 +32,11 @@ STUDIES: dict[str, tuple[str, str, list[str]]] = {
         "`examples/blocks/vit_study.py`: Loop and ScaledResidual; d = 32, L = 1, 100 steps of 32 images",
         [*VIT, *LOOPS],
     ),
+    "vit_half": (
+        "The same at strength 0.5, run after the first had been seen",
+        "as the first, lambda = 0.5",
+        [*VIT, *LOOPS, "--rules", "looped", "--strengths", "0.5"],
+    ),
     "llama_adamw": (
         "Llama layers of transformers, scaled by attach, AdamW",
         "`examples/blocks/llama_study.py`; d = 32, L = 1, 100 steps of 16 x 32 bytes",

@@ -62,7 +62,8 @@ def experts() -> str:
     dense_start, dense_trained = (sum(dense[key]) / len(dense[key]) for key in ("start", "trained"))
     return (
         f"Matrices of the experts, kappa at N = 8: {start:.2f} on average at the start (lowest {min(sparse['start']):.2f}) "
-        f"and {trained:.2f} after training; of the same MLP without experts {dense_start:.2f} and {dense_trained:.2f} (one seed)."
+        f"and {trained:.2f} after training; of the same MLP without experts {dense_start:.2f} and {dense_trained:.2f} "
+        "(one seed)."
     )
 
 
