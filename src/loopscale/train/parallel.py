@@ -43,7 +43,7 @@ def shard_looped(model: nn.Module, mesh: DeviceMesh, *, param_dtype: torch.dtype
     ...
     loopscale.errors.UserError: Linear has no loop to shard: ...
 
-    Source: pytorch.org/docs/stable/distributed.fsdp.fully_shard.html; measured in records/collectives.json.
+    Source: pytorch.org/docs/stable/distributed.fsdp.fully_shard.html; counted in tests/train/test_train_parallel.py.
     """
     units = list(_loops(model))
     if not units:
