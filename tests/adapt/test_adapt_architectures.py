@@ -11,7 +11,7 @@ from adapt_examine import examine, holds
 
 ROOT = Path(__file__).parents[2]
 RECORD = ROOT / "records" / "attach_architectures.json"
-SAMPLE = ("Gemma 3", "GPT-J", "Bloom", "DeBERTa v2", "T5", "Swin", "ALBERT", "Mamba 2")
+SAMPLE = ("Gemma 3", "Bloom", "T5", "ALBERT", "Mamba 2")
 FIXED = ("class", "branches", "found_by", "post_norm", "trace_agrees", "scale_1", "strength_0", "detach")
 
 

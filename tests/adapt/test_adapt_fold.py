@@ -165,9 +165,11 @@ def test_shared_weights_are_scaled_once():
     one, two = model.model.layers
     two.mlp.down_proj.weight = one.mlp.down_proj.weight
     attach(model, loops=3)
-    before = model(X).logits
+    state, before = copy.deepcopy(model.state_dict()), model(X).logits
     fold(model)
     torch.testing.assert_close(model(X).logits, before, atol=1e-5, rtol=1e-4)
+    unfold(model)
+    assert exact(model, state)
 
 
 def test_what_cannot_be_folded_is_told():
@@ -199,3 +201,33 @@ def test_what_cannot_be_folded_is_told():
         fold(llama())
     with pytest.raises(UserError, match="is not folded"):
         unfold(llama())
+
+
+def test_a_branch_that_cannot_be_called_again_is_told():
+    class Once(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.calls = nn.Linear(8, 8), 0
+
+        def forward(self, x):
+            self.calls += 1
+            if self.calls > 4:
+                raise RuntimeError("the cache has other sizes")
+            return self.fc(x)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.ModuleList([Once(), Once()])
+
+        def forward(self, x):
+            for block in self.blocks:
+                x = x + block(x)
+            return x
+
+    model, x = Net(), torch.randn(3, 8)
+    attach(model, loops=2, branches=["blocks.0", "blocks.1"], batch=x, check=False)
+    state = copy.deepcopy(model.state_dict())
+    with pytest.raises(UserError, match="cannot be called by itself"):
+        fold(model, batch=x)
+    assert exact(model, state) and sum(len(m._forward_hooks) for m in model.modules()) == 2

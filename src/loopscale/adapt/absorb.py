@@ -34,14 +34,14 @@ def absorb(model: nn.Module, branches: Sequence[str], factor: float, batch: Any,
         for ends, shift in _candidates(module):
             fresh = {f"{name}.{end}": p for end, p in ends.items() if id(p) not in done}
             saved = {full: p.detach().clone() for full, p in fresh.items()}
+            kept.update(saved)  # before the trial: whoever catches an error has what to put back
             _scale(fresh, factor, shift)
             if fresh and _close(_run(module, args, kwargs), wanted):
-                kept.update(saved)
                 done |= {id(p) for p in fresh.values()}
                 break
             with torch.no_grad():
                 for full, parameter in fresh.items():
-                    parameter.copy_(saved[full])
+                    parameter.copy_(kept.pop(full))
         else:
             raise UserError(
                 f"the branch {name!r} ends in no weight of its own that could hold the scale: it cannot be folded"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from loopscale.adapt.absorb import absorb, check_same
 from loopscale.adapt.handle import attached_to
 from loopscale.adapt.hook import BranchHook, drop_compiled, install, remove
-from loopscale.adapt.verify import evaluating
+from loopscale.adapt.verify import evaluating, sentences
 from loopscale.diagnosis.batch import call_model, first_float, prepare
 from loopscale.errors import UserError
 from loopscale.nn import LoopedTransformer, ModelConfig
@@ -35,7 +35,7 @@ class Folded:
 
     def unfold(self) -> nn.Module:
         """Put the weights back bit by bit, and the scale where it was."""
-        parameters = dict(self.model.named_parameters())
+        parameters = dict(self.model.named_parameters(remove_duplicate=False))
         with torch.no_grad():
             for name, value in self.kept.items():
                 parameters[name].copy_(value)
@@ -113,7 +113,7 @@ def _foreign(handle: Any, loops: int, batch: Any) -> Folded:
     reference = _output(model, made)
     remove(model)
     try:
-        with evaluating(model):
+        with evaluating(model), sentences("a branch cannot be called by itself, to fold its scale into its weights"):
             for names, scale in (
                 (_names(handle, False), handle.scales.core),
                 (_names(handle, True), handle.scales.once),
