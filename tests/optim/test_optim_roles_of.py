@@ -102,6 +102,7 @@ def test_a_map_onto_one_number_is_a_matrix():
 def test_a_modules_name_stands_for_what_is_below_it():
     roles = roles_of(Odd(), {"stem": "hidden", "stem.1": Role.OUTER_GAIN})
     assert roles["stem.0.weight"] is Role.HIDDEN and roles["stem.1.weight"] is Role.OUTER_GAIN
+    assert roles["stem.0.bias"] is Role.GAIN and roles_of(Odd(), {"head": "readout"})["head.bias"] is Role.OUTER_GAIN
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def roles_of(model: nn.Module, roles: Mapping[str, Role] | None = None) -> dict[
     >>> {name: role.value for name, role in roles_of(model).items() if name.endswith("weight")}
     {'stem.weight': 'embedding', 'core.stack.0.branch.weight': 'hidden', 'head.weight': 'readout'}
     """
-    names = list(dict(model.named_parameters()))
+    names = {name: parameter.ndim for name, parameter in model.named_parameters()}
     given = {**_spread(names, _stated_roles(model)), **_spread(names, roles or {})}
     inferred = _inferred(model, given) if len(given) < len(names) else {}
     return check_roles(names, {**inferred, **given})
@@ -76,13 +76,16 @@ def states_depth(model: Any) -> Iterator[Any]:
         yield from states_depth(child)
 
 
-def _spread(names: list[str], roles: Mapping[str, Role]) -> dict[str, Role]:
-    """A module's name stands for the parameters below it; the longer name wins."""
+def _spread(names: Mapping[str, int], roles: Mapping[str, Role]) -> dict[str, Role]:
+    """A module's name stands for the parameters below it, for vectors as gains; the longer name wins."""
     known: dict[str, Role] = {}
     for key in sorted(roles, key=len):
-        below = [name for name in names if name == key or name.startswith(f"{key}.")]
-        for name in below or [key]:
-            known[name] = roles[key]
+        role = Role(roles[key])
+        below = [name for name in names if name.startswith(f"{key}.")]
+        vector = Role.GAIN if role in (Role.HIDDEN, Role.GAIN) else Role.OUTER_GAIN
+        known.update({name: role if names[name] >= 2 else vector for name in below})
+        if not below:
+            known[key] = role
     return known
 
 
