@@ -16,6 +16,7 @@ LOOP_WORDS = re.compile(
     r"loop|recur|cycle|repeat|iter|unroll|visit|ponder|hops|num_steps|n_steps|ut_steps|thinking|steps$", re.I
 )
 TOKENS, SEQUENCES, LOOPS, SIDE = 16, 2, 4, 16
+LARGE = 25_000_000
 
 
 def call_model(model: nn.Module, batch: Any, extra: Mapping[str, Any] | None = None) -> Any:
@@ -88,7 +89,9 @@ def _candidates(model: nn.Module) -> list[Any]:
     sizes = sorted(m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding) and m.num_embeddings > 8)
     main = getattr(model, "main_input_name", None)
     if sizes:
-        tokens = torch.randint(0, sizes[0], (SEQUENCES, min(TOKENS, sizes[0])), generator=generator).to(place)
+        # One sequence for a large model: what a backward pass keeps would outgrow the weights.
+        rows = SEQUENCES if sum(p.numel() for p in model.parameters()) <= LARGE else 1
+        tokens = torch.randint(0, sizes[0], (rows, min(TOKENS, sizes[0])), generator=generator).to(place)
         made.append(tokens)
         if main is not None:
             made.insert(0, {main: tokens, **_decoder_tokens(model, tokens), **_no_cache(model)})

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from loopscale.diagnosis.arnoldi import Spectrum
-from loopscale.diagnosis.batch import prepare
+from loopscale.diagnosis.batch import LARGE, prepare
 from loopscale.diagnosis.diagnosis import Diagnosis, Finding, verdict
 from loopscale.diagnosis.finite import first_nonfinite
 from loopscale.diagnosis.gradients import Gradients, gradients
@@ -34,7 +34,7 @@ from loopscale.errors import UserError
 from loopscale.parameterization import Depth, residual_scale
 
 # Training copies costs four times the weights: above this many it is done only when an optimizer is given.
-_SMALL = 25_000_000
+_SMALL = LARGE
 # Loops beside the main one that are looked at as well.
 _BESIDE = 8
 
