@@ -1,10 +1,10 @@
-"""Claim: `Monitor` costs under 2 % of the step time at its default, and training with it gives the same loss.
+"""Claim: `Monitor` costs under 2 % of the step time at its default, one watched step in 50.
 
 python benchmarks/diagnose_monitor.py [--out records/diagnose_monitor.json]
 
-One training loop, one model: plain steps and steps that are watched alternate, A B A B ..., so that a change of the machine's
-speed hits both; the ratio of processor seconds is taken pair by pair. At the default one step in 50 is watched: the cost
-of a watched step is divided by 50, and that of `step()` in the other 49, timed on its own, is added.
+One training loop, one model: plain steps and steps that are watched alternate, A B A B ..., so that changes of
+the machine's speed hit both; the ratio of processor seconds is taken pair by pair. At the default one step in 50 is
+watched: the cost of a watched step is divided by 50, and that of `step()` in the other 49, timed on its own, is added.
 """
 
 from __future__ import annotations
