@@ -77,7 +77,10 @@ def _gradients(
     order = [i for i in sorted(nodes | states) if i in tape.values and tape.values[i].requires_grad]
     twins = {key: tape.aliases[key] for key, chain in formed.items() if _whole(tape.aliases.get(key), len(chain))}
     flat = [stand_in for stand_ins in twins.values() for stand_in in stand_ins]
-    found = torch.autograd.grad(loss, [*(tape.values[i] for i in order), *flat], allow_unused=True)
+    # Edges of the graph stand for the values, which then need not be kept through the backward pass.
+    sought: list[Any] = [torch.autograd.graph.get_gradient_edge(tape.values[i]) for i in order]
+    tape.values.clear()
+    found = torch.autograd.grad(loss, [*sought, *flat], allow_unused=True)
     deltas = {i: g.detach() for i, g in zip(order, found, strict=False) if g is not None}
     # Visits without a gradient (truncated backpropagation) are left out.
     # Those of complex weights too: their products are no real ones.
