@@ -42,6 +42,16 @@ STUDIES: dict[str, tuple[str, str, list[str]]] = {
         "`examples/blocks/llama_study.py`; d = 32, L = 1, 100 steps of 16 x 32 bytes",
         [*LLAMA, *LOOPS, "--rules", "looped,none"],
     ),
+    "vit_half_6": (
+        "The same with six seeds, run after two had left it undecided",
+        "as before; N = 1, 4, 16",
+        [*VIT, "--loops", "1,4,16", "--rules", "looped", "--strengths", "0.5", "--seeds", "6"],
+    ),
+    "llama_adamw_6": (
+        "The Llama layers with six seeds, run after two had left it undecided",
+        "as before; N = 1, 4, 16",
+        [*LLAMA, "--loops", "1,4,16", "--rules", "looped", "--seeds", "6"],
+    ),
     "vit_muon": (
         "The looped vision Transformer with Muon on its matrices",
         "as the first, optimizer Muon",
@@ -59,10 +69,10 @@ def run(folder: Path, arguments: list[str]) -> dict[str, Any]:
             "-m",
             "loopscale",
             "transfer",
-            *arguments,
-            *sets,
             "--seeds",
             "2",
+            *arguments,  # a study's own --seeds comes later and counts
+            *sets,
             "--out",
             str(folder),
         ]
