@@ -10,7 +10,7 @@ PINS := $(shell cat pyproject.toml constraints.txt 2>/dev/null | cat - <($(PYTHO
 STAMP := $(VENV)/.installed-$(PINS)
 STAMP_DEV := $(VENV)/.installed-dev-$(PINS)
 .DEFAULT_GOAL := help
-.PHONY: help demo laptop test test-slow check clean
+.PHONY: help demo laptop test test-slow test-hf4 check docs paper clean
 
 help: ## say what can be made
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -40,8 +40,21 @@ test: $(STAMP_DEV) ## the quick suite
 test-slow: $(STAMP_DEV) ## the long studies and soaks too
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m 'slow or not slow'
 
+test-hf4: ## the Hugging Face bridge on transformers 4.57, in a place of its own
+	@test -x .venv-hf4/bin/python || $(PYTHON) -m venv .venv-hf4
+	@.venv-hf4/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[hf,track,eval]' 'transformers>=4.57,<5' pytest pytest-xdist hypothesis
+	@OMP_NUM_THREADS=1 .venv-hf4/bin/python -m pytest -n 2 tests/integrations tests/trackers
+
+docs: $(STAMP_DEV) ## the documentation's site, strict: build/docs/index.html
+	@$(INSTALL) --editable '.[dev,docs]'
+	@OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
+	@echo "build/docs/index.html"
+
+paper: $(STAMP_DEV) ## the paper's predictions that have no record yet
+	@OMP_NUM_THREADS=1 $(BIN)/python papers/residual_scaling
+
 check: $(STAMP_DEV) ## lint and strict types
 	@$(BIN)/ruff check . && $(BIN)/mypy
 
 clean: ## remove what was installed and run
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) .venv-hf4 build runs
