@@ -23,8 +23,8 @@ TITLES = {
 CRITERION = (
     "A rule transfers when the interval of its slope (octaves of the best rate per doubling of loops) lies within "
     "\N{PLUS-MINUS SIGN}{slope:g}, the shaded band, and the rate tuned at the fewest loops costs at most {regret:g} "
-    "nats, or the seed noise, at the most loops. It drifts when the interval lies outside the band, or excludes 0 while "
-    "the tuned rate costs more than that for certain, or the tuned rate diverges; everything else is undecided."
+    "nats, or the seed noise, at the most loops. It drifts when the interval excludes 0 and the slope itself lies outside "
+    "the band or the tuned rate certainly costs more than that, or when the tuned rate diverges; all else is undecided."
 )
 
 READINGS = {
