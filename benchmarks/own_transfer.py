@@ -43,7 +43,7 @@ STUDIES: dict[str, tuple[str, str, list[str]]] = {
         [*LLAMA, *LOOPS, "--rules", "looped,none"],
     ),
     "vit_half_6": (
-        "The same with six seeds, run after two had left it undecided",
+        "The vision Transformer at strength 0.5 with six seeds, run after two had left it undecided",
         "as before; N = 1, 4, 16",
         [*VIT, "--loops", "1,4,16", "--rules", "looped", "--strengths", "0.5", "--seeds", "6"],
     ),
