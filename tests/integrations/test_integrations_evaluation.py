@@ -64,6 +64,7 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
     return code, out, err
 
 
+@pytest.mark.parametrize("run", ["bytes", pytest.param("bpe", marks=pytest.mark.slow)], indirect=True)
 def test_accuracy_is_what_the_model_says(run: Path, task: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     code, out, err = said(capsys, str(run), "--tasks", str(task), "--json", "--loops", "5")
     assert code == 0, err
@@ -76,6 +77,7 @@ def test_accuracy_is_what_the_model_says(run: Path, task: Path, tmp_path: Path, 
     assert code == 0 and out.startswith("at 3 loops, residual scale 0.2357\nwords, 3 documents: acc ")
 
 
+@pytest.mark.parametrize("run", ["bytes"], indirect=True)
 def test_mistakes_get_a_sentence(run: Path, task: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "broken.yaml").write_text("dataset_path: json\n")
     for arguments, words in [
@@ -96,6 +98,7 @@ def test_mistakes_get_a_sentence(run: Path, task: Path, tmp_path: Path, capsys: 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("run", ["bytes"], indirect=True)
 def test_a_task_whose_data_are_elsewhere_is_a_sentence(run: Path):
     command = [sys.executable, "-m", "loopscale", "evaluate", str(run), "--tasks", "hellaswag", "--limit", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)

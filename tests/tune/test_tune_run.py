@@ -16,6 +16,7 @@ from loopscale.train import load_config, make_config, parse_values, with_tuned
 from loopscale.transfer import Own
 from loopscale.transfer.trial import run_trial
 from loopscale.tune import Size, TuneSettings, tune, verify
+from loopscale.tune.storage import Ledger, open_storage
 
 FILE = Path(__file__).parent / "valley.py"
 BASE = parse_values({"optim": {"lr": 2.0**-7}, "model": {"width": 64, "layers": 1}, "train": {"steps": 100}})
@@ -111,8 +112,9 @@ def test_a_dead_process_frees_its_trials_and_two_processes_share_one_study(tmp_p
     assert processes[1].returncode == 0, said
     processes[0].communicate()
     plan = json.loads((tmp_path / "t" / "plan.json").read_text())
-    explored = [t for t in map(_read, trials.glob("*.json")) if t["cell"]["explored"]]
-    assert 11 <= len(explored) <= 13 and abs(math.log2(plan["proxy"]["values"]["lr"]) + 6.4) < 0.5
+    explored = Ledger(open_storage(None, tmp_path / "t"), settings()).explored_records()
+    # All 12 in spite of the death; two processes at the limit may both ask for the last.
+    assert 12 <= len(explored) <= 13 and abs(math.log2(plan["proxy"]["values"]["lr"]) + 6.4) < 0.5
 
 
 def _read(path):

@@ -39,7 +39,7 @@ class AtTwo:
             loop = _pick(model, tape, count * self.visits, self.names)
             if loop is None:
                 raise UserError(_wrong(count * self.visits, find_loops(model, tape)))
-            return _states(tape, loop)[-1]
+            return _after_the_last_visit(tape, loop)
         keys = {key for key, names in tape.names.items() if self.names & set(names)}
         start = next((i for i, node in enumerate(tape.nodes) if node.data and node.params & keys), len(tape.nodes))
         found = start + self.offset
@@ -62,6 +62,18 @@ def at_two(model: nn.Module, batch: Any, extra: Mapping[str, Any]) -> AtTwo:
     names = frozenset(name for key in loop.uses for name in tape.names.get(key, []))
     node = tape.nodes[after]
     return AtTwo(loop.visits // 2, names, after - start, (node.op, node.shape))
+
+
+def _after_the_last_visit(tape: Tape, loop: FoundLoop) -> int:
+    """The last state; where only the states before each visit are seen, the last of them carried on by one visit."""
+    states = _states(tape, loop)
+    if len(states) > loop.visits or loop.visits < 2:
+        return states[-1]
+    carried = states[-1] + loop.starts[-1] - loop.starts[-2]
+    if carried >= len(tape.nodes):
+        return states[-1]
+    here, there = tape.nodes[states[-1]], tape.nodes[carried]
+    return carried if (here.op, here.shape) == (there.op, there.shape) else states[-1]
 
 
 def _states(tape: Tape, loop: FoundLoop) -> tuple[int, ...]:

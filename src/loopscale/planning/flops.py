@@ -19,7 +19,7 @@ def parameters(shape: Shape) -> dict[str, int]:
     """Parameters by part; "core" is stored once and visited N times.
 
     >>> parameters(Shape(vocab_size=17, width=32, kv_width=32, mlp_width=88, layers=2))["total"]
-    26368
+    26336
     """
     block, table = block_parameters(shape), shape.vocab_size * shape.width
     parts = {

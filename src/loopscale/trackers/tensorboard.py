@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,18 @@ def open_tracker(identity: Identity) -> Board:
 
     folder = identity.folder / "tensorboard"
     fresh = not folder.exists()
+    _wait_for_a_later_second(folder)
     writer: Any = SummaryWriter(folder)
     if fresh:
         writer.add_text("config", f"```json\n{json.dumps(identity.config, indent=1)}\n```")
     return Board(writer)
+
+
+def _wait_for_a_later_second(folder: Path) -> None:
+    """Event files sort by the second in their names: one of the same second could be read before what it continues."""
+    stamps = [file.name.split(".")[3] for file in folder.glob("events.out.tfevents.*")]
+    while any(stamp.isdigit() and int(stamp) >= int(time.time()) for stamp in stamps):
+        time.sleep(0.05)
 
 
 def place(run: Path) -> str:

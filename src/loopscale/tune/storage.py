@@ -201,4 +201,7 @@ def _runs(process: int) -> bool:
         return False
     except PermissionError:
         return True
-    return True
+    try:  # a dead process that nobody has asked after yet still answers to signals
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (OSError, IndexError):
+        return True
