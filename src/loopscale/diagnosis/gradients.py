@@ -1,14 +1,14 @@
 """Gradients visit by visit, from one backward pass: alignment kappa of shared weights, size at every visit.
 
 kappa = |sum_n g_n|^2 / sum_n |g_n|^2, g_n the gradient that visit n deposits: 1 when visits are independent, N when
-they are parallel. g_n is never formed: <g_n, g_m> = sum_ts (x_nt . x_ms)(d_nt . d_ms) for inputs x and output gradients
-d, so that the memory does not grow with the weights.
+they are parallel. Of matrix products g_n is not formed: <g_n, g_m> = sum_ts (x_nt . x_ms)(d_nt . d_ms) for inputs x and
+output gradients d. Of other calls it is, a few parameters at a time, so that the memory does not grow with the weights.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +23,10 @@ from loopscale.diagnosis.stream import Stream
 from loopscale.diagnosis.tape import Key, tensors_in
 
 _PRODUCTS = frozenset({"linear", "addmm", "matmul", "__matmul__", "mm", "bmm", "__rmatmul__"})
-# Gradients of other calls (convolutions, recurrent cells, einsum) are formed visit by visit, up to this many numbers.
+# Gradients of other calls (convolutions, recurrent cells, torch's own attention) are formed visit by visit, up to this many
+# numbers at a time; parameters that need more, or come after this many backward passes, are left out of kappa.
 _MOST_FORMED = 20_000_000
+_MOST_PASSES = 12
 _BLOCK = 4_000_000
 
 
@@ -76,11 +78,12 @@ def _gradients(
         return Gradients(None, {}, (), ())
     order = [i for i in sorted(nodes | states) if i in tape.values and tape.values[i].requires_grad]
     twins = {key: tape.aliases[key] for key, chain in formed.items() if _whole(tape.aliases.get(key), len(chain))}
-    flat = [stand_in for stand_ins in twins.values() for stand_in in stand_ins]
     # Edges of the graph stand for the values, which then need not be kept through the backward pass.
     sought: list[Any] = [torch.autograd.graph.get_gradient_edge(tape.values[i]) for i in order]
     tape.values.clear()
-    found = torch.autograd.grad(loss, [*sought, *flat], allow_unused=True)
+    groups = _groups({key: math.prod(key[2]) * len(parts) for key, parts in twins.items()})[:_MOST_PASSES]
+    sought += [part for key in groups[0] for part in twins[key]] if groups else []
+    found = torch.autograd.grad(loss, sought, allow_unused=True, retain_graph=len(groups) > 1)
     deltas = {i: g.detach() for i, g in zip(order, found, strict=False) if g is not None}
     # Visits without a gradient (truncated backpropagation) are left out.
     # Those of complex weights too: their products are no real ones.
@@ -92,10 +95,8 @@ def _gradients(
         for key, chain in reached.items()
         if len(chain) == most > 1
     }
-    rest = iter(found[len(order) :])
-    for key, stand_ins in twins.items():
-        parts = [next(rest) for _ in stand_ins]
-        if len(formed[key]) == most > 1 and all(part is not None for part in parts):
+    for key, parts in _formed(loss, twins, groups, found[len(order) :]):
+        if len(formed[key]) == most > 1:
             grams[key] = _formed_gram(parts, most)
     by_parameter = {names[key][0]: _kappa(gram) for key, gram in grams.items() if float(gram.trace()) > 0}
     total = sum(grams.values(), torch.zeros(most, most, dtype=torch.float64))
@@ -109,11 +110,43 @@ def _whole(stand_ins: list[Tensor] | None, visits: int) -> bool:
     return bool(stand_ins) and len(stand_ins or ()) % visits == 0 and all(t.requires_grad for t in stand_ins or ())
 
 
+def _formed(
+    loss: Tensor, twins: dict[Key, list[Tensor]], groups: list[list[Key]], first: tuple[Tensor | None, ...]
+) -> Iterator[tuple[Key, list[Tensor]]]:
+    """Gradients that have to be formed: a backward pass for every group of parameters after the first."""
+    for number, group in enumerate(groups):
+        flat = [part for key in group for part in twins[key]]
+        last = number == len(groups) - 1
+        found = torch.autograd.grad(loss, flat, allow_unused=True, retain_graph=not last) if number else first
+        rest = iter(found)
+        for key in group:
+            parts = [part for _ in twins[key] if (part := next(rest)) is not None]
+            if len(parts) == len(twins[key]):
+                yield key, parts
+
+
+def _groups(sizes: dict[Key, int]) -> list[list[Key]]:
+    """Neighbours together as long as their gradients fit in `_MOST_FORMED` numbers."""
+    groups: list[list[Key]] = []
+    room = 0
+    for key, size in sizes.items():
+        if not groups or size > room:
+            groups.append([])
+            room = _MOST_FORMED
+        groups[-1].append(key)
+        room -= size
+    return groups
+
+
 def _formed_gram(parts: list[Tensor], visits: int) -> Tensor:
     calls = len(parts) // visits
-    visit = [sum(parts[n * calls + 1 : (n + 1) * calls], parts[n * calls]).flatten().float() for n in range(visits)]
-    stacked = torch.stack(visit)
-    return (stacked @ stacked.T).double().cpu()
+    visit = [sum(parts[n * calls + 1 : (n + 1) * calls], parts[n * calls]).flatten() for n in range(visits)]
+    gram = torch.zeros(visits, visits, dtype=torch.float64)
+    width = max(1, _BLOCK // visits)
+    for begin in range(0, visit[0].numel(), width):
+        stacked = torch.stack([v[begin : begin + width].float() for v in visit])
+        gram += (stacked @ stacked.T).double().cpu()
+    return gram
 
 
 def pretend_loss(output: Any, batch: Any) -> Tensor | None:
