@@ -94,20 +94,53 @@ def follow(tape: Tape, loop: FoundLoop, rank: int = 0) -> Stream | None:
 
 
 def _state(nodes: list[Node], starts: tuple[int, ...], visit: int, rank: int) -> int | None:
+    crossing = _crossing(nodes, starts, visit)
+    # The first visit has none before it to be carried over from: there the second one tells, by the same place.
+    told = 2 if visit == 1 and len(starts) > 2 else visit
+    twins = crossing if told == visit else _crossing(nodes, starts, told)
+    own = _carried_over(nodes, starts, told, twins) if len(twins) == len(crossing) else set()
+    roots: list[int] = []
+    below: set[int] = set()
+    for place, candidate in enumerate(crossing):
+        if candidate not in below or place in own:
+            roots.append(candidate)
+            below |= descendants(nodes, candidate, starts[visit])
+    roots.sort(key=lambda p: (-_numel(nodes[p].shape), -p))
+    same = [p for p in roots if nodes[p].shape == nodes[roots[0]].shape]
+    return same[min(rank, len(same) - 1)] if same else None
+
+
+def _crossing(nodes: list[Node], starts: tuple[int, ...], visit: int) -> list[int]:
+    """The values that are made in the visit before and read in this one."""
     before, start = starts[visit - 1], starts[visit]
     end = starts[visit + 1] if visit + 1 < len(starts) else min(len(nodes) - 1, 2 * start - before)
     made = descendants(nodes, before, start - 1) & ancestors(nodes, start, before)
     read = {parent for index in range(start, end + 1) for parent in nodes[index].parents}
-    crossing = sorted(p for p in made if p in read and nodes[p].dtype.is_floating_point and nodes[p].shape)
-    roots: list[int] = []
-    below: set[int] = set()
-    for candidate in crossing:
-        if candidate not in below:
-            roots.append(candidate)
-            below |= descendants(nodes, candidate, start)
-    roots.sort(key=lambda p: (-_numel(nodes[p].shape), -p))
-    same = [p for p in roots if nodes[p].shape == nodes[roots[0]].shape]
-    return same[min(rank, len(same) - 1)] if same else None
+    return sorted(p for p in made if p in read and nodes[p].dtype.is_floating_point and nodes[p].shape)
+
+
+def _carried_over(nodes: list[Node], starts: tuple[int, ...], visit: int, crossing: list[int]) -> set[int]:
+    """Places of values that carry something of the visit before last past every other value handed on.
+
+    A stream that its momentum is added to (v <- f(x, v), x <- x + v) comes from v, and yet is no product of v alone.
+    """
+    own: set[int] = set()
+    if visit < 2:
+        return own
+    for place, candidate in enumerate(crossing):
+        others = {c for c in crossing if c < candidate}
+        if others and candidate in descendants_past(nodes, starts[visit - 2], candidate, others):
+            own.add(place)
+    return own
+
+
+def descendants_past(nodes: list[Node], start: int, end: int, avoided: set[int]) -> set[int]:
+    """As `descendants`, along ways that touch none of `avoided`."""
+    reached = {start}
+    for index in range(start + 1, end + 1):
+        if index not in avoided and any(parent in reached for parent in nodes[index].parents):
+            reached.add(index)
+    return reached
 
 
 def _numel(shape: tuple[int, ...]) -> int:
