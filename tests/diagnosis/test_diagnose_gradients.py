@@ -47,26 +47,3 @@ def test_kappa_is_the_same_for_any_number_of_backward_passes(monkeypatch):
     assert max(asked) < at_once / 3 and sum(size > 0 for size in asked) >= 3
     assert any("self_attn" in name for name in whole) and any("linear1" in name for name in whole)
     assert parted == pytest.approx(whole, rel=1e-5)
-
-
-class Momentum(nn.Module):
-    """v <- 0.9 v + 0.1 f(x), x <- x + v, and x is read: its momentum decays, the stream does not."""
-
-    def __init__(self):
-        super().__init__()
-        self.body = nn.Sequential(nn.LayerNorm(16), nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16))
-
-    def forward(self, x):
-        v = torch.zeros_like(x)
-        for _ in range(12):
-            v = 0.9 * v + 0.1 * self.body(x)
-            x = x + v
-        return x
-
-
-def test_the_stream_is_followed_and_not_its_momentum():
-    torch.manual_seed(0)
-    batch = torch.randn(2, 5, 16)
-    found = diagnose(Momentum(), batch, seconds=0.0)
-    assert found.details["norms"][0] == pytest.approx(float(batch.square().mean().sqrt()), rel=0.01)
-    assert found.details["far_gain"] == pytest.approx(1.0, abs=0.01) and "norm-bounded" not in found.codes
