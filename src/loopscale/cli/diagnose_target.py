@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import inspect
-import os
 import pickle
 import sys
 from pathlib import Path
@@ -39,7 +36,9 @@ def _made(target: str) -> Any:
     place, colon, name = target.rpartition(":")
     if not colon or not place or not name:
         raise UserError(f"there is no {target!r}: {_FORMS}")
-    return _built(_source(place), name, target)
+    from loopscale.train.place import import_source
+
+    return _built(import_source(place, _FORMS), name, target)
 
 
 def read_weights(path: Path) -> dict[str, Any]:
@@ -125,30 +124,6 @@ def _hugging_face(name: str) -> nn.Module:
         return loaded
     except Exception as cause:
         raise UserError(f"cannot load the Hugging Face model {name}: {_line(cause)}") from None
-
-
-def _source(place: str) -> Any:
-    try:
-        if place.endswith(".py"):
-            path = Path(place)
-            if not path.is_file():
-                raise UserError(f"there is no file {place}: {_FORMS}")
-            spec = importlib.util.spec_from_file_location(f"_diagnosed_{path.stem}", path)
-            assert spec is not None and spec.loader is not None
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[spec.name] = module
-            sys.path.insert(0, str(path.resolve().parent))
-            spec.loader.exec_module(module)
-            return module
-        if os.getcwd() not in sys.path:
-            sys.path.insert(0, os.getcwd())
-        return importlib.import_module(place)
-    except UserError:
-        raise
-    except ModuleNotFoundError as cause:
-        raise UserError(f"cannot import {place!r}: no module named {cause.name!r} is installed or here") from None
-    except (Exception, SystemExit) as cause:
-        raise UserError(f"importing {place} failed: {_line(cause)}") from None
 
 
 def _built(source: Any, name: str, target: str) -> Any:

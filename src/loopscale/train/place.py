@@ -26,7 +26,7 @@ def load_place(place: str) -> tuple[Callable[..., Any], ModuleType]:
     where, colon, name = place.rpartition(":")
     if not (colon and where and name):
         raise UserError(f"{place!r} names no function: {FORMS}")
-    module = _imported(where)
+    module = import_source(where)
     found = getattr(module, name, None)
     if found is None:
         public = [word for word in vars(module) if not word.startswith("_")]
@@ -42,7 +42,7 @@ def fingerprint(place: str) -> str:
     Trials are keyed by it, so editing the model makes new trials. Installed packages do not enter.
     """
     where = place.rpartition(":")[0]
-    origin = _imported(where).__file__
+    origin = import_source(where).__file__
     if origin is None:
         raise UserError(f"{where} has no source file: {FORMS}")
     path = Path(origin)
@@ -59,10 +59,14 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
-def _imported(where: str) -> ModuleType:
+def import_source(where: str, forms: str = FORMS) -> ModuleType:
+    """The module of a dotted name or a .py file; `forms` says in an error what may be given.
+
+    Raises `UserError`, one sentence, when there is none or importing it fails.
+    """
     try:
         if where.endswith(".py"):
-            return _from_file(Path(where))
+            return _from_file(Path(where), forms)
         if os.getcwd() not in sys.path:
             sys.path.insert(0, os.getcwd())
         return importlib.import_module(where)
@@ -74,9 +78,9 @@ def _imported(where: str) -> ModuleType:
         raise UserError(f"importing {where} failed: {describe(cause)}") from None
 
 
-def _from_file(path: Path) -> ModuleType:
+def _from_file(path: Path, forms: str) -> ModuleType:
     if not path.is_file():
-        raise UserError(f"there is no file {path}: {FORMS}")
+        raise UserError(f"there is no file {path}: {forms}")
     whole = path.resolve()
     name = f"_loopscale_{path.stem}_{hashlib.sha256(str(whole).encode()).hexdigest()[:8]}"
     if name in sys.modules:
