@@ -2,21 +2,26 @@
 
 from loopscale.nn.compiled import Comparison, compile_checked
 from loopscale.nn.config import ModelConfig
+from loopscale.nn.folded import folded_attention
 from loopscale.nn.gain import apply_branch_gain
 from loopscale.nn.loop import Loop
-from loopscale.nn.looped_core import LoopedCore
+from loopscale.nn.looped_core import LoopedCore, Pace
 from loopscale.nn.past import KeyValueCache, Past, last_visit, per_visit
 from loopscale.nn.recompute import Recompute
 from loopscale.nn.residual import PostNormResidual, ScaledResidual, ScaledUpdate
-from loopscale.nn.transformer import LoopedTransformer
+from loopscale.nn.sampler import FixedLoops
+from loopscale.nn.transformer import Attention, LoopedTransformer
 
 __all__ = [
+    "Attention",
     "Comparison",
+    "FixedLoops",
     "KeyValueCache",
     "Loop",
     "LoopedCore",
     "LoopedTransformer",
     "ModelConfig",
+    "Pace",
     "Past",
     "PostNormResidual",
     "Recompute",
@@ -24,6 +29,7 @@ __all__ = [
     "ScaledUpdate",
     "apply_branch_gain",
     "compile_checked",
+    "folded_attention",
     "last_visit",
     "per_visit",
 ]

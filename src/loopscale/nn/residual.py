@@ -14,9 +14,11 @@ Scale = float | Tensor
 
 
 def add_scaled(x: Tensor, scale: Scale, update: Tensor) -> Tensor:
-    """`x + scale * update`, in one pass over memory when the scale is a number; the result has the dtype of `x`."""
-    if isinstance(scale, Tensor) or update.dtype != x.dtype:
+    """`x + scale * update`, in one pass over memory where both have one dtype; the result has the dtype of `x`."""
+    if update.dtype != x.dtype:
         return x + scale * update
+    if isinstance(scale, Tensor):  # rounds once, as below: a member of a stack gets the sum that it gets alone
+        return torch.addcmul(x, scale, update)
     return torch.add(x, update, alpha=scale)
 
 

@@ -6,6 +6,7 @@ The stream is fp32 also under autocast; the branches run in the autocast dtype.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ from loopscale.nn.past import Past, Sight, Slot, slot_of
 from loopscale.nn.placement import PLACEMENTS
 from loopscale.nn.residual import Scale
 from loopscale.parameterization import Depth, Role, Width, get_rule
+
+Paces = tuple[Pace, Pace]  # outside the core, and in it
 
 
 class RMSNorm(nn.Module):
@@ -56,6 +59,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(config.width, config.width, bias=False)
         self.norm_q = RMSNorm(self.head_dim) if config.qk_norm else None
         self.norm_k = RMSNorm(self.head_dim) if config.qk_norm else None
+        self.attend: Callable[..., Tensor] = F.scaled_dot_product_attention  # a stack of models puts another here
 
     def forward(self, x_BTD: Tensor, rotation: Tensor, slot: Slot | None = None) -> Tensor:
         """`rotation` [2, T, E/2] from `rotary`; queries and keys (G = H + K heads) are rotated at once.
@@ -75,7 +79,7 @@ class Attention(nn.Module):
             k_BKTE, v_BKTE = slot.extend(k_BKTE, v_BKTE)
             mask = slot.sight.mask
         causal = mask is None and k_BKTE.shape[2] == T
-        mixed_BHTE = F.scaled_dot_product_attention(
+        mixed_BHTE = self.attend(
             q_BHTE, k_BKTE, v_BKTE, attn_mask=mask, is_causal=causal, enable_gqa=self.kv_heads != self.heads
         )
         out_BTD: Tensor = self.out(mixed_BHTE.transpose(1, 2).reshape(B, T, -1))
@@ -173,12 +177,16 @@ class LoopedTransformer(nn.Module):
         past: Past | None = None,
         scale: str | None = None,
         exit_below: float | None = None,
+        paces: Paces | None = None,
     ) -> Tensor:
         """Logits [B, T, V]; `past` holds what came before these tokens; `scale` and `exit_below` see above.
 
+        `paces`: other numbers than those of `self.paces(loops)`, as tensors where models of a stack differ in them.
+
         Raises `UserError` when loops < 1, the scale is another word, or an early exit is asked for with a cache.
         """
-        return self.read(self.run(tokens_BT, loops, past=past, scale=scale, exit_below=exit_below)[-1])
+        streams = self.run(tokens_BT, loops, past=past, scale=scale, exit_below=exit_below, paces=paces)
+        return self.read(streams[-1])
 
     def run(self, tokens_BT: Tensor, loops: int | None = None, keep: bool = False, **options: Any) -> list[Tensor]:
         """The stream [B, T, D] at the end; with `keep`, also at entry to the core and after each visit.
@@ -195,15 +203,14 @@ class LoopedTransformer(nn.Module):
         past: Past | None = None,
         scale: str | None = None,
         exit_below: float | None = None,
+        paces: Paces | None = None,
     ) -> list[Tensor]:
         """As `run`, from embedded tokens [B, T, D]."""
         visits = self.config.loops if loops is None else loops
-        once, pace = self._pace(1), self._pace(paced_loops(self.config, visits, scale))
+        outside, pace = self.paces(visits, scale) if paces is None else paces
         if exit_below is not None and past is not None and past.cache is not None:
             raise UserError("an early exit leaves slots of the cache empty: leave out either the cache or exit_below")
         rotation, sight = self._place(x, visits, past)
-        # Post-LN: the skip scale of the whole network counts outside the core too.
-        outside = Pace(once.scale, pace.skip)
         for layer, block in enumerate(self.prelude):
             x = self.core.step(block, x, rotation, outside, slot_of(sight, "prelude", 0, layer))
         kept = [x]
@@ -222,6 +229,12 @@ class LoopedTransformer(nn.Module):
         past.check(B, T)
         rotation = rotary_at(past.positions(T, x_BTD.device), self.config.head_dim)
         return rotation, Sight(past.cache, past.mask(T, x_BTD.device))
+
+    def paces(self, loops: int, scale: str | None = None) -> Paces:
+        """The numbers of prelude and coda, which are visited once, and those of the core, at this many loops."""
+        once, core = self._pace(1), self._pace(paced_loops(self.config, loops, scale))
+        # Post-LN: the skip scale of the whole network counts outside the core too.
+        return Pace(once.scale, core.skip), core
 
     def _pace(self, loops: int) -> Pace:
         skip = self.rule.skip_scale(Depth(loops, self.config.layers)).value

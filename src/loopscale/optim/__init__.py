@@ -4,10 +4,12 @@ from loopscale.optim.build import MuonAdamW, build_optimizer
 from loopscale.optim.groups import check_partition, param_groups
 from loopscale.optim.roles_of import holds_loop, roles_of
 from loopscale.optim.schedule import SCHEDULES, schedule
+from loopscale.optim.stacked import StackedOptimizer
 
 __all__ = [
     "SCHEDULES",
     "MuonAdamW",
+    "StackedOptimizer",
     "build_optimizer",
     "check_partition",
     "holds_loop",

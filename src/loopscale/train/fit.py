@@ -36,6 +36,51 @@ class Fit:
     train_loss: float | None
 
 
+class Course:
+    """What one training in memory goes through: its losses, when it is lost or stopped; at the end, its `Fit`.
+
+    `stop`: asked after each step but the last, with its record; True ends the training there.
+    """
+
+    def __init__(self, steps: int, stop: Callable[[StepRecord], bool] | None = None) -> None:
+        self._watch, self._losses, self._steps, self._stop = Divergence(), list[float](), steps, stop
+        self.running, self.stopped = True, False
+        self.diverged_at: int | None = None
+
+    def take(self, record: StepRecord) -> None:
+        """Take in one step."""
+        self._losses.append(record.loss)
+        if self._watch.observe(record):
+            self.running = False
+        else:
+            self.stopped = record.step < self._steps and self._stop is not None and self._stop(record)
+            self.running = record.step < self._steps and not self.stopped
+        if not self.running:
+            self.diverged_at = self._watch.at if self.stopped else self._watch.verdict()
+
+    @property
+    def whole(self) -> bool:
+        """Whether it came to its end and is worth an evaluation."""
+        return not self.running and not self.stopped and self.diverged_at is None
+
+    def fit(self, val_loss: float | None, done: int, seconds: float, initial: list[float], final: list[float]) -> Fit:
+        """The result after `done` steps; `val_loss` counts only where the training is whole."""
+        loss, diverged_at = val_loss if self.whole else None, self.diverged_at
+        if loss is not None and not math.isfinite(loss):
+            loss, diverged_at = None, done
+        return Fit(
+            val_loss=loss,
+            diverged_at=diverged_at,
+            curve=thinned(self._losses),
+            stream_initial=finite_start(initial),
+            stream_final=finite_start(final),
+            seconds=seconds,
+            steps=done,
+            stopped=self.stopped,
+            train_loss=self._watch.smoothed,
+        )
+
+
 def fit(
     config: TrainConfig,
     *,
@@ -52,34 +97,19 @@ def fit(
     """
     began = time.perf_counter()
     training = prepare(config, dataset)
-    initial = _finite_start(stream_rms(training))
-    watch, losses, stopped = Divergence(), [], False
-    while training.done < config.train.steps and not stopped:
+    initial = stream_rms(training)
+    course = Course(config.train.steps, None if stop is None else lambda record: stop())
+    while course.running:
         record = train_step(training)
-        losses.append(record.loss)
         if observer is not None:
             observer(record)
-        if watch.observe(record):
-            break
-        stopped = training.done < config.train.steps and stop is not None and stop()
-    diverged_at = watch.at if stopped else watch.verdict()
-    val_loss = evaluate(training) if diverged_at is None and not stopped else None
-    if val_loss is not None and not math.isfinite(val_loss):
-        val_loss, diverged_at = None, training.done
-    return Fit(
-        val_loss=val_loss,
-        diverged_at=diverged_at,
-        curve=thinned(losses),
-        stream_initial=initial,
-        stream_final=_finite_start(stream_rms(training)),
-        seconds=time.perf_counter() - began,
-        steps=training.done,
-        stopped=stopped,
-        train_loss=watch.smoothed,
-    )
+        course.take(record)
+    val_loss = evaluate(training) if course.whole else None
+    return course.fit(val_loss, training.done, time.perf_counter() - began, initial, stream_rms(training))
 
 
-def _finite_start(values: list[float]) -> list[float]:
+def finite_start(values: list[float]) -> list[float]:
+    """The values before the first that is not finite."""
     return list(takewhile(math.isfinite, values))
 
 

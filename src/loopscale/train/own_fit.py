@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from itertools import islice
@@ -14,8 +13,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from loopscale.optim import build_optimizer, schedule
 from loopscale.parameterization import Depth, Width
 from loopscale.train.config import TrainConfig
-from loopscale.train.divergence import Divergence
-from loopscale.train.fit import Fit, thinned
+from loopscale.train.fit import Course, Fit
 from loopscale.train.own import OwnModel, make_own, scalar
 from loopscale.train.training import StepRecord
 
@@ -38,22 +36,15 @@ def _fit(own: OwnModel, config: TrainConfig, stop: Stop | None) -> Fit:
     began = time.perf_counter()
     optimizer, steps = own_optimizer(own, config), config.train.steps
     multiplier = schedule(config.optim.schedule, steps, min(round(config.optim.warmup * steps), steps - 1))
-    watch, losses, stopped = Divergence(), [], False
+    course, done = Course(steps, stop), 0
     own.model.train()
-    for index, batch in enumerate(islice(own.batches("train"), steps)):
-        record = _step(own, optimizer, batch, config, index, multiplier(index))
-        losses.append(record.loss)
-        if watch.observe(record):
+    for batch in own.batches("train"):  # endless
+        course.take(own_step(own, optimizer, batch, config, done, multiplier(done)))
+        done += 1
+        if not course.running:
             break
-        stopped = index + 1 < steps and stop is not None and stop(record)
-        if stopped:
-            break
-    diverged_at = watch.at if stopped else watch.verdict()
-    val_loss = _evaluate(own, config) if diverged_at is None and not stopped else None
-    if val_loss is not None and not math.isfinite(val_loss):
-        val_loss, diverged_at = None, len(losses)
-    seconds = time.perf_counter() - began
-    return Fit(val_loss, diverged_at, thinned(losses), [], [], seconds, len(losses), stopped, watch.smoothed)
+    val_loss = own_evaluate(own, config) if course.whole else None
+    return course.fit(val_loss, done, time.perf_counter() - began, [], [])
 
 
 def own_optimizer(own: OwnModel, config: TrainConfig) -> torch.optim.Optimizer:
@@ -75,9 +66,10 @@ def own_optimizer(own: OwnModel, config: TrainConfig) -> torch.optim.Optimizer:
     )
 
 
-def _step(
+def own_step(
     own: OwnModel, optimizer: torch.optim.Optimizer, batch: Any, config: TrainConfig, index: int, rate: float
 ) -> StepRecord:
+    """One step at `rate` times the initial rates; on a non-finite loss or gradient nothing is updated."""
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * rate
     optimizer.zero_grad(set_to_none=True)
@@ -94,7 +86,8 @@ def _step(
 
 
 @torch.no_grad()
-def _evaluate(own: OwnModel, config: TrainConfig) -> float | None:
+def own_evaluate(own: OwnModel, config: TrainConfig) -> float | None:
+    """Mean loss on the first `train.eval_batches` validation batches; None when there are none."""
     own.model.eval()
     losses = [scalar(own.loss(own.model, b)) for b in islice(own.batches("validation"), config.train.eval_batches)]
     own.model.train()

@@ -1,0 +1,114 @@
+"""The house model as members of a stack: configs that differ in rule, strength, seed, rate, decay, warm-up, schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from loopscale.data import Dataset
+from loopscale.nn import Attention, FixedLoops, LoopedTransformer, Pace, folded_attention
+from loopscale.parameterization import Width, get_rule
+from loopscale.train.config import TrainConfig
+from loopscale.train.stack import Member, Stack
+from loopscale.train.training import Training, prepare, stream_rms
+
+# What members may differ in; the rule's placement of norms and its multiplier of the logits must agree.
+FREE = {
+    "model": ("rule", "strength", "base_layers", "norm"),
+    "optim": ("lr", "weight_decay", "eps", "clip", "schedule", "warmup"),
+    "train": ("seed",),
+}
+
+
+def house_stack(configs: Sequence[TrainConfig], dataset: Dataset | None = None) -> Stack:
+    """The trainings of `configs` as a stack; `dataset` is loaded once when it is not given.
+
+    Raises `UserError` when data, model or optimizer cannot be built.
+    """
+    trainings: list[Training] = []
+    for config in configs:
+        training = prepare(config, dataset)
+        trainings.append(training)
+        data = config.data
+        if training.dataset.bookmark(0, data.batch_size, data.context) is None:  # else it is read in order: one each
+            dataset = training.dataset
+    bf16 = configs[0].train.precision == "bf16"
+    with torch.device("meta"):
+        template = LoopedTransformer(trainings[0].model.config)
+    for module in template.modules():
+        if isinstance(module, Attention):
+            module.attend = folded_attention
+    device = trainings[0].device.type
+    return Stack([_member(training) for training in trainings], _Logits(template, device if bf16 else None))
+
+
+def why_not(config: TrainConfig) -> str | None:
+    """The option of a config that keeps its training out of a stack, as a clause; None when there is none."""
+    train, sampler = config.train, config.model.sampler
+    kind = sampler if isinstance(sampler, str) else sampler.get("kind")
+    if kind != FixedLoops().kind:
+        return f"model.sampler = {kind!r} draws each trial's own N"
+    if train.compile:
+        return "train.compile compiles each trial's own loop"
+    if train.recompute:
+        return "train.recompute is of a single model"
+    if train.accumulate > 1:
+        return "train.accumulate cuts each trial's batch"
+    return None
+
+
+def same_graph(config: TrainConfig) -> dict[str, Any]:
+    """What two configs must have in common to be stacked: all but rule, strength, seed and the rates of the optimizer."""
+    values = config.model_dump(mode="json")
+    network = config.network(256)
+    for section, names in FREE.items():
+        for name in names:
+            values[section].pop(name)
+    width = Width(network.width, network.base_width)
+    logits = get_rule(network.rule).output_multiplier(width).value
+    return {**values, "placement": network.placement, "logits": logits}
+
+
+class _Logits(nn.Module):
+    """Logits of a batch at a member's numbers: eps and skip scale outside the core, and in it."""
+
+    def __init__(self, model: LoopedTransformer, autocast: str | None) -> None:
+        super().__init__()
+        self.model, self.autocast = model, autocast
+
+    def forward(self, batch: dict[str, Tensor], numbers: tuple[Any, ...]) -> Tensor:
+        once, skip, eps, core_skip = numbers
+        paces = Pace(once, skip), Pace(eps, core_skip, self.model.config.loops)
+        with nullcontext() if self.autocast is None else torch.autocast(self.autocast, dtype=torch.bfloat16):
+            logits_BTV: Tensor = self.model(batch["tokens"], paces=paces)
+        return logits_BTV
+
+
+def _member(training: Training) -> Member:
+    config, dataset = training.config, training.dataset
+    size, context, count = config.data.batch_size, config.data.context, config.train.eval_batches
+    outside, core = training.model.paces(config.model.loops)
+
+    def pair(inputs: Any, targets: Any) -> dict[str, Any]:
+        return {"tokens": inputs, "targets": targets}
+
+    return Member(
+        config,
+        _Logits(training.model, None),
+        training.optimizer,
+        training.parameters,
+        batches=lambda index: pair(*training.batches(index)),
+        validation=lambda: (pair(*batch) for batch in dataset.validation_batches(size, context, count)),
+        score=_score,
+        numbers=(*map(float, outside[:2]), *map(float, core[:2])),
+        streams=lambda: stream_rms(training),
+    )
+
+
+def _score(logits_BTV: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    return F.cross_entropy(logits_BTV.float().flatten(0, 1), batch["targets"].flatten())
