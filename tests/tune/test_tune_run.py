@@ -16,7 +16,8 @@ from loopscale.train import load_config, make_config, parse_values, with_tuned
 from loopscale.transfer import Own
 from loopscale.transfer.trial import run_trial
 from loopscale.tune import Size, TuneSettings, tune, verify
-from loopscale.tune.storage import Ledger, open_storage
+from loopscale.tune.ledger import Ledger
+from loopscale.tune.storage import open_storage
 
 FILE = Path(__file__).parent / "valley.py"
 BASE = parse_values({"optim": {"lr": 2.0**-7}, "model": {"width": 64, "layers": 1}, "train": {"steps": 100}})
@@ -211,7 +212,7 @@ def test_tuned_values_refuse_another_optimizer_and_a_smaller_model(tmp_path):
     with pytest.raises(UserError, match="width = 16, fewer than the 32 tuned at"):
         with_tuned(make_config(HOUSE, ["model.width=16"]), tmp_path / "tuned.toml")
     _, cautions = with_tuned(make_config(HOUSE, ["train.steps=50"]), tmp_path / "tuned.toml")
-    assert cautions == ["train.steps is 50, the values were carried to 10: tune for it to be sure"]
+    assert cautions == ["train.steps is 50, the values were carried to 10: set that, or tune for yours to be sure"]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from loopscale.transfer import Own
 
 
+AGAIN = "delete their records (those with an 'error') to repeat them"
+
+
 def find_own(model: str | None, objective: str | None) -> Own | None:
     """What was named, or None; raises `UserError` when both were."""
     from loopscale.transfer import Own
@@ -21,8 +24,8 @@ def find_own(model: str | None, objective: str | None) -> Own | None:
     return None if objective is None else Own.at(objective, "objective")
 
 
-def own_sentences(provenance: dict[str, Any]) -> list[str]:
-    """The inferred roles, and the trials that raised."""
+def own_sentences(provenance: dict[str, Any], again: str = AGAIN) -> list[str]:
+    """The inferred roles, and the trials that raised; `again` says how to repeat those."""
     said = []
     data = provenance.get("data", {})
     if data.get("roles_inferred"):
@@ -32,6 +35,6 @@ def own_sentences(provenance: dict[str, Any]) -> list[str]:
     if errors:
         said.append(
             f"{len(errors)} of {provenance['trials']} trials raised and count as diverged, the first {errors[0]}: "
-            "delete their records (those with an 'error') to repeat them"
+            f"{again}"
         )
     return said

@@ -109,7 +109,9 @@ def _cells(trial: dict[str, Any], names: list[str]) -> str:
 def _said(folder: Path, trials: list[dict[str, Any]]) -> str:
     for name in ("plan.json", "result.json"):
         try:
-            return str(json.loads((folder / name).read_text(encoding="utf-8"))["sentence"])
-        except (OSError, ValueError, KeyError, TypeError):
+            found = json.loads((folder / name).read_text(encoding="utf-8"))
+            verified = (found.get("verification") or {}).get("sentence", "")
+            return f"{found['sentence']} {verified}".strip()
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
     return f"Running: {len(trials)} trials have ended."

@@ -49,7 +49,9 @@ def parse_seconds(text: str | None) -> float | None:
 @click.option("--target", metavar="AXES", help="Such as loops=32,layers=8,width=1024; default: the config's own size.")
 @click.option("--proxy", metavar="AXES", help="Where to tune; default: one loop, the config's layers and width.")
 @click.option("--budget", help="Time to spend, such as 90s, 10m, 2h; default: as long as the trials take.")
-@click.option("--trials", type=int, default=16, show_default=True, help="Points to explore, with one seed each.")
+@click.option(
+    "--trials", type=int, help="Points to explore, with one seed each; default: 16, 8 more a value beyond two."
+)
 @click.option("--seeds", type=int, default=3, show_default=True, help="Seeds that the best points get.")
 @click.option("--tune", "tuned", default="lr,strength", show_default=True, help="Also: weight_decay, warmup, batch.")
 @click.option("--rule", help="The rule that carries the values; default: the config's.")
@@ -67,7 +69,7 @@ def command(
     target: str | None,
     proxy: str | None,
     budget: str | None,
-    trials: int,
+    trials: int | None,
     seeds: int,
     tuned: str,
     rule: str | None,
@@ -87,8 +89,9 @@ def command(
     Stop it anywhere and start it again: finished trials are kept.
     """
     from loopscale.cli.executors import make_executor
-    from loopscale.cli.own import find_own
+    from loopscale.cli.own import find_own, own_sentences
     from loopscale.cli.watching import watching
+    from loopscale.report import write_tune_report
     from loopscale.train import load_config, parse_values
     from loopscale.train.load import read_toml
     from loopscale.tune import TuneSettings, tune
@@ -98,13 +101,17 @@ def command(
     base = load_config(config, rules) if own is None else parse_values(read_toml(config), rules)
     small, large = sizes(base, proxy, target)
     names = tuple(name.strip() for name in tuned.split(",") if name.strip())
-    settings = TuneSettings(base, small, large, names, trials, seeds, own)
+    wanted = 16 + 8 * max(0, len(names) - 2) if trials is None else trials
+    settings = TuneSettings(base, small, large, names, wanted, seeds, own)
     folder = out or Path("runs") / f"tune-{config.stem}"
     seconds = parse_seconds(budget)
     chosen = make_executor(executor, workers, address, folder)
-    with watching(f"tuning at {small}", trials) as on_record:
+    with watching(f"tuning at {small}") as on_record:
         plan = tune(settings, folder, executor=chosen, budget_seconds=seconds, storage=storage, on_record=on_record)
-    click.echo(json.dumps(plan, indent=1) if as_json else _said(plan, folder))
+    for said in own_sentences(plan["provenance"], "their records say why, under 'error'"):
+        click.echo(f"loopscale: {said}", err=True)
+    page = write_tune_report(folder)
+    click.echo(json.dumps(plan, indent=1) if as_json else _said(plan, folder, page))
 
 
 def sizes(base: Any, proxy: str | None, target: str | None) -> tuple[Size, Size]:
@@ -122,8 +129,8 @@ def sizes(base: Any, proxy: str | None, target: str | None) -> tuple[Size, Size]
     return (small if proxy is None else small.replace(**parse_axes(proxy, "--proxy"))), large
 
 
-def _said(plan: dict[str, Any], folder: Path) -> str:
-    cost = plan["cost"]
+def _said(plan: dict[str, Any], folder: Path, page: Path) -> str:
+    cost, own = plan["cost"], plan["settings"]["own"]
     lines = [
         plan["sentence"],
         f"cost: {cost['share_of_direct']:.1%} of the FLOPs of a sweep of as many trials at the target",
@@ -132,8 +139,26 @@ def _said(plan: dict[str, Any], folder: Path) -> str:
         f"moved to the target: {row['name']} x {row['factor']:.4g}, {row['why']} ({row['source']})"
         for row in plan["moved"]
     ]
-    lines += [
-        f"not verified yet: loopscale verify {folder} --loops 4,8",
-        f"train: loopscale train target.toml --from {folder / 'tuned.toml'}",
-    ]
+    lines.append(f"page: {page}")
+    if "verification" not in plan:
+        lines.append(f"not verified yet: loopscale verify {folder} {_between(plan)}")
+    tuned = folder / "tuned.toml"
+    if own is None:
+        lines.append(f"train: loopscale train target.toml --from {tuned}")
+    elif own["kind"] == "model":
+        lines.append(f"train yours, in Python: loopscale.train.fit_own({own['place']!r}, load_config({str(tuned)!r}))")
+    else:
+        lines.append(f"the values at the target, and every factor of the rule: {tuned}, {folder / 'plan.json'}")
     return "\n".join(lines)
+
+
+def _between(plan: dict[str, Any]) -> str:
+    """Options of verify: sizes between proxy and target on the axes that grow, cheap ones."""
+    proxy, target = plan["proxy"], plan["target"]
+    said = []
+    for axis in ("loops", "layers", "width"):
+        low, high = proxy[axis], target[axis]
+        steps = sorted({min(high, low * factor) for factor in (4, 8)} if axis == "loops" else {min(high, 2 * low)})
+        if high > low:
+            said.append(f"--{axis} {','.join(map(str, steps))}")
+    return " ".join(said) or "--loops N (the target is no larger than the proxy)"

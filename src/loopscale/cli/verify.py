@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -24,6 +25,7 @@ from loopscale.cli.transfer import _list_of
 @click.option("--executor", default="auto", show_default=True, help="auto (local), local, ray or slurm.")
 @click.option("--workers", type=int, help="How many trials at once; default: one per core.")
 @click.option("--address", help="Of a Ray cluster, such as auto.")
+@click.option("--storage", help="A journal file or postgresql://... that several machines share.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
 def command(
     folder: Path,
@@ -37,6 +39,7 @@ def command(
     executor: str,
     workers: int | None,
     address: str | None,
+    storage: str | None,
     as_json: bool,
 ) -> int:
     """Train the plan in FOLDER (`loopscale tune`) beside its neighbours at sizes between proxy and target.
@@ -48,10 +51,11 @@ def command(
     from loopscale.cli.executors import make_executor
     from loopscale.cli.tune import parse_seconds
     from loopscale.cli.watching import watching
+    from loopscale.report import write_tune_report
     from loopscale.tune import verify
 
     chosen = make_executor(executor, workers, address, folder)
-    with watching(f"verifying {folder}", 0) as on_record:
+    with watching(f"verifying {folder}") as on_record:
         found = verify(
             folder,
             loops=loops or (),
@@ -62,14 +66,21 @@ def command(
             budget_seconds=parse_seconds(budget),
             share=share,
             executor=chosen,
+            storage=storage,
             on_record=on_record,
         )
-    if as_json:
-        click.echo(json.dumps(found, indent=1))
-    else:
-        for row in found["local"]:
-            shown = "diverged" if row["regret"] is None else f"regret {row['regret']:.4f} nats"
-            click.echo(f"{row['label']}: {shown}, {row['verdict']}")
-        click.echo(found["sentence"])
-        click.echo("not verified: " + "; ".join(found["not_verified"]))
+    page = write_tune_report(folder)
+    click.echo(json.dumps(found, indent=1) if as_json else _said(found, page))
     return 1 if found["verdict"] == "fails" else 0
+
+
+def _said(found: dict[str, Any], page: Path) -> str:
+    from loopscale.tune import nats
+
+    lines = []
+    for row in found["local"]:
+        shown = "the plan diverged" if row["regret"] is None else f"regret {nats(row['regret'], row['interval'])}"
+        lines.append(f"{row['label']}: {shown}, {row['verdict']}")
+    lines += [f"L = {row['layers']}, b = 1/2 against b = 1 at the plan: {row['says']}" for row in found["exponents"]]
+    lines += [found["sentence"], *(f"not verified: {said}" for said in found["not_verified"]), f"page: {page}"]
+    return "\n".join(lines)

@@ -14,7 +14,7 @@ SHOWN = 8  # the best trials
 
 
 @contextmanager
-def watching(title: str, expected: int) -> Iterator[OnRecord]:
+def watching(title: str) -> Iterator[OnRecord]:
     """Give the function that is told of each trial as it ends."""
     from rich.console import Console
     from rich.live import Live

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from loopscale.report.readme import readme_figure
     from loopscale.report.run_page import write_run_report
     from loopscale.report.study_page import write_figures, write_report
+    from loopscale.report.tune_page import write_tune_report
 
 __all__ = [
     "Chart",
@@ -27,6 +28,7 @@ __all__ = [
     "write_figures",
     "write_report",
     "write_run_report",
+    "write_tune_report",
 ]
 
 _HOMES = {
@@ -40,6 +42,7 @@ _HOMES = {
     "write_figures": "study_page",
     "write_report": "study_page",
     "write_run_report": "run_page",
+    "write_tune_report": "tune_page",
 }
 
 

@@ -78,6 +78,15 @@ def number(value: float | None, digits: int = 3) -> str:
     return text.replace("-", "\N{MINUS SIGN}")
 
 
+def plain(value: float) -> str:
+    """Four digits, as a config file would say them.
+
+    >>> plain(0.0138100001), plain(6.0)
+    ('0.01381', '6')
+    """
+    return f"{value:.4g}"
+
+
 def interval(pair: tuple[float, float] | None, digits: int = 3) -> str:
     """Write an interval.
 

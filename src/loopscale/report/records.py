@@ -154,7 +154,7 @@ def read_result(study_dir: Path) -> Result:
     fix = "run `loopscale transfer` again on this folder to rebuild it from its trials"
     raw = read_json(path, fix)
     _check_schema(path, raw.get("schema"))
-    result = _checked(Result, raw, path, fix)
+    result = checked(Result, raw, path, fix)
     if not result.rules or not result.loops:
         raise UserError(f"{path} is damaged (it names no rule or no loops): {fix}")
     return result
@@ -177,13 +177,14 @@ def read_trials(study_dir: Path) -> tuple[Trial, ...]:
     """
     fix = "delete that file and run `loopscale transfer` again to repeat the trial"
     return tuple(
-        _checked(Trial, read_json(path, fix), path, fix)
+        checked(Trial, read_json(path, fix), path, fix)
         for path in sorted((study_dir / "trials").glob("*.json"))
         if not path.name.startswith(".")
     )
 
 
-def _checked(model: type[R], raw: dict[str, Any], path: Path, fix: str) -> R:
+def checked(model: type[R], raw: dict[str, Any], path: Path, fix: str) -> R:
+    """The record as a value; raises `UserError` that names the file, what does not fit, and `fix`."""
     try:
         return model.model_validate(raw)
     except ValidationError as cause:

@@ -49,5 +49,7 @@ def _beware(config: TrainConfig, source: TrainConfig) -> list[str]:
     )
     for name, mine, theirs in pairs:
         if mine != theirs:
-            said.append(f"{name} is {mine}, the values were carried to {theirs}: tune for it to be sure")
+            said.append(
+                f"{name} is {mine}, the values were carried to {theirs}: set that, or tune for yours to be sure"
+            )
     return said

@@ -7,6 +7,7 @@ from loopscale.tune.run import tune
 from loopscale.tune.settings import TUNABLE, Size, TuneSettings
 from loopscale.tune.surface import Vertex, fit_surface
 from loopscale.tune.verify import verify
+from loopscale.tune.words import nats, spoken
 
 __all__ = [
     "TUNABLE",
@@ -17,7 +18,9 @@ __all__ = [
     "extrapolate",
     "fit_surface",
     "forward_flops",
+    "nats",
     "read_local",
+    "spoken",
     "transfer_plan",
     "trial_flops",
     "tune",

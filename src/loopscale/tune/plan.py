@@ -9,12 +9,16 @@ from typing import Any
 
 from loopscale.errors import UserError
 from loopscale.parameterization import Depth, Width, prescription
+from loopscale.tune.race import beaten, leader, paired_noise
 from loopscale.tune.search import Values, candidates, losses_of, surface
 from loopscale.tune.settings import TuneSettings, bounds, to_point, to_values
+from loopscale.tune.surface import needed
+from loopscale.tune.words import spoken
 
 BATCH = "arXiv:2205.10287"
 HORIZON = "arXiv:2409.19913"
 DECAY = "arXiv:2405.13698"
+SCHEMA = 2
 EDGE = 0.1  # of the range: an optimum nearer than this to its end is a bound
 
 
@@ -30,41 +34,40 @@ def decide(settings: TuneSettings, records: list[dict[str, Any]]) -> dict[str, A
         why = f"the first raised {errors[0]}" if errors else "all diverged"
         raise UserError(f"none of the {len(records)} trials finished, {why}: start from a smaller lr")
     known = losses_of(records)
-    tables = {tuple(sorted(v.items())): known.get(tuple(sorted(v.items())), {}) for v in racing}
-    most = max(len(table) for table in tables.values())
-    full = {values: table for values, table in tables.items() if len(table) == most}
-    best = min(full, key=lambda values: fmean(full[values].values()))
-    losses = list(full[best].values())
+    named = [tuple(sorted(values.items())) for values in racing]
+    tables = [known.get(name, {}) for name in named]
+    best = leader([table for table in tables if table])
+    if not all(map(math.isfinite, best.values())):
+        raise UserError("every candidate diverged with one seed or another: start from a smaller lr")
+    values = dict(named[next(i for i, table in enumerate(tables) if table is best)])
+    noise = paired_noise(tables)
+    # One that the surface predicted, and the budget left no time to try, is no rival.
+    rivals = [(v, t) for v, t in zip(racing, tables, strict=True) if t and t is not best and not beaten(t, best, noise)]
+    losses = list(best.values())
     return {
-        "values": dict(best),
+        "values": values,
         "loss": fmean(losses),
         "losses": losses,
         "seed_noise": stdev(losses) if len(losses) > 1 else None,
-        "paired_noise": _paired(list(full.values())),
-        **_intervals(settings, explored, dict(best)),
-        "decided": _decided(full, best),
+        "paired_noise": None if noise is None else noise.size,
+        "paired_freedom": 0 if noise is None else noise.freedom,
+        **_intervals(settings, explored, values),
+        "tied": [rival for rival, _ in rivals],
+        "decided": _decided(len(losses), len([t for t in tables if t]), [rival for rival, _ in rivals]),
     }
 
 
-def _paired(tables: list[dict[int, float]]) -> float | None:
-    """Standard deviation of one paired difference between candidates over seeds."""
-    spreads = []
-    for other in tables[1:]:
-        differences = [other[seed] - tables[0][seed] for seed in tables[0] if seed in other]
-        if len(differences) > 1 and all(map(math.isfinite, differences)):
-            spreads.append(stdev(differences))
-    return fmean(spreads) if spreads else None
-
-
-def _decided(full: dict[Any, dict[int, float]], best: Any) -> str:
-    """Whether the seeds tell the winner from the others."""
-    if len(full) == 1:
-        return "the seeds leave one candidate" if len(full[best]) > 1 else "one seed, so nothing tells luck from merit"
-    gaps = [[table[s] - full[best][s] for s in table] for values, table in full.items() if values != best]
-    open_ = sum(len(gap) < 2 or fmean(gap) <= 2 * stdev(gap) / math.sqrt(len(gap)) for gap in gaps)
-    if open_:
-        return f"the seeds do not tell {open_ + 1} candidates apart: any of them is as good"
-    return "the seeds tell the winner from the other candidates"
+def _decided(seeds: int, raced: int, rivals: list[Values]) -> str:
+    """Whether the seeds tell the winner from the others, in words."""
+    if seeds == 1:
+        return "one seed, so nothing tells luck from merit"
+    if rivals:
+        others = "; ".join(" ".join(f"{name} {spoken(value)}" for name, value in rival.items()) for rival in rivals)
+        return (
+            f"the data do not decide between it, the best mean of {seeds} seeds, and {len(rivals)} other "
+            f"candidate{'s' if len(rivals) > 1 else ''} ({others}), at 95 %, paired"
+        )
+    return f"{seeds} seeds, paired, tell it from the other {raced - 1} candidates (95 %)" if raced > 1 else "no rival"
 
 
 def _intervals(settings: TuneSettings, explored: list[dict[str, Any]], best: Values) -> dict[str, Any]:
@@ -75,12 +78,22 @@ def _intervals(settings: TuneSettings, explored: list[dict[str, Any]], best: Val
         if not start + near < point[name] < end - near:
             edges.append(name)
     if vertex is None:
-        return {"intervals": dict.fromkeys(ranges), "edges": edges, "surface": None}
+        finite = sum(record["loss"] is not None for record in explored)
+        note = (
+            f"no intervals: {finite} of {len(explored)} explored points finished, a surface needs {needed(len(ranges))}"
+        )
+        return {"intervals": dict.fromkeys(ranges), "edges": edges, "surface": None, "interval_note": note}
     low = to_values(dict(zip(ranges, vertex.low, strict=True)))
     high = to_values(dict(zip(ranges, vertex.high, strict=True)))
     # The interval is the fitted minimum's; it is widened to hold the point that won the race.
     intervals = {name: [min(low[name], best[name]), max(high[name], best[name])] for name in ranges}
-    return {"intervals": intervals, "edges": edges, "surface": {"noise": vertex.noise, "inside": vertex.predicts}}
+    note = (
+        "95 % intervals" if vertex.predicts else "95 % intervals; the surface has no minimum inside what was explored"
+    )
+    if not vertex.crossed:
+        note += "; too few points to see how the values interact"
+    found = {"noise": vertex.noise, "freedom": vertex.freedom, "inside": vertex.predicts, "crossed": vertex.crossed}
+    return {"intervals": intervals, "edges": edges, "surface": found, "interval_note": note}
 
 
 def at_target(settings: TuneSettings, values: Values) -> tuple[Values, list[dict[str, Any]]]:
@@ -120,14 +133,15 @@ def transfer_plan(settings: TuneSettings, records: list[dict[str, Any]]) -> dict
     values, moved = at_target(settings, decision["values"])
     config = settings.config(settings.target, values)
     return {
-        "schema": 1,
+        "schema": SCHEMA,
         "settings": settings.to_json(),
         "proxy": {**asdict(settings.proxy), **decision},
         "target": {**asdict(settings.target), "values": values, "config": config.model_dump(mode="json")},
         "moved": moved,
         "rows": applied(settings, values, _carried(decision["intervals"], decision["values"], values)),
         "layers": layer_alternatives(settings),
-        "sentence": sentence(settings, decision, values),
+        "headline": f"{_shown(decision)}, tuned at {settings.proxy}, for {settings.target}.",
+        "sentence": sentence(settings, decision),
     }
 
 
@@ -141,22 +155,22 @@ def _carried(intervals: dict[str, Any], before: Values, after: Values) -> dict[s
 
 def applied(settings: TuneSettings, values: Values, intervals: dict[str, Any]) -> list[dict[str, Any]]:
     """Every number at the target: the tuned ones with their intervals, then all that the rule sets from them."""
-    rows = [
-        {
-            "name": name,
-            "value": value,
-            "interval": intervals.get(name),
-            "why": f"tuned at {settings.proxy}",
-            "source": "this tuning",
-        }
-        for name, value in values.items()
-    ]
+    rows = [_tuned_row(settings, name, value, intervals.get(name)) for name, value in values.items()]
     size, model = settings.target, settings.config(settings.target, values).model
     for row in _prescribed(settings, settings.rule, model.strength):
         if row["name"].endswith(".lr"):
             row = {**row, "rate": row["value"] * values["lr"]}
         rows.append({**row, "interval": None, "axes": f"N = {size.loops}, L = {size.layers}, d = {size.width}"})
     return rows
+
+
+def _tuned_row(settings: TuneSettings, name: str, value: float, interval: list[float] | None) -> dict[str, Any]:
+    why = f"tuned at {settings.proxy}" if name in settings.tuned else "moved by a rule alone, see moved"
+    if name == "batch":  # a factor in the search; people count sequences
+        why += f"; {value:g} of the config's batch, with as many tokens in all"
+        value = max(1, round(settings.target.batch * value))
+        interval = None if interval is None else [settings.target.batch * end for end in interval]
+    return {"name": name, "value": value, "interval": interval, "why": why, "source": "this tuning"}
 
 
 def _prescribed(settings: TuneSettings, rule: str, strength: float) -> list[dict[str, Any]]:
@@ -181,15 +195,15 @@ def layer_alternatives(settings: TuneSettings) -> list[dict[str, Any]]:
     return rows
 
 
-def sentence(settings: TuneSettings, decision: dict[str, Any], values: Values) -> str:
+def _shown(decision: dict[str, Any]) -> str:
+    spans = decision["intervals"]
+    return ", ".join(f"{name} {spoken(value, spans.get(name))}" for name, value in decision["values"].items())
+
+
+def sentence(settings: TuneSettings, decision: dict[str, Any]) -> str:
     """What was found, in words."""
-    shown = ", ".join(f"{name} {value:g}{_span(decision['intervals'].get(name))}" for name, value in values.items())
     edge = f"; {' and '.join(decision['edges'])} lies near the end of its range" if decision["edges"] else ""
     return (
-        f"Tuned at {settings.proxy}: {shown} (95 % intervals), for {settings.target} by the rule {settings.rule}; "
-        f"{decision['decided']}{edge}."
+        f"Tuned at {settings.proxy}: {_shown(decision)} ({decision['interval_note']}), for {settings.target} by the rule "
+        f"{settings.rule}; {decision['decided']}{edge}."
     )
-
-
-def _span(interval: list[float] | None) -> str:
-    return "" if interval is None else f" [{interval[0]:.3g}, {interval[1]:.3g}]"

@@ -53,7 +53,7 @@ def probes(
     """
     proxy, found = settings.proxy, []
     for axis, counts in (("loops", loops), ("layers", layers), ("width", widths)):
-        for count in counts:
+        for count in sorted(set(counts)):
             low, high = getattr(proxy, axis), getattr(settings.target, axis)
             if not low < count <= high:
                 raise UserError(f"--{axis} {count} is not above the proxy's {low} and at most the target's {high}")

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from loopscale.tune.race import PairedNoise
+
 Array = NDArray[np.float64]
 DRAWS = 2000
 FURTHEST = 1.5  # octaves: a parabola through three points says nothing beyond
@@ -23,32 +25,41 @@ class Local:
     offset: float
     curve: float
     regret: float | None  # None: the plan diverged here
-    offsets: Array
+    offsets: Array  # empty where no noise is known: then nothing has an interval
     curves: Array
     regrets: Array
 
-    def interval(self) -> tuple[float, float]:
-        """95 % interval of the regret."""
-        low, high = np.quantile(self.regrets, [0.025, 0.975])
-        return float(low), float(high)
+    def interval(self) -> tuple[float, float] | None:
+        """95 % interval of the regret; None where no noise is known."""
+        return _ends(self.regrets)
 
 
-def read_local(losses: Sequence[Sequence[float]], noise: float, seed: int = 0) -> Local:
+def _ends(draws: Array) -> tuple[float, float] | None:
+    if not len(draws):
+        return None
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def read_local(losses: Sequence[Sequence[float]], noise: PairedNoise | None, seed: int = 0) -> Local:
     """losses: per seed, at an octave below the plan, at the plan, an octave above; inf where training diverged.
 
     The parabola through the means: offset -b/2c within 1.5 octaves, regret b^2/4c. A diverged neighbour is no better
-    than the plan, so it takes no part. The draws shake each difference to the plan by the paired noise over sqrt(seeds).
+    than the plan, so it takes no part. The draws shake each difference to the plan by the paired noise over sqrt(seeds),
+    with a Student t of its degrees of freedom; sweeps of different sizes need different `seed`s to be independent.
     """
     table = np.array(losses, dtype=float)
     below, at, above = table.mean(axis=0)
-    rng = np.random.Generator(np.random.PCG64(seed))
+    nothing = np.array([])
     if not math.isfinite(at):
-        nothing = np.full(DRAWS, math.inf)
         return Local(math.nan, math.nan, None, nothing, nothing, nothing)
     steep = at + 1.0  # what a diverged neighbour counts as
     below, above = (steep if not math.isfinite(x) else x for x in (below, above))
-    shake = noise / math.sqrt(len(table)) * rng.standard_normal((2, DRAWS + 1))
-    shake[:, 0] = 0.0
+    rng = np.random.Generator(np.random.PCG64(seed))
+    shake = np.zeros((2, 1))
+    if noise is not None:
+        spread = noise.size / math.sqrt(len(table)) * rng.standard_t(noise.freedom, size=(2, DRAWS))
+        shake = np.column_stack([shake, spread])
     offset, curve, regret = _parabola(below - at + shake[0], above - at + shake[1])
     return Local(float(offset[0]), float(curve[0]), float(regret[0]), offset[1:], curve[1:], regret[1:])
 
@@ -80,36 +91,42 @@ def extrapolate(found: Mapping[int, Local], target: int) -> Extrapolated:
     """
     if any(local.regret is None for local in found.values()):
         return Extrapolated(None, None, None, len(found))
-    x = np.log2(np.array(list(found), dtype=float))
+    x, last = np.log2(np.array(list(found), dtype=float)), found[max(found)]
     values = np.stack([np.append(local.offset, local.offsets) for local in found.values()])
     spread = ((x - x.mean()) ** 2).sum()
     slopes = (x - x.mean()) @ values / spread if spread else np.zeros(values.shape[1])
     there = values.mean(axis=0) + slopes * (math.log2(target) - x.mean())
-    last = found[max(found)]
-    regrets = np.append(last.curve, last.curves) * there**2
-    low, high = np.quantile(regrets[1:], [0.025, 0.975])
-    return Extrapolated(float(regrets[0]), (float(low), float(high)), float(slopes[0]), len(found))
+    curves, near = np.append(last.curve, last.curves), np.append(last.regret or 0.0, last.regrets)
+    # Without a bowl there is no optimum to follow: the regret of the largest size stands in.
+    regrets = np.where(curves > 0, curves * there**2, near)
+    return Extrapolated(float(regrets[0]), _ends(regrets[1:]), float(slopes[0]), len(found))
 
 
-def verdict(regret: float | None, interval: tuple[float, float] | None, noise: float | None) -> str:
-    """holds, fails or undecided, against max(0.005 nats, seed noise)."""
-    allowed = max(TOLERANCE, noise or 0.0)
-    if regret is None or interval is None:
+def allowed(seed_noise: float | None) -> float:
+    """The regret that counts as none: max(0.005 nats, seed noise)."""
+    return max(TOLERANCE, seed_noise or 0.0)
+
+
+def verdict(regret: float | None, interval: tuple[float, float] | None, seed_noise: float | None) -> str:
+    """holds, fails or undecided; without an interval nothing is decided, but a plan that diverged fails."""
+    if regret is None:
         return "fails"
-    if interval[1] <= allowed:
+    if interval is None:
+        return "undecided"
+    if interval[1] <= allowed(seed_noise):
         return "holds"
-    return "fails" if interval[0] > allowed else "undecided"
+    return "fails" if interval[0] > allowed(seed_noise) else "undecided"
 
 
-def as_json(local: Local, noise: float | None) -> dict[str, Any]:
+def as_json(local: Local, seed_noise: float | None) -> dict[str, Any]:
     """Plain numbers; regret also in units of seed noise."""
     if local.regret is None:
-        return {"regret": None, "interval": None, "offset": None, "verdict": "fails"}
+        return {"regret": None, "interval": None, "in_seed_noise": None, "offset": None, "verdict": "fails"}
     interval = local.interval()
     return {
         "regret": local.regret,
-        "interval": list(interval),
-        "in_seed_noise": local.regret / noise if noise else None,
+        "interval": None if interval is None else list(interval),
+        "in_seed_noise": local.regret / seed_noise if seed_noise else None,
         "offset": local.offset,
-        "verdict": verdict(local.regret, interval, noise),
+        "verdict": verdict(local.regret, interval, seed_noise),
     }

@@ -14,6 +14,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from loopscale.atomic import write_json, write_text
@@ -22,10 +23,11 @@ from loopscale.train import TrainConfig, provenance
 from loopscale.transfer import Executor, LocalProcesses
 from loopscale.transfer.trial import run_trial
 from loopscale.tune.cost import trial_flops
+from loopscale.tune.ledger import Ledger
 from loopscale.tune.plan import transfer_plan
 from loopscale.tune.search import Budget, Search
 from loopscale.tune.settings import TuneSettings, start
-from loopscale.tune.storage import Ledger, open_storage
+from loopscale.tune.storage import kept, open_storage
 
 OnRecord = Callable[[dict[str, Any], int], None]
 
@@ -48,31 +50,66 @@ def tune(
     cannot be used, a storage that cannot be reached, or no trial that finishes.
     """
     runner = executor or LocalProcesses()
-    vocab_size, description, one = probe(settings)
-    check_budget(budget_seconds, one, runner.slots)
     check_folder(folder, settings)
-    ledger = Ledger(open_storage(storage, folder), settings)
-    write_json(folder / "tune.json", settings.to_json())
-    said = {record["key"] for record in ledger.records().values()}
-
-    def keep(record: dict[str, Any], count: int) -> None:
-        write_trial(folder, record)
-        on_record(record, count)
-
-    for key, record in ledger.records().items():
-        if key in said:
-            write_trial(folder, record)
-    Search(settings, ledger, Budget(budget_seconds, one), keep).run(runner)
-    records = ledger.records()
+    vocab_size, description = probe(settings)
+    budget = Budget(budget_seconds, first_estimate(settings, folder, budget_seconds, runner.slots))
+    with kept(storage, folder):
+        records = _search(settings, folder, runner, budget, storage, on_record)
     for record in records.values():
         write_trial(folder, record)
     plan = transfer_plan(settings, list(records.values()))
-    plan["cost"] = costs(settings, list(records.values()), vocab_size, one)
-    plan["provenance"] = {**provenance(), "data": description, "trials": len(records)}
+    plan["cost"] = costs(settings, list(records.values()), vocab_size)
+    plan["provenance"] = {**provenance(), "data": description, "trials": len(records), **_errors(records)}
     _keep_verification(folder, plan)
     write_json(folder / "plan.json", plan)
-    write_text(folder / "tuned.toml", TrainConfig.model_validate(plan["target"]["config"]).to_toml())
+    config = TrainConfig.model_validate(plan["target"]["config"])
+    write_text(folder / "tuned.toml", _heading(settings, plan) + config.to_toml())
     return plan
+
+
+def _search(
+    settings: TuneSettings, folder: Path, runner: Executor, budget: Budget, storage: str | None, on_record: OnRecord
+) -> dict[str, dict[str, Any]]:
+    ledger = Ledger(open_storage(storage, folder), settings)
+    write_json(folder / "tune.json", settings.to_json())
+    known = known_trials(folder, "trials")
+    for record in ledger.records().values():
+        write_trial(folder, record)
+    # The file comes first: a trial is not lost when the storage is away just then.
+    Search(settings, ledger, budget, known, lambda record: write_trial(folder, record), on_record).run(runner)
+    return ledger.records()
+
+
+def known_trials(folder: Path, kind: str) -> dict[str, dict[str, Any]]:
+    """The finished trials in a folder, by key; raises `UserError` for a damaged one."""
+    return {path.stem: read_json(path) for path in sorted((folder / kind).glob("*.json"))}
+
+
+def first_estimate(settings: TuneSettings, folder: Path, budget_seconds: float | None, slots: int) -> float:
+    """Seconds of one trial: of those in the folder, else measured; 0 without a budget, which then costs nothing.
+
+    Raises `UserError` when the budget holds not even one trial.
+    """
+    if budget_seconds is None:
+        return 0.0
+    known = [record["seconds"] for record in known_trials(folder, "trials").values()]
+    if known:
+        return float(fmean(known))
+    one = trial_seconds(settings)
+    check_budget(budget_seconds, one, slots)
+    return one
+
+
+def _errors(records: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
+    return {"errors": [record["error"] for record in records.values() if "error" in record]}
+
+
+def _heading(settings: TuneSettings, plan: dict[str, Any]) -> str:
+    """Comments on top of tuned.toml: whoever finds the file alone knows what it is."""
+    lines = [plan["sentence"], "Written by loopscale tune; every value with its reason and source is in plan.json."]
+    if settings.own is not None:
+        lines.append(f"The {settings.own.kind} is {settings.own.place}: `loopscale train` would train the house model.")
+    return "".join(f"# {line}\n" for line in lines) + "\n"
 
 
 def _keep_verification(folder: Path, plan: dict[str, Any]) -> None:
@@ -85,47 +122,47 @@ def _keep_verification(folder: Path, plan: dict[str, Any]) -> None:
         plan["verification"] = old["verification"]
 
 
-def write_trial(folder: Path, record: dict[str, Any]) -> None:
+def write_trial(folder: Path, record: dict[str, Any], kind: str = "trials") -> None:
     """Keep a record as a file, once."""
-    path = folder / "trials" / f"{record['key']}.json"
+    path = folder / kind / f"{record['key']}.json"
     if not path.exists():
         write_json(path, record)
 
 
-def probe(settings: TuneSettings) -> tuple[int, dict[str, Any], float]:
-    """Vocabulary, the data's description, and the seconds of one trial here; nothing is written but the token cache.
+def probe(settings: TuneSettings) -> tuple[int, dict[str, Any]]:
+    """Vocabulary and the data's description; nothing is written but the token cache.
 
     Raises `UserError` when the data, or the user's own model, cannot be used.
     """
     config = settings.config(settings.proxy, start(settings))
     if settings.own is not None:
-        description = settings.own.check(config)
-        vocab_size = 256
-    else:
-        dataset = config.load_data()
-        vocab_size, description = dataset.vocab_size, dataset.description
-    return vocab_size, description, _trial_seconds(settings, config)
+        return 256, settings.own.check(config)
+    dataset = config.load_data()
+    return dataset.vocab_size, dataset.description
 
 
-def _trial_seconds(settings: TuneSettings, config: TrainConfig) -> float:
-    """Time a few steps in this process, one thread, and count up; an objective is timed by calling it once."""
+def trial_seconds(settings: TuneSettings) -> float:
+    """Seconds of one trial here: a few steps in this process, one thread, counted up; an objective is called once."""
     import torch
 
+    config = settings.config(settings.proxy, start(settings))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         if settings.own is not None and settings.own.kind == "objective":
-            began = time.perf_counter()
-            run_trial("probe", {}, settings.job_config(config))
-            return time.perf_counter() - began
+            return _seconds(settings, config)
+        _seconds(settings, _short(config, 1, 1))  # the first step of a process pays for what is loaded lazily
         few = min(4, config.train.steps)
-        short = _short(config, few, 1)
-        began = time.perf_counter()
-        run_trial("probe", {}, settings.job_config(short))
-        each = (time.perf_counter() - began) / (3 * few + 1)
+        each = _seconds(settings, _short(config, few, 1)) / (3 * few + 1)
         return each * (3 * config.train.steps + config.train.eval_batches)
     finally:
         torch.set_num_threads(threads)
+
+
+def _seconds(settings: TuneSettings, config: TrainConfig) -> float:
+    began = time.perf_counter()
+    run_trial("probe", {}, settings.job_config(config))
+    return time.perf_counter() - began
 
 
 def _short(config: TrainConfig, steps: int, eval_batches: int) -> TrainConfig:
@@ -149,7 +186,9 @@ def check_folder(folder: Path, settings: TuneSettings) -> None:
     if path.exists():
         if read_json(path) != json.loads(json.dumps(settings.to_json())):
             raise UserError(f"{folder} holds another tuning: give this one its own --out, or delete that folder")
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    elif folder.exists() and (
+        not folder.is_dir() or any(not p.name.startswith("journal.log") for p in folder.iterdir())
+    ):
         raise UserError(f"{folder} exists and is not a tuning: name an empty or new folder with --out")
 
 
@@ -163,8 +202,9 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is damaged (not valid JSON): tune again, finished trials are kept") from None
 
 
-def costs(settings: TuneSettings, records: list[dict[str, Any]], vocab_size: int, seconds: float) -> dict[str, Any]:
+def costs(settings: TuneSettings, records: list[dict[str, Any]], vocab_size: int) -> dict[str, Any]:
     """FLOPs spent, and those of a sweep of as many trials at the target."""
+    seconds = sum(record["seconds"] for record in records)
     own = settings.own is not None
     spent = sum(_flops_of(record, vocab_size, own) for record in records)
     target = trial_flops(settings.config(settings.target, start(settings)), vocab_size, own)
@@ -174,8 +214,8 @@ def costs(settings: TuneSettings, records: list[dict[str, Any]], vocab_size: int
         "target_trial_flops": target,
         "direct_flops": target * len(records),
         "share_of_direct": spent / (target * len(records)),
-        "trial_seconds": round(seconds, 3),
-        "seconds": round(sum(record["seconds"] for record in records), 1),
+        "trial_seconds": round(seconds / len(records), 3),
+        "seconds": round(seconds, 3),
         "counted": "N L d^2, for ratios only" if own else "matrix products, forward and backward",
     }
 

@@ -6,13 +6,14 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from loopscale.transfer import Executor, content_hash, thresholds
 from loopscale.transfer.executor import Job
+from loopscale.tune.ledger import Ledger
+from loopscale.tune.race import Table, beaten, leader, paired_noise
 from loopscale.tune.settings import TuneSettings, bounds, start, to_point, to_values
-from loopscale.tune.storage import Ledger
 from loopscale.tune.surface import Vertex, fit_surface
 
 CANDIDATES = 3
@@ -22,39 +23,68 @@ OnRecord = Callable[[dict[str, Any], int], None]
 
 @dataclass(frozen=True)
 class Budget:
-    """How long may be spent in all, in seconds of this machine (None: no limit), and what one trial takes."""
+    """How long may be spent in all, in seconds of this machine (None: no limit), and what one trial is thought to take."""
 
     seconds: float | None
     trial_seconds: float
 
-    def allows(self, spent: float, running: int, slots: int) -> bool:
+    def one(self, records: list[dict[str, Any]]) -> float:
+        """Seconds of one trial: of those that ended, once there are three."""
+        whole = [record["seconds"] for record in records if not record.get("stopped")]
+        return fmean(whole) if len(whole) > 2 else self.trial_seconds
+
+    def allows(self, records: list[dict[str, Any]], running: int, slots: int) -> bool:
         """Whether one more trial fits: all that ran and runs, spread over the slots."""
-        return self.seconds is None or (spent + (running + 1) * self.trial_seconds) / slots <= self.seconds
+        spent = sum(record["seconds"] for record in records)
+        return self.seconds is None or (spent + (running + 1) * self.one(records)) / slots <= self.seconds
+
+    def explores(self, records: list[dict[str, Any]], slots: int, most: int) -> int:
+        """How many points to explore: seven tenths of the budget, at least 3 and at most `most`; the rest repeats."""
+        if self.seconds is None:
+            return most
+        return min(most, max(3, int(0.7 * self.seconds * slots / max(self.one(records), 1e-6))))
 
 
 class Search:
-    """Drives an executor through both phases; several processes may search the same ledger."""
+    """Drives an executor through both phases; several processes may search the same ledger.
 
-    def __init__(self, settings: TuneSettings, ledger: Ledger, budget: Budget, on_record: OnRecord) -> None:
-        self.settings, self.ledger, self.budget, self.on_record = settings, ledger, budget, on_record
+    `kept`: records by key that this folder holds, though the ledger may not: they are told, and not run again.
+    `keep(record)` comes before the ledger is told, `on_record(record, finished)` after.
+    """
+
+    def __init__(
+        self,
+        settings: TuneSettings,
+        ledger: Ledger,
+        budget: Budget,
+        kept: dict[str, dict[str, Any]],
+        keep: Callable[[dict[str, Any]], None],
+        on_record: OnRecord,
+    ) -> None:
+        self.settings, self.ledger, self.budget, self.kept = settings, ledger, budget, kept
+        self.keep, self.on_record = keep, on_record
         self._mine: dict[str, tuple[Any, Job]] = {}
 
     def run(self, executor: Executor) -> None:
         """Until every trial that fits the budget is finished, by this process or another."""
-        self._slots = executor.slots
-        self.ledger.recover()
-        if not self.ledger.explored.get_trials(deepcopy=False):
-            self.ledger.enqueue(to_point(start(self.settings)))
-        with self.ledger.alive():
+        self._slots, ledger = executor.slots, self.ledger
+        ledger.recover()
+        if not ledger.explored.get_trials(deepcopy=False):
+            ledger.enqueue(to_point(start(self.settings)))
+        with ledger.alive():
             while True:
                 for record in executor.run(self._next_jobs):
-                    trial, _ = self._mine.pop(record["key"])
-                    self.ledger.tell(trial, record)
-                    self.on_record(record, len(self.ledger.records()))
-                if not self.ledger.running():
+                    self._ended(record)
+                if not ledger.running(ledger.explored, ledger.repeats):
                     return
                 time.sleep(0.5)  # another process is at the last ones
-                self.ledger.recover()
+                ledger.recover()
+
+    def _ended(self, record: dict[str, Any]) -> None:
+        trial, _ = self._mine.pop(record["key"])
+        self.keep(record)
+        self.ledger.tell(trial, record)
+        self.on_record(record, len(self.ledger.records()))
 
     def _next_jobs(self) -> list[Job]:
         while len(self._mine) < self._slots and self._fits():
@@ -64,37 +94,36 @@ class Search:
         return [job for _, job in self._mine.values()]
 
     def _fits(self) -> bool:
-        spent = sum(record["seconds"] for record in self.ledger.records().values())
-        return self.budget.allows(spent, len(self._mine), self._slots)
+        return self.budget.allows(list(self.ledger.records().values()), len(self._mine), self._slots)
 
     def _explore(self) -> Job | None:
-        records, running = self.ledger.explored_records(), self._running_explored()
-        wanted = self.settings.trials
-        if self.budget.seconds is not None:  # seven tenths of the budget explore, the rest repeats
-            wanted = min(wanted, max(3, int(0.7 * self.budget.seconds * self._slots / self.budget.trial_seconds)))
-        if len(records) + running >= wanted:
-            return None
-        trial, point = self.ledger.ask()
-        values = to_values(point)
-        known = self.ledger.records().get(self._key(values, 0))
-        if known is not None:  # asked for again: it counts as explored, and is not run again
-            self.ledger.tell(trial, known)
-            return self._explore()
-        return self._claim(trial, values, 0, thresholds(records, self._steps(values)), True)
-
-    def _running_explored(self) -> int:
-        return sum(study is self.ledger.explored for study, _ in self.ledger._claimed())
+        while True:
+            records, running = self.ledger.explored_records(), self.ledger.running(self.ledger.explored)
+            if len(records) + running >= self.budget.explores(records, self._slots, self.settings.trials):
+                return None
+            trial, point = self.ledger.ask()
+            values = to_values(point)
+            known = self._known(self._key(values, 0))
+            if known is None:
+                return self._claim(trial, values, 0, thresholds(records, self._steps(values)), True)
+            self.ledger.tell(trial, known)  # it counts as explored, and is not run again
 
     def _repeat(self) -> Job | None:
-        if self._running_explored():
+        if self.ledger.running(self.ledger.explored):
             return None  # the candidates are known only when every point is explored
         records = list(self.ledger.records().values())
         for values, seed in wanted_repeats(self.settings, self.ledger.explored_records(), records):
             key = self._key(values, seed)
-            trial = self.ledger.ask_repeat(key, {"values": values, "seed": seed})
+            trial = self.ledger.claim(self.ledger.repeats, key, values=values, seed=seed)
+            if trial is not None and key in self.kept:
+                self.ledger.tell(trial, self.kept[key])
+                return self._repeat()
             if trial is not None:
                 return self._claim(trial, values, seed, [], False)
         return None
+
+    def _known(self, key: str) -> dict[str, Any] | None:
+        return self.ledger.records().get(key) or self.kept.get(key)
 
     def _steps(self, values: Values) -> int:
         return self.settings.config(self.settings.proxy, values).train.steps
@@ -116,9 +145,9 @@ class Search:
         return job
 
 
-def losses_of(records: list[dict[str, Any]]) -> dict[tuple[tuple[str, float], ...], dict[int, float]]:
+def losses_of(records: list[dict[str, Any]]) -> dict[tuple[tuple[str, float], ...], Table]:
     """values -> seed -> loss, inf when diverged or stopped."""
-    table: dict[tuple[tuple[str, float], ...], dict[int, float]] = {}
+    table: dict[tuple[tuple[str, float], ...], Table] = {}
     for record in records:
         values = tuple(sorted(record["cell"]["values"].items()))
         loss = math.inf if record["loss"] is None else record["loss"]
@@ -127,9 +156,9 @@ def losses_of(records: list[dict[str, Any]]) -> dict[tuple[tuple[str, float], ..
 
 
 def surface(settings: TuneSettings, explored: list[dict[str, Any]]) -> Vertex | None:
-    """The quadratic surface over the explored points."""
+    """The quadratic surface over the explored points; a point that was asked for twice counts once."""
     names = list(bounds(settings))
-    finite = [record for record in explored if record["loss"] is not None]
+    finite = {record["key"]: record for record in explored if record["loss"] is not None}.values()
     points = [[to_point(record["cell"]["values"])[name] for name in names] for record in finite]
     return fit_surface(points, [record["loss"] for record in finite]) if finite else None
 
@@ -159,27 +188,18 @@ def wanted_repeats(
 ) -> list[tuple[Values, int]]:
     """The (values, seed) to run next: a round a seed over the candidates that are still in the race.
 
-    A candidate is out when its paired difference to the leader exceeds two standard errors.
+    A candidate is out when the leader is better for certain (`beaten`). The winner alone still gets its other seeds: they
+    are the noise that regrets are measured in.
     """
     known, racing = losses_of(records), candidates(settings, explored)
-    for seed in range(settings.seeds):
+    for seed in range(settings.seeds if racing else 0):
         tables = [known.get(tuple(sorted(values.items())), {}) for values in racing]
         missing = [(values, seed) for values, table in zip(racing, tables, strict=True) if seed not in table]
         if missing:
             return missing
-        racing = [values for values, table in zip(racing, tables, strict=True) if not _beaten(table, tables, seed)]
-        if len(racing) == 1 and seed >= 1:
-            # The winner alone still gets its other seeds: they are the noise that regrets are measured in.
-            continue
+        tables = [{s: table[s] for s in range(seed + 1)} for table in tables]
+        first, noise = leader(tables), paired_noise(tables)
+        racing = [
+            v for v, table in zip(racing, tables, strict=True) if table is first or not beaten(table, first, noise)
+        ]
     return []
-
-
-def _beaten(table: dict[int, float], tables: list[dict[int, float]], last: int) -> bool:
-    seeds = range(last + 1)
-    leader = min(tables, key=lambda other: fmean(other[seed] for seed in seeds))
-    differences = [table[seed] - leader[seed] if leader is not table else 0.0 for seed in seeds]
-    if not all(map(math.isfinite, differences)):
-        return True
-    if len(differences) < 2:
-        return False
-    return fmean(differences) > max(2 * stdev(differences) / math.sqrt(len(differences)), 1e-9)

@@ -104,7 +104,11 @@ class TuneSettings:
             {name: float(values[name]) for name in ("lr", "weight_decay", "warmup") if name in values}
         )
         record["data"]["batch_size"] = batch
-        record["train"].update(steps=max(1, round(size.steps * size.batch / batch)), seed=seed)
+        # As many tokens trained on, and as many evaluated on: losses of two batches stay comparable.
+        steps, evals = (
+            max(1, round(count * size.batch / batch)) for count in (size.steps, self.base.train.eval_batches)
+        )
+        record["train"].update(steps=steps, eval_batches=evals, seed=seed)
         config = TrainConfig.model_validate(record)
         if self.own is None:
             config.network(256)

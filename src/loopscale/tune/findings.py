@@ -1,0 +1,186 @@
+"""What verification found: regrets at each size and at the target, which b holds over layers, what was not verified."""
+
+from __future__ import annotations
+
+import math
+from statistics import fmean
+from typing import Any
+
+from loopscale.tune.probes import LAYER_RULES, Probe, jobs_of
+from loopscale.tune.race import PairedNoise, paired_noise
+from loopscale.tune.regret import Local, allowed, as_json, extrapolate, read_local, verdict
+from loopscale.tune.settings import TuneSettings
+from loopscale.tune.words import in_seed_noise, nats
+
+Rows = list[list[float]]  # per seed: losses below, at and above the plan; inf where training diverged
+Records = dict[str, dict[str, Any]]
+
+
+def findings(
+    plan: dict[str, Any],
+    settings: TuneSettings,
+    taken: list[Probe],
+    left: list[tuple[Probe, float]],
+    seeds: int,
+    records: Records,
+    share: float,
+) -> dict[str, Any]:
+    """The part of the report that is read off the trials."""
+    center, seed_noise = dict(plan["proxy"]["values"]), plan["proxy"]["seed_noise"]
+    tables = {probe: _table(settings, probe, center, seeds, records) for probe in taken}
+    noise, source = known_noise(plan, list(tables.values()))
+    reads = {probe: read_local(rows, noise, seed) for seed, (probe, rows) in enumerate(tables.items())}
+    local = [
+        {
+            "axis": probe.axis,
+            "along": probe.along,
+            "rule": probe.rule,
+            "label": probe.label,
+            "size": vars(probe.size),
+            "losses": [[loss if math.isfinite(loss) else None for loss in row] for row in tables[probe]],
+            **as_json(read, seed_noise),
+        }
+        for probe, read in reads.items()
+    ]
+    found: dict[str, Any] = {
+        "noise": {"paired": None if noise is None else noise.size, "from": source},
+        "allowed_regret": allowed(seed_noise),
+        "local": local,
+        "target": trends(settings, reads, seed_noise),
+        "exponents": exponents(tables, noise),
+        "not_verified": _not_verified(settings, taken, left),
+    }
+    found["verdict"] = _overall(settings, found)
+    found["sentence"] = _sentence(settings, found, seed_noise, share)
+    return found
+
+
+def _table(settings: TuneSettings, probe: Probe, center: dict[str, float], seeds: int, records: Records) -> Rows:
+    rows: Rows = [[] for _ in range(seeds)]
+    for key, (cell, _) in jobs_of(settings, probe, center, seeds).items():
+        loss = records[key]["loss"]
+        rows[cell["seed"]].append(math.inf if loss is None else loss)
+    return rows
+
+
+def known_noise(plan: dict[str, Any], tables: list[Rows]) -> tuple[PairedNoise | None, str]:
+    """The noise of a paired difference, and where it comes from: these checks' seeds, else the tuning's, else its fit."""
+    pairs = [paired_noise([dict(enumerate(column)) for column in zip(*rows, strict=True)]) for rows in tables]
+    known = [pair for pair in pairs if pair is not None]
+    if known:
+        freedom = sum(pair.freedom for pair in known)
+        size = math.sqrt(sum(pair.freedom * pair.size**2 for pair in known) / freedom)
+        return PairedNoise(size, freedom), "the seeds of these checks"
+    proxy = plan["proxy"]
+    if proxy["paired_noise"] is not None:
+        return PairedNoise(proxy["paired_noise"], proxy["paired_freedom"]), "the seeds of the tuning"
+    if proxy["surface"] is not None:
+        # One trial's residual: a difference of two has sqrt(2) of it.
+        return PairedNoise(
+            math.sqrt(2) * proxy["surface"]["noise"], proxy["surface"]["freedom"]
+        ), "the tuning's fitted surface"
+    return None, "nowhere: one seed, and no surface was fitted"
+
+
+def trends(settings: TuneSettings, reads: dict[Probe, Local], seed_noise: float | None) -> list[dict[str, Any]]:
+    """The optimum's trend over each axis, from the proxy on, carried to the target."""
+    sizes: dict[tuple[str, str, str], dict[int, Local]] = {}
+    anchors = {probe.along: read for probe, read in reads.items() if probe.axis == "proxy"}
+    for probe, read in reads.items():
+        if probe.axis in ("loops", "layers", "width"):
+            key = (probe.axis, probe.along, probe.rule)
+            start = {getattr(settings.proxy, probe.axis): anchors[probe.along]} if probe.along in anchors else {}
+            sizes.setdefault(key, start)[getattr(probe.size, probe.axis)] = read
+    rows = []
+    for (axis, along, rule), found in sizes.items():
+        far = extrapolate(found, getattr(settings.target, axis))
+        rows.append(
+            {
+                "axis": axis,
+                "along": along,
+                "rule": rule,
+                "at": getattr(settings.target, axis),
+                "from": sorted(found),
+                "regret": far.regret,
+                "interval": None if far.interval is None else list(far.interval),
+                "slope": far.slope,
+                "verdict": verdict(far.regret, far.interval, seed_noise),
+            }
+        )
+    return rows
+
+
+def exponents(tables: dict[Probe, Rows], noise: PairedNoise | None) -> list[dict[str, Any]]:
+    """Over layers: the plan's loss under b = 1/2 (`looped`) minus that under b = 1 (`looped-complete`), paired."""
+    at = {
+        (probe.size.layers, probe.rule): [row[1] for row in rows]
+        for probe, rows in tables.items()
+        if probe.axis == "layers" and probe.along == "lr"
+    }
+    rows = []
+    for count in sorted({layers for layers, _ in at}):
+        half, one = (at.get((count, rule)) for rule in LAYER_RULES)
+        if half is not None and one is not None:
+            rows.append({"layers": count, **_compared(half, one, noise)})
+    return rows
+
+
+def _compared(half: list[float], one: list[float], noise: PairedNoise | None) -> dict[str, Any]:
+    lost = {"b = 1/2": not all(map(math.isfinite, half)), "b = 1": not all(map(math.isfinite, one))}
+    if any(lost.values()):
+        said = " and ".join(name for name, diverged in lost.items() if diverged)
+        return {"difference": None, "interval": None, "says": f"{said} diverged"}
+    difference = fmean(a - b for a, b in zip(half, one, strict=True))
+    if noise is None:
+        return {"difference": difference, "interval": None, "says": "no noise is known, so the data do not decide"}
+    error = noise.error(len(half))
+    better = "b = 1" if difference > error else "b = 1/2" if difference < -error else None
+    said = "the data do not decide" if better is None else f"{better} is better by {abs(difference):.4f} nats"
+    return {"difference": difference, "interval": [difference - error, difference + error], "says": said}
+
+
+def _not_verified(settings: TuneSettings, taken: list[Probe], left: list[tuple[Probe, float]]) -> list[str]:
+    said = [f"{probe.label}: it did not fit the budget" for probe, _ in left]
+    proxy, target = settings.proxy, settings.target
+    moved = [axis for axis in ("loops", "layers", "width") if getattr(target, axis) != getattr(proxy, axis)]
+    for axis in moved:
+        if not any(probe.axis == axis for probe in taken):
+            said.append(f"{axis} from {getattr(proxy, axis)} to {getattr(target, axis)}: carried by rule alone")
+    for axis in ("steps", "batch"):
+        here, there = getattr(proxy, axis), getattr(target, axis)
+        if here != there:
+            said.append(f"{axis} from {here} to {there}: carried by a published rule alone")
+    if len(moved) > 1 and not any(probe.axis == "joint" for probe in taken):
+        said.append(f"{' and '.join(moved)} together: each axis was looked at alone")
+    swept = {probe.along for probe in taken if probe.axis != "proxy"}
+    untouched = [name for name in settings.tuned if name not in swept]
+    if untouched:
+        said.append(f"{', '.join(untouched)}: tuned at the proxy, not swept at another size")
+    said.append(f"the target itself ({target}): its regret is extrapolated")
+    return said
+
+
+def _overall(settings: TuneSettings, found: dict[str, Any]) -> str:
+    verdicts = {row["verdict"] for row in (*found["target"], *found["local"]) if row["rule"] == settings.rule}
+    return "fails" if "fails" in verdicts else "undecided" if "undecided" in verdicts else "holds"
+
+
+def _sentence(settings: TuneSettings, found: dict[str, Any], seed_noise: float | None, share: float) -> str:
+    says = {
+        "holds": "The plan holds",
+        "fails": "The plan fails",
+        "undecided": "The data do not decide whether the plan holds",
+    }[found["verdict"]]
+    mine = [row for row in found["target"] if row["rule"] == settings.rule]
+    parts = [f"{row['along']} over {row['axis']} to {row['at']}: {_told(row, seed_noise)}" for row in mine]
+    expected = f"expected regret at the target, {'; '.join(parts)}" if parts else "nothing was carried to the target"
+    return (
+        f"{says} (to at most {found['allowed_regret']:.4f} nats, the larger of 0.005 and the seed noise): {expected}. "
+        f"Cost: {share:.1%} of the FLOPs of a sweep at the target, tuning included."
+    )
+
+
+def _told(row: dict[str, Any], seed_noise: float | None) -> str:
+    if row["regret"] is None:
+        return "the plan diverged on the way"
+    return f"{nats(row['regret'], row['interval'])}, {in_seed_noise(row['regret'], seed_noise)}"

@@ -1,0 +1,70 @@
+"""The page of a tuning: every part from the records, escaped; unfinished and damaged folders are one sentence."""
+
+import json
+import shutil
+
+import pytest
+from test_report_browser import Visit
+
+from loopscale import UserError
+from loopscale.cli import main
+from loopscale.report import write_tune_report
+
+OBJECTIVE = """
+import math
+def objective(values):
+    if values["lr"] > 0.1:
+        raise RuntimeError("<b>too fast</b>")
+    rate, strength = math.log2(values["lr"]) + 6.4, math.log2(values["residual_scale"] * values["loops"])
+    wiggle = 0.002 * math.sin(977 * values["seed"] + 13 * rate)
+    return 2 + 0.06 * rate**2 + 0.04 * strength**2 + 0.01 * values["seed"] + wiggle
+"""
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tuning")
+    (folder / "mine.py").write_text(OBJECTIVE)
+    (folder / "small.toml").write_text("[model]\nwidth = 64\nlayers = 1\n[optim]\nlr = 0.01\n")
+    out, place = str(folder / "t"), f"{folder / 'mine.py'}:objective"
+    size = ["--target", "loops=16,layers=2", "--workers", "1", "--out", out]
+    assert main(["tune", str(folder / "small.toml"), "--objective", place, *size]) == 0
+    verified = main(
+        ["verify", out, "--loops", "2,4", "--layers", "2", "--share", "9", "--seeds", "2", "--workers", "1"]
+    )
+    assert verified in (0, 1)
+    return folder / "t"
+
+
+def test_the_page_says_what_the_plan_says(tuned):
+    page, plan = (tuned / "report.html").read_text(), json.loads((tuned / "plan.json").read_text())
+    assert plan["headline"].split(",")[0] in page and "Which b holds over layers" in page
+    assert all(said in page for said in plan["verification"]["not_verified"])
+    assert "<b>too fast</b>" not in page and "&lt;b&gt;too fast" in page
+    assert all(row["label"] in page for row in plan["verification"]["local"])
+
+
+def test_unfinished_and_damaged_tunings_are_one_sentence(tuned, tmp_path, capsys):
+    copy = tmp_path / "t"
+    shutil.copytree(tuned, copy)
+    damaged = json.loads((copy / "plan.json").read_text())
+    del damaged["proxy"]["values"]
+    (copy / "plan.json").write_text(json.dumps(damaged))
+    before = (copy / "report.html").read_bytes()
+    with pytest.raises(UserError, match=r"plan\.json is damaged at proxy\.values"):
+        write_tune_report(copy)
+    assert (copy / "report.html").read_bytes() == before
+    (copy / "plan.json").unlink()
+    assert main(["report", str(copy)]) == 2
+    assert "has no plan yet: run `loopscale tune` again" in capsys.readouterr().err
+    assert main(["report", str(tmp_path)]) == 2
+    assert "is neither a study, a tuning nor a run" in capsys.readouterr().err
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_the_page_draws_its_figures(browser, tuned, width, scheme):
+    with Visit(browser, tuned / "report.html", width, scheme) as visit:
+        assert visit.page.locator(".chart").count() == 3
+        visit.fits()
+        visit.is_clean()

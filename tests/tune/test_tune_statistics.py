@@ -1,0 +1,128 @@
+"""The statistics of a tuning, on numbers whose truth is known: races over seeds, surfaces, regrets and their intervals."""
+
+import math
+
+import numpy as np
+import pytest
+
+from loopscale.tune import extrapolate, fit_surface, nats, read_local, spoken
+from loopscale.tune.findings import exponents, known_noise
+from loopscale.tune.probes import Probe
+from loopscale.tune.race import PairedNoise, beaten, leader, paired_noise
+from loopscale.tune.regret import verdict
+from loopscale.tune.settings import Size
+from loopscale.tune.words import in_seed_noise
+
+RNG = np.random.Generator(np.random.PCG64(7))
+
+
+def raced(gap, seeds, noise=0.01, share=0.1):
+    """Two candidates; what both owe to a seed is ten times the noise of their difference."""
+    owed = share * RNG.standard_normal(seeds)
+    own = noise / math.sqrt(2) * RNG.standard_normal((2, seeds))
+    return [dict(enumerate(2 + owed + own[0])), dict(enumerate(2 + gap + owed + own[1]))]
+
+
+def test_the_paired_noise_is_that_of_the_differences_and_not_of_the_seeds():
+    found = [paired_noise(raced(0.02, 4)).size ** 2 for _ in range(400)]
+    assert math.sqrt(np.mean(found)) == pytest.approx(0.01, rel=0.1)
+
+
+def test_equal_candidates_are_told_apart_in_five_races_of_a_hundred_and_unequal_ones_mostly():
+    def shares(gap):
+        races = [raced(gap, 3) for _ in range(600)]
+        ranked = [(tables, leader(tables)) for tables in races]
+        return np.mean([any(beaten(t, first, paired_noise(ts)) for t in ts if t is not first) for ts, first in ranked])
+
+    assert shares(0.0) == pytest.approx(0.05, abs=0.025)
+    assert shares(0.05) > 0.85
+
+
+def test_one_seed_beats_nobody_and_whoever_diverged_is_out():
+    assert paired_noise([{0: 2.0}, {0: 3.0}]) is None
+    assert not beaten({0: 3.0}, {0: 2.0}, None)
+    assert beaten({0: math.inf}, {0: 2.0}, None)
+    assert leader([{0: math.inf}, {0: 9.0}]) == {0: 9.0}
+    assert beaten({0: 2.1, 1: 2.1}, {0: 2.0, 1: 2.0}, PairedNoise(0.0, 1)), "no noise at all: any gap decides"
+
+
+def bowl(points, at=(0.3, -0.4)):
+    return [2 + 0.06 * (x - at[0]) ** 2 + 0.04 * (y - at[1]) ** 2 + 0.03 * (x - at[0]) * (y - at[1]) for x, y in points]
+
+
+def test_a_surface_gives_its_minimum_and_an_interval_that_holds_it_as_often_as_it_says():
+    held = 0
+    for _ in range(60):
+        points = RNG.uniform(-2, 2, (16, 2))
+        losses = np.array(bowl(points)) + 0.004 * RNG.standard_normal(16)
+        vertex = fit_surface(points.tolist(), losses.tolist())
+        held += vertex.low[0] <= 0.3 <= vertex.high[0]
+    assert vertex.crossed and held >= 53
+
+
+def test_few_points_fit_the_squares_alone_and_fewer_nothing():
+    points = RNG.uniform(-2, 2, (6, 2)).tolist()
+    vertex = fit_surface(points, [2 + 0.06 * (x - 0.3) ** 2 + 0.04 * (y + 0.4) ** 2 for x, y in points])
+    assert not vertex.crossed and vertex.predicts and vertex.at == pytest.approx((0.3, -0.4), abs=1e-6)
+    assert fit_surface(points[:5], [2.0] * 5) is None
+    five = RNG.uniform(-1, 1, (12, 5)).tolist()
+    assert not fit_surface(five, [sum(x * x for x in point) for point in five]).crossed
+
+
+def test_a_local_sweep_is_read_and_its_interval_covers_the_true_regret():
+    truth, covered = 0.05 * 0.3**2, 0
+    for trial in range(200):
+        noise = 0.004 * RNG.standard_normal((2, 3))
+        at = 2 + RNG.standard_normal()
+        losses = [[at + 0.05 * (o - 0.3) ** 2 + n for o, n in zip((-1, 0, 1), row, strict=True)] for row in noise]
+        low, high = read_local(losses, PairedNoise(0.004 * math.sqrt(2), 20), trial).interval()
+        covered += low <= truth <= high
+    assert covered >= 180
+    exact = read_local([[0.05 * (o - 0.3) ** 2 for o in (-1, 0, 1)]], None)
+    assert exact.offset == pytest.approx(0.3) and exact.regret == pytest.approx(truth) and exact.interval() is None
+
+
+def test_sweeps_of_two_sizes_err_independently_so_the_trend_is_unsure():
+    losses = [[2.05, 2.0, 2.05]]
+    found = {1: read_local(losses, PairedNoise(0.01, 30), 0), 4: read_local(losses, PairedNoise(0.01, 30), 1)}
+    near, far = extrapolate(found, 4), extrapolate(found, 64)
+    assert near.slope == far.slope == 0 and far.interval[1] > 4 * near.interval[1]
+
+
+def test_without_known_noise_there_is_no_interval_and_no_verdict():
+    found = {1: read_local([[2.05, 2.0, 2.05]], None), 4: read_local([[2.05, 2.0, 2.05]], None)}
+    far = extrapolate(found, 64)
+    assert far.interval is None and verdict(far.regret, far.interval, None) == "undecided"
+    assert verdict(None, None, 0.1) == "fails"
+    assert verdict(0.001, (0.0, 0.004), None) == "holds" and verdict(0.1, (0.05, 0.2), 0.01) == "fails"
+
+
+def test_the_noise_comes_from_the_checks_then_the_tuning_then_its_fit_and_else_from_nowhere():
+    fit = {"noise": 0.03, "freedom": 4}
+    plan = {"proxy": {"paired_noise": 0.02, "paired_freedom": 2, "surface": fit}}
+    one, two = [[2.1, 2.0, 2.2]], [[2.1, 2.0, 2.2], [2.12, 2.0, 2.2]]
+    assert known_noise(plan, [one, two])[0].freedom == 2 and "these checks" in known_noise(plan, [two])[1]
+    assert known_noise(plan, [one])[0] == PairedNoise(0.02, 2)
+    plan["proxy"]["paired_noise"] = None
+    assert known_noise(plan, [one])[0] == PairedNoise(0.03 * math.sqrt(2), 4)
+    plan["proxy"]["surface"] = None
+    assert known_noise(plan, [one])[0] is None
+
+
+def test_both_exponents_are_compared_over_layers_and_what_diverged_is_said():
+    def table(rule, *losses):
+        return {Probe("layers", Size(1, 4, 8, 9, 2), rule, "lr"): [[9.0, loss, 9.0] for loss in losses]}
+
+    both = table("looped", 2.10, 2.12) | table("looped-complete", 2.00, 2.02)
+    assert exponents(both, PairedNoise(0.005, 10))[0]["says"] == "b = 1 is better by 0.1000 nats"
+    assert exponents(both, PairedNoise(0.5, 10))[0]["says"] == "the data do not decide"
+    assert "no noise is known" in exponents(both, None)[0]["says"]
+    lost = table("looped", math.inf) | table("looped-complete", 2.0)
+    assert exponents(lost, None)[0] == {"layers": 4, "difference": None, "interval": None, "says": "b = 1/2 diverged"}
+
+
+def test_numbers_carry_the_digits_that_their_interval_supports():
+    assert spoken(0.013812, [0.0101, 0.0213]) == "0.014 [0.01, 0.021]"
+    assert spoken(0.013812, [0.0138119, 0.0138121]) == "0.01381 (to these digits)"
+    assert nats(0.00001, [0.0, 0.00002]) == "0.0000 nats (to these digits)"
+    assert in_seed_noise(0.01, 0.0) == "seeds change nothing"
