@@ -2,8 +2,9 @@
 
 python benchmarks/memory_over_loops.py [--out records/memory_over_loops.json]          Linux
 
-Peak resident memory of a forward and backward pass above that before it, each in a process of its own; gradients, which are
-constant over N, are in it.
+Two measures of the second forward and backward pass, each in a process of its own: the most bytes that live tensors hold at a
+time (what a GPU's allocator would report as its peak), and peak resident memory above that before the pass. The first pass
+grows the process once and for all (stacks, Python's own memory), so it does not count. Gradients, constant over N, are in both.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import json
 import os
 import subprocess
 import sys
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 # Every large block is mapped by itself, so that resident memory is what is alive, not what the allocator keeps back.
@@ -43,14 +46,43 @@ def one(loops: int, mode: str, width: int, batch: int, context: int) -> None:
     model = LoopedTransformer(ModelConfig(vocab_size=256, width=width, layers=2, loops=loops, **values))
     model.core.recompute = recompute
     tokens = torch.randint(0, 256, (batch, context), generator=torch.Generator().manual_seed(0))
-    model(tokens[:1, :8], loops=1).sum().backward()  # what torch allocates once
-    before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")
     import time
 
+    def step() -> None:
+        model(tokens).square().mean().backward()
+        model.zero_grad()
+
+    step()
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
     began = time.process_time()
-    model(tokens).square().mean().backward()
-    print(json.dumps({"mb": (resident("VmHWM") - before) / 1e6, "cpu_seconds": time.process_time() - began}))
+    step()
+    seconds, grown = time.process_time() - began, resident("VmHWM") - before
+    print(json.dumps({"mb": _alive(step) / 1e6, "resident_mb": grown / 1e6, "cpu_seconds": seconds}))
+
+
+def _alive(step: Callable[[], None]) -> int:
+    """The most bytes that tensors made during `step` hold at a time."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Watch(TorchDispatchMode):
+        held: dict[int, int] = {}
+        peak = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            result = function(*args, **(kwargs or {}))
+            for tensor in result if isinstance(result, (tuple, list)) else (result,):
+                if hasattr(tensor, "untyped_storage"):
+                    storage = tensor.untyped_storage()
+                    if storage._cdata not in self.held:
+                        self.held[storage._cdata] = storage.nbytes()
+                        weakref.finalize(storage, self.held.pop, storage._cdata, None)
+            Watch.peak = max(self.peak, sum(self.held.values()))
+            return result
+
+    with Watch():
+        step()
+    return Watch.peak
 
 
 def main() -> None:
@@ -76,13 +108,14 @@ def main() -> None:
             done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **EXACT})
             found = json.loads(done.stdout)
             rows.setdefault(mode, {})[str(loops)] = {key: round(value, 2) for key, value in found.items()}
-        print(mode, {n: row["mb"] for n, row in rows[mode].items()}, flush=True)
+        print(mode, {n: (row["mb"], row["resident_mb"]) for n, row in rows[mode].items()}, flush=True)
     flat = rows["at most 4 streams kept"]
     record = {
         "claim": "activation memory with at most 4 streams kept, N = 64 / N = 4",
         "ratio_median": round(flat["64"]["mb"] / flat["4"]["mb"], 3),
         "ratio_range": [round(flat["64"]["mb"] / flat["4"]["mb"], 3)] * 2,
         "pairs": 1,
+        "resident_ratio": round(flat["64"]["resident_mb"] / flat["4"]["resident_mb"], 3),
         "shape": {"width": shape[0], "layers": 2, "batch": shape[1], "context": shape[2]},
         "rows": rows,
         "provenance": provenance(),

@@ -117,7 +117,8 @@ def tuned(setting: Setting, workers: int | None) -> dict[str, Any]:
     from loopscale.tune import Size, TuneSettings, tune, verify
 
     first = setting.plan.base.model_dump(mode="json")
-    first["optim"]["lr"] = 2.0 ** CENTER_LOG2_LR[setting.optimizer]
+    # The search starts where a user might: a rate four times too low, so that an optimum at the start proves nothing.
+    first["optim"]["lr"] = 2.0 ** (CENTER_LOG2_LR[setting.optimizer] - 2)
     proxy = Size(1, 1, 64, 100, 8)
     settings = TuneSettings(make_config(first), proxy, proxy.replace(loops=TARGET), trials=15)
     folder = setting.folder / "tune"

@@ -87,6 +87,7 @@ def shape_of(config: TrainConfig) -> Shape:
         accumulate=config.train.accumulate,
         recompute=config.train.recompute,
         recompute_keep=config.train.recompute_keep,
+        loss_rows=config.train.loss_rows,
         extra_visits=Recompute(config.train.recompute, config.train.recompute_keep).extra_visits(trained) or None,
     )
 

@@ -1,5 +1,6 @@
 """Building blocks: the scaled residual, the loop, and the looped Transformer of the house."""
 
+from loopscale.nn.chunked_loss import chunked_cross_entropy
 from loopscale.nn.compiled import Comparison, compile_checked
 from loopscale.nn.config import ModelConfig
 from loopscale.nn.folded import folded_attention
@@ -28,6 +29,7 @@ __all__ = [
     "ScaledResidual",
     "ScaledUpdate",
     "apply_branch_gain",
+    "chunked_cross_entropy",
     "compile_checked",
     "folded_attention",
     "last_visit",

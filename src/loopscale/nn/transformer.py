@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from loopscale.errors import UserError
+from loopscale.nn.chunked_loss import chunked_cross_entropy
 from loopscale.nn.config import SCALES, ModelConfig, check_scale
 from loopscale.nn.initialise import initialise
 from loopscale.nn.looped_core import LoopedCore, Pace
@@ -178,15 +179,20 @@ class LoopedTransformer(nn.Module):
         scale: str | None = None,
         exit_below: float | None = None,
         paces: Paces | None = None,
+        targets_BT: Tensor | None = None,
+        loss_rows: int = 256,
     ) -> Tensor:
         """Logits [B, T, V]; `past` holds what came before these tokens; `scale` and `exit_below` see above.
 
-        `paces`: other numbers than those of `self.paces(loops)`, as tensors where models of a stack differ in them.
+        `paces`: other numbers than those of `self.paces(loops)`, as tensors where models of a stack differ in them. With
+        `targets_BT` the mean cross entropy [] instead, its logits computed for `loss_rows` positions at a time.
 
         Raises `UserError` when loops < 1, the scale is another word, or an early exit is asked for with a cache.
         """
-        streams = self.run(tokens_BT, loops, past=past, scale=scale, exit_below=exit_below, paces=paces)
-        return self.read(streams[-1])
+        x_BTD = self.run(tokens_BT, loops, past=past, scale=scale, exit_below=exit_below, paces=paces)[-1]
+        if targets_BT is None:
+            return self.read(x_BTD)
+        return chunked_cross_entropy(self._final(x_BTD), self._readout, targets_BT, loss_rows)
 
     def run(self, tokens_BT: Tensor, loops: int | None = None, keep: bool = False, **options: Any) -> list[Tensor]:
         """The stream [B, T, D] at the end; with `keep`, also at entry to the core and after each visit.
@@ -246,10 +252,21 @@ class LoopedTransformer(nn.Module):
 
     def read(self, x_BTD: Tensor) -> Tensor:
         """Final norm and readout."""
-        weight = self.embedding.weight if self.readout is None else self.readout.weight
-        logits_BTV = F.linear(self.final_norm(x_BTD), weight)
-        multiplier = self.rule.output_multiplier(self.width_ratio).value
-        return logits_BTV if multiplier == 1 else logits_BTV * multiplier
+        logits_BTV = F.linear(self.final_norm(x_BTD), self._readout)
+        return logits_BTV if self._multiplier == 1 else logits_BTV * self._multiplier
+
+    def _final(self, x_BTD: Tensor) -> Tensor:
+        """What the readout's matrix is applied to, the multiplier of the logits in it."""
+        normed: Tensor = self.final_norm(x_BTD)
+        return normed if self._multiplier == 1 else normed * self._multiplier
+
+    @property
+    def _readout(self) -> Tensor:
+        return self.embedding.weight if self.readout is None else self.readout.weight
+
+    @property
+    def _multiplier(self) -> float:
+        return self.rule.output_multiplier(self.width_ratio).value
 
     @torch.no_grad()
     def visit_rms(self, tokens_BT: Tensor, loops: int | None = None) -> list[float]:

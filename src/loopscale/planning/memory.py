@@ -47,8 +47,8 @@ def memory(shape: Shape, devices: int) -> Memory:
         optimizer=4 * MOMENTS[shape.optimizer] * count / share,
         gathered=gathered,
         activations=rows * shape.context * activation_bytes_per_token(shape),
-        # logits, their log-softmax and their gradient, in fp32
-        logits=3 * 4 * rows * shape.context * shape.vocab_size,
+        # logits, their log-softmax and their gradient, in fp32; all positions, or as many as the loss takes at a time
+        logits=3 * 4 * min(rows * shape.context, shape.loss_rows or math.inf) * shape.vocab_size,
     )
 
 

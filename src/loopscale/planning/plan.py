@@ -96,6 +96,7 @@ def _changes(shape: Shape, machine: Machine) -> dict[str, Any]:
         return memory(replace(shape, **dict(made.values())), machine.devices).total <= machine.memory
 
     options: list[tuple[str, str, Any]] = [
+        ("train.loss_rows", "loss_rows", 256),
         ("train.recompute", "recompute", 1),
         ("train.strategy", "sharded", True),
         ("train.precision", "bf16", True),
@@ -126,4 +127,4 @@ def _sentence(used: Memory, machine: Machine, fits: bool, changes: dict[str, Any
         return f"it does not fit ({need}); it does with " + ", ".join(
             f"{key} = {value}" for key, value in changes.items()
         )
-    return f"it does not fit ({need}), and recompute, fsdp, bf16 and accumulate do not help: take more devices"
+    return f"it does not fit ({need}), and loss_rows, recompute, fsdp, bf16 and accumulate do not help: take more devices"

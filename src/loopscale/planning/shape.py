@@ -28,6 +28,7 @@ class Shape:
     accumulate: int = 1
     recompute: int = 0
     recompute_keep: int | None = None
+    loss_rows: int = 0
     extra_visits: int | None = None  # visits of the core computed again; None: each trained one once
 
     @property

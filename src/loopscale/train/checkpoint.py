@@ -35,7 +35,8 @@ SUMS = "SHA256SUMS"
 # What may change between a run and its continuation without making it another training.
 FREE = {
     *("train.checkpoint_every", "train.keep", "train.eval_every", "train.stream_every", "train.device"),
-    *("train.strategy", "train.accumulate", "train.recompute", "train.recompute_keep", "data.path", "data.prefetch"),
+    *("train.strategy", "train.accumulate", "train.recompute", "train.recompute_keep"),
+    *("train.loss_rows", "data.path", "data.prefetch"),
 }
 
 

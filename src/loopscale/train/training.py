@@ -205,6 +205,9 @@ def to_device(pair: tuple[np.ndarray, np.ndarray], device: torch.device) -> tupl
 def batch_loss(training: Training, inputs_BT: Tensor, targets_BT: Tensor, loops: int | None = None) -> Tensor:
     """Mean next-token loss in nats; in bf16 only the matrix products are, the loss and the stream stay fp32."""
     with precision(training):
+        if training.config.train.loss_rows:
+            rows = training.config.train.loss_rows
+            return training.network(inputs_BT, loops=loops, targets_BT=targets_BT, loss_rows=rows)
         logits_BTV = training.network(inputs_BT, loops=loops)
     return F.cross_entropy(logits_BTV.float().flatten(0, 1), targets_BT.flatten())
 
