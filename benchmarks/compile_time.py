@@ -39,34 +39,41 @@ def one(loops: int) -> None:
     print(json.dumps({"first": seconds[0], "at_once": seconds[-1]}))
 
 
+def first_steps(loops: list[int]) -> dict[str, dict[str, float]]:
+    """Seconds of the first and of a later step at each N, each N in a process with an empty cache."""
+    rows = {}
+    for n in loops:
+        with tempfile.TemporaryDirectory() as cache:
+            environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache, "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+            command = [sys.executable, __file__, "--one", str(n)]
+            done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+        rows[str(n)] = json.loads(done.stdout)
+        print(n, rows[str(n)], flush=True)
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--loops", type=int, nargs="+", default=[4, 64])
+    parser.add_argument("--loops", type=int, nargs=2, default=[4, 64])
+    parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--one", type=int)
     options = parser.parse_args()
     if options.one:
         one(options.one)
         return
+    from paired import ratio
+
     from loopscale.atomic import write_json
     from loopscale.train import provenance
 
-    rows = {}
-    for loops in options.loops:
-        with tempfile.TemporaryDirectory() as cache:
-            environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache, "TORCHINDUCTOR_COMPILE_THREADS": "1"}
-            command = [sys.executable, __file__, "--one", str(loops)]
-            done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-        rows[str(loops)] = json.loads(done.stdout)
-        print(loops, rows[str(loops)], flush=True)
-    low, high = (rows[str(n)]["first"] for n in (options.loops[0], options.loops[-1]))
+    few, many = map(str, options.loops)
+    pairs = [first_steps(options.loops) for _ in range(options.pairs)]
     record = {
-        "claim": f"first compiled step, N = {options.loops[-1]} / N = {options.loops[0]}",
-        "ratio_median": round(high / low, 3),
-        "ratio_range": [round(high / low, 3)] * 2,
-        "pairs": 1,
+        "claim": f"first compiled step, N = {many} / N = {few}",
+        **ratio([rows[many]["first"] for rows in pairs], [rows[few]["first"] for rows in pairs]),
         "clock": "CPU seconds, compilers included",
-        "rows": rows,
+        "rows": pairs,
         "provenance": provenance(),
     }
     print(record["claim"], record["ratio_median"])

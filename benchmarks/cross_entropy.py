@@ -2,9 +2,9 @@
 
 python benchmarks/cross_entropy.py [--out records/cross_entropy.json]          Linux
 
-Readout and cross entropy alone, forward and backward, over the vocabulary. Ways: whole logits; `chunked_cross_entropy` (what
-`train.loss_rows` uses); the same kernel with the chunks it chooses itself; chunks made by checkpointing. Memory: peak resident
-memory above that before the step, each in a process of its own.
+Readout and cross entropy alone, forward and backward, over the vocabulary. Ways: whole logits; `chunked_cross_entropy`
+(what `train.loss_rows` uses); the same kernel with the chunks it chooses itself; chunks made by checkpointing. Memory:
+peak resident memory above that before the step, each in a process of its own.
 """
 
 from __future__ import annotations

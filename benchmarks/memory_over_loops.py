@@ -2,9 +2,10 @@
 
 python benchmarks/memory_over_loops.py [--out records/memory_over_loops.json]          Linux
 
-Two measures of the second forward and backward pass, each in a process of its own: the most bytes that live tensors hold at a
-time (what a GPU's allocator would report as its peak), and peak resident memory above that before the pass. The first pass
-grows the process once and for all (stacks, Python's own memory), so it does not count. Gradients, constant over N, are in both.
+Two measures of the second forward and backward pass, each in a process of its own: the most bytes that live tensors hold
+at a time (what a GPU's allocator would report as its peak), and peak resident memory above that before the pass. The first
+pass grows the process once and for all (stacks, Python's own memory), so it does not count. Gradients, constant over N, are
+in both.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sys
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 # Every large block is mapped by itself, so that resident memory is what is alive, not what the allocator keeps back.
 EXACT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
@@ -66,7 +68,7 @@ def _alive(step: Callable[[], None]) -> int:
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Watch(TorchDispatchMode):
-        held: dict[int, int] = {}
+        held: ClassVar[dict[int, int]] = {}
         peak = 0
 
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]

@@ -165,6 +165,66 @@ class LoopedXTransformer(nn.Module):
         return self.readout(self.norm(x))
 
 
+class Mythos(nn.Module):
+    """open-mythos, its recurrent block alone: attention, a mixture of one expert and a shared one, per-visit adapters."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        from open_mythos.main import MythosConfig, OpenMythos
+
+        self.loops = config.loops
+        self.model = OpenMythos(
+            MythosConfig(
+                vocab_size=config.vocab_size,
+                dim=config.width,
+                n_heads=config.heads,
+                n_kv_heads=config.heads,
+                max_seq_len=512,
+                max_loop_iters=config.loops,
+                prelude_layers=0,
+                coda_layers=0,
+                attn_type="gqa",
+                n_experts=1,
+                n_shared_experts=1,
+                n_experts_per_tok=1,
+                expert_dim=config.mlp_width,
+                lora_rank=4,
+                act_threshold=100.0,  # no position halts early
+            )
+        )
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        return self.model(tokens_BT, n_loops=self.loops)
+
+
+class Spiral(nn.Module):
+    """spiral-lm's core: one block, visited with momentum, modulated and rotated per visit."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        from spiral.config import SpiralConfig
+        from spiral.model import SpiralCore
+
+        self.loops = config.loops
+        self.model = SpiralCore(
+            SpiralConfig(
+                vocab_size=config.vocab_size,
+                emb_factor=0,
+                d_model=config.width,
+                n_heads=config.heads,
+                d_ff=config.mlp_width,
+                max_seq_len=512,
+                mean_iters=config.loops,
+                max_iters=config.loops,
+            )
+        )
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        return self.model(tokens_BT, n_iters=self.loops)
+
+
+# Architectures of their own: only their time per floating-point operation can be held against ours.
+OTHERS: dict[str, Callable[[ModelConfig], nn.Module]] = {"open-mythos": Mythos, "spiral-lm": Spiral}
 PEERS: dict[str, Callable[[ModelConfig], nn.Module]] = {
     "plain PyTorch loop": PlainLoop,
     "transformers Llama layers": LoopedLlama,

@@ -72,19 +72,20 @@ def main() -> None:
         saves = [timed(lambda: checkpoint.save(folder / "checkpoints", training, 2)) for _ in range(5)]
         size = sum(file.stat().st_size for file in checkpoint.listed(folder / "checkpoints")[0].iterdir())
     record = {
-        "claim": "a step with batches of prepared shards / with a fixed batch; a checkpoint in steps",
+        "claim": "a step with prefetched batches of prepared shards / with a fixed batch",
+        "ratio_median": round(statistics.median(ahead), 3),
+        "ratio_range": [round(min(ahead), 3), round(max(ahead), 3)],
+        "pairs": options.rounds,
         "shape": {"width": 256, "layers": 2, "loops": 4, "context": 128, "batch": 8, "order": "epochs"},
         "batch_in_the_step_ratio_median": round(statistics.median(own), 3),
-        "prefetched_ratio_median": round(statistics.median(ahead), 3),
-        "ranges": [[round(min(side), 3), round(max(side), 3)] for side in (own, ahead)],
-        "rounds": options.rounds,
+        "batch_in_the_step_ratio_range": [round(min(own), 3), round(max(own), 3)],
         "checkpoint_in_steps_median": round(statistics.median(saves) / step, 3),
         "checkpoint_mb": round(size / 1e6, 2),
         "step_seconds_median": round(step, 4),
         "provenance": provenance(),
     }
     print(
-        f"batch in the step {record['batch_in_the_step_ratio_median']}, prefetched {record['prefetched_ratio_median']}, "
+        f"batch in the step {record['batch_in_the_step_ratio_median']}, prefetched {record['ratio_median']}, "
         f"a checkpoint of {record['checkpoint_mb']} MB {record['checkpoint_in_steps_median']} steps"
     )
     if options.out:

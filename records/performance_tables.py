@@ -28,21 +28,52 @@ def ratios(*names: str) -> str:
 
 
 def peers() -> str:
-    """Our step against every peer, at every N."""
+    """Our step against every peer, at every N, eager and compiled."""
     record = load("step_time")
-    if "rows" not in record:
-        return "Not recorded yet."
-    rows = [
-        "| N | " + " | ".join(record["rows"][0]["against"]) + " |",
-        "|---|" + "---|" * len(record["rows"][0]["against"]),
-    ]
+    names = list(record["rows"][0]["against"])
+    lines = ["| | N | " + " | ".join(names) + " |", "|---|---|" + "---|" * len(names)]
     for row in record["rows"]:
         cells = [
             f"{r['ratio_median']:.2f} ({r['ratio_range'][0]:.2f} to {r['ratio_range'][1]:.2f})"
             for r in row["against"].values()
         ]
-        rows.append(f"| {row['loops']} | " + " | ".join(cells) + " |")
-    return "\n".join([*rows, "", f"({record['clock']}; {_shape(record)})"])
+        lines.append(f"| {'compiled' if row['compiled'] else 'eager'} | {row['loops']} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", f"({record['clock']}; {_shape(record)})"])
+
+
+def kernels() -> str:
+    """How much of the fastest peer's step no way of writing the loop can save, and the other architectures."""
+    record = load("step_time")
+    lines = []
+    for row in record["rows"]:
+        if "kernels" not in row:
+            continue
+        shares = ", ".join(f"{kind} {share:.0%}" for kind, share in row["kernels"].items())
+        lines.append(f"- N = {row['loops']}, {row['fastest_peer']}, eager: {shares} of the step's time.")
+        others = ", ".join(
+            f"{name} {found['ratio_median']:.2f}" for name, found in row["per_flop"].items() if name != "ours"
+        )
+        if others:
+            lines.append(f"- N = {row['loops']}: our seconds per floating-point operation over those of {others}.")
+    return "\n".join(lines)
+
+
+def loss() -> str:
+    """The loss over the vocabulary, by the way it is computed."""
+    record = load("cross_entropy")
+    ways = list(record["rows"][0]["time_ratio"])[1:]
+    lines = [
+        "| vocabulary | positions | width | " + " | ".join(f"{way}: time, memory" for way in ways) + " |",
+        "|---|---|---|" + "---|" * len(ways),
+    ]
+    for row in record["rows"]:
+        cells = [f"{row['time_ratio'][way]:.2f}, {row['memory_ratio'][way]:.2f}" for way in ways]
+        lines.append(f"| {row['vocabulary']} | {row['positions']} | {row['width']} | " + " | ".join(cells) + " |")
+    origin = record["provenance"]
+    where = f"torch {origin['torch']}, {origin['hardware']}, {origin['date'][:10]}"
+    return "\n".join(
+        [*lines, "", f"(over whole logits; {record['clock']}, medians of {record['pairs']} pairs; {where})"]
+    )
 
 
 def memory() -> str:
@@ -53,9 +84,9 @@ def memory() -> str:
     loops = list(next(iter(record["rows"].values())))
     lines = ["| MB at N = | " + " | ".join(loops) + " | CPU s at the last |", "|---|" + "---|" * (len(loops) + 1)]
     for mode, row in record["rows"].items():
-        cells = [f"{row[n]['mb']:.0f}" for n in loops]
+        cells = [f"{row[n]['mb']:.0f} ({row[n]['resident_mb']:.0f})" for n in loops]
         lines.append(f"| {mode} | " + " | ".join(cells) + f" | {row[loops[-1]]['cpu_seconds']:.1f} |")
-    return "\n".join([*lines, "", f"({_shape(record)}, gradients included)"])
+    return "\n".join([*lines, "", f"({_shape(record)}, gradients included; in brackets resident memory)"])
 
 
 def _shape(record: dict) -> str:
@@ -65,7 +96,11 @@ def _shape(record: dict) -> str:
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
-    "ratios": lambda: ratios("step_time", "sampled_loops", "compile_time", "memory_over_loops"),
+    "ratios": lambda: ratios(
+        "step_time", "sampled_loops", "compile_time", "memory_over_loops", "cross_entropy", "train_overhead"
+    ),
     "peers": peers,
+    "kernels": kernels,
+    "loss": loss,
     "memory": memory,
 }

@@ -127,4 +127,6 @@ def _sentence(used: Memory, machine: Machine, fits: bool, changes: dict[str, Any
         return f"it does not fit ({need}); it does with " + ", ".join(
             f"{key} = {value}" for key, value in changes.items()
         )
-    return f"it does not fit ({need}), and loss_rows, recompute, fsdp, bf16 and accumulate do not help: take more devices"
+    return (
+        f"it does not fit ({need}), and loss_rows, recompute, fsdp, bf16 and accumulate do not help: take more devices"
+    )

@@ -89,8 +89,8 @@ class TrainSection(Section):
     `compile` compiles the body of the loop, after one step of it gave eager's gradients (`nn.compile_checked`).
     `recompute` = k keeps only the stream that enters every k visits, `recompute_keep` bounds how many (`nn.Recompute`).
     With more than one rank (torchrun), `strategy` is "ddp" (a replica each) or "fsdp" (sharded). `accumulate` parts of a
-    batch go through the model one after the other. `loss_rows` > 0 computes the loss that many positions at a time, so that the
-    logits of a large vocabulary are never all in memory (`nn.chunked_cross_entropy`).
+    batch go through the model one after the other. `loss_rows` > 0 computes the loss that many positions at a time, so that
+    the logits of a large vocabulary are never all in memory (`nn.chunked_cross_entropy`).
     """
 
     steps: Count = 300
