@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from loopscale.diagnosis import Diagnosis, Finding
@@ -40,7 +40,7 @@ _LABELS = {
     "norms": ("visit", "RMS of the stream"),
     "ratios": ("visit", "update / stream"),
     "gradients": ("visit", "gradient of the shared weights"),
-    "scales": ("branch", "eps"),
+    "scales": ("branch (its number and name are in the table below)", "eps"),
     "eigenvalues": ("rank", "modulus"),
     "over_loops": ("loops N", "gain of the stream"),
     "range": ("loops N", "change of the output, or loss"),
@@ -86,6 +86,7 @@ def _chart(kind: str, found: Diagnosis, place: str = "all") -> Chart | None:
     if not lines:
         return None
     across, up = _LABELS[kind]
+    names = _numbered(found) if kind == "scales" else {}
     styles = looks([name for name, _, _ in lines])
     traces = [
         {
@@ -98,7 +99,7 @@ def _chart(kind: str, found: Diagnosis, place: str = "all") -> Chart | None:
             "x": list(x),
             "y": list(y),
             "hoverinfo": "text",
-            "hovertext": [f"{name}: {value:.4g}" for value in y],
+            "hovertext": [f"{names.get(at, name)}: {value:.4g}" for at, value in zip(x, y, strict=True)],
         }
         for name, x, y in lines
     ]
@@ -108,12 +109,30 @@ def _chart(kind: str, found: Diagnosis, place: str = "all") -> Chart | None:
     return Chart(
         f"{kind}-{place}",
         f"{up} over {across}: {said}.",
-        Axis(across),
+        Axis(across, ticks=_whole(x for _, across_line, _ in lines for x in across_line)),
         Axis(up, log=log),
         traces,
         legend=legend if len(legend) > 1 else (),
         inks=[styles[name].ink for name, _, _ in lines],
     )
+
+
+def _whole(positions: Iterable[float]) -> dict[float, str]:
+    """Ticks at whole numbers: there is no half visit, and no half branch."""
+    from loopscale.report.palette import whole_ticks
+
+    inside = list(positions)
+    return {float(tick): str(tick) for tick in whole_ticks(min(inside), max(inside)) if tick > 0 or min(inside) <= 0}
+
+
+def _living(found: Diagnosis) -> list[dict[str, Any]]:
+    branches = found.to_json()["details"].get("branches", [])
+    return [branch for branch in branches if branch["kind"] == "branch" and not branch["dead"]]
+
+
+def _numbered(found: Diagnosis) -> dict[float, str]:
+    """Position on the axis of branches -> number and name."""
+    return {float(i + 1): f"{i + 1}, {branch['where']}" for i, branch in enumerate(_living(found))}
 
 
 _LEVELS = ("prescribed", "kept for ever")
@@ -127,7 +146,7 @@ def _lines(kind: str, found: Diagnosis) -> list[Line]:
         parts = [b for b in details.get("branches", []) if b["kind"] in kinds][:8]
         return [_line(f"{i + 1}: {kinds[b['kind']]}{b['where']}", b["update_ratio"], 1) for i, b in enumerate(parts)]
     if kind == "scales":
-        living = [b["scale"] for b in details.get("branches", []) if b["kind"] == "branch" and not b["dead"]]
+        living = [branch["scale"] for branch in _living(found)]
         level = [found.prescribed_scale or 0.0] * len(living)
         return [_line("measured", living, 1), _line("prescribed", level, 1)]
     if kind == "eigenvalues":
@@ -171,7 +190,7 @@ def _numbers(found: Diagnosis) -> Table:
         "spectral_radius",
         "loops_argument",
     )
-    rows = [(name, "not measured" if data[name] is None else str(data[name])) for name in names]
+    rows = [(name, _value(data[name])) for name in names]
     details = data["details"]
     span = details.get("loops_range") or {}
     step = details.get("one_step") or {}
@@ -180,8 +199,19 @@ def _numbers(found: Diagnosis) -> Table:
         (f"loss at N = {n}", "not finite" if c is None else f"{c:.4g}") for n, c in (span.get("loss") or {}).items()
     ]
     more += [(f"output change by one step at N = {n}", f"{c:.3g}") for n, c in (step.get("first") or {}).items()]
-    more += [(f"eps of {b['where']}", f"{b['scale']:.4g}") for b in details.get("branches", []) if b["scale"]]
+    numbers = {name.split(", ", 1)[1]: name for name in _numbered(found).values()}
+    more += [
+        (f"eps of branch {numbers.get(b['where'], b['where'])}", f"{b['scale']:.4g}")
+        for b in details.get("branches", [])
+        if b["scale"]
+    ]
     return Table(("what", "value"), [*rows, *more])
+
+
+def _value(value: object) -> str:
+    if value is None:
+        return "not measured"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _provenance() -> list[tuple[str, str]]:
