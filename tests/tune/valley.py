@@ -1,6 +1,7 @@
 """Objectives whose optimum is known: the strength and rate are best at 0.7 and 2^-6.4 of what reaches the network."""
 
 import math
+import time
 
 
 def objective(values):
@@ -30,3 +31,9 @@ def sometimes(values):
 
 def never(values):
     raise OSError("no disk")
+
+
+def slow(values):
+    """Takes a while, so that there is something to interrupt."""
+    time.sleep(0.15)
+    return objective(values)

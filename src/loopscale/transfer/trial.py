@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from multiprocessing.connection import wait
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 def start_worker() -> None:
     """Called first in every worker: one thread each, at the lowest priority. Threads fight at these sizes."""
     os.environ["OMP_NUM_THREADS"] = "1"
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the study, which then ends its workers
     os.nice(5)
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     import torch

@@ -47,9 +47,7 @@ class Ledger:
 
     def _seed(self) -> int:
         """0 for one process from the start; another that joins, or goes on, must not ask for the same points."""
-        others = any(name.startswith("beat ") and self._lives(name[5:]) for name in self.explored.user_attrs)
-        alone = len(self.explored.get_trials(deepcopy=False))
-        return zlib.crc32(self.owner.encode()) if others else alone
+        return zlib.crc32(self.owner.encode()) if self._others() else len(self.explored.get_trials(deepcopy=False))
 
     @contextmanager
     def alive(self) -> Iterator[None]:
@@ -182,9 +180,13 @@ class Ledger:
         owner = trial.user_attrs.get("owner")
         if owner is not None:
             return self._lives(owner)
-        return (
-            time.time() - float(trial.datetime_start.timestamp()) < LOST
-        )  # asked for a moment ago: its owner signs it next
+        # Asked for a moment ago, and its owner signs it next; unless that died in between.
+        return self._others() and time.time() - float(trial.datetime_start.timestamp()) < LOST
+
+    def _others(self) -> bool:
+        """Whether another process is at this tuning."""
+        owners = [name.removeprefix("beat ") for name in self.explored.user_attrs if name.startswith("beat ")]
+        return any(self._lives(owner) for owner in owners if owner != self.owner)
 
     def _lives(self, owner: str) -> bool:
         """Whether a process gave a sign of life lately and, on this machine, still runs."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from loopscale.errors import UserError, require
+from loopscale.tune.lock import journal_lock
 
 
 def open_storage(where: str | None, folder: Path) -> Any:
@@ -23,31 +24,39 @@ def open_storage(where: str | None, folder: Path) -> Any:
     path = folder / "journal.log" if where is None else Path(where)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        backend = optuna.storages.journal.JournalFileBackend(str(path))
-        _mend(optuna.storages.journal, path)
+        lock = journal_lock(optuna.storages.journal, path)
+        backend = optuna.storages.journal.JournalFileBackend(str(path), lock_obj=lock)
+        _mend(lock, path)
         return optuna.storages.JournalStorage(backend)
     except OSError as cause:
         raise UserError(f"cannot use the storage {path} ({cause.strerror}): name another with --storage") from None
 
 
-def _mend(journal: Any, path: Path) -> None:
+def _mend(lock: Any, path: Path) -> None:
     """Cut off a last line that a killed process left unfinished; the lock says that nobody is writing it now.
 
     Raises `UserError` for a line that is no entry of a journal.
     """
-    with journal._file.get_lock_file(journal.JournalFileSymlinkLock(str(path))), path.open("r+b") as file:
+    lock.acquire()
+    try:
         whole = 0
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
-                if number == 1:
-                    raise _no_journal(path, number)
-                break
-            try:
-                json.loads(line)["op_code"]
-            except (ValueError, KeyError, TypeError):
-                raise _no_journal(path, number) from None
-            whole += len(line)
-        file.truncate(whole)
+        with path.open("r+b") as file:
+            for number, line in enumerate(file, start=1):
+                if not _entry(line):
+                    if number == 1 or line.endswith(b"\n"):
+                        raise _no_journal(path, number)
+                    break
+                whole += len(line)
+            file.truncate(whole)
+    finally:
+        lock.release()
+
+
+def _entry(line: bytes) -> bool:
+    try:
+        return "op_code" in json.loads(line) and line.endswith(b"\n")
+    except (ValueError, TypeError):
+        return False
 
 
 def _no_journal(path: Path, line: int) -> UserError:
@@ -63,16 +72,21 @@ def _database(optuna: Any, url: str) -> Any:
     for again in (True, True, False):
         try:
             return optuna.storages.RDBStorage(f"{driver}://{rest}", engine_kwargs={"pool_pre_ping": True})
-        except ImportError as cause:
-            raise UserError(
-                f"the storage {_shown(url)} needs a driver ({cause}): pip install 'loopscale[postgres]'"
-            ) from None
         except Exception as cause:
-            if again and type(cause).__name__ in ("IntegrityError", "ProgrammingError"):
-                continue  # two processes made the tables of an empty database at the same moment
-            raise UserError(
-                f"cannot reach the storage {_shown(url)} ({_reason(cause)}): start it, or leave --storage out"
-            ) from None
+            tables = type(cause).__name__ in ("IntegrityError", "ProgrammingError")
+            if not (again and tables):  # else two processes made the tables of an empty database at the same moment
+                raise _refused(_shown(url), cause, tables) from None
+
+
+def _refused(shown: str, cause: Exception, tables: bool) -> UserError:
+    if isinstance(cause, ImportError):
+        return UserError(f"the storage {shown} needs a driver: for PostgreSQL, pip install 'loopscale[postgres]'")
+    if tables:
+        return UserError(f"the database {shown} holds tables of something else ({_reason(cause)}): name an empty one")
+    return UserError(
+        f"cannot reach the storage {shown} ({_reason(cause)}): start the server, name another such as "
+        "postgresql://user@host/name, or leave --storage out"
+    )
 
 
 def _shown(url: str) -> str:

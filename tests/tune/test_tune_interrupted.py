@@ -1,0 +1,144 @@
+"""Ctrl-C, SIGTERM and SIGKILL in the middle of tuning and verifying: what ended never runs again, the rest does."""
+
+import collections
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import loopscale
+from loopscale import UserError
+from loopscale.tune.storage import open_storage
+
+SLOW = """
+import math, os, pathlib, time
+from loopscale.atomic import write_text
+
+def objective(values):
+    time.sleep(float(os.environ.get("WAIT", "0.4")))
+    rate, strength = math.log2(values["lr"]) + 7.3, math.log2(values["residual_scale"] * values["loops"] / 0.6)
+    loss = 2 + 0.05 * rate**2 + 0.03 * strength**2 + 0.002 * math.sin(values["seed"] * 31 + rate * 50)
+    point = f"{values['loops']} {values['lr']} {values['strength']} {values['seed']}"
+    with open(pathlib.Path(__file__).with_name("calls.txt"), "a") as calls:
+        calls.write(point + "\\n")
+    return loss
+"""
+
+
+@pytest.fixture
+def place(tmp_path):
+    (tmp_path / "slow_one.py").write_text(SLOW)
+    (tmp_path / "small.toml").write_text("[model]\nwidth = 64\nlayers = 1\n[optim]\nlr = 0.0078125\n")
+    return tmp_path
+
+
+def start(place, *arguments, wait):
+    command = [sys.executable, "-m", "loopscale", *arguments, "--workers", "2"]
+    quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    environment = {**os.environ, "WAIT": wait, "PYTHONPATH": str(Path(loopscale.__file__).parents[1])}
+    return subprocess.Popen(command, cwd=place, env=environment, **quiet)
+
+
+def tuning(place, wait="0.4"):
+    size = ["--target", "loops=32", "--trials", "12", "--seeds", "2", "--out", "t"]
+    return start(place, "tune", "small.toml", "--objective", "slow_one.py:objective", *size, wait=wait)
+
+
+def verifying(place, wait="0.4"):
+    return start(place, "verify", "t", "--loops", "4,8", "--share", "9", "--seeds", "2", wait=wait)
+
+
+def records(place, kind):
+    return {path: json.loads(path.read_text()) for path in (place / "t" / kind).glob("*.json")}
+
+
+def calls(place):
+    file = place / "calls.txt"
+    return collections.Counter(file.read_text().splitlines()) if file.exists() else collections.Counter()
+
+
+def point(record):
+    cell = record["cell"]
+    return f"{cell['loops']} {cell['lr']} {cell['strength']} {cell['seed']}"
+
+
+def stop_after(process, place, kind, more, number):
+    """Wait for some more trials to end, then send the signal, as a terminal does: to everybody."""
+    wanted, deadline = len(records(place, kind)) + more, time.monotonic() + 90
+    while len(records(place, kind)) < wanted and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert process.poll() is None, process.communicate()[1]
+    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+    said = process.communicate(timeout=30)[1]
+    assert process.returncode != 0 and "Traceback" not in said, said
+    return said
+
+
+def alive(group):
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_tuning_and_its_verification_survive_an_interruption(place, number):
+    for kind, begin, more in (("trials", tuning, 4), ("verify", verifying, 3)):
+        process = begin(place)
+        stop_after(process, place, kind, more, number)
+        deadline = time.monotonic() + 10
+        while alive(process.pid) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not alive(process.pid), "workers outlived the study"
+        kept, ran = records(place, kind), calls(place)
+        assert len(kept) >= more
+        done = begin(place, wait="0")
+        said = done.communicate(timeout=120)
+        assert done.returncode in ((0,) if kind == "trials" else (0, 1)), said
+        now = calls(place) - ran
+        assert not {point(record) for record in kept.values()} & set(now), "a finished trial ran again"
+        assert all(records(place, kind)[path] == record for path, record in kept.items())
+        assert len(records(place, kind)) > len(kept)
+    explored = [record for record in records(place, "trials").values() if record["cell"]["explored"]]
+    assert len(explored) == 12
+
+
+@pytest.mark.slow
+def test_many_kills_at_any_moment_lose_nothing(place):
+    """Ten deaths at moments that nobody chose, then the same plan as without."""
+    for moment in range(10):
+        process = tuning(place, wait="0.1")
+        time.sleep(2.2 + 0.17 * moment)
+        process.kill()
+        process.communicate()
+    last = tuning(place, wait="0")
+    said = last.communicate(timeout=120)
+    assert last.returncode == 0, said
+    explored = [record for record in records(place, "trials").values() if record["cell"]["explored"]]
+    assert len(explored) == 12
+    plan = json.loads((place / "t" / "plan.json").read_text())
+    assert plan["proxy"]["values"]["lr"] == pytest.approx(2**-7.3, rel=0.3)
+
+
+def test_a_journal_with_half_a_line_at_its_end_is_mended_and_another_file_is_left_alone(tmp_path):
+    open_storage(None, tmp_path)
+    journal = tmp_path / "journal.log"
+    whole = b'{"op_code": 0, "worker_id": "a", "study_name": "x", "directions": [1]}\n'
+    journal.write_bytes(whole + b'{"op_code": 4, "worker')
+    assert [study.study_name for study in open_storage(None, tmp_path).get_all_studies()] == ["x"]
+    assert journal.read_bytes() == whole
+    damaged = whole + b"half a line\n" + whole
+    journal.write_bytes(damaged)
+    with pytest.raises(UserError, match=r"journal\.log is not an Optuna journal from line 2 on: name another file"):
+        open_storage(None, tmp_path)
+    (tmp_path / "notes.txt").write_bytes(b"my notes, no newline")
+    with pytest.raises(UserError, match=r"notes\.txt is not an Optuna journal"):
+        open_storage(str(tmp_path / "notes.txt"), tmp_path)
+    assert journal.read_bytes() == damaged and (tmp_path / "notes.txt").read_bytes() == b"my notes, no newline"
