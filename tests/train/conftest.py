@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,3 +46,15 @@ def config_file(tiny: TrainConfig, tmp_path: Path) -> Path:
     path = tmp_path / "tiny.toml"
     path.write_text(tiny.to_toml(), encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Any:
+    """A real file system of 1 MB, where this user may mount one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting needs root")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)

@@ -84,3 +84,72 @@ def broken_run(values: dict[str, Any], out: str, data: str) -> None:
         if world.rank == 1:
             values = {**values, "data": {**values["data"], "path": data}}
         prepare(config_of(values), world=world)
+
+
+def poisoned_run(
+    values: dict[str, Any], out: str, at: int, victim: int, number: float = float("nan")
+) -> dict[str, Any]:
+    """Train into `out`; in step `at` the embedding of one rank gives `number`. Says whether that step changed a weight."""
+    from loopscale.train import loop
+
+    measured, seen = loop._measured_step, dict[str, Any]()
+
+    def poisoned(training: Any) -> Any:
+        if training.done != at - 1:
+            return measured(training)
+        if world.rank == victim:
+            training.model.embedding.register_forward_hook(lambda module, inputs, output: output * number)
+        before = local_weights(training.model)
+        result = measured(training)
+        after = local_weights(training.model)
+        seen["untouched"] = all(torch.equal(before[name], after[name]) for name in before)
+        return result
+
+    with joined() as world:
+        loop._measured_step = poisoned
+        outcome = train_run(config_of(values), Path(out), world=world)
+        return {"status": outcome.status, "step": outcome.step, "sentence": outcome.sentence, **seen}
+
+
+def local_weights(model: Any) -> dict[str, Any]:
+    """What this rank holds."""
+    return {name: getattr(p, "_local_tensor", p).detach().clone() for name, p in model.named_parameters()}
+
+
+def run_on_a_full_disk(values: dict[str, Any], out: str, at: int, victim: int) -> None:
+    """The checkpoint of step `at`: what one rank writes goes to a device that is always full."""
+    from loopscale.train import sharded
+
+    saved = sharded.save_parts
+
+    def full(folder: Path, model: Any, optimizer: Any) -> None:
+        if world.rank == victim and folder.name.startswith(f".step-{at:06d}"):
+            (folder / f"__{victim}_0.distcp").symlink_to("/dev/full")
+        saved(folder, model, optimizer)
+
+    with joined() as world:
+        sharded.save_parts = full
+        train_run(config_of(values), Path(out), world=world)
+
+
+def run_that_fills_the_disk(values: dict[str, Any], out: str, ballast: str, at: int) -> None:
+    """Rank 0 fills the disk of `ballast` after step `at`."""
+    from loopscale.train import room
+
+    room.SLACK = 0  # the disk is smaller than the slack that is asked for
+
+    def fill(line: dict[str, Any], steps: int) -> None:
+        if line["step"] == at:
+            with open(ballast, "wb", buffering=0) as file:
+                try:
+                    while True:
+                        file.write(b"x" * 4096)
+                except OSError:
+                    pass
+
+    with joined() as world:
+        path = Path(out)
+        if (path / "config.toml").exists():
+            resume_run(path, on_step=fill, world=world)
+        else:
+            train_run(config_of(values), path, on_step=fill, world=world)

@@ -36,18 +36,6 @@ def lines(run: Path) -> list[Any]:
     return [(row["step"], row["loss"]) for row in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())]
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Any:
-    """A real file system of 1 MB, where this user may mount one."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("mounting needs root")
-    yield place
-    subprocess.run(["umount", "-l", place], check=True)
-
-
 def test_a_really_full_disk_and_the_same_losses_after_it(
     tiny: TrainConfig, small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -132,10 +132,8 @@ def _lost(path: Path) -> str:
 
 
 def _loop(run: Run, training: Training, interrupt: Interrupt, on_step: OnStep) -> Outcome:
-    plain, ahead = training.batches, run.config.data.prefetch
-    if not ahead:
-        return _steps(run, training, interrupt, on_step)
-    ready = Prefetched(plain, ahead)
+    plain = training.batches
+    ready = Prefetched(plain, run.config.data.prefetch)
     training.batches = ready
     try:
         return _steps(run, training, interrupt, on_step)
@@ -150,23 +148,21 @@ def _steps(run: Run, training: Training, interrupt: Interrupt, on_step: OnStep) 
     problem: UserError | None = None
     saved = training.done if checkpoint.listed(run.checkpoints) else -1
     with metrics_writer(run) if world.main else nullcontext(_silent) as write:
-        while training.done < total and not (
-            signal := world.highest(FAILED if problem else interrupt.signal, training.device)
-        ):
+        while training.done < total:
+            problem = problem or _tried(training.batches, training.done)
+            if signal := world.highest(FAILED if problem else interrupt.signal, training.device):
+                break
             record, line = _measured_step(training)
             problem = _tried(write, line)
-            if problem is not None and world.size == 1:
-                raise problem
             if world.main:
                 on_step(line, total)
             if not record.finite:
                 return _outcome(run, training, "nonfinite", line, began, nonfinite.explain(training, record), 1)
             if _due(record.step, settings.checkpoint_every, total):
+                _agree(world, problem)  # a checkpoint without its line of metrics could not be continued
                 checkpoint.save(run.checkpoints, training, settings.keep)
                 saved = record.step
-        with world.together():
-            if problem is not None:
-                raise problem
+        _agree(world, problem)
         if saved != training.done:
             checkpoint.save(run.checkpoints, training, settings.keep)
     if training.done < total:
@@ -180,13 +176,20 @@ def _steps(run: Run, training: Training, interrupt: Interrupt, on_step: OnStep) 
     return _outcome(run, training, "finished", line, began, f"finished {total} steps", 0)
 
 
-def _tried(write: Callable[[dict[str, Any]], object], line: dict[str, Any]) -> UserError | None:
-    """Write; a full disk on rank 0 is told to the other ranks before their next step, not by vanishing."""
+def _tried(action: Callable[[Any], object], argument: Any) -> UserError | None:
+    """Do what may fail on one rank alone: a full disk, a damaged shard are told to all before their next step together."""
     try:
-        write(line)
+        action(argument)
     except UserError as problem:
         return problem
     return None
+
+
+def _agree(world: World, problem: UserError | None) -> None:
+    """Raise a rank's problem on every rank."""
+    with world.together():
+        if problem is not None:
+            raise problem
 
 
 def _measured_step(training: Training) -> tuple[StepRecord, dict[str, Any]]:

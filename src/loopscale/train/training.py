@@ -226,7 +226,9 @@ def evaluate(training: Training) -> float | None:
     Each rank takes its rows of a batch; the sum over the ranks is the mean over the rows.
     """
     config, world = training.config, training.world
-    pairs = training.dataset.validation_batches(config.data.batch_size, config.data.context, config.train.eval_batches)
+    data, count = config.data, config.train.eval_batches
+    with world.together():  # all are read before the first is used: a damaged shard on one rank ends all
+        pairs = list(training.dataset.validation_batches(data.batch_size, data.context, count))
     losses = []
     for inputs, targets in pairs:
         rows = len(range(world.rank, len(inputs), world.size))

@@ -26,7 +26,7 @@ PATIENCE = timedelta(days=1)  # rank 0 may pack data for hours; a dead rank is n
 
 
 class AgreedError(UserError):
-    """A mistake that rank 0 reports for all; the other ranks stay silent."""
+    """A mistake that another rank reports, mostly rank 0; this one stays silent."""
 
 
 @dataclass
@@ -37,6 +37,7 @@ class World:
     size: int = 1
     local_rank: int = 0
     store: Any = None
+    lost: bool = False  # another rank died
     _turns: Iterator[int] = field(default_factory=count)
 
     @property
@@ -153,6 +154,8 @@ def joined() -> Iterator[World]:
 
 def _leave(world: World) -> None:
     """Rank 0 goes last, since the store may live in it; not for ever, since a rank may be dead."""
+    if world.lost:
+        return
     try:
         if world.main:
             world.store.wait([f"left/{rank}" for rank in range(1, world.size)], timedelta(seconds=10))
@@ -164,7 +167,7 @@ def _leave(world: World) -> None:
 
 @contextmanager
 def noticing_lost_ranks(world: World, sentence: str) -> Iterator[None]:
-    """Turn what torch raises when a rank died into a `UserError`; other errors pass."""
+    """Turn what torch raises when a rank died into a `UserError`, that one rank reports; other errors pass."""
     try:
         yield
     except RuntimeError as cause:
@@ -172,4 +175,13 @@ def noticing_lost_ranks(world: World, sentence: str) -> Iterator[None]:
         lost = isinstance(cause, dist.DistError) or any(word in text for word in ("gloo", "Gloo", "NCCL", "TCPStore"))
         if world.size == 1 or not lost:
             raise
-        raise UserError(sentence) from cause
+        world.lost = True
+        raise (UserError if _speaks_first(world) else AgreedError)(sentence) from cause
+
+
+def _speaks_first(world: World) -> bool:
+    """Whether no other rank has said yet that one was lost. Under torchrun the store outlives the ranks."""
+    try:
+        return bool(world.store.add("lost", 1) == 1)
+    except RuntimeError:
+        return True
