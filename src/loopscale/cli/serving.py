@@ -35,7 +35,7 @@ def live_page(folder: Path) -> str:
     rows = "".join(f"<tr>{_cells(trial, names)}</tr>" for trial in ranked)
     report = folder / "report.html"
     link = '<p><a href="/report.html">The finished report</a></p>' if report.exists() else ""
-    title = html.escape(f"Study {folder.name}")
+    title = html.escape(f"{'Tuning' if (folder / 'tune.json').exists() else 'Study'} {folder.resolve().name}")
     return PAGE.format(title=title, said=html.escape(_said(folder, trials)), head=head, rows=rows, link=link)
 
 

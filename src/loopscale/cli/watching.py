@@ -39,20 +39,21 @@ def watching(title: str) -> Iterator[OnRecord]:
 
 
 def _table(title: str, trials: list[dict[str, Any]]) -> Any:
+    from rich.console import Group
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
+    table = Table()
     names = list(trials[0]["cell"].get("values", {})) or ["lr", "strength"]
     for name in ("rank", "loops", *names, "seed", "loss"):
         table.add_column(name, justify="right")
     ranked = sorted(trials, key=lambda trial: float("inf") if trial["loss"] is None else trial["loss"])
-    for rank, trial in enumerate([*ranked[:SHOWN], trials[-1]], start=1):
+    rows = [*enumerate(ranked[:SHOWN], start=1), ("last", trials[-1])]
+    for rank, trial in rows:
         cell = trial["cell"]
         values = {**cell, **cell.get("values", {})}
-        last = "last" if trial is trials[-1] and rank > min(SHOWN, len(ranked)) else str(rank)
         numbers = [f"{values[name]:.4g}" for name in names]
-        table.add_row(last, str(cell["loops"]), *numbers, str(cell["seed"]), outcome(trial))
-    return table
+        table.add_row(str(rank), str(cell["loops"]), *numbers, str(cell["seed"]), outcome(trial))
+    return Group(title, table)
 
 
 def outcome(trial: dict[str, Any]) -> str:

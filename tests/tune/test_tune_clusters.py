@@ -1,0 +1,103 @@
+"""Tuning through submitit and on Ray clusters: complete, each trial what this process gets, nothing lost with a worker."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import loopscale
+from loopscale.train import make_config
+from loopscale.transfer import RayTasks, SlurmArrays
+from loopscale.transfer.trial import run_trial
+from loopscale.tune import Size, TuneSettings, tune
+
+pytestmark = pytest.mark.slow
+BASE = make_config(
+    {
+        "model": {"width": 32, "head_dim": 16, "layers": 1},
+        "data": {"path": "synthetic:copy", "context": 16, "batch_size": 2},
+        "train": {"steps": 4, "eval_batches": 2, "device": "cpu"},
+    }
+)
+SMALL = Size(1, 1, 32, 4, 2)
+SETTINGS = TuneSettings(BASE, SMALL, SMALL.replace(loops=8), trials=7, seeds=2)
+
+
+class Serial:
+    slots = 1
+
+    def run(self, next_jobs):
+        while jobs := next_jobs():
+            yield run_trial(*jobs[0])
+
+
+def trials(folder):
+    return {path.stem: json.loads(path.read_text()) for path in (folder / "trials").glob("*.json")}
+
+
+def is_complete_and_true(folder):
+    """All points explored, and every loss the one that this process computes."""
+    found = trials(folder)
+    assert sum(trial["cell"]["explored"] for trial in found.values()) == 7
+    for key, trial in found.items():
+        assert run_trial(key, trial["cell"], trial["config"])["loss"] == trial["loss"]
+
+
+def test_submitit_arrays_of_one_give_the_serial_tuning_and_of_two_a_complete_one(tmp_path):
+    pytest.importorskip("submitit")
+    serial = tune(SETTINGS, tmp_path / "serial", executor=Serial())
+    one = SlurmArrays(tmp_path / "one-jobs", cap=1, cluster="local", minutes=5)
+    assert tune(SETTINGS, tmp_path / "one", executor=one)["proxy"] == serial["proxy"]
+    logs = list((tmp_path / "one-jobs").glob("*_result.pkl"))
+    assert len(logs) == len(trials(tmp_path / "one")), "submitit ran every trial, each once"
+    two = SlurmArrays(tmp_path / "two-jobs", cap=2, cluster="local", minutes=5)
+    tune(SETTINGS, tmp_path / "two", executor=two)
+    is_complete_and_true(tmp_path / "two")
+
+
+def test_a_ray_worker_killed_in_the_middle_of_a_tuning_changes_nothing(tmp_path):
+    ray = pytest.importorskip("ray")
+    killed = []
+
+    def kill_one(record, finished):
+        for _ in range(0 if killed else 100):
+            found = subprocess.run(["pgrep", "-f", "ray::_trial"], capture_output=True, text=True).stdout.split()
+            if found:
+                killed.append(int(found[0]))
+                os.kill(killed[0], signal.SIGKILL)
+                return
+            time.sleep(0.02)
+
+    try:
+        tune(SETTINGS, tmp_path / "t", executor=RayTasks(workers=2), on_record=kill_one)
+    finally:
+        ray.shutdown()
+    assert killed
+    is_complete_and_true(tmp_path / "t")
+
+
+def test_a_running_cluster_is_found_by_address(tmp_path):
+    pytest.importorskip("ray")
+    binary = Path(sys.executable).with_name("ray")
+    command = [binary, "start", "--head", "--num-cpus=2", "--port=0", "--include-dashboard=false", "--block"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(loopscale.__file__).parents[1])}
+    head = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        while "--block" not in (line := head.stdout.readline()):
+            assert line, "the cluster did not start"
+        (tmp_path / "small.toml").write_text(BASE.to_toml())
+        size = ["--target", "loops=8", "--trials", "7", "--seeds", "2", "--out", "t"]
+        where = ["--executor", "ray", "--address", "auto"]
+        run = [sys.executable, "-m", "loopscale", "tune", "small.toml", *size, *where]
+        done = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
+    finally:
+        os.killpg(head.pid, signal.SIGTERM)
+        head.communicate(timeout=60)
+    is_complete_and_true(tmp_path / "t")

@@ -1,0 +1,118 @@
+"""Watching a tuning while trials end: the page on loopback in a real browser, the terminal, optuna-dashboard."""
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+import loopscale
+from loopscale.cli.serving import make_server
+from loopscale.cli.watching import _table
+
+FILE = Path(__file__).parent / "valley.py"
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def tuning(tmp_path):
+    """A tuning that goes on while the test looks at it."""
+    (tmp_path / "small.toml").write_text("[model]\nwidth = 64\nlayers = 1\n[optim]\nlr = 0.0078125\n")
+    place = ["--objective", f"{FILE}:slow", "--target", "loops=16", "--trials", "25", "--seeds", "2", "--workers", "1"]
+    command = [sys.executable, "-m", "loopscale", "tune", "small.toml", *place, "--out", "t"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(loopscale.__file__).parents[1])}
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: list((tmp_path / "t" / "trials").glob("*.json")))
+    yield tmp_path / "t", process
+    process.kill()
+    process.communicate()
+
+
+def wait_for(what, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return found
+
+
+@pytest.mark.browser
+def test_the_live_page_grows_by_itself_and_ends_with_the_plan(tuning):
+    sync_api = pytest.importorskip("playwright.sync_api")
+    folder, process = tuning
+    with make_server(folder, 0) as server, sync_api.sync_playwright() as playwright:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        path = os.environ.get("CHROMIUM", "/usr/bin/chromium")
+        if not Path(path).exists():
+            pytest.skip("no Chromium here")
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page()
+        page.goto(f"http://127.0.0.1:{server.server_address[1]}/")
+        rows = page.locator("tbody tr")
+        first = rows.count()
+        page.wait_for_function(f"document.querySelectorAll('tbody tr').length > {first}", timeout=30_000)
+        process.wait(timeout=200)
+        page.wait_for_selector("text=Tuned at N = 1", timeout=30_000)
+        assert page.locator("h1").text_content() == "Tuning t"
+        page.click("text=The finished report")
+        page.wait_for_selector("html[data-ready]", timeout=30_000)
+        browser.close()
+        server.shutdown()
+
+
+def test_optuna_dashboard_opens_the_same_journal_while_it_grows(tuning):
+    pytest.importorskip("optuna_dashboard")
+    folder, process = tuning
+    command = [Path(sys.executable).with_name("optuna-dashboard"), folder / "journal.log", "--host", "127.0.0.1"]
+    dashboard = subprocess.Popen([*command, "--port", "8977"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def ask(path):
+        try:
+            return urllib.request.urlopen(f"http://127.0.0.1:8977{path}", timeout=5).read().decode()
+        except OSError:
+            return ""
+
+    try:
+        wait_for(lambda: "loopscale-" in ask("/api/studies"))
+        assert process.poll() is None, "it was looked at while it went on"
+        studies = {s["study_name"]: s["study_id"] for s in json.loads(ask("/api/studies"))["study_summaries"]}
+        explored = studies[min(studies, key=len)]
+
+        def ended():
+            trials = json.loads(ask(f"/api/studies/{explored}?after=0"))["trials"]
+            return sum(trial["state"] == "Complete" for trial in trials)
+
+        before = ended()
+        wait_for(lambda: ended() > before)
+        assert "<html" in ask("/dashboard/").lower()
+        process.communicate(timeout=200)
+        assert process.returncode == 0 and ended() == 25
+    finally:
+        dashboard.terminate()
+        dashboard.wait()
+
+
+def test_the_terminal_shows_the_best_trials_and_the_last():
+    from rich.console import Console
+
+    def trial(loss, seed, **other):
+        values = {"lr": 0.01, "strength": 1.0}
+        return {"cell": {"loops": 1, "seed": seed, "values": values, "lr": 0.01}, "loss": loss, **other}
+
+    trials = [trial(2.0 + seed / 100, seed) for seed in range(12)]
+    trials += [trial(None, 12, stopped=True), trial(None, 13, error="RuntimeError: no")]
+    screen = Console(file=io.StringIO(), width=100)
+    screen.print(_table("tuning at N = 1: 14 trials, 3 s", trials))
+    lines = screen.file.getvalue().splitlines()
+    assert lines[0] == "tuning at N = 1: 14 trials, 3 s"
+    assert [bool(re.search(rf"│\s+{rank} │", line)) for rank, line in zip(range(1, 9), lines[4:], strict=False)] == [
+        True
+    ] * 8
+    assert "2.0700" in lines[11] and "last" in lines[12] and "raised" in lines[12]
