@@ -64,7 +64,8 @@ class RayTasks:
         if not ray.is_initialized():
             own = {} if self.address else {"num_cpus": self.workers, "include_dashboard": False}
             try:
-                ray.init(address=self.address, log_to_driver=False, logging_level="ERROR", **own)
+                # "local": without it Ray would join whatever cluster it finds on this machine.
+                ray.init(address=self.address or "local", log_to_driver=False, logging_level="ERROR", **own)
             except (ConnectionError, RuntimeError, ValueError) as cause:
                 where = self.address or "this machine"
                 raise UserError(
