@@ -92,13 +92,12 @@ def command(
     from loopscale.cli.own import find_own, own_sentences
     from loopscale.cli.watching import watching
     from loopscale.report import write_tune_report
-    from loopscale.train import load_config, parse_values
-    from loopscale.train.load import read_toml
+    from loopscale.train import load_config, load_values
     from loopscale.tune import TuneSettings, tune
 
     own = find_own(model, objective)
     rules = (*sets, f'model.rule="{rule}"') if rule else sets
-    base = load_config(config, rules) if own is None else parse_values(read_toml(config), rules)
+    base = load_config(config, rules) if own is None else load_values(config, rules)
     small, large = sizes(base, proxy, target)
     names = tuple(name.strip() for name in tuned.split(",") if name.strip())
     wanted = 16 + 8 * max(0, len(names) - 2) if trials is None else trials
@@ -130,6 +129,8 @@ def sizes(base: Any, proxy: str | None, target: str | None) -> tuple[Size, Size]
 
 
 def _said(plan: dict[str, Any], folder: Path, page: Path) -> str:
+    from loopscale.tune import own_code
+
     cost, own = plan["cost"], plan["settings"]["own"]
     lines = [
         plan["sentence"],
@@ -146,7 +147,7 @@ def _said(plan: dict[str, Any], folder: Path, page: Path) -> str:
     if own is None:
         lines.append(f"train: loopscale train target.toml --from {tuned}")
     elif own["kind"] == "model":
-        lines.append(f"train yours, in Python: loopscale.train.fit_own({own['place']!r}, load_config({str(tuned)!r}))")
+        lines.append(f"the loss of yours at the target, in Python: {own_code(own['place'], tuned)}")
     else:
         lines.append(f"the values at the target, and every factor of the rule: {tuned}, {folder / 'plan.json'}")
     return "\n".join(lines)

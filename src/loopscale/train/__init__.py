@@ -4,10 +4,10 @@ from loopscale.train.config import TrainConfig
 from loopscale.train.fit import Fit, fit
 from loopscale.train.fit_stack import fit_stack
 from loopscale.train.generate import generate
-from loopscale.train.load import load_config, make_config, parse_config, parse_values
+from loopscale.train.load import load_config, load_values, make_config, parse_config, parse_values
 from loopscale.train.loop import Outcome, resume_run, train_run
 from loopscale.train.own import OwnModel, default_loss, make_own, takes
-from loopscale.train.own_fit import fit_own
+from loopscale.train.own_fit import fit_own, own_optimizer
 from loopscale.train.parallel import shard_looped
 from loopscale.train.place import describe, fingerprint, load_place
 from loopscale.train.provenance import provenance
@@ -40,9 +40,11 @@ __all__ = [
     "joined",
     "load_config",
     "load_place",
+    "load_values",
     "make_config",
     "make_own",
     "open_run",
+    "own_optimizer",
     "own_stack",
     "parse_config",
     "parse_values",

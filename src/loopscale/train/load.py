@@ -49,6 +49,14 @@ def parse_values(values: Mapping[str, Any], sets: Iterable[str] = ()) -> TrainCo
         raise UserError(_sentence(problem)) from None
 
 
+def load_values(path: str | Path, sets: Iterable[str] = ()) -> TrainConfig:
+    """Read a TOML file as `load_config` does, for a model of the user's own: what `parse_values` validates, no more.
+
+    Raises `UserError` as `load_config` does, but not for values that only the house model cannot combine.
+    """
+    return parse_values(read_toml(Path(path)), sets)
+
+
 def read_toml(path: Path) -> dict[str, Any]:
     """Parse a TOML file; raises `UserError` when it is missing, not text, or not TOML."""
     try:

@@ -3,7 +3,7 @@
 from loopscale.tune.cost import forward_flops, trial_flops
 from loopscale.tune.plan import transfer_plan
 from loopscale.tune.regret import Local, extrapolate, read_local
-from loopscale.tune.run import tune
+from loopscale.tune.run import own_code, tune
 from loopscale.tune.settings import TUNABLE, Size, TuneSettings
 from loopscale.tune.surface import Vertex, fit_surface
 from loopscale.tune.verify import verify
@@ -19,6 +19,7 @@ __all__ = [
     "fit_surface",
     "forward_flops",
     "nats",
+    "own_code",
     "read_local",
     "spoken",
     "transfer_plan",

@@ -63,7 +63,7 @@ def tune(
     _keep_verification(folder, plan)
     write_json(folder / "plan.json", plan)
     config = TrainConfig.model_validate(plan["target"]["config"])
-    write_text(folder / "tuned.toml", _heading(settings, plan) + config.to_toml())
+    write_text(folder / "tuned.toml", _heading(settings, folder, plan) + config.to_toml())
     return plan
 
 
@@ -104,12 +104,24 @@ def _errors(records: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
     return {"errors": [record["error"] for record in records.values() if "error" in record]}
 
 
-def _heading(settings: TuneSettings, plan: dict[str, Any]) -> str:
+def _heading(settings: TuneSettings, folder: Path, plan: dict[str, Any]) -> str:
     """Comments on top of tuned.toml: whoever finds the file alone knows what it is."""
     lines = [plan["sentence"], "Written by loopscale tune; every value with its reason and source is in plan.json."]
     if settings.own is not None:
         lines.append(f"The {settings.own.kind} is {settings.own.place}: `loopscale train` would train the house model.")
+    if settings.own is not None and settings.own.kind == "model":
+        lines.append(f"The loss of yours at the target: {own_code(settings.own.place, folder / 'tuned.toml')}")
     return "".join(f"# {line}\n" for line in lines) + "\n"
+
+
+def own_code(place: str, tuned: Path) -> str:
+    """Python, one line, that trains a model of the user's own at the target and prints its validation loss.
+
+    >>> own_code("mine.py:make_model", Path("tuned.toml")).partition("; ")[2]
+    "print(fit_own('mine.py:make_model', load_values('tuned.toml')).val_loss)"
+    """
+    names = "from loopscale.train import fit_own, load_values"
+    return f"{names}; print(fit_own({place!r}, load_values({str(tuned)!r})).val_loss)"
 
 
 def _keep_verification(folder: Path, plan: dict[str, Any]) -> None:

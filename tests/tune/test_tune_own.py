@@ -1,0 +1,78 @@
+"""Tuning a model of the user's own: what is printed for it, and written into tuned.toml, runs exactly as it stands."""
+
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import loopscale
+from loopscale.train import fit_own, load_values, make_own, own_optimizer
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(loopscale.__file__).parents[1])}
+OWN = Path(__file__).parents[1] / "transfer" / "own_code.py"
+# A width that no head of the house model divides, and a validation of four batches.
+SMALL = """
+[model]
+width = 17
+layers = 1
+
+[data]
+batch_size = 32
+
+[optim]
+lr = 0.01
+
+[train]
+steps = 12
+eval_batches = 4
+device = "cpu"
+"""
+
+
+def ran(place, command):
+    done = subprocess.run(command, cwd=place, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    """A folder in which a model of the user's own was tuned by the command, and what the command said."""
+    place = tmp_path_factory.mktemp("own")
+    shutil.copy(OWN, place / "mine.py")
+    (place / "small.toml").write_text(SMALL)
+    size = ["--target", "loops=4,layers=2,width=34", "--trials", "4", "--seeds", "1", "--workers", "1", "--out", "t"]
+    command = [sys.executable, "-m", "loopscale", "tune", "small.toml", "--model", "mine.py:make_model", *size]
+    return place, ran(place, command)
+
+
+def after(text, words):
+    """The rest of the one line that holds these words."""
+    (line,) = (line for line in text.splitlines() if words in line)
+    return line.partition(words)[2]
+
+
+def test_the_printed_line_and_that_in_the_file_are_one_and_train_the_target(told, monkeypatch):
+    place, said = told
+    code = after(said, "the loss of yours at the target, in Python: ")
+    assert after((place / "t" / "tuned.toml").read_text(), "# The loss of yours at the target: ") == code
+    loss = float(ran(place, [sys.executable, "-c", code]))
+    monkeypatch.chdir(place)
+    config = load_values("t/tuned.toml")
+    assert (config.model.loops, config.model.layers, config.model.width) == (4, 2, 34)
+    assert math.isfinite(loss) and loss == fit_own("mine.py:make_model", config).val_loss
+
+
+def test_the_target_is_built_with_what_the_rule_says(told, monkeypatch):
+    place, _ = told
+    monkeypatch.chdir(place)
+    config = load_values("t/tuned.toml")
+    own = make_own("mine.py:make_model", config)
+    rates = {group["name"]: group["lr"] for group in own_optimizer(own, config).param_groups}
+    assert own.model.scale == pytest.approx(config.model.strength / (4 * 2**0.5))
+    assert rates["hidden"] == pytest.approx(config.optim.lr * 2**-0.5 / 2)
+    assert rates["readout"] == config.optim.lr
