@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from loopscale.cli.executors import HELP
+
 
 def _list_of(kind: Callable[[str], Any], noun: str) -> Callable[[click.Context, click.Parameter, str | None], Any]:
     def parse(context: click.Context, parameter: click.Parameter, text: str | None) -> Any:
@@ -50,7 +52,7 @@ def _rate(text: str) -> float:
     "--model", "model", metavar="PLACE", help="Your own model: file.py:make_model, a factory that takes loops."
 )
 @click.option("--objective", metavar="PLACE", help="Your own Python objective: file.py:objective, values -> loss.")
-@click.option("--executor", "executor", default="auto", show_default=True, help="auto, local, ray or slurm.")
+@click.option("--executor", default="local", show_default=True, help=HELP)
 @click.option("--address", help="Of a Ray cluster, such as auto.")
 @click.option("--workers", type=int, help="Processes, one thread each; default: one per core.")
 @click.option(
@@ -83,7 +85,7 @@ def command(
     from loopscale.cli.executors import make_executor
     from loopscale.cli.own import find_own, own_sentences
     from loopscale.report import write_report
-    from loopscale.transfer import StudyPlan, failed, get_preset, run_study, seeds_by_cost
+    from loopscale.transfer import Cell, StudyPlan, failed, get_preset, run_study, seeds_by_cost
 
     chosen, own = get_preset(preset), find_own(model, objective)
     axis = loops or chosen.loops
@@ -100,7 +102,9 @@ def command(
         preset=preset,
     )
     folder = out or Path("runs") / f"transfer-{preset}"
-    runner = make_executor(executor, workers, address, folder)
+    runner = make_executor(
+        executor, workers, address, folder, lambda: plan.job_config(Cell(plan.arms[0], plan.center_lr, 0))
+    )
     with _progress(preset, chosen.promise) as observer:
         result = run_study(plan, folder, executor=runner, observer=observer)
     for sentence in own_sentences(result["provenance"]):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from loopscale.cli.executors import HELP
 from loopscale.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def parse_seconds(text: str | None) -> float | None:
 @click.option("--model", metavar="PLACE", help="Your own model: file.py:make_model, a factory that takes loops.")
 @click.option("--objective", metavar="PLACE", help="Your own Python objective: file.py:objective, values -> loss.")
 @click.option("--set", "sets", multiple=True, metavar="A.B=C", help="Any value of the config.")
-@click.option("--executor", default="auto", show_default=True, help="auto (local), local, ray or slurm.")
+@click.option("--executor", default="local", show_default=True, help=HELP)
 @click.option("--workers", type=int, help="How many trials at once; default: one per core.")
 @click.option("--address", help="Of a Ray cluster, such as auto.")
 @click.option("--storage", help="A journal file or postgresql://... that several machines share.")
@@ -104,7 +105,7 @@ def command(
     settings = TuneSettings(base, small, large, names, wanted, seeds, own)
     folder = out or Path("runs") / f"tune-{config.stem}"
     seconds = parse_seconds(budget)
-    chosen = make_executor(executor, workers, address, folder)
+    chosen = make_executor(executor, workers, address, folder, settings.typical_job)
     with watching(f"tuning at {small}") as on_record:
         plan = tune(settings, folder, executor=chosen, budget_seconds=seconds, storage=storage, on_record=on_record)
     for said in own_sentences(plan["provenance"], "their records say why, under 'error'"):

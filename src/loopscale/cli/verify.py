@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from loopscale.cli.executors import HELP
 from loopscale.cli.transfer import _list_of
 
 
@@ -22,7 +23,7 @@ from loopscale.cli.transfer import _list_of
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Seeds of each point, paired.")
 @click.option("--budget", help="Time to spend, such as 10m; default: by --share.")
 @click.option("--share", type=float, default=0.1, show_default=True, help="Of a direct sweep's FLOPs, tuning included.")
-@click.option("--executor", default="auto", show_default=True, help="auto (local), local, ray or slurm.")
+@click.option("--executor", default="local", show_default=True, help=HELP)
 @click.option("--workers", type=int, help="How many trials at once; default: one per core.")
 @click.option("--address", help="Of a Ray cluster, such as auto.")
 @click.option("--storage", help="A journal file or postgresql://... that several machines share.")
@@ -52,9 +53,12 @@ def command(
     from loopscale.cli.tune import parse_seconds
     from loopscale.cli.watching import watching
     from loopscale.report import write_tune_report
-    from loopscale.tune import verify
+    from loopscale.tune import TuneSettings, read_plan, verify
 
-    chosen = make_executor(executor, workers, address, folder)
+    def typical() -> dict[str, Any]:
+        return TuneSettings.from_json(read_plan(folder)["settings"]).typical_job(max(loops or (1,)))
+
+    chosen = make_executor(executor, workers, address, folder, typical)
     with watching(f"verifying {folder}") as on_record:
         found = verify(
             folder,

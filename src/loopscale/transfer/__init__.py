@@ -1,6 +1,7 @@
 """Learning-rate transfer over loops: the study, the fitted optimum, the verdict."""
 
-from loopscale.transfer.executor import Executor, LocalProcesses
+from loopscale.transfer.executor import Executor, LocalProcesses, lanes
+from loopscale.transfer.fastest import Fastest
 from loopscale.transfer.optimum import Optimum, fit_optimum
 from loopscale.transfer.own import Own, objective_values
 from loopscale.transfer.plan import Arm, Cell, StudyPlan, content_hash, seeds_by_cost
@@ -10,6 +11,7 @@ from loopscale.transfer.result import failed, summarise
 from loopscale.transfer.run import run_study
 from loopscale.transfer.search import wanted
 from loopscale.transfer.slurm import SlurmArrays
+from loopscale.transfer.stacks import Stacks
 from loopscale.transfer.stopping import thresholds
 from loopscale.transfer.study import Study
 from loopscale.transfer.verdict import fit_slope, judge, one_shot_regret
@@ -19,12 +21,14 @@ __all__ = [
     "Arm",
     "Cell",
     "Executor",
+    "Fastest",
     "LocalProcesses",
     "Optimum",
     "Own",
     "Preset",
     "RayTasks",
     "SlurmArrays",
+    "Stacks",
     "Study",
     "StudyPlan",
     "content_hash",
@@ -33,6 +37,7 @@ __all__ = [
     "fit_slope",
     "get_preset",
     "judge",
+    "lanes",
     "objective_values",
     "one_shot_regret",
     "run_study",

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Protocol
 
 from loopscale.errors import UserError
-from loopscale.transfer.trial import run_trial, start_worker
-
-Job = tuple[str, dict[str, Any], dict[str, Any]]  # key, cell, config
+from loopscale.transfer.pool import Job as Job
+from loopscale.transfer.pool import cores, in_processes
+from loopscale.transfer.trial import run_trial
 
 
 class Executor(Protocol):
@@ -28,6 +24,12 @@ class Executor(Protocol):
         ...
 
 
+def lanes(executor: Executor) -> int:
+    """How many seconds of trials pass in a second: the slots, or the processes where several trials share one."""
+    found: int = getattr(executor, "lanes", None) or executor.slots
+    return found
+
+
 class LocalProcesses:
     """Processes on this machine. `workers` defaults to the cores this process may use.
 
@@ -35,11 +37,7 @@ class LocalProcesses:
     """
 
     def __init__(self, workers: int | None = None) -> None:
-        self.workers = workers or len(
-            os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-        )
-        if self.workers < 1:
-            raise UserError(f"workers must be at least 1, got {workers}")
+        self.workers = checked(workers, cores())
 
     @property
     def slots(self) -> int:
@@ -48,48 +46,20 @@ class LocalProcesses:
 
     def run(self, next_jobs: Callable[[], list[Job]]) -> Iterator[dict[str, Any]]:
         """Yield records as trials end; ask `next_jobs` again after each."""
-        losses = 0
-        while True:
-            try:
-                for record in self._pool(next_jobs):
-                    losses = 0
-                    yield record
-                return
-            except BrokenProcessPool as cause:
-                losses += 1
-                if losses == 3:
-                    raise UserError(
-                        "worker processes keep dying (out of memory?): try --workers 1 or a smaller model"
-                    ) from cause
-
-    def _pool(self, next_jobs: Callable[[], list[Job]]) -> Iterator[dict[str, Any]]:
-        # The environment is inherited by spawned workers before they import torch; initializers would come too late.
-        os.environ["OMP_NUM_THREADS"] = "1"
-        context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(self.workers, mp_context=context, initializer=start_worker)
-        running: dict[Future[dict[str, Any]], str] = {}
-        try:
-            while True:
-                active = set(running.values())
-                for key, cell, config in next_jobs():
-                    if len(running) >= self.workers:
-                        break
-                    if key not in active:
-                        running[pool.submit(run_trial, key, cell, config)] = key
-                if not running:
-                    return
-                done, _ = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
-                    del running[future]
-                    yield future.result()
-        finally:
-            _stop(pool, bool(running))
+        for _, record in in_processes(self.workers, next_jobs, _first, _alone):
+            yield record
 
 
-def _stop(pool: ProcessPoolExecutor, unfinished: bool) -> None:
-    """End the workers at once when trials are still running: their work is asked for again next time."""
-    processes = list((pool._processes or {}).values())
-    pool.shutdown(wait=not unfinished, cancel_futures=True)
-    if unfinished:
-        for process in processes:
-            process.terminate()
+def checked(workers: int | None, default: int) -> int:
+    """The number of workers; raises `UserError` below 1."""
+    if workers is not None and workers < 1:
+        raise UserError(f"workers must be at least 1, got {workers}")
+    return workers or default
+
+
+def _first(jobs: list[Job], running: set[str]) -> list[Job]:
+    return next(([job] for job in jobs if job[0] not in running), [])
+
+
+def _alone(jobs: list[Job]) -> dict[str, Any]:
+    return run_trial(*jobs[0])

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from loopscale.errors import UserError
 from loopscale.parameterization import Depth, Width, prescription
-from loopscale.train import Fit, StepRecord, TrainConfig, fingerprint, fit_own, load_place, make_own, takes
-from loopscale.transfer.stopping import stopper
+from loopscale.train import Fit, TrainConfig, fingerprint, fit_own, load_place, make_own, takes
+from loopscale.transfer.stopping import stops
 
 Kind = Literal["model", "objective"]
 
@@ -62,13 +62,7 @@ def run_own(own: Own, values: dict[str, Any], rows: Sequence[Sequence[float]] = 
     """One trial of the user's code; a model is stopped early where `rows` say so."""
     config = TrainConfig.model_validate(values)
     if own.kind == "model":
-        observe, hopeless = stopper(rows)
-
-        def stop(record: StepRecord) -> bool:
-            observe(record.step, record.loss)
-            return hopeless()
-
-        return fit_own(own.place, config, stop=stop)
+        return fit_own(own.place, config, stop=stops(rows))
     return _judged(own.place, config)
 
 

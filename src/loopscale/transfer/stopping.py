@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from loopscale.train import StepRecord
 
 RUNGS = (0.3, 0.6)  # shares of the steps at which a trial is looked at
 NEEDED = 5  # finished trials before anything is stopped
@@ -47,3 +50,14 @@ def stopper(rows: Sequence[Sequence[float]]) -> tuple[Callable[[int, float], Non
         hopeless[0] = any(step == at and fmean(recent) > most for at, most in rows)
 
     return observe, lambda: hopeless[0]
+
+
+def stops(rows: Sequence[Sequence[float]]) -> Callable[[StepRecord], bool]:
+    """The same in one: it is shown each step's record and says whether to stop there."""
+    observe, hopeless = stopper(rows)
+
+    def stop(record: StepRecord) -> bool:
+        observe(record.step, record.loss)
+        return hopeless()
+
+    return stop

@@ -11,11 +11,17 @@ from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from multiprocessing.synchronize import Barrier
+
     from loopscale.train import Fit
+    from loopscale.transfer.own import Own
 
 
-def start_worker() -> None:
-    """Called first in every worker: one thread each, at the lowest priority. Threads fight at these sizes."""
+def start_worker(meeting: Barrier | None = None) -> None:
+    """Called first in every worker: one thread each, at the lowest priority. Threads fight at these sizes.
+
+    meeting: where the workers wait for each other before they begin.
+    """
     os.environ["OMP_NUM_THREADS"] = "1"
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the study, which then ends its workers
     os.nice(5)
@@ -23,6 +29,8 @@ def start_worker() -> None:
     import torch
 
     torch.set_num_threads(1)
+    if meeting is not None:
+        meeting.wait()
 
 
 def _end_with_the_parent() -> None:
@@ -38,20 +46,31 @@ def run_trial(key: str, cell: dict[str, Any], config: dict[str, Any]) -> dict[st
 
     What a user's own model or objective raises is kept as the record's "error", and the trial counts as diverged.
     """
-    from loopscale.transfer.own import Own, run_own
+    from loopscale.transfer.own import run_own
 
     began = time.perf_counter()
-    own = Own.from_json(config.get("own"))
-    rows = config.get("stop", [])
-    values = {name: section for name, section in config.items() if name not in ("own", "stop")}
+    own, values, rows = sections(config)
     try:
-        outcome = _measured(_house(values, rows) if own is None else run_own(own, values, rows))
+        fit, error = _house(values, rows) if own is None else run_own(own, values, rows), None
     except Exception as cause:
         if own is None:
             raise
-        outcome = {**_measured(_failed()), "error": _said(cause)}
-    seconds = outcome.pop("seconds") or time.perf_counter() - began
-    return {"key": key, "cell": cell, "config": config, **outcome, "seconds": round(seconds, 3)}
+        fit, error = _failed(), _said(cause)
+    record = record_of(key, cell, config, fit, fit.seconds or time.perf_counter() - began)
+    return record if error is None else {**record, "error": error}
+
+
+def sections(config: dict[str, Any]) -> tuple[Own | None, dict[str, Any], list[list[float]]]:
+    """A job's config apart: the user's own code if any, the values of a `TrainConfig`, the rows of early stopping."""
+    from loopscale.transfer.own import Own
+
+    values = {name: section for name, section in config.items() if name not in ("own", "stop")}
+    return Own.from_json(config.get("own")), values, config.get("stop", [])
+
+
+def record_of(key: str, cell: dict[str, Any], config: dict[str, Any], fit: Fit, seconds: float) -> dict[str, Any]:
+    """What is kept of a trial: `trials/<key>.json`."""
+    return {"key": key, "cell": cell, "config": config, **_measured(fit), "seconds": round(seconds, 3)}
 
 
 def _house(values: dict[str, Any], rows: list[list[float]]) -> Fit:
@@ -84,7 +103,6 @@ def _measured(result: Fit) -> dict[str, Any]:
         **({"stopped": True, "train_loss": result.train_loss} if result.stopped else {}),
         "diverged_at": result.diverged_at,
         "steps": result.steps,
-        "seconds": result.seconds,
         "curve": _thin(result.curve),
         "stream_rms": {"initial": _finite(result.stream_initial), "final": _finite(result.stream_final)},
     }

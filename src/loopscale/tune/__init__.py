@@ -6,7 +6,7 @@ from loopscale.tune.regret import Local, extrapolate, read_local
 from loopscale.tune.run import own_code, tune
 from loopscale.tune.settings import TUNABLE, Size, TuneSettings
 from loopscale.tune.surface import Vertex, fit_surface
-from loopscale.tune.verify import verify
+from loopscale.tune.verify import read_plan, verify
 from loopscale.tune.words import nats, spoken
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "nats",
     "own_code",
     "read_local",
+    "read_plan",
     "spoken",
     "transfer_plan",
     "trial_flops",

@@ -20,7 +20,7 @@ from typing import Any
 from loopscale.atomic import write_json, write_text
 from loopscale.errors import UserError
 from loopscale.train import TrainConfig, provenance
-from loopscale.transfer import Executor, LocalProcesses
+from loopscale.transfer import Executor, LocalProcesses, lanes
 from loopscale.transfer.trial import run_trial
 from loopscale.tune.cost import trial_flops
 from loopscale.tune.ledger import Ledger
@@ -52,7 +52,7 @@ def tune(
     runner = executor or LocalProcesses()
     check_folder(folder, settings)
     vocab_size, description = probe(settings)
-    budget = Budget(budget_seconds, first_estimate(settings, folder, budget_seconds, runner.slots))
+    budget = Budget(budget_seconds, first_estimate(settings, folder, budget_seconds, lanes(runner)))
     with kept(storage, folder):
         records = _search(settings, folder, runner, budget, storage, on_record)
     for record in records.values():

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from loopscale.transfer import Executor, content_hash, thresholds
+from loopscale.transfer import Executor, content_hash, lanes, thresholds
 from loopscale.transfer.executor import Job
 from loopscale.tune.ledger import Ledger
 from loopscale.tune.race import Table, beaten, leader, paired_noise
@@ -17,6 +17,7 @@ from loopscale.tune.settings import TuneSettings, bounds, start, to_point, to_va
 from loopscale.tune.surface import Vertex, fit_surface
 
 CANDIDATES = 3
+AHEAD = 4  # stacks have many slots: at most a quarter of the points is asked for before any of them is known
 Values = dict[str, float]
 OnRecord = Callable[[dict[str, Any], int], None]
 
@@ -67,7 +68,7 @@ class Search:
 
     def run(self, executor: Executor) -> None:
         """Until every trial that fits the budget is finished, by this process or another."""
-        self._slots, ledger = executor.slots, self.ledger
+        self._slots, self._lanes, ledger = executor.slots, lanes(executor), self.ledger
         ledger.recover()
         if not ledger.explored.get_trials(deepcopy=False):
             ledger.enqueue(to_point(start(self.settings)))
@@ -94,12 +95,14 @@ class Search:
         return [job for _, job in self._mine.values()]
 
     def _fits(self) -> bool:
-        return self.budget.allows(list(self.ledger.records().values()), len(self._mine), self._slots)
+        return self.budget.allows(list(self.ledger.records().values()), len(self._mine), self._lanes)
 
     def _explore(self) -> Job | None:
+        most = max(self._lanes, self.settings.trials // AHEAD)
         while True:
             records, running = self.ledger.explored_records(), self.ledger.running(self.ledger.explored)
-            if len(records) + running >= self.budget.explores(records, self._slots, self.settings.trials):
+            wanted = self.budget.explores(records, self._lanes, self.settings.trials)
+            if len(self._mine) >= most or len(records) + running >= wanted:
                 return None
             trial, point = self.ledger.ask()
             values = to_values(point)

@@ -119,6 +119,11 @@ class TuneSettings:
         values = config.model_dump(mode="json")
         return values if self.own is None else {**values, "own": self.own.to_json()}
 
+    def typical_job(self, loops: int = 1) -> dict[str, Any]:
+        """A job's config at the proxy, or there with more loops, at the values the search begins with."""
+        size = self.proxy.replace(loops=max(loops, self.proxy.loops))
+        return self.job_config(self.config(size, start(self)))
+
     def to_json(self) -> dict[str, Any]:
         """What `tune.json` holds."""
         return {

@@ -10,7 +10,7 @@ from typing import Any
 
 from loopscale.atomic import write_json
 from loopscale.errors import UserError
-from loopscale.transfer import Executor, LocalProcesses
+from loopscale.transfer import Executor, LocalProcesses, lanes
 from loopscale.transfer.executor import Job
 from loopscale.tune.findings import findings
 from loopscale.tune.ledger import Ledger
@@ -52,8 +52,8 @@ def verify(
     settings, runner = TuneSettings.from_json(plan["settings"]), executor or LocalProcesses()
     asked = Asked(settings, dict(plan["proxy"]["values"]), seeds, plan["cost"])
     wished = probes(settings, loops, layers, widths, joint)
-    allowance = asked.allowance(budget_seconds, share, runner.slots)
-    taken, left, spent = asked.affordable(wished, allowance, runner.slots)
+    allowance = asked.allowance(budget_seconds, share, lanes(runner))
+    taken, left, spent = asked.affordable(wished, allowance, lanes(runner))
     with kept(storage, folder):
         records = _run(folder, settings, asked.jobs(taken), runner, storage, on_record)
     report = {

@@ -1,0 +1,155 @@
+"""Processes or stacks: a few steps of both, at a study's own size on its own device, decide."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import cached_property
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from loopscale.transfer.executor import Executor, LocalProcesses, lanes
+from loopscale.transfer.pool import Job, spawned
+from loopscale.transfer.stacks import Stacks, graph_of, stack_of
+from loopscale.transfer.trial import sections
+
+if TYPE_CHECKING:
+    from loopscale.train import StepRecord
+
+STEPS, ENOUGH = 14, 1.5  # steps that are timed at most; seconds after which four will do
+LONG = 1.0  # seconds that a step of the stack may take, or it is measured, and used, with fewer trials
+MARGIN = 1.05  # below this ratio the simpler one runs
+
+
+class Fastest:
+    """The faster of `LocalProcesses` and `Stacks` for jobs like `config`, measured when the first job is there.
+
+    Both are measured with all their processes at work. say: told, in one sentence, which it is and the ratio.
+    """
+
+    def __init__(
+        self,
+        config: dict[str, Any],
+        workers: int | None = None,
+        say: Callable[[str], object] = lambda sentence: None,
+    ) -> None:
+        self._config, self._say = config, say
+        self._alone = LocalProcesses(workers)
+        self._stacks = Stacks(workers, device=config["train"]["device"], say=say)
+
+    @cached_property
+    def chosen(self) -> Executor:
+        """The faster one; measured the first time that it is asked for."""
+        _, why = graph_of(self._config)
+        if why is None:
+            size, rates = measured(self._config, self._alone.workers, self._stacks)
+            if not isinstance(rates, str):
+                ratio = rates[1] / rates[0]
+                stacked = f"stacks of {size} in {self._stacks.workers} process(es)"
+                base = f"a trial in each of {self._alone.workers}"
+                if ratio > MARGIN:
+                    self._say(f"executor auto: {stacked}, {ratio:.2f} times the throughput of {base}")
+                    return Stacks(self._stacks.workers, size, self._config["train"]["device"], self._say)
+                self._say(f"executor auto: {base} process(es); {stacked} have {ratio:.2f} times their throughput")
+                return self._alone
+            why = rates
+        self._say(
+            f"executor auto: a trial in each of {self._alone.workers} process(es), as no stack can be made: {why}"
+        )
+        return self._alone
+
+    @property
+    def slots(self) -> int:
+        """Those of the faster one."""
+        return self.chosen.slots
+
+    @property
+    def lanes(self) -> int:
+        """Those of the faster one."""
+        return lanes(self.chosen)
+
+    def run(self, next_jobs: Callable[[], list[Job]]) -> Iterator[dict[str, Any]]:
+        """Yield records as trials end; nothing is measured where no job is left."""
+        return self.chosen.run(next_jobs) if next_jobs() else iter(())
+
+
+def measured(config: dict[str, Any], workers: int, stacks: Stacks) -> tuple[int, tuple[float, float] | str]:
+    """Steps of trials a second, by processes and by stacks, and the size of these; or why there are no stacks."""
+    with spawned(workers, together=True) as pool:
+        seconds = _each(pool, alone_seconds, workers, config)
+        size = max(2, min(stacks.size, int(LONG / max(seconds))))
+        found = _each(pool, stack_seconds, min(workers, stacks.workers), config, size)
+    refused = next((why for why in found if isinstance(why, str)), None)
+    if refused is not None:
+        return size, refused
+    return size, (sum(1 / s for s in seconds), sum(size / float(s) for s in found))
+
+
+def _each(pool: ProcessPoolExecutor, work: Callable[..., Any], count: int, *arguments: Any) -> list[Any]:
+    return [future.result() for future in [pool.submit(work, *arguments) for _ in range(count)]]
+
+
+def alone_seconds(config: dict[str, Any]) -> float:
+    """Seconds of a step of one trial in this process."""
+    from loopscale.train import TrainConfig, fit, fit_own
+
+    own, values, _ = sections(_short(config))
+    clock, plain = _Clock(), TrainConfig.model_validate(values)
+    if own is None:
+        fit(plain, stop=clock.over)
+    else:
+        fit_own(own.place, plain, stop=lambda record: clock.over())
+    return clock.step
+
+
+def stack_seconds(config: dict[str, Any], size: int) -> float | str:
+    """Seconds of a step of `size` trials at once in this process; or why they cannot be, as a clause."""
+    import torch
+
+    from loopscale.train import UnstackableError, describe, fit_stack
+
+    clock = _Clock()
+
+    def first(record: StepRecord) -> bool:
+        return clock.over()
+
+    def others(record: StepRecord) -> bool:
+        return clock.ended
+
+    try:
+        stack = stack_of([_short(config, seed) for seed in range(size)])
+        for _ in fit_stack(stack, [first, *[others] * (size - 1)]):
+            pass
+    except UnstackableError as cause:
+        return str(cause)
+    except (torch.OutOfMemoryError, MemoryError):
+        return f"{size} do not fit the memory"
+    except Exception as cause:
+        if "own" not in config:
+            raise
+        return f"the model failed in a stack ({describe(cause)})"
+    return clock.step
+
+
+def _short(config: dict[str, Any], seed: int = 0) -> dict[str, Any]:
+    return {**config, "train": {**config["train"], "steps": STEPS + 1, "eval_batches": 1, "seed": seed}}
+
+
+class _Clock:
+    """Notes when each step ended, until there are enough."""
+
+    def __init__(self) -> None:
+        self._at: list[float] = []
+        self.ended = False
+
+    def over(self) -> bool:
+        self._at.append(time.perf_counter())
+        many, late = len(self._at) == STEPS, self._at[-1] - self._at[0] > ENOUGH
+        self.ended = many or (late and len(self._at) > 3)
+        return self.ended
+
+    @property
+    def step(self) -> float:
+        """The median of the steps after the first two, which pay for what is loaded lazily."""
+        return median(after - before for before, after in zip(self._at[1:], self._at[2:], strict=False))
