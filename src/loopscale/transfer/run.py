@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from loopscale.atomic import write_json
+from loopscale.transfer.claims import Claims
 from loopscale.transfer.executor import Executor, Job, LocalProcesses
 from loopscale.transfer.plan import StudyPlan
 from loopscale.transfer.result import summarise
@@ -24,31 +25,53 @@ def run_study(
     """Run or continue the study in `folder` and write `result.json`; returns its content.
 
     `observer(trial, finished, missing_now)` is called after each trial. Stop it anywhere and call it again: finished
-    trials are read from disk. Raises `UserError` for a folder of another study, bad data, or workers that keep dying.
+    trials are read from disk. Several processes, or machines that share the folder, may run one study at once.
+
+    Raises `UserError` for a folder of another study, bad data, or workers that keep dying.
     """
     started = time.monotonic()
     # First, so that bad data leaves no folder behind; packed once here, so that the workers find it in the cache.
     description = plan.own.check(plan.base) if plan.own else plan.base.load_data().description
     study = Study.open(folder, plan)
-
-    def next_jobs() -> list[Job]:
-        return [
-            (
-                plan.key(cell),
-                {**asdict(cell.arm), "lr": cell.lr, "seed": cell.seed},
-                plan.job_config(cell),
-            )
-            for cell in study.missing()
-        ]
-
-    for trial in (executor or LocalProcesses()).run(next_jobs):
-        study.record(trial)
-        if observer is not None:
-            observer(trial, len(study.trials), len(study.missing()))
+    _finish(study, executor or LocalProcesses(), observer)
     study.check_errors()
     result = summarise(study, _provenance(plan, description, time.monotonic() - started + _before(folder)))
     write_json(folder / "result.json", result)
     return result
+
+
+def _finish(study: Study, executor: Executor, observer: Observer | None) -> None:
+    """Run what is missing, together with whoever else is at this study."""
+    plan, claims, mine = study.plan, Claims(study.folder), dict[str, Job]()
+
+    def give_back(key: str) -> None:
+        mine.pop(key, None)
+        claims.release(key)
+
+    def next_jobs() -> list[Job]:
+        study.load_trials()
+        for key in mine.keys() & study.trials.keys():  # taken over by another, as this process was silent for long
+            give_back(key)
+        for cell in study.missing():
+            if mine and len(mine) >= executor.slots:
+                break
+            key = plan.key(cell)
+            if key not in mine and claims.take(key):
+                said = {**asdict(cell.arm), "lr": cell.lr, "seed": cell.seed}
+                mine[key] = (key, said, plan.job_config(cell))
+        return list(mine.values())
+
+    with claims.alive():
+        while True:
+            for trial in executor.run(next_jobs):
+                study.record(trial)
+                give_back(trial["key"])
+                if observer is not None:
+                    observer(trial, len(study.trials), len(study.missing()))
+            study.load_trials()
+            if not study.missing():
+                return
+            time.sleep(0.5)  # others are at the last ones
 
 
 def _before(folder: Path) -> float:

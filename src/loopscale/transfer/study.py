@@ -30,7 +30,7 @@ class Study:
         if path.exists():
             if _read(path) != plan.to_json():
                 raise UserError(f"{folder} holds another study: give this one its own --out, or delete that folder")
-        elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        elif folder.exists() and (not folder.is_dir() or any(not _begun(inside) for inside in folder.iterdir())):
             raise UserError(f"{folder} exists and is not a study: name an empty or new folder with --out")
         else:
             write_json(path, plan.to_json())
@@ -53,16 +53,20 @@ class Study:
         return study
 
     def load_trials(self) -> None:
-        """Read the finished trials from disk."""
+        """Read the finished trials from disk that are not known yet: another process may have run them."""
         for path in sorted((self.folder / "trials").glob("*.json")):
+            if path.stem in self.trials:
+                continue
             record = _read(path)
             if record.get("key") != path.stem or "diverged" not in record:
                 raise UserError(f"{path} is damaged: delete it, and the study runs that trial again")
             self.trials[path.stem] = record
 
     def record(self, trial: dict[str, Any]) -> None:
-        """Keep a finished trial, on disk first."""
-        write_json(self.folder / "trials" / f"{trial['key']}.json", trial)
+        """Keep a finished trial, on disk first; once."""
+        path = self.folder / "trials" / f"{trial['key']}.json"
+        if not path.exists():
+            write_json(path, trial)
         self.trials[trial["key"]] = trial
 
     def errors(self) -> list[str]:
@@ -121,6 +125,11 @@ def best_rate(losses: Losses) -> float:
     means = {rate: sum(values) / most for rate, values in by_rate.items() if len(values) == most}
     best = min(means, key=lambda rate: means[rate])
     return best if math.isfinite(means[best]) else grid_rate(best_index(losses))
+
+
+def _begun(path: Path) -> bool:
+    """Whether this is the plan that another process is writing just now."""
+    return path.name.startswith(".study.json.") or path.name == "study.json"
 
 
 def _read(path: Path) -> Any:

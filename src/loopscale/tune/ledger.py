@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 import threading
 import time
-import uuid
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 from loopscale.errors import UserError, require
+from loopscale.transfer.owner import BEAT, LOST, gone, new_owner
 from loopscale.tune.settings import TuneSettings, bounds
-
-BEAT, LOST = 10.0, 60.0  # seconds between signs of life, and without one until a process counts as gone
 
 
 class Ledger:
@@ -29,7 +24,7 @@ class Ledger:
 
     def __init__(self, storage: Any, settings: TuneSettings) -> None:
         self.settings = settings
-        self.owner = f"{socket.gethostname()}|{os.getpid()}|{uuid.uuid4().hex[:8]}"
+        self.owner = new_owner()
         self._optuna = optuna = require("optuna", "sweep")
 
         def study(suffix: str) -> Any:
@@ -192,22 +187,6 @@ class Ledger:
         """Whether a process gave a sign of life lately and, on this machine, still runs."""
         if owner == self.owner:
             return True
-        host, _, rest = owner.partition("|")
-        process = rest.partition("|")[0]
-        if host == socket.gethostname() and process.isdigit():
-            if int(process) == os.getpid() or not _runs(int(process)):
-                return False
+        if gone(owner):
+            return False
         return time.time() - float(self.explored.user_attrs.get(f"beat {owner}", 0.0)) < LOST
-
-
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    try:  # a dead process that nobody has asked after yet still answers to signals
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (OSError, IndexError):
-        return True
