@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,9 @@ def start(place, *arguments, wait):
     command = [sys.executable, "-m", "loopscale", *arguments, "--workers", "2"]
     quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
     environment = {**os.environ, "WAIT": wait, "PYTHONPATH": str(Path(loopscale.__file__).parents[1])}
-    return subprocess.Popen(command, cwd=place, env=environment, **quiet)
+    # A background job of a shell ignores Ctrl-C, and so would all that it starts.
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(command, cwd=place, env=environment, preexec_fn=heard, **quiet)
 
 
 def tuning(place, wait="0.4"):
@@ -141,4 +144,5 @@ def test_a_journal_with_half_a_line_at_its_end_is_mended_and_another_file_is_lef
     (tmp_path / "notes.txt").write_bytes(b"my notes, no newline")
     with pytest.raises(UserError, match=r"notes\.txt is not an Optuna journal"):
         open_storage(str(tmp_path / "notes.txt"), tmp_path)
+    assert not (tmp_path / "notes.txt.flock").exists(), "nothing is put beside somebody's file"
     assert journal.read_bytes() == damaged and (tmp_path / "notes.txt").read_bytes() == b"my notes, no newline"

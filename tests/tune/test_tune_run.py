@@ -181,6 +181,8 @@ def test_steps_and_batch_move_the_values_by_their_rules(tmp_path):
     proxy, target = plan["proxy"]["values"], plan["target"]["values"]
     assert target["lr"] == pytest.approx(proxy["lr"] * 2 * 16**-0.32, rel=1e-3)
     assert all(row["source"].startswith("arXiv") for row in plan["moved"])
+    whys = {row["name"]: row["why"] for row in plan["rows"]}
+    assert whys["lr"].endswith("then moved by a rule, see moved") and whys["strength"].endswith("sequences")
 
 
 HOUSE = {

@@ -23,13 +23,14 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def tuning(tmp_path):
-    """A tuning that goes on while the test looks at it."""
+    """A tuning that has begun and is held until the test, which looks at it, removes the file `hold`."""
     (tmp_path / "small.toml").write_text("[model]\nwidth = 64\nlayers = 1\n[optim]\nlr = 0.0078125\n")
     place = ["--objective", f"{FILE}:slow", "--target", "loops=16", "--trials", "25", "--seeds", "2", "--workers", "1"]
     command = [sys.executable, "-m", "loopscale", "tune", "small.toml", *place, "--out", "t"]
     environment = {**os.environ, "PYTHONPATH": str(Path(loopscale.__file__).parents[1])}
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: list((tmp_path / "t" / "trials").glob("*.json")))
+    (tmp_path / "hold").touch()
     yield tmp_path / "t", process
     process.kill()
     process.communicate()
@@ -57,6 +58,7 @@ def test_the_live_page_grows_by_itself_and_ends_with_the_plan(tuning):
         page.goto(f"http://127.0.0.1:{server.server_address[1]}/")
         rows = page.locator("tbody tr")
         first = rows.count()
+        (folder.parent / "hold").unlink()
         page.wait_for_function(f"document.querySelectorAll('tbody tr').length > {first}", timeout=30_000)
         process.wait(timeout=200)
         page.wait_for_selector("text=Tuned at N = 1", timeout=30_000)
@@ -90,6 +92,7 @@ def test_optuna_dashboard_opens_the_same_journal_while_it_grows(tuning):
             return sum(trial["state"] == "Complete" for trial in trials)
 
         before = ended()
+        (folder.parent / "hold").unlink()
         wait_for(lambda: ended() > before)
         assert "<html" in ask("/dashboard/").lower()
         process.communicate(timeout=200)

@@ -2,6 +2,7 @@
 
 import math
 import time
+from pathlib import Path
 
 
 def objective(values):
@@ -34,6 +35,8 @@ def never(values):
 
 
 def slow(values):
-    """Takes a while, so that there is something to interrupt."""
+    """Takes a while, so that there is something to interrupt; waits while a file `hold` lies where it runs."""
     time.sleep(0.15)
+    while Path("hold").exists():
+        time.sleep(0.05)
     return objective(values)

@@ -138,7 +138,7 @@ def transfer_plan(settings: TuneSettings, records: list[dict[str, Any]]) -> dict
         "proxy": {**asdict(settings.proxy), **decision},
         "target": {**asdict(settings.target), "values": values, "config": config.model_dump(mode="json")},
         "moved": moved,
-        "rows": applied(settings, values, _carried(decision["intervals"], decision["values"], values)),
+        "rows": applied(settings, values, _carried(decision["intervals"], decision["values"], values), moved),
         "layers": layer_alternatives(settings),
         "headline": f"{_shown(decision)}, tuned at {settings.proxy}, for {settings.target}.",
         "sentence": sentence(settings, decision),
@@ -153,9 +153,12 @@ def _carried(intervals: dict[str, Any], before: Values, after: Values) -> dict[s
     }
 
 
-def applied(settings: TuneSettings, values: Values, intervals: dict[str, Any]) -> list[dict[str, Any]]:
+def applied(
+    settings: TuneSettings, values: Values, intervals: dict[str, Any], moved: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
     """Every number at the target: the tuned ones with their intervals, then all that the rule sets from them."""
-    rows = [_tuned_row(settings, name, value, intervals.get(name)) for name, value in values.items()]
+    names = {row["name"] for row in moved}
+    rows = [_tuned_row(settings, name, value, intervals.get(name), name in names) for name, value in values.items()]
     size, model = settings.target, settings.config(settings.target, values).model
     for row in _prescribed(settings, settings.rule, model.strength):
         if row["name"].endswith(".lr"):
@@ -164,8 +167,12 @@ def applied(settings: TuneSettings, values: Values, intervals: dict[str, Any]) -
     return rows
 
 
-def _tuned_row(settings: TuneSettings, name: str, value: float, interval: list[float] | None) -> dict[str, Any]:
+def _tuned_row(
+    settings: TuneSettings, name: str, value: float, interval: list[float] | None, moved: bool
+) -> dict[str, Any]:
     why = f"tuned at {settings.proxy}" if name in settings.tuned else "moved by a rule alone, see moved"
+    if moved and name in settings.tuned:
+        why += ", then moved by a rule, see moved"
     if name == "batch":  # a factor in the search; people count sequences
         why += f"; {value:g} of the config's batch, with as many tokens in all"
         value = max(1, round(settings.target.batch * value))

@@ -69,7 +69,7 @@ def _parabola(below: Array, above: Array) -> tuple[Array, Array, Array]:
     bowl = curve > 1e-9
     inner = np.clip(-slope / np.where(bowl, 2 * curve, 1.0), -FURTHEST, FURTHEST)
     offset = np.where(bowl, inner, np.where(below < above, -1.0, 1.0))
-    regret = np.maximum(0.0, -(slope * offset + curve * offset**2))
+    regret = np.maximum(0.0, -(slope * offset + curve * offset**2)) + 0.0  # never -0.0, which would be shown
     return offset, np.maximum(curve, 0.0), regret
 
 

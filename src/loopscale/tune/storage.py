@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,21 @@ def open_storage(where: str | None, folder: Path) -> Any:
     path = folder / "journal.log" if where is None else Path(where)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _refuse_other(path)
         lock = journal_lock(optuna.storages.journal, path)
         backend = optuna.storages.journal.JournalFileBackend(str(path), lock_obj=lock)
         _mend(lock, path)
         return optuna.storages.JournalStorage(backend)
     except OSError as cause:
         raise UserError(f"cannot use the storage {path} ({cause.strerror}): name another with --storage") from None
+
+
+def _refuse_other(path: Path) -> None:
+    """Raise `UserError` for a file that does not begin as a journal does, before a lock is put beside it."""
+    with suppress(FileNotFoundError), path.open("rb") as file:
+        line = file.readline()
+        if line and (not line.startswith(b"{") or (line.endswith(b"\n") and not _entry(line))):
+            raise _no_journal(path, 1)
 
 
 def _mend(lock: Any, path: Path) -> None:

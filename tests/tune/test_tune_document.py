@@ -1,0 +1,96 @@
+"""docs/tuning.md is a program: its commands run on a tiny config, its Python runs, its refusals are said in those words."""
+
+import re
+import shlex
+import tomllib
+import urllib.request
+from contextlib import chdir
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from loopscale.cli import main
+from loopscale.cli.report import command as report
+from loopscale.cli.serving import make_server
+from loopscale.cli.tune import command as tune
+from loopscale.cli.verify import command as verify
+from loopscale.train import make_config, parse_config
+
+TEXT = (Path(__file__).parents[2] / "docs" / "tuning.md").read_text()
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", TEXT, flags=re.S)
+REFUSALS = re.findall(r"^\| `((?:tune|verify|train) [^`]*)` \| (.*) \|$", TEXT, flags=re.M)
+TINY = {
+    "model": {"width": 32, "head_dim": 16, "layers": 1},
+    "data": {"path": "synthetic:copy", "context": 16, "batch_size": 4},
+    "train": {"steps": 10, "eval_batches": 2, "device": "cpu"},
+}
+FEWER = {"tune": ["--trials", "4", "--seeds", "1", "--workers", "1"], "verify": ["--workers", "1"]}
+
+
+def run(line):
+    """One command of the document; only how much it does is cut."""
+    program, name, *arguments = shlex.split(line)
+    assert program == "loopscale"
+    if "--serve" in arguments:
+        return served(Path(arguments[0]))
+    assert main([name, *arguments, *FEWER.get(name, [])]) in ((0, 1) if name == "verify" else (0,)), line
+
+
+def served(folder):
+    with make_server(folder, 0) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        page = urllib.request.urlopen(f"http://127.0.0.1:{server.server_address[1]}/").read().decode()
+        server.shutdown()
+    assert "Tuned at N = 1" in page and "report.html" in page
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder in which every block was run, in order."""
+    folder = tmp_path_factory.mktemp("document")
+    (folder / "small.toml").write_text(make_config(TINY).to_toml())
+    large = ["model.loops=2", "model.layers=2", "model.width=64"]
+    (folder / "large.toml").write_text(make_config(TINY, large).to_toml())
+    files = re.findall(r"^`(\w+\.py)`, .*?```python\n(.*?)```", TEXT, flags=re.S | re.M)
+    for name, source in files:
+        (folder / name).write_text(source)
+    with chdir(folder):
+        for kind, block in BLOCKS:
+            if kind == "bash":
+                for line in block.strip().splitlines():
+                    run(line)
+            elif kind == "python":
+                exec(compile(block, "docs/tuning.md", "exec"), {"__name__": "__main__"})
+    return folder
+
+
+def test_the_commands_left_what_the_document_reads(place):
+    for name in ("tuned", "cut", "mine", "objective", "python"):
+        assert (place / "runs" / name / "plan.json").exists()
+    assert (place / "runs" / "large" / "metrics.jsonl").exists()
+    assert tomllib.loads((place / "runs" / "tuned" / "tuned.toml").read_text())["model"]["width"] == 1024
+
+
+@pytest.mark.parametrize("command,said", REFUSALS, ids=range(len(REFUSALS)))
+def test_a_refusal_is_one_sentence_in_the_documents_words(place, command, said, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    before = {path: path.stat().st_mtime_ns for path in place.rglob("*") if path.is_file()}
+    assert main(shlex.split(command)) == 2
+    words = capsys.readouterr().err.removesuffix("\n")
+    pattern = ".*".join(re.escape(part) for part in f"loopscale: {said}".split("…"))
+    assert re.fullmatch(pattern, words), words
+    assert before == {path: path.stat().st_mtime_ns for path in place.rglob("*") if path.is_file()}
+
+
+def test_there_are_refusals_and_every_option_is_told():
+    assert len(REFUSALS) >= 15
+    for command in (tune, verify, report):
+        for parameter in command.params:
+            for option in (word for word in parameter.opts if word.startswith("--")):
+                assert f"`{option}" in TEXT or f"{option} " in TEXT or f"{option}`" in TEXT, option
+
+
+def test_the_config_of_the_document_is_one():
+    (config,) = (block for kind, block in BLOCKS if kind == "toml")
+    assert parse_config(tomllib.loads(config)).train.steps == 300
