@@ -54,3 +54,24 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON to `path` atomically; NaN and infinities are refused."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def write_new_json(path: Path, value: Any) -> bool:
+    """Write `value` as `write_json` does unless `path` is there; whether this call wrote it. Of several, one does.
+
+    Where the file system has no hard links, the last one does.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as beside:
+            whole = Path(beside) / path.name
+            write_json(whole, value)
+            try:
+                os.link(whole, path)
+            except FileExistsError:
+                return False
+            except OSError:
+                os.replace(whole, path)
+            return True
+    except OSError as cause:
+        raise disk_error(path, cause) from cause

@@ -7,10 +7,12 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
 from loopscale import UserError
+from loopscale.atomic import write_json, write_new_json
 from loopscale.cli import main
 from loopscale.train import load_config, make_config, parse_values, with_tuned
 from loopscale.transfer import Own
@@ -169,8 +171,10 @@ def test_trials_that_raise_are_no_loss_and_a_tuning_that_never_works_says_so(tmp
     plan = tune(settings("sometimes"), tmp_path / "s", executor=Inline())
     records = [_read(path) for path in (tmp_path / "s" / "trials").glob("*.json")]
     assert any("error" in record for record in records) and plan["proxy"]["loss"] < 2.1
-    with pytest.raises(UserError, match="none of the 12 trials finished, the first raised OSError: no disk"):
+    with pytest.raises(UserError, match="none of the 12 trials finished, the first raised OSError: no disk: mend it"):
         tune(settings("never"), tmp_path / "n", executor=Inline())
+    with pytest.raises(UserError, match="the first raised SystemExit: 3: mend it, and name a new --out"):
+        tune(settings("leaves"), tmp_path / "l", executor=Inline())
 
 
 def test_steps_and_batch_move_the_values_by_their_rules(tmp_path):
@@ -223,6 +227,7 @@ def test_tuned_values_refuse_another_optimizer_and_a_smaller_model(tmp_path):
         (["--target", "loops=4,layers=1", "--proxy", "loops=8"], "the target has loops = 4, less than the proxy's 8"),
         (["--target", "loop=4"], "--target has no axis 'loop': did you mean 'loops'?"),
         (["--target", "loops=many"], "is not axis=whole number"),
+        (["--target", "width=40"], "width 40 is not a multiple of head_dim 16"),
         (["--target", "loops=4", "--budget", "soon"], "the budget 'soon' is no time: write 90s, 10m or 2h"),
         (["--target", "loops=4", "--budget", "0.001s"], "is too small: one trial takes about"),
         (["--target", "loops=4", "--tune", "lr,strenth"], "cannot tune 'strenth': did you mean 'strength'?"),
@@ -254,3 +259,29 @@ def test_a_folder_of_another_tuning_is_refused_untouched(tuned, tmp_path):
     (tmp_path / "not.log").write_text("this is no journal\n")
     with pytest.raises(UserError, match="is not an Optuna journal"):
         tune(settings(), tmp_path / "t", executor=Inline(), storage=str(tmp_path / "not.log"))
+
+
+def test_of_two_tunings_that_begin_in_one_folder_at_once_one_goes_on(tmp_path, monkeypatch):
+    folder = tmp_path / "t"
+    other = replace(settings(), seeds=2)
+
+    def meanwhile(chosen):
+        folder.mkdir()
+        write_json(folder / "tune.json", other.to_json())
+        return 256, {}
+
+    monkeypatch.setattr("loopscale.tune.run.probe", meanwhile)
+    with pytest.raises(UserError, match="holds another tuning: give this one its own --out"):
+        tune(settings(), folder, executor=Inline())
+    assert _read(folder / "tune.json") == json.loads(json.dumps(other.to_json())) and not (folder / "trials").exists()
+
+
+def test_of_many_that_write_a_new_file_at_once_one_does_and_it_is_whole(tmp_path):
+    path, wrote = tmp_path / "new" / "x.json", []
+    threads = [Thread(target=lambda n=n: wrote.append((write_new_json(path, [n] * 999), n))) for n in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (winner,) = (n for first, n in wrote if first)
+    assert _read(path) == [winner] * 999 and [p.name for p in path.parent.iterdir()] == ["x.json"]

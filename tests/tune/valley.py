@@ -34,6 +34,10 @@ def never(values):
     raise OSError("no disk")
 
 
+def leaves(values):
+    raise SystemExit(3)
+
+
 def slow(values):
     """Takes a while, so that there is something to interrupt; waits while a file `hold` lies where it runs."""
     time.sleep(0.15)

@@ -57,7 +57,7 @@ class OwnModel:
             loss.backward()  # type: ignore[no-untyped-call]
         except UserError:
             raise
-        except Exception as cause:
+        except (Exception, SystemExit) as cause:
             raise UserError(f"the model failed on its first batch: {describe(cause)}") from cause
         self.model.zero_grad()
         return float(loss.detach())
@@ -105,7 +105,7 @@ def make_own(place: str, config: TrainConfig) -> OwnModel:
         model = factory(**values)
     except UserError:
         raise
-    except Exception as cause:
+    except (Exception, SystemExit) as cause:
         shown = ", ".join(f"{name}={values[name]}" for name in ("loops", "layers", "width") if name in values)
         raise UserError(f"{place} raised at {shown}: {describe(cause)}") from cause
     if not isinstance(model, nn.Module):

@@ -52,7 +52,7 @@ def run_trial(key: str, cell: dict[str, Any], config: dict[str, Any]) -> dict[st
     own, values, rows = sections(config)
     try:
         fit, error = _house(values, rows) if own is None else run_own(own, values, rows), None
-    except Exception as cause:
+    except (Exception, SystemExit) as cause:  # a script's sys.exit is no end of the study
         if own is None:
             raise
         fit, error = _failed(), _said(cause)
@@ -89,7 +89,7 @@ def _failed() -> Fit:
     return Fit(None, None, [], [], [], 0.0, 0, False, None)
 
 
-def _said(cause: Exception) -> str:
+def _said(cause: BaseException) -> str:
     from loopscale.errors import UserError
     from loopscale.train import describe
 

@@ -31,14 +31,16 @@ def decide(settings: TuneSettings, records: list[dict[str, Any]]) -> dict[str, A
     racing = candidates(settings, explored)
     if not racing:
         errors = [record["error"] for record in records if "error" in record]
-        why = f"the first raised {errors[0]}" if errors else "all diverged"
-        raise UserError(f"none of the {len(records)} trials finished, {why}: start from a smaller lr")
+        why = (
+            f"the first raised {errors[0]}: mend it, and name a new --out" if errors else "all diverged: lower optim.lr"
+        )
+        raise UserError(f"none of the {len(records)} trials finished, {why}")
     known = losses_of(records)
     named = [tuple(sorted(values.items())) for values in racing]
     tables = [known.get(name, {}) for name in named]
     best = leader([table for table in tables if table])
     if not all(map(math.isfinite, best.values())):
-        raise UserError("every candidate diverged with one seed or another: start from a smaller lr")
+        raise UserError("every candidate diverged with one seed or another: lower optim.lr")
     values = dict(named[next(i for i, table in enumerate(tables) if table is best)])
     noise = paired_noise(tables)
     # One that the surface predicted, and the budget left no time to try, is no rival.

@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from loopscale.atomic import write_json, write_text
+from loopscale.atomic import write_json, write_new_json, write_text
 from loopscale.errors import UserError
 from loopscale.train import TrainConfig, provenance
 from loopscale.transfer import Executor, LocalProcesses, lanes
@@ -70,8 +70,10 @@ def tune(
 def _search(
     settings: TuneSettings, folder: Path, runner: Executor, budget: Budget, storage: str | None, on_record: OnRecord
 ) -> dict[str, dict[str, Any]]:
-    ledger = Ledger(open_storage(storage, folder), settings)
-    write_json(folder / "tune.json", settings.to_json())
+    reached = open_storage(storage, folder)
+    if not write_new_json(folder / "tune.json", settings.to_json()):
+        check_folder(folder, settings)  # somebody was faster: the same tuning, or another
+    ledger = Ledger(reached, settings)
     known = known_trials(folder, "trials")
     for record in ledger.records().values():
         write_trial(folder, record)
@@ -147,6 +149,7 @@ def probe(settings: TuneSettings) -> tuple[int, dict[str, Any]]:
     Raises `UserError` when the data, or the user's own model, cannot be used.
     """
     config = settings.config(settings.proxy, start(settings))
+    settings.config(settings.target, start(settings))  # what cannot be built there is said before, not after the trials
     if settings.own is not None:
         return 256, settings.own.check(config)
     dataset = config.load_data()
@@ -198,10 +201,13 @@ def check_folder(folder: Path, settings: TuneSettings) -> None:
     if path.exists():
         if read_json(path) != json.loads(json.dumps(settings.to_json())):
             raise UserError(f"{folder} holds another tuning: give this one its own --out, or delete that folder")
-    elif folder.exists() and (
-        not folder.is_dir() or any(not p.name.startswith("journal.log") for p in folder.iterdir())
-    ):
+    elif folder.exists() and (not folder.is_dir() or any(not _begun(inside) for inside in folder.iterdir())):
         raise UserError(f"{folder} exists and is not a tuning: name an empty or new folder with --out")
+
+
+def _begun(path: Path) -> bool:
+    """Whether this is what another process of a tuning makes first."""
+    return path.name.startswith(("journal.log", ".tune.json.", "tune.json"))
 
 
 def read_json(path: Path) -> Any:
