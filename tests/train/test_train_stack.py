@@ -126,6 +126,7 @@ def test_what_has_another_shape_or_option_is_refused():
         ("train.compile=true", "compile"),
         ("train.recompute=1", "recompute"),
         ("train.accumulate=2", "accumulate"),
+        ("train.loss_rows=8", "loss_rows"),
     ]:
         assert words in why_not(make_config(BASE, [option]))
     assert why_not(make_config(BASE)) is None

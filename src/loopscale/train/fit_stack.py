@@ -15,8 +15,8 @@ Stop = Callable[[StepRecord], bool]
 def fit_stack(stack: Stack, stops: Sequence[Stop | None] | None = None) -> Iterator[tuple[int, Fit]]:
     """Yield (place in the stack at first, `Fit`) of each member as it leaves; the same `Fit` that it has alone.
 
-    On a CPU and without options that `docs/tuning.md` names, losses are bitwise those of `fit`. `seconds` is a member's
-    share: a step's time is divided by the members that took it.
+    On a CPU in fp32 the losses of the house model are bitwise those of `fit`; in bf16, on a GPU and for own models they
+    agree to rounding. `seconds` is a member's share: a step's time is divided by the members that took it.
 
     stops: of each member, asked after each of its steps with the record; True ends its training there.
 

@@ -132,7 +132,9 @@ class Stack:
             return output
 
         outputs = torch.vmap(call, in_dims=(0, _dims(batch), _dims(numbers)))(self.state, batch, numbers)
-        scored = [m.score(outputs[k], _member(batch, k)) for k, m in enumerate(self.members)]
+        # Unbound at once: the gradient of an indexed part alone would be as large as the whole, K times.
+        parts = outputs.unbind()
+        scored = [m.score(parts[k], _member(batch, k)) for k, m in enumerate(self.members)]
         return torch.stack(scored)
 
     def _number(self, values: tuple[float, ...]) -> float | Tensor:

@@ -57,6 +57,8 @@ def why_not(config: TrainConfig) -> str | None:
         return "train.compile compiles each trial's own loop"
     if train.recompute:
         return "train.recompute is of a single model"
+    if train.loss_rows:
+        return "train.loss_rows keeps whole logits out of memory, and a stack would hold them"
     if train.accumulate > 1:
         return "train.accumulate cuts each trial's batch"
     return None

@@ -24,14 +24,14 @@ from loopscale.transfer.trial import record_of, run_trial, sections
 if TYPE_CHECKING:
     from loopscale.train import Stack, TrainConfig
 
-CPU_SIZE, GPU_SIZE = 8, 16  # where throughput has stopped growing on a CPU; what one GPU should hold of small proxies
+SIZE = 16  # trials in a stack: on a CPU the throughput hardly grows beyond (records/stacks.json)
 
 
 class Stacks:
     """`workers` processes that each train up to `size` trials of one graph at once; the others run alone.
 
-    workers: by default one per core, or one on a GPU. size: by default 8, or 16 on a GPU; a stack that does not fit the
-    memory is tried with half as many. device: what the configs will say ("auto", "cpu" or "cuda").
+    workers: by default one per core, or one on a GPU. size: a stack that does not fit the memory is tried with half as
+    many. device: what the configs will say ("auto", "cpu" or "cuda").
     say: told, once each, why trials run alone.
 
     Raises `UserError` for fewer than one worker or two trials in a stack, and when workers die again and again.
@@ -44,9 +44,8 @@ class Stacks:
         device: str = "cpu",
         say: Callable[[str], object] = lambda sentence: None,
     ) -> None:
-        gpu = on_gpu(device)
-        self.workers = checked(workers, 1 if gpu else cores())
-        self.size = size or (GPU_SIZE if gpu else CPU_SIZE)
+        self.workers = checked(workers, 1 if on_gpu(device) else cores())
+        self.size = size or SIZE
         if size is not None and size < 2:
             raise UserError(f"a stack holds at least 2 trials, got {size}: use --executor local")
         self._say, self._said = say, set[str]()

@@ -1,0 +1,153 @@
+"""Claim: on a GPU, 16 small trials at once have at least 4 times the throughput of one after another. On a CPU: what it is.
+
+python benchmarks/stacks.py [--device cuda] [--pairs 5] [--out records/stacks.json]
+
+steps      trials a second of K = 1, 4, 16, 64 in a stack over one after another, in one process with one thread, pair by
+           pair: CPU seconds on a CPU, the wall on a GPU
+executors  the same 16 trials by one process, by a process a core, by a stack in one process and by a stack in each, in
+           turn; wall time, starting the processes included; and what `--executor auto` measured and took
+
+Sizes: d = 32 on short and on whole sequences, the proxy that `loopscale tune` cuts from the default config, and the widest
+one that it cuts from a large config.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from paired import ratio, rounds
+
+from loopscale.atomic import write_json
+from loopscale.data import Dataset
+from loopscale.train import TrainConfig, house_stack, make_config, provenance
+from loopscale.train.training import prepare, train_step
+from loopscale.transfer import Executor, Fastest, LocalProcesses, Stacks, content_hash
+from loopscale.transfer.executor import Job
+
+SIZES = {  # name: width, head_dim, layers, context, batch, steps of a trial of the executors' part
+    "d = 32, T = 16": (32, 16, 1, 16, 4, 600),
+    "d = 32, T = 64": (32, 32, 1, 64, 16, 250),
+    "proxy of the default config": (64, 32, 1, 64, 16, 120),
+    "widest proxy": (128, 32, 2, 64, 16, 25),
+}
+AT_ONCE, TRIAL_STEPS, TRIALS = (1, 4, 16, 64), 64, 16
+
+
+def config(size: str, device: str, seed: int, steps: int | None = None) -> TrainConfig:
+    width, head_dim, layers, context, batch, own = SIZES[size]
+    return make_config(
+        {
+            "model": {"width": width, "head_dim": head_dim, "layers": layers, "loops": 1, "base_layers": layers},
+            "data": {"path": "stdlib", "context": context, "batch_size": batch},
+            "optim": {"lr": 2.0 ** (-9 + seed % 4)},
+            "train": {"steps": own if steps is None else steps, "eval_batches": 8, "seed": seed, "device": device},
+        }
+    )
+
+
+def alone(size: str, device: str, data: Dataset) -> Callable[[], None]:
+    training = prepare(config(size, device, 0, 10**6), data)
+
+    def some() -> None:
+        for _ in range(TRIAL_STEPS):
+            train_step(training)
+
+    return some
+
+
+def together(size: str, device: str, data: Dataset, count: int) -> Callable[[], None]:
+    stack = house_stack([config(size, device, seed, 10**6) for seed in range(count)], data)
+
+    def some() -> None:
+        for _ in range(TRIAL_STEPS // count):
+            stack.step()
+
+    return some
+
+
+def steps(size: str, device: str, pairs: int) -> dict[str, Any]:
+    """Per K: throughput of the stack over one after another; or that K does not fit the memory."""
+    data, found = config(size, device, 0).load_data(), {}
+    for count in AT_ONCE:
+        try:
+            actions = {"alone": alone(size, device, data), "together": together(size, device, data, count)}
+            seconds = rounds(actions, pairs, device, warm=1)
+        except torch.OutOfMemoryError:
+            found[str(count)] = "does not fit the memory"
+            continue
+        found[str(count)] = ratio(seconds["alone"], seconds["together"])
+        found[str(count)]["trial_steps_per_second"] = round(TRIAL_STEPS / statistics.median(seconds["together"]), 1)
+    return found
+
+
+def wall(executor: Executor, size: str, device: str) -> float:
+    left: dict[str, Job] = {}
+    for seed in range(TRIALS):
+        values = config(size, device, seed).model_dump(mode="json")
+        left[content_hash(values)] = (content_hash(values), {"seed": seed}, values)
+    began = time.perf_counter()
+    for record in executor.run(lambda: list(left.values())):
+        left.pop(record["key"])
+    return time.perf_counter() - began
+
+
+def executors(size: str, device: str, pairs: int) -> dict[str, Any]:
+    """Throughput of each way over one process; what auto took."""
+    said: list[str] = []
+    chosen = Fastest(config(size, device, 0).model_dump(mode="json"), say=said.append).chosen
+    kinds: dict[str, Callable[[], Executor]] = {
+        "one process": lambda: LocalProcesses(1),
+        "processes": LocalProcesses,
+        "a stack in one process": lambda: Stacks(1, device=device),
+        "a stack in each process": lambda: Stacks(LocalProcesses().workers, device=device),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in kinds}
+    for _ in range(pairs):
+        for name, make in kinds.items():
+            seconds[name].append(wall(make(), size, device))
+    over = {name: ratio(seconds["one process"], row) for name, row in seconds.items() if name != "one process"}
+    stacks, processes = seconds["a stack in each process"], seconds["processes"]
+    return {
+        "over_one_process": over,
+        "stacks_over_processes": ratio(processes, stacks),
+        "auto": {"said": said[-1], "took": "stacks" if isinstance(chosen, Stacks) else "processes"},
+        "seconds": {name: [round(s, 2) for s in row] for name, row in seconds.items()},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--walls", type=int, default=3, help="rounds of the executors' part; 0 leaves it out")
+    parser.add_argument("--sizes", nargs="*", default=list(SIZES), choices=SIZES)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = []
+    for size in options.sizes:
+        row: dict[str, Any] = {"size": size, "steps": steps(size, options.device, options.pairs)}
+        if options.walls:
+            row["executors"] = executors(size, options.device, options.walls)
+        print(row, flush=True)
+        rows.append(row)
+    record = {
+        "claim": f"trials a second, 16 in a stack / one after another, {rows[0]['size']}, {options.device}",
+        **{key: rows[0]["steps"]["16"][key] for key in ("ratio_median", "ratio_range", "pairs")},
+        "device": options.device,
+        "gpu": torch.cuda.get_device_name() if options.device == "cuda" else None,
+        "rows": rows,
+        "provenance": provenance(),
+    }
+    if options.out:
+        write_json(options.out, record)
+
+
+if __name__ == "__main__":
+    main()
