@@ -1,4 +1,4 @@
-"""`python papers/residual_scaling [NUMBER ...] [--again]`: run the studies without a record, then draw and render."""
+"""`python papers/residual_scaling [STUDY ...] [--again]`: run the studies without a record, then draw and render."""
 
 from __future__ import annotations
 
@@ -14,29 +14,46 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 def main() -> int:
     """Run what was asked for; 0 when every study has a record."""
-    import render
-    from studies import STUDIES, record, run
+    from loopscale.errors import UserError
 
-    parser = argparse.ArgumentParser(prog="papers/residual_scaling", description=__doc__)
-    parser.add_argument("what", nargs="*", help=f"predictions {min(STUDIES)}..{max(STUDIES)}; default: all")
-    parser.add_argument("--again", action="store_true", help="run also where there is a record")
-    asked = parser.parse_args()
     try:
-        chosen = [int(word) for word in asked.what] or sorted(STUDIES)
-    except ValueError:
-        parser.error(f"predictions are numbers, got {' '.join(asked.what)}")
-    unknown = [number for number in chosen if number not in STUDIES]
+        return run(asked())
+    except UserError as mistake:
+        print(f"error: {mistake}", file=sys.stderr)
+        return 2
+
+
+def asked() -> argparse.Namespace:
+    """The studies by name, and whether to run those that have a record."""
+    from studies import PREDICTIONS, STUDIES, TABLES
+
+    known = f"predictions {min(PREDICTIONS)}..{max(PREDICTIONS)}, {', '.join(TABLES)}"
+    parser = argparse.ArgumentParser(prog="papers/residual_scaling", description=__doc__)
+    parser.add_argument("what", nargs="*", help=f"{known}; default: all")
+    parser.add_argument("--again", action="store_true", help="run also where there is a record")
+    found = parser.parse_args()
+    found.what = [f"{int(word):02d}" if word.isdecimal() else word for word in found.what] or list(STUDIES)
+    unknown = [name for name in found.what if name not in STUDIES]
     if unknown:
-        parser.error(f"there is no prediction {unknown[0]}: they are numbered {min(STUDIES)} to {max(STUDIES)}")
-    for number in dict.fromkeys(chosen):
-        if record(number).exists() and not asked.again:
-            print(f"{number:>2}  has a record ({record(number).name}); --again runs it anew", file=sys.stderr)
+        parser.error(f"there is no study {unknown[0]}: known are {known}")
+    return found
+
+
+def run(chosen: argparse.Namespace) -> int:
+    """Run them one after another, then write all texts that follow from the records."""
+    import render
+    import studies
+
+    if chosen.again:
+        studies.forget(chosen.what)
+    for name in dict.fromkeys(chosen.what):
+        if studies.record(name).exists() and not chosen.again:
+            print(f"{name}  has a record; --again runs it anew", file=sys.stderr)
             continue
         began = time.perf_counter()
-        result = run(number)
-        print(
-            f"{number:>2}  {result['verdict']:<10} {result['claim']} ({time.perf_counter() - began:.0f} s)", flush=True
-        )
+        result = studies.run(name)
+        said = f"{result['verdict']:<10} {result['claim']}" if "verdict" in result else result["sentence"]
+        print(f"{name}  {said} ({time.perf_counter() - began:.0f} s)", flush=True)
     render.write()
     return 0
 

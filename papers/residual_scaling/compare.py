@@ -1,131 +1,94 @@
-"""All rules on one footing, and looped against untied. `python papers/residual_scaling/compare.py`: kept trial by trial."""
+"""All rules of the conformance table, and learned gates, on one footing: each at its own best strength and rate."""
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-import argparse
 import math
-import time
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
-from outcome import over_seeds
-from trained import base, losses_of
+from outcome import Table, over_seeds
+from search import Losses, Make, at_best, base, best_rate, searched
 
 import loopscale as ls
-from loopscale.atomic import write_json
-from loopscale.train import provenance
-from loopscale.transfer import Arm, StudyPlan
 
-RECORD = Path(__file__).resolve().parents[2] / "records" / "paper" / "rules.json"
-STRENGTHS, LOOPS, SEEDS, STEPS, TASK_STEPS = (0.25, 0.5, 1.0, 2.0), (8, 32), 3, 60, 400
-Losses = Mapping[tuple[float, int], float]
-
-
-def at_best(losses: Losses, seeds: int = SEEDS) -> list[float]:
-    """Losses by seed at the rate with the smallest mean over all seeds; infinite where all diverged."""
-    rates = sorted({rate for rate, seed in losses if all((rate, s) in losses for s in range(seeds))})
-    table = [[losses[rate, seed] for seed in range(seeds)] for rate in rates]
-    return min(table, key=lambda row: sum(row))
+STRENGTHS, LOOPS, LAYERS, SEEDS, STEPS = (0.5, 1.0, 2.0), (8, 32), 2, 3, 60
+# Gates replace the strength: they learn it.
+GATES = {
+    "learned scalar, from 0 (ReZero)": "rezero",
+    "learned diagonal, from 0.1 (LayerScale)": "layerscale",
+    "learned scalar a visit, from 1/N": "visit_gates",
+}
+Arms = Mapping[str, Callable[[int, float], Make]]
 
 
-def strengths() -> dict[str, float]:
-    """Each rule's own strength, tuned with its rate at N = 2."""
-    plan = StudyPlan(base(steps=STEPS), tuple(ls.RULES), (2,), seeds=1, strengths=STRENGTHS)
-    losses = losses_of("rules-base", plan)
-    return {rule: min(STRENGTHS, key=lambda lam: min(losses(Arm(rule, lam, 2)).values())) for rule in ls.RULES}
+def arms() -> dict[str, Callable[..., Make]]:
+    """name -> (loops, strength) -> training."""
 
+    def rule(name: str, loops: int, strength: float) -> Make:
+        return base(loops, rule=name, strength=strength, layers=LAYERS, steps=STEPS)
 
-def rules() -> dict[str, dict[int, list[float]]]:
-    """Losses by seed at each rule's own best rate and strength, for every N."""
-    found = {}
-    for rule, strength in strengths().items():
-        plan = StudyPlan(base(steps=STEPS), (rule,), LOOPS, seeds=SEEDS, strengths=(strength,))
-        losses = losses_of(f"rules-{rule}", plan)
-        found[f"{rule}, strength {strength:g}"] = {n: at_best(losses(Arm(rule, strength, n))) for n in LOOPS}
-    return found
+    def gate(factory: str, loops: int, strength: float) -> Make:
+        return base(loops, rule="none", layers=LAYERS, steps=STEPS, own=f"variants.py:{factory}")
 
-
-def untied(data: str, loops: int, steps: int, seeds: int) -> dict[str, list[float]]:
-    """Looped N times, N distinct layers (equal compute), one layer once (equal parameters)."""
-    name = data.replace(":", "-")
-    arms = {f"1 layer, {loops} loops": (1, loops), f"{loops} layers": (loops, 1), "1 layer": (1, 1)}
-    found = {}
-    for label, (layers, n) in arms.items():
-        plan = StudyPlan(base(layers, data=data, steps=steps), ("looped",), (n,), seeds=seeds)
-        losses = losses_of(f"untied-{name}-{layers}-{n}", plan)
-        found[label] = at_best(losses(Arm("looped", 1.0, n)), seeds)
-    return found
-
-
-def _said(losses: list[float]) -> str:
-    return "diverges" if not math.isfinite(sum(losses)) else f"{np.mean(losses):.3f}"
-
-
-def rule_rows(found: Mapping[str, Mapping[int, list[float]]]) -> list[dict[str, str]]:
-    """A row a rule: loss at every N, and the difference to `looped` at the largest."""
-    reference = next(by_loops for name, by_loops in found.items() if name.startswith("looped,"))[max(LOOPS)]
-    rows = []
-    for name, by_loops in found.items():
-        last = by_loops[max(LOOPS)]
-        shown = "" if last is reference else "diverges"
-        if last is not reference and math.isfinite(sum(last)):
-            gap = over_seeds("", [a - b for a, b in zip(last, reference, strict=True)], (0.0, 0.0))
-            shown = f"{gap.value:+.3f} [{gap.interval[0]:+.3f}, {gap.interval[1]:+.3f}]"
-        cells = {f"loss at N = {n}": _said(by_loops[n]) for n in LOOPS}
-        rows.append({"compared": name, **cells, f"minus `looped` at N = {max(LOOPS)}, n = 3": shown})
-    return rows
-
-
-def untied_rows(data: str, loops: int, steps: int, seeds: int) -> list[dict[str, str]]:
-    """Three rows: looped, equal compute, equal parameters."""
-    last = f"minus `looped` at N = {max(LOOPS)}, n = 3"
-    found = untied(data, loops, steps, seeds)
-    first = next(iter(found.values()))
-    rows = []
-    for label, losses in found.items():
-        gap = over_seeds("", [a - b for a, b in zip(losses, first, strict=True)], (0.0, 0.0))
-        low, high = gap.interval
-        shown = "" if losses is first else f"to the looped one: {gap.value:+.3f} [{low:+.3f}, {high:+.3f}]"
-        cells = {f"loss at N = {n}": _said(losses) if n == loops else "" for n in LOOPS}
-        rows.append({"compared": f"{data}, {steps} steps: {label}", **cells, last: shown})
-    return rows
-
-
-def main() -> None:
-    """Run or continue everything, or only the parts named, and keep the record."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", choices=["rules", "untied", "tasks", []], default=[])
-    parts = parser.parse_args().parts or ["rules", "untied", "tasks"]
-    began = time.perf_counter()
-    table: list[dict[str, str]] = []
-    if "rules" in parts:
-        table += rule_rows(rules())
-    if "untied" in parts:
-        table += untied_rows("stdlib", 8, STEPS, SEEDS)
-    if "tasks" in parts:
-        for task in ("addition", "permutation"):
-            table += untied_rows(f"synthetic:{task}", 8, TASK_STEPS, SEEDS)
-    write_json(RECORD, _record(table, parts, time.perf_counter() - began))
-
-
-def _record(table: list[dict[str, str]], parts: list[str], seconds: float) -> dict[str, Any]:
-    missing = sorted({"rules", "untied", "tasks"} - set(parts))
-    left = f" Not run: {', '.join(missing)}." if missing else ""
     return {
-        "sentence": "Validation loss in nats at the best rate of each arm; strengths tuned at N = 2 with one seed, "
-        f"rates searched on a sqrt(2) grid at every N, three seeds.{left}",
-        "table": table,
-        "setting": f"d = 32, one layer, 8 sequences of 32, {STEPS} AdamW steps on bytes of Python sources unless named",
-        "command": "python papers/residual_scaling/compare.py " + " ".join(parts),
-        "provenance": {**provenance(), "seconds": round(seconds, 1)},
+        **{f"`{name}`": partial(rule, name) for name in ls.RULES},
+        **{name: partial(gate, factory) for name, factory in GATES.items()},
     }
 
 
-if __name__ == "__main__":
-    main()
+def strengths_of(loops: int) -> dict[str, float]:
+    """Each rule's best strength at this N with one seed: factor-2 steps, on as long as the best lies at an end."""
+    makers = arms()
+    asked: dict[str, list[float]] = {name: [1.0] if name in GATES else list(STRENGTHS) for name in makers}
+    found: dict[tuple[str, float], float] = {}
+    while True:
+        new = {
+            (name, lam): makers[name](loops, lam) for name in makers for lam in asked[name] if (name, lam) not in found
+        }
+        if not new:
+            break
+        found.update({key: min(losses.values()) for key, losses in searched("rules", new, 1).items()})
+        for name, tried in asked.items():
+            best = min(tried, key=lambda lam: found[name, lam])
+            if len(tried) > 1 and best in (min(tried), max(tried)) and 2**-4 < best < 2**5:
+                tried.append(best / 2 if best == min(tried) else best * 2)
+    return {name: min(tried, key=lambda lam: found[name, lam]) for name, tried in asked.items()}
+
+
+def compared() -> dict[int, dict[str, tuple[float, Losses]]]:
+    """N -> name -> (strength, losses around the best rate, all seeds)."""
+    out = {}
+    for loops in LOOPS:
+        chosen, makers = strengths_of(loops), arms()
+        curves = searched("rules", {name: makers[name](loops, chosen[name]) for name in makers}, SEEDS)
+        out[loops] = {name: (chosen[name], curves[name]) for name in makers}
+    return out
+
+
+def table() -> Table:
+    """A row a rule: loss at every N with its strength and rate, and the paired difference to `looped`."""
+    found = compared()
+    rows = [_row(name, {n: found[n][name] for n in LOOPS}, found[max(LOOPS)]["`looped`"][1]) for name in arms()]
+    rows.sort(key=lambda row: row[f"loss at N = {max(LOOPS)}"])
+    sentence = (
+        "Validation loss in nats, with the strength and rate that are each one's best at that N: strengths by one seed, "
+        f"rates on a sqrt(2) grid, {SEEDS} seeds; the last column is paired over seeds. All have the same compute and, but "
+        "for the gates, the same parameters."
+    )
+    setting = f"bytes of Python sources, d = 32, L = {LAYERS}, base 1, 8 sequences of 32, {STEPS} AdamW steps"
+    return Table("rules", sentence, rows, setting)
+
+
+def _row(name: str, by_loops: Mapping[int, tuple[float, Losses]], reference: Losses) -> dict[str, str]:
+    cells: dict[str, Any] = {"rule": name}
+    for n, (strength, losses) in by_loops.items():
+        at = f"rate 2^{math.log2(best_rate(losses)):.1f}"
+        cells[f"loss at N = {n}"] = f"{np.mean(at_best(losses)):.3f}"
+        cells[f"at N = {n}"] = at if name in GATES else f"strength {strength:g}, {at}"
+    differences = [a - b for a, b in zip(at_best(by_loops[max(LOOPS)][1]), at_best(reference), strict=True)]
+    gap = over_seeds("", differences, (0.0, 0.0))
+    column = f"minus `looped` at N = {max(LOOPS)} [95 % interval], n = {SEEDS}"
+    cells[column] = "" if name == "`looped`" else f"{gap.value:+.3f} [{gap.interval[0]:+.3f}, {gap.interval[1]:+.3f}]"
+    return cells

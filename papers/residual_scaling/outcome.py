@@ -107,6 +107,25 @@ class Outcome:
         }
 
 
+@dataclass(frozen=True)
+class Table:
+    """The result of a study that gives a table: `sentence` says what each row is, `setting` in words what was run."""
+
+    name: str
+    sentence: str
+    rows: Sequence[dict[str, str]]
+    setting: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The record, without provenance."""
+        return {
+            "sentence": self.sentence,
+            "table": list(self.rows),
+            "setting": self.setting,
+            "command": f"python papers/residual_scaling {self.name}",
+        }
+
+
 def over_seeds(what: str, values: Sequence[float], limits: Interval) -> Measured:
     """The mean over seeds with its 95 % interval by Student's t."""
     array = np.asarray(values, dtype=float)

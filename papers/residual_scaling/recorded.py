@@ -1,10 +1,8 @@
-"""Predictions that the laptop study already answers: 9, 10, 12, 13, 15, read from records/transfer_laptop.json."""
+"""Predictions that the laptop study already answers: 9, 10 and 12, read from records/transfer_laptop.json."""
 
 from __future__ import annotations
 
-import itertools
 import json
-import math
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -101,45 +99,4 @@ def loss_ordering() -> Outcome:
     return Outcome(12, measured, _losses_figure(), setting())
 
 
-def gap_grows() -> Outcome:
-    """Prediction 13: the gap at N = 1, and what every doubling adds."""
-    counts = laptop()["loops"]
-    gaps = {n: np.array(best_losses("none", n)) - np.array(best_losses("looped", n)) for n in counts}
-    measured = [over_seeds("gap at N = 1", list(gaps[1]), (0.0, 0.0))]
-    for small, large in itertools.pairwise(counts):
-        added = list(gaps[large] - gaps[small])
-        measured.append(over_seeds(f"added from N = {small} to {large}", added, (0.0, ABOVE)))
-    rows = [[float(gaps[n][seed]) for n in counts] for seed in range(len(gaps[1]))]
-    figure = Figure("N", "loss of none minus loss of 1/N, nats", [Line("gap", counts, rows)], log_y=False)
-    return Outcome(13, measured, figure, setting())
-
-
-def basin_width() -> Outcome:
-    """Prediction 15: ratio of curvatures at the largest N, by seed."""
-    last = max(laptop()["loops"])
-    curvature = {rule: _curvatures(rule, last) for rule in NAMES}
-    measured = [
-        over_seeds(
-            f"curvature of {NAMES[rule]} minus that of 1/N, nats per octave^2",
-            [a - b for a, b in zip(curvature[rule], curvature["looped"], strict=True)],
-            (0.0, ABOVE),
-        )
-        for rule in ("sqrt", "none")
-    ]
-    lines = []
-    for rule, name in NAMES.items():
-        rates = sorted(_whole(rule, last))
-        rows = [list(row) for row in zip(*(_whole(rule, last)[rate] for rate in rates), strict=True)]
-        lines.append(Line(f"eps {name}", rates, rows))
-    figure = Figure("learning rate", f"validation loss at N = {last}, nats", lines, log_y=False)
-    return Outcome(15, measured, figure, setting())
-
-
-def _curvatures(rule: str, loops: int) -> Losses:
-    whole = _whole(rule, loops)
-    x = [math.log2(rate) for rate in sorted(whole)]
-    rows = zip(*(whole[rate] for rate in sorted(whole)), strict=True)
-    return [float(np.polyfit(x, row, 2)[0]) for row in rows]
-
-
-STUDIES = {9: rate_stands, 10: rate_drifts, 12: loss_ordering, 13: gap_grows, 15: basin_width}
+STUDIES = {9: rate_stands, 10: rate_drifts, 12: loss_ordering}

@@ -1,4 +1,4 @@
-"""All studies by number, and their records: records/paper/NN.json, written when a study has ended."""
+"""All studies by name, and their records: records/paper/NAME.json, written when a study has ended."""
 
 from __future__ import annotations
 
@@ -7,33 +7,60 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import carried
+import compare
+import gap
 import initial
+import kept
+import late
+import limits
 import recorded
 import torch
-import trained
-from outcome import Outcome
+import untied
+from outcome import Outcome, Table
 
 from loopscale.atomic import write_json
 from loopscale.train import provenance
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDS = ROOT / "records" / "paper"
-STUDIES: dict[int, Callable[[], Outcome]] = dict(
-    sorted({**initial.STUDIES, **recorded.STUDIES, **trained.STUDIES}.items())
+PREDICTIONS: dict[int, Callable[[], Outcome]] = dict(
+    sorted(
+        {**initial.STUDIES, **recorded.STUDIES, **gap.STUDIES, **carried.STUDIES, **late.STUDIES}.items(),
+    )
 )
+# Beyond the predictions: each gives a table.
+TABLES: dict[str, Callable[[], Table]] = {
+    "limits": limits.table,
+    "rules": compare.table,
+    "layers": carried.layers,
+    "untied": untied.table,
+}
+STUDIES: dict[str, Callable[[], Outcome | Table]] = {
+    **{f"{number:02d}": study for number, study in PREDICTIONS.items()},
+    **TABLES,
+}
+SHARED = {"13": "gap", "15": "gap", "layers": "11"}  # folders of trials that two studies read
 
 
-def record(number: int) -> Path:
-    """Where the record of a prediction lies."""
-    return RECORDS / f"{number:02d}.json"
+def record(name: str) -> Path:
+    """Where the record of a study lies."""
+    return RECORDS / f"{name}.json"
 
 
-def run(number: int) -> dict[str, Any]:
+def forget(names: list[str]) -> None:
+    """Let these studies train anew, where they had ended."""
+    for folder in {SHARED.get(name, name) for name in names}:
+        kept.forget(folder)
+
+
+def run(name: str) -> dict[str, Any]:
     """Run one study and keep its record."""
     torch.set_num_threads(1)
     began = time.perf_counter()
-    outcome = STUDIES[number]()
+    found = STUDIES[name]()
     seconds = round(time.perf_counter() - began, 1)
-    result = {**outcome.to_json(), "provenance": {**provenance(), "seconds": seconds}}
-    write_json(record(number), result)
+    result = {**found.to_json(), "provenance": {**provenance(), "seconds": seconds}}
+    write_json(record(name), result)
+    kept.ended(SHARED.get(name, name))
     return result

@@ -1,0 +1,154 @@
+"""What is tuned at a small size and carried: 11 (rate over L), 16 (strength), 19 (one shot), and which b holds over L."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from outcome import ABOVE, Figure, Line, Measured, Outcome, Table, about, over_seeds
+from search import SETTING, Losses, at_best, base, best_rate, searched, trained, vertex, whole
+
+from loopscale.transfer import fit_optimum, fit_slope
+
+STRENGTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
+LAYERS, SEEDS = (1, 2, 4, 8), 8
+B = {"looped": ("b = 1/2", -0.5), "looped-complete": ("b = 1", 0.0)}
+
+
+def mean(losses: Losses) -> float:
+    """The mean over seeds at the best rate."""
+    return float(np.mean(at_best(losses)))
+
+
+def tuned_strength(study: str, loops: int, seeds: int) -> tuple[float, float]:
+    """(strength, rate) with the smallest mean loss at L = 1."""
+    found = searched(study, {lam: base(loops, strength=lam) for lam in STRENGTHS}, seeds)
+    strength = min(STRENGTHS, key=lambda lam: mean(found[lam]))
+    return strength, best_rate(found[strength])
+
+
+def over_layers(study: str) -> tuple[float, float, dict[tuple[str, int], Losses]]:
+    """Strength and rate tuned at L = 1, N = 2; the curve over the rate at every L for both exponents at that strength."""
+    strength, rate = tuned_strength(study, 2, SEEDS)
+    arms = {(rule, n): base(2, rule=rule, strength=strength, layers=n) for rule in B for n in LAYERS}
+    return strength, rate, searched(study, arms, SEEDS)
+
+
+def rate_over_layers() -> Outcome:
+    """Prediction 11: the hidden weights' best rate over L at N = 2, for b = 1/2 and b = 1."""
+    strength, _, found = over_layers("11")
+    lines, measured, told = [], [], []
+    for rule, (name, power) in B.items():
+        optima = {n: fit_optimum(found[rule, n]) for n in LAYERS}
+        slope = fit_slope({n: optimum for n, optimum in optima.items() if optimum})
+        what = f"slope of log rate over log L, {name}"
+        # What is searched is the base rate; the hidden weights' own rate carries the factor L^(b - 1) on top.
+        if slope is None:
+            measured.append(Measured(what, math.nan, (-ABOVE, ABOVE), SEEDS, about(power, 0.2)))
+        else:
+            low, high = slope.interval
+            measured.append(Measured(what, slope.value + power, (low + power, high + power), SEEDS, about(power, 0.2)))
+        lines.append(Line(name, LAYERS, [[optima[n].lr * n**power for n in LAYERS]]))
+        told.append(f"{name}: {', '.join(f'{mean(found[rule, n]):.3f}' for n in LAYERS)}")
+    figure = Figure("L", "best rate of the hidden weights", lines)
+    note = f"Strength {strength:g}, tuned at L = 1. Loss at the best rate for L = 1, 2, 4, 8: {'; '.join(told)}."
+    return Outcome(11, measured, figure, SETTING + f", N = 2, {SEEDS} seeds", note)
+
+
+PLACES = {"N = 1, L = 1": (1, 1), "N = 4, L = 1": (4, 1), "N = 16, L = 1": (16, 1), "N = 2, L = 4": (2, 4)}
+
+
+def strength_transfers() -> Outcome:
+    """Prediction 16: the best strength, each at its own best rate, at N = 1, L = 1 and at larger N and L."""
+    strengths, seeds = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0), 5
+    arms = {
+        (place, lam): base(n, strength=lam, layers=count) for place, (n, count) in PLACES.items() for lam in strengths
+    }
+    found = searched("16", arms, seeds)
+    rows = {place: [at_best(found[place, lam]) for lam in strengths] for place in PLACES}
+    curves = {
+        place: [dict(zip(strengths, column, strict=True)) for column in zip(*rows[place], strict=True)]
+        for place in rows
+    }
+    best = {place: [vertex(curve) for curve in curves[place]] for place in PLACES}
+    start, *others = PLACES
+    measured = [
+        over_seeds(
+            f"log2 of the best strength, {place} against {start}",
+            [b - a for a, b in zip(best[start], best[place], strict=True)],
+            about(0, 1.0),
+        )
+        for place in others
+    ]
+    lines = [Line(place, strengths, [list(curve.values()) for curve in curves[place]]) for place in PLACES]
+    figure = Figure("strength lambda", "validation loss at the best rate, nats", lines, log_y=False)
+    told = ", ".join(f"{place}: 2^{np.mean(best[place]):.1f}" for place in PLACES)
+    return Outcome(16, measured, figure, SETTING + f", {seeds} seeds", f"Best strengths: {told}.")
+
+
+def one_shot() -> Outcome:
+    """Prediction 19: rate and strength tuned at N = 1; at N = 8 and 32 against a sweep over both there."""
+    seeds, lines, measured, told = 6, [], [], []
+    strength, rate = tuned_strength("19", 1, seeds)
+    for n in (8, 32):
+        arms = {lam: base(n, strength=lam) for lam in (strength / 2, strength, strength * 2)}
+        direct = searched("19", arms, seeds)
+        shot = trained("19", {strength: arms[strength]}, {strength: [(rate, seed) for seed in range(seeds)]})[strength]
+        lam = min(direct, key=lambda lam: mean(direct[lam]))
+        best = at_best(direct[lam])
+        noise = float(np.std(best, ddof=1))
+        regret = [shot[rate, seed] - best[seed] for seed in range(seeds)]
+        measured.append(over_seeds(f"regret at N = {n}, nats (seed noise {noise:.4f})", regret, (-ABOVE, noise)))
+        lines.append(Line(f"N = {n}", *_curve(direct[strength])))
+        told.append(f"best at N = {n}: rate 2^{math.log2(best_rate(direct[lam])):.1f}, strength {lam:g}")
+    figure = Figure("learning rate", f"validation loss at strength {strength:g}, nats", lines, log_y=False)
+    note = f"Tuned at N = 1: rate 2^{math.log2(rate):.1f}, strength {strength:g}; {'; '.join(told)}."
+    return Outcome(19, measured, figure, SETTING + f", {seeds} seeds", note)
+
+
+def _curve(losses: Losses) -> tuple[list[float], list[list[float]]]:
+    rows = whole(losses)
+    return list(rows), [list(row) for row in zip(*rows.values(), strict=True)]
+
+
+def layers() -> Table:
+    """What carrying (rate, strength) from L = 1 costs at every larger L, for both exponents."""
+    strength, rate, found = over_layers("11")
+    rows = []
+    for count in LAYERS[1:]:
+        best = _own_best(count, strength, found)
+        for rule, (name, _) in B.items():
+            arm = {rule: base(2, rule=rule, strength=strength, layers=count)}
+            shot = trained("layers", arm, {rule: [(rate, seed) for seed in range(SEEDS)]})[rule]
+            carried = [shot[rate, seed] for seed in range(SEEDS)]
+            gap = over_seeds("", [a - b for a, b in zip(carried, best, strict=True)], (0.0, 0.0))
+            rows.append(
+                {
+                    "L": str(count),
+                    "exponent": name,
+                    "loss, carried from L = 1": f"{np.mean(carried):.3f}",
+                    "at its own best rate": f"{mean(found[rule, count]):.3f}",
+                    "best of all rates and strengths tried": f"{np.mean(best):.3f}",
+                    "regret of carrying [95 % interval], n = 8": f"{gap.value:+.3f} [{gap.interval[0]:+.3f}, {gap.interval[1]:+.3f}]",
+                }
+            )
+    sentence = (
+        f"Rate and strength ({strength:g}) tuned at L = 1, N = 2, carried to L layers by b = 1/2 and by b = 1: validation "
+        "loss in nats, and what carrying costs against the best rate and strength there, under whichever exponent has it."
+    )
+    return Table("layers", sentence, rows, SETTING + f", N = 2, {SEEDS} seeds, strengths x 1/2, 1, 2 at every L")
+
+
+def _own_best(count: int, strength: float, found: Mapping[tuple[str, int], Losses]) -> list[float]:
+    """Losses by seed of the best (rate, strength) at this L under either exponent; strengths beside the tuned one too."""
+    arms = {
+        (rule, factor): base(2, rule=rule, strength=strength * factor, layers=count)
+        for rule in B
+        for factor in (0.5, 2.0)
+    }
+    curves = [*searched("layers", arms, SEEDS).values(), *(found[rule, count] for rule in B)]
+    return at_best(min(curves, key=mean))
+
+
+STUDIES = {11: rate_over_layers, 16: strength_transfers, 19: one_shot}

@@ -1,0 +1,99 @@
+"""One search over the rate for every study: bracket the optimum on the sqrt(2) grid with one seed, then all seeds there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import kept
+import numpy as np
+from kept import Training
+
+from loopscale.train import make_config
+from loopscale.transfer import wanted
+
+Losses = dict[tuple[float, int], float]  # (rate, seed) -> validation loss in nats, inf where it diverged
+Make = Callable[[float, int], Training]
+K = TypeVar("K")
+CENTER, STEPS = 2.0**-5, 100
+SETTING = f"bytes of Python sources, d = 32, 8 sequences of 32, {STEPS} AdamW steps"
+
+
+def base(
+    loops: int,
+    *,
+    rule: str = "looped",
+    strength: float = 1.0,
+    layers: int = 1,
+    steps: int = STEPS,
+    batch: int = 8,
+    own: str | None = None,
+    **optim: Any,
+) -> Make:
+    """(rate, seed) -> a training; layers count against a base of 1. `own`: a factory, see `kept.Training`."""
+
+    def make(rate: float, seed: int) -> Training:
+        model = {"width": 32, "head_dim": 16, "layers": layers, "base_layers": 1, "loops": loops}
+        values = {
+            "model": {**model, "rule": rule, "strength": strength},
+            "data": {"path": "stdlib", "context": 32, "batch_size": batch},
+            "optim": {"optimizer": "adamw", "schedule": "linear", "warmup": 0.1, **optim, "lr": rate},
+            "train": {"steps": steps, "eval_batches": 32, "seed": seed, "device": "cpu"},
+        }
+        return Training(make_config(values), own)
+
+    return make
+
+
+def trained(study: str, arms: Mapping[K, Make], points: Mapping[K, list[tuple[float, int]]]) -> dict[K, Losses]:
+    """The losses of each arm at its points, all trained together."""
+    flat = [(arm, point) for arm in arms for point in points[arm]]
+    values = kept.losses(study, [arms[arm](*point) for arm, point in flat])
+    found: dict[K, Losses] = {arm: {} for arm in arms}
+    for (arm, point), loss in zip(flat, values, strict=True):
+        found[arm][point] = loss
+    return found
+
+
+def searched(study: str, arms: Mapping[K, Make], seeds: int, train: Any = trained) -> dict[K, Losses]:
+    """Each arm's losses around its optimum: five rates over two octaves, all with every seed.
+
+    `train(study, arms, points)` is who trains them.
+    """
+    found: dict[K, Losses] = {arm: {} for arm in arms}
+    while True:
+        asked = {arm: wanted(found[arm], seeds, CENTER) for arm in arms}
+        if not any(asked.values()):
+            return found
+        for arm, losses in train(study, arms, asked).items():
+            found[arm].update(losses)
+
+
+def whole(losses: Losses) -> dict[float, list[float]]:
+    """rate -> losses by seed, for the rates that every seed was trained at."""
+    seeds = 1 + max(seed for _, seed in losses)
+    rates = sorted(rate for rate, seed in losses if seed == 0 and (rate, seeds - 1) in losses)
+    return {rate: [losses[rate, seed] for seed in range(seeds)] for rate in rates}
+
+
+def best_rate(losses: Losses) -> float:
+    """The rate with the smallest mean over all seeds."""
+    rows = whole(losses)
+    return min(rows, key=lambda rate: sum(rows[rate]))
+
+
+def at_best(losses: Losses) -> list[float]:
+    """Losses by seed at that rate."""
+    return whole(losses)[best_rate(losses)]
+
+
+def vertex(curve: Mapping[float, float]) -> float:
+    """log2 x where a parabola through the points within an octave of the smallest has its minimum, kept inside them."""
+    finite = {math.log2(x): y for x, y in curve.items() if math.isfinite(y)}
+    best = min(finite, key=lambda x: finite[x])
+    near = [x for x in sorted(finite) if abs(x - best) <= 1.01]
+    if len(near) < 3:
+        return best
+    c, b, _ = np.polyfit(near, [finite[x] for x in near], 2)
+    return float(np.clip(-b / (2 * c), near[0], near[-1])) if c > 0 else best
