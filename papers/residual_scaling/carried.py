@@ -68,8 +68,8 @@ def strength_transfers() -> Outcome:
     found = searched("16", arms, seeds)
     rows = {place: [at_best(found[place, lam]) for lam in strengths] for place in PLACES}
     curves = {
-        place: [dict(zip(strengths, column, strict=True)) for column in zip(*rows[place], strict=True)]
-        for place in rows
+        place: [dict(zip(strengths, column, strict=True)) for column in zip(*row, strict=True)]
+        for place, row in rows.items()
     }
     best = {place: [vertex(curve) for curve in curves[place]] for place in PLACES}
     start, *others = PLACES
@@ -123,6 +123,7 @@ def layers() -> Table:
             shot = trained("layers", arm, {rule: [(rate, seed) for seed in range(SEEDS)]})[rule]
             carried = [shot[rate, seed] for seed in range(SEEDS)]
             gap = over_seeds("", [a - b for a, b in zip(carried, best, strict=True)], (0.0, 0.0))
+            low, high = gap.interval
             rows.append(
                 {
                     "L": str(count),
@@ -130,7 +131,7 @@ def layers() -> Table:
                     "loss, carried from L = 1": f"{np.mean(carried):.3f}",
                     "at its own best rate": f"{mean(found[rule, count]):.3f}",
                     "best of all rates and strengths tried": f"{np.mean(best):.3f}",
-                    "regret of carrying [95 % interval], n = 8": f"{gap.value:+.3f} [{gap.interval[0]:+.3f}, {gap.interval[1]:+.3f}]",
+                    "regret of carrying [95 % interval], n = 8": f"{gap.value:+.3f} [{low:+.3f}, {high:+.3f}]",
                 }
             )
     sentence = (

@@ -1,4 +1,4 @@
-"""What the scale is worth over N: 13 (the gap), 14 (trainability), 15 (basin width). Three rules at strength 1, one layer."""
+"""What the scale is worth over N: 13 (gap), 14 (trainability), 15 (basin width). Three rules at strength 1, one layer."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def trainability() -> Outcome:
     ]
     figure = Figure("learning rate", "validation loss, nats (missing: diverged)", lines, log_y=False)
     note = (
-        f"A cell fails when it diverges or ends above {limit:.2f} nats, the entropy of single bytes of the validation text: "
+        f"A cell fails when it diverges or ends above {limit:.2f} nats, the entropy of the validation text's bytes: "
         "it learned nothing of the context."
     )
     return Outcome(14, measured, figure, SETTING + f", N = 1, 4 and 16, rates 2^-9 to 2^2, {seeds} seeds", note)

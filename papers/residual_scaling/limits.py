@@ -53,30 +53,13 @@ def says(above: str, below: str) -> Callable[[float, float], str]:
     return lambda low, high: above if low > 0 else below if high < 0 else "no difference shown"
 
 
+RULE, BOTH, PATH = ("1/N helps", "1/N hurts"), ("the second rule hurts", "both are better"), ("it costs", "it gains")
 PAIRS = (
-    (
-        "output projections start at 1/sqrt(2 N), no scale",
-        "none and damped start, N = 8",
-        "1/N, N = 8",
-        "1/N helps",
-        "1/N hurts",
-    ),
-    ("the same without that start", "none, N = 8", "1/N, N = 8", "1/N helps", "1/N hurts"),
-    (
-        "that start on top of 1/N",
-        "1/N and damped start, N = 8",
-        "1/N, N = 8",
-        "the second rule hurts",
-        "both together are better",
-    ),
-    ("N = 2, learned scalars, Muon", "learned scalars, Muon, N = 2", "1/N, Muon, N = 2", "1/N helps", "1/N hurts"),
-    (
-        "input added at every visit",
-        "input unscaled, N = 16",
-        "input times 1/N, N = 16",
-        "the unscaled path costs",
-        "it gains",
-    ),
+    ("output projections start at 1/sqrt(2 N), no scale", "none and damped start, N = 8", "1/N, N = 8", RULE),
+    ("the same without that start", "none, N = 8", "1/N, N = 8", RULE),
+    ("that start on top of 1/N", "1/N and damped start, N = 8", "1/N, N = 8", BOTH),
+    ("N = 2, learned scalars, Muon", "learned scalars, Muon, N = 2", "1/N, Muon, N = 2", RULE),
+    ("input added at every visit", "input unscaled, N = 16", "input times 1/N, N = 16", PATH),
 )
 
 
@@ -84,21 +67,20 @@ def table() -> Table:
     """A row a report."""
     found = {name: at_best(losses) for name, losses in searched("limits", arms(), SEEDS).items()}
     rows = [coarse_grid()]
-    for condition, first, second, above, below in PAIRS:
+    for condition, first, second, words in PAIRS:
         gap = over_seeds("", [a - b for a, b in zip(found[first], found[second], strict=True)], (0.0, 0.0))
         low, high = gap.interval
+        seen = ", ".join(f"{name.rpartition(', N')[0]}: {np.mean(found[name]):.3f}" for name in (first, second))
         rows.append(
             {
                 "condition of the report": condition,
-                "what was seen": ", ".join(
-                    f"{name.rpartition(', N')[0]}: {np.mean(found[name]):.3f}" for name in (first, second)
-                ),
+                "what was seen": seen,
                 "difference [95 % interval]": f"{gap.value:+.3f} [{low:+.3f}, {high:+.3f}], n = {SEEDS}",
-                "so": says(above, below)(low, high),
+                "so": says(*words)(low, high),
             }
         )
     sentence = (
-        "Each row repeats the condition of a report in which 1/N brought nothing or failed: validation loss in nats, each arm "
-        "at its own best rate."
+        "Each row repeats the condition of a report in which 1/N brought nothing or failed: validation loss in nats, each "
+        "arm at its own best rate."
     )
     return Table("limits", sentence, rows, SETTING + f", one layer, {SEEDS} seeds")

@@ -49,8 +49,8 @@ def table() -> Table:
             }
         )
     sentence = (
-        "Each network at its own best rate. Loss per byte of text, and per symbol of the answer in the tasks. The second row "
-        "of each three has the same compute, the third the same parameters as the first."
+        "Each network at its own best rate. Loss per byte of text, and per symbol of the answer in the tasks. The second "
+        "row of each three has the same compute, the third the same parameters as the first."
     )
     setting = f"d = 32, AdamW; text: {STEPS} steps of 8 sequences of 32; tasks: {TASK_STEPS} steps of 32 fresh examples"
     return Table("untied", sentence, rows, setting)
