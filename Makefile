@@ -50,8 +50,8 @@ docs: $(STAMP_DEV) ## the documentation's site, strict: build/docs/index.html
 	@OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
 	@echo "build/docs/index.html"
 
-paper: $(STAMP_DEV) ## the paper's predictions that have no record yet
-	@OMP_NUM_THREADS=1 $(BIN)/python papers/residual_scaling
+paper: $(STAMP_DEV) ## the paper's studies that have no record yet; all of them with AGAIN=1
+	@OMP_NUM_THREADS=1 $(BIN)/python papers/residual_scaling $(if $(AGAIN),--again)
 
 check: $(STAMP_DEV) ## lint and strict types
 	@$(BIN)/ruff check . && $(BIN)/mypy

@@ -120,7 +120,7 @@ def layers() -> Table:
         best = _own_best(count, strength, found)
         for rule, (name, _) in B.items():
             arm = {rule: base(2, rule=rule, strength=strength, layers=count)}
-            shot = trained("layers", arm, {rule: [(rate, seed) for seed in range(SEEDS)]})[rule]
+            shot = trained("11", arm, {rule: [(rate, seed) for seed in range(SEEDS)]})[rule]
             carried = [shot[rate, seed] for seed in range(SEEDS)]
             gap = over_seeds("", [a - b for a, b in zip(carried, best, strict=True)], (0.0, 0.0))
             low, high = gap.interval
@@ -148,7 +148,7 @@ def _own_best(count: int, strength: float, found: Mapping[tuple[str, int], Losse
         for rule in B
         for factor in (0.5, 2.0)
     }
-    curves = [*searched("layers", arms, SEEDS).values(), *(found[rule, count] for rule in B)]
+    curves = [*searched("11", arms, SEEDS).values(), *(found[rule, count] for rule in B)]
     return at_best(min(curves, key=mean))
 
 

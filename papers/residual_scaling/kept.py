@@ -7,6 +7,7 @@ import math
 import multiprocessing
 import os
 import shutil
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -33,9 +34,10 @@ def kept(study: str, work: Callable[[Batch], Batch], batches: Sequence[Batch]) -
     """
     folder = RUNS / study
     left = [{k: job for k, job in batch.items() if not (folder / f"{k}.json").exists()} for batch in batches]
-    for values in _side_by_side(work, [batch for batch in left if batch]):
+    for values, seconds in _side_by_side(work, [batch for batch in left if batch]):
         for key, value in values.items():
             write_json(folder / f"{key}.json", value)
+        write_json(folder / "processor" / f"{min(values)}.json", round(seconds, 2))
     return {key: json.loads((folder / f"{key}.json").read_text()) for batch in batches for key in batch}
 
 
@@ -63,6 +65,11 @@ def forget(study: str) -> None:
     """Take away what a study that ended has kept, so that it runs anew; one that was stopped goes on."""
     if (RUNS / study / "ended").exists():
         shutil.rmtree(RUNS / study)
+
+
+def processor_seconds(study: str) -> float:
+    """Processor time of all that the study's other processes did, of earlier calls too."""
+    return sum(json.loads(path.read_text()) for path in (RUNS / study / "processor").glob("*.json"))
 
 
 def ended(study: str) -> None:
@@ -103,16 +110,21 @@ def _train(batch: Batch) -> Batch:
         return {key: fit_own(str(HERE / own), config).val_loss for key, config in zip(keys, configs, strict=True)}
 
 
-def _side_by_side(work: Callable[[Batch], Batch], batches: Sequence[Batch]) -> Iterator[Batch]:
-    """What `work` makes of each, as it ends; one process a core, one thread each."""
+def _side_by_side(work: Callable[[Batch], Batch], batches: Sequence[Batch]) -> Iterator[tuple[Batch, float]]:
+    """What `work` makes of each, as it ends, and its processor seconds; one process a core, one thread each."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(max(1, min(cores, len(batches))), mp_context=context, initializer=_one_thread)
     try:
-        for future in as_completed([pool.submit(work, batch) for batch in batches]):
+        for future in as_completed([pool.submit(_timed, work, batch) for batch in batches]):
             yield future.result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _timed(work: Callable[[Batch], Batch], batch: Batch) -> tuple[Batch, float]:
+    began = time.process_time()
+    return work(batch), time.process_time() - began
 
 
 def _one_thread() -> None:

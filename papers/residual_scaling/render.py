@@ -72,7 +72,7 @@ def figures(found: dict[int, dict[str, Any]]) -> str:
         note = f" {record['note']}" if record["note"] else ""
         parts.append(
             f"### {key}. {record['claim']}\n\n![{record['claim']}](figures/{key:02d}.svg)\n\n"
-            f"`{record['command']}`: {record['setting']}.{note} {record['provenance']['seconds']:.0f} s."
+            f"`{record['command']}`: {record['setting']}.{note} {processor_seconds(record):.0f} s."
         )
     return "\n\n".join(parts)
 
@@ -91,11 +91,11 @@ def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:] + "."
 
 
-def extra(name: str, command: str) -> str:
-    """The text of a study beyond the predictions, or the command that makes it."""
+def extra(name: str) -> str:
+    """The text of a study beyond the predictions, or the command that makes its record."""
     path = RECORDS / f"{name}.json"
     if not path.exists():
-        return f"Not run yet: `{command}` makes the record."
+        return f"Not run yet: `python papers/residual_scaling {name}` makes the record."
     record = json.loads(path.read_text())
     rows = record["table"]
     head = "| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0])
@@ -103,8 +103,28 @@ def extra(name: str, command: str) -> str:
     origin = record["provenance"]
     return (
         f"{record['sentence']}\n\n{head}\n{body}\n\n({record['setting']}; `{record['command']}`, "
-        f"{origin['seconds'] / 60:.0f} minutes, torch {origin['torch']}, {origin['hardware']}, {origin['date'][:10]})"
+        f"{processor_seconds(record) / 60:.0f} minutes of processor time, torch {origin['torch']}, {origin['hardware']}, "
+        f"{origin['date'][:10]})"
     )
+
+
+def time_taken() -> str:
+    """How long the studies took, together and the longest."""
+    seconds = {path.stem: processor_seconds(json.loads(path.read_text())) for path in RECORDS.glob("*.json")}
+    longest = max(seconds, key=lambda name: seconds[name])
+    return (
+        f"{sum(seconds.values()) / 60:.0f} minutes of processor time, which two cores share, the longest (`{longest}`) "
+        f"{seconds[longest] / 60:.0f}."
+    )
+
+
+def processor_seconds(record: dict[str, Any]) -> float:
+    """What a study took of all cores together; the oldest records ran on one and hold the seconds of the clock."""
+    origin = record["provenance"]
+    return float(origin.get("processor_seconds", origin.get("seconds", 0.0)))
+
+
+EXTRA = ("limits", "rules", "layers", "untied")
 
 
 def blocks() -> dict[str, str]:
@@ -116,8 +136,8 @@ def blocks() -> dict[str, str]:
         "figures": figures(found),
         "findings": findings(),
         "plan": plan.table(),
-        "limits": extra("limits", "python papers/residual_scaling/limits.py"),
-        "rules": extra("rules", "python papers/residual_scaling/compare.py"),
+        "time": time_taken(),
+        **{name: extra(name) for name in EXTRA},
     }
 
 

@@ -1,0 +1,105 @@
+"""What the studies of the paper share: the search over the rate, kept trials, and the tasks."""
+
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+PAPER = Path(__file__).parents[2] / "papers" / "residual_scaling"
+
+
+@pytest.fixture(scope="module")
+def paper():
+    sys.path[:0] = [str(PAPER), str(PAPER / "tasks")]
+    import kept
+    import search
+
+    yield {"kept": kept, "search": search}
+    sys.path.remove(str(PAPER))
+    sys.path.remove(str(PAPER / "tasks"))
+
+
+@given(st.lists(st.floats(-9, -1), min_size=1, max_size=3), st.integers(1, 4))
+def test_the_search_brackets_every_valley_and_gives_it_all_seeds(paper, bottoms, seeds):
+    def train(_study, arms, points):
+        return {
+            arm: {(rate, seed): (math.log2(rate) - arms[arm]) ** 2 + seed for rate, seed in points[arm]} for arm in arms
+        }
+
+    found = paper["search"].searched("", dict(enumerate(bottoms)), seeds, train)
+    for arm, bottom in enumerate(bottoms):
+        rows = paper["search"].whole(found[arm])
+        assert len(rows) >= 5 and all(len(row) == seeds for row in rows.values())
+        assert abs(math.log2(paper["search"].best_rate(found[arm])) - bottom) <= 0.2501
+        curve = {rate: row[0] for rate, row in rows.items()}
+        assert paper["search"].vertex(curve) == pytest.approx(bottom, abs=1e-6)
+
+
+def test_what_is_kept_is_not_made_again_until_it_is_forgotten(paper, tmp_path, monkeypatch):
+    kept, made = paper["kept"], []
+    monkeypatch.setattr(kept, "RUNS", tmp_path)
+    monkeypatch.setattr(kept, "_side_by_side", lambda work, batches: map(work, batches))
+
+    def work(batch):
+        made.extend(batch)
+        return {key: job * 2 for key, job in batch.items()}
+
+    assert kept.kept("s", work, [{"a": 1}, {"b": 2, "c": 3}]) == {"a": 2, "b": 4, "c": 6}
+    (tmp_path / "s" / "b.json").unlink()  # as when it was stopped before b ended
+    assert kept.kept("s", work, [{"a": 1}, {"b": 2, "c": 3}]) == {"a": 2, "b": 4, "c": 6}
+    assert made == ["a", "b", "c", "b"]
+    kept.forget("s")
+    assert (tmp_path / "s" / "a.json").exists(), "a study that was stopped goes on"
+    kept.ended("s")
+    kept.forget("s")
+    assert not (tmp_path / "s").exists()
+
+
+def test_trainings_side_by_side_and_in_stacks_have_the_losses_they_have_alone(paper, tmp_path, monkeypatch):
+    from loopscale.train import fit, fit_own
+
+    kept, search = paper["kept"], paper["search"]
+    monkeypatch.setattr(kept, "RUNS", tmp_path)
+    house = [search.base(2, rule=rule, steps=3)(2.0**-6, 0) for rule in ("looped", "none")]
+    gates = search.base(2, rule="none", steps=3, own="variants.py:visit_gates")(2.0**-6, 0)
+    found = kept.losses("s", [*house, gates])
+    assert found[:2] == [fit(training.config).val_loss for training in house]
+    alone = fit_own(str(PAPER / gates.own), gates.config).val_loss
+    assert found[2] == pytest.approx(alone, rel=1e-5)  # batched by torch.vmap: equal but for rounding
+
+
+@pytest.mark.parametrize("name", ["learned_scalars", "visit_gates"])
+def test_gates_at_their_start_are_the_rule(name, paper):
+    import variants
+
+    tokens = torch.randint(0, 256, (2, 8), generator=torch.Generator().manual_seed(0))
+    sizes = {"loops": 4, "layers": 2, "width": 32, "strength": 1.0, "base_layers": None, "seed": 0}
+    gated = getattr(variants, name)(rule="none" if name == "visit_gates" else "looped", **{**sizes, "layers": 1})
+    plain = variants.house(rule="looped", **{**sizes, "layers": 1})
+    torch.testing.assert_close(gated(tokens), plain(tokens))
+    assert torch.equal(gated(tokens), gated(tokens)), "the count of visits starts anew"
+
+
+def test_the_tasks_have_one_right_answer(paper):
+    import addition
+    import sorting
+    import walk
+
+    batch = addition.make_batch("train", 0, 0, 64).numpy()
+    value = lambda part: (part * 10 ** np.arange(part.shape[1] - 1, -1, -1)).sum(1)  # noqa: E731
+    assert np.array_equal(value(batch[:, :4]) + value(batch[:, 5:9]), value(batch[:, 10:]))
+    batch = sorting.make_batch("train", 0, 0, 64).numpy()
+    assert np.array_equal(np.sort(batch[:, :8], axis=1), batch[:, 9:])
+    for row in walk.make_batch("train", 0, 0, 64).numpy():
+        edges, steps, at, end = row[:8], row[8] - 8, row[9], row[10]
+        for _ in range(steps):
+            at = edges[at]
+        assert 1 <= steps <= 4 and at == end
+    for task in (addition, sorting, walk):
+        one, two = task.make_batch("train", 0, 0, 64), task.make_batch("validation", 0, 0, 64)
+        assert not torch.equal(one, two) and torch.equal(one, task.make_batch("train", 0, 0, 64))
