@@ -43,7 +43,7 @@ def test_the_search_brackets_every_valley_and_gives_it_all_seeds(paper, bottoms,
 def test_what_is_kept_is_not_made_again_until_it_is_forgotten(paper, tmp_path, monkeypatch):
     kept, made = paper["kept"], []
     monkeypatch.setattr(kept, "RUNS", tmp_path)
-    monkeypatch.setattr(kept, "_side_by_side", lambda work, batches: map(work, batches))
+    monkeypatch.setattr(kept, "_side_by_side", lambda work, batches: ((work(b), 1.5) for b in batches))
 
     def work(batch):
         made.extend(batch)
@@ -53,6 +53,7 @@ def test_what_is_kept_is_not_made_again_until_it_is_forgotten(paper, tmp_path, m
     (tmp_path / "s" / "b.json").unlink()  # as when it was stopped before b ended
     assert kept.kept("s", work, [{"a": 1}, {"b": 2, "c": 3}]) == {"a": 2, "b": 4, "c": 6}
     assert made == ["a", "b", "c", "b"]
+    assert kept.processor_seconds("s") >= 3
     kept.forget("s")
     assert (tmp_path / "s" / "a.json").exists(), "a study that was stopped goes on"
     kept.ended("s")
