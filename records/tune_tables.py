@@ -30,8 +30,8 @@ def count() -> str:
         mine = [row for row in rows() if row["tuned_at"] == loops]
         lost = [f"`{row['setting']}`" for row in mine if not held(row)]
         told.append(
-            f"Tuned at N = {loops}, the values were as good at N = 32 as a sweep there, to the larger of 0.005 nats and the "
-            f"seed noise, in {sum(map(held, mine))} of {len(mine)} settings"
+            f"Tuned at N = {loops}, the values were as good at N = 32 as a sweep there, to the larger of 0.005 nats and "
+            f"the seed noise, in {sum(map(held, mine))} of {len(mine)} settings"
             + (f" (not in {', '.join(lost)})." if lost else ".")
         )
     shares = [row["share_of_direct"] for row in rows()]
