@@ -30,6 +30,25 @@ def losses(values: dict[str, Any], steps: int) -> dict[str, Any]:
         }
 
 
+def compiled(values: dict[str, Any], steps: int) -> dict[str, Any]:
+    """Losses and N of some steps with a compiled body, and how many graphs there are before them and after."""
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    from loopscale.nn import looped_core
+
+    counter, compile = CompileCounterWithBackend("aot_eager"), torch.compile
+    looped_core.torch.compile = lambda function, **options: compile(function, **{**options, "backend": counter})
+    with joined() as world:
+        training = prepare(config_of(values), world=world)
+        before = counter.frame_count
+        records = [train_step(training) for _ in range(steps)]
+        return {
+            "losses": [record.loss for record in records],
+            "loops": [record.loops for record in records],
+            "graphs": (before, counter.frame_count),
+        }
+
+
 def collectives(values: dict[str, Any], loops: int) -> dict[str, int]:
     """How often each collective runs in one step, by torch's profiler."""
     with joined() as world:

@@ -54,6 +54,17 @@ def test_the_losses_do_not_depend_on_how_the_batch_is_dealt_out(
         assert answer["stream_rms"] == pytest.approx(alone["stream_rms"], rel=1e-4)
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_sampled_loops_on_two_ranks_keep_one_compiled_graph_and_the_eager_losses(
+    values: dict[str, Any], strategy: str
+) -> None:
+    sampled = with_(values, model={"sampler": {"kind": "poisson", "mean": 3}}, train={"strategy": strategy})
+    eager = on_ranks(2, ranked.losses, sampled, 8)[0]["losses"]
+    for answer in on_ranks(2, ranked.compiled, with_(sampled, train={"compile": True}), 8):
+        assert len(set(answer["loops"])) >= 3 and answer["graphs"] == (1, 1)
+        assert answer["losses"] == pytest.approx(eager, abs=1e-5)
+
+
 def test_muon_on_replicas_too(values: dict[str, Any]) -> None:
     muon = with_(values, optim={"optimizer": "muon"})
     alone = ranked.losses(muon, 5)["losses"]  # its iteration runs in bf16: rounding shows early
