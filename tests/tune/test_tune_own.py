@@ -34,7 +34,7 @@ device = "cpu"
 
 
 def ran(place, command):
-    done = subprocess.run(command, cwd=place, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, cwd=place, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -76,3 +76,25 @@ def test_the_target_is_built_with_what_the_rule_says(told, monkeypatch):
     assert own.model.scale == pytest.approx(config.model.strength / (4 * 2**0.5))
     assert rates["hidden"] == pytest.approx(config.optim.lr * 2**-0.5 / 2)
     assert rates["readout"] == config.optim.lr
+
+
+NAIVE = """
+from pathlib import Path
+from loopscale.train import load_values
+from loopscale.transfer import LocalProcesses, Own
+from loopscale.tune import Size, TuneSettings, tune
+base = load_values("small.toml")
+settings = TuneSettings(base, Size.of(base), Size.of(base), trials=3, own=Own.at("mine.py:make_model"))
+tune(settings, Path("naive"), executor=LocalProcesses(1))
+"""
+
+
+@pytest.mark.slow
+def test_a_script_without_its_guard_is_told_of_it(told):
+    """The processes of the trials import the script, which would tune again in each of them."""
+    place, _ = told
+    (place / "naive.py").write_text(NAIVE)
+    command = [sys.executable, "naive.py"]
+    done = subprocess.run(command, cwd=place, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 1 and 'starts them outside `if __name__ == "__main__":`' in done.stderr.splitlines()[-1]
+    assert done.stderr.count("UserError: a script starts trials") == 3, "each process said so at once"

@@ -29,14 +29,16 @@ def tuning(tmp_path):
     command = [sys.executable, "-m", "loopscale", "tune", "small.toml", *place, "--out", "t"]
     environment = {**os.environ, "PYTHONPATH": str(Path(loopscale.__file__).parents[1])}
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
-    wait_for(lambda: list((tmp_path / "t" / "trials").glob("*.json")))
-    (tmp_path / "hold").touch()
-    yield tmp_path / "t", process
-    process.kill()
-    process.communicate()
+    try:
+        wait_for(lambda: list((tmp_path / "t" / "trials").glob("*.json")))
+        (tmp_path / "hold").touch()
+        yield tmp_path / "t", process
+    finally:
+        process.kill()
+        process.communicate()
 
 
-def wait_for(what, seconds=60):
+def wait_for(what, seconds=300):
     deadline = time.monotonic() + seconds
     while not (found := what()):
         assert time.monotonic() < deadline
@@ -59,12 +61,12 @@ def test_the_live_page_grows_by_itself_and_ends_with_the_plan(tuning):
         rows = page.locator("tbody tr")
         first = rows.count()
         (folder.parent / "hold").unlink()
-        page.wait_for_function(f"document.querySelectorAll('tbody tr').length > {first}", timeout=30_000)
-        process.wait(timeout=200)
-        page.wait_for_selector("text=Tuned at N = 1", timeout=30_000)
+        page.wait_for_function(f"document.querySelectorAll('tbody tr').length > {first}", timeout=300_000)
+        process.wait(timeout=600)
+        page.wait_for_selector("text=Tuned at N = 1", timeout=300_000)
         assert page.locator("h1").text_content() == "Tuning t"
         page.click("text=The finished report")
-        page.wait_for_selector("html[data-ready]", timeout=30_000)
+        page.wait_for_selector("html[data-ready]", timeout=300_000)
         browser.close()
         server.shutdown()
 
@@ -95,7 +97,7 @@ def test_optuna_dashboard_opens_the_same_journal_while_it_grows(tuning):
         (folder.parent / "hold").unlink()
         wait_for(lambda: ended() > before)
         assert "<html" in ask("/dashboard/").lower()
-        process.communicate(timeout=200)
+        process.communicate(timeout=600)
         assert process.returncode == 0 and ended() == 25
     finally:
         dashboard.terminate()

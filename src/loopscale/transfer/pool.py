@@ -15,6 +15,7 @@ from loopscale.transfer.trial import start_worker
 Job = tuple[str, dict[str, Any], dict[str, Any]]  # key, cell, config
 Take = Callable[[list[Job], set[str]], list[Job]]
 T = TypeVar("T")
+GUARD = '`if __name__ == "__main__":`'
 
 
 def cores() -> int:
@@ -29,8 +30,11 @@ def in_processes(
 
     take: of the jobs known now and the keys that are running, the group that a free process gets; none waits.
 
-    Raises `UserError` when processes die again and again (three times without a finished group in between).
+    Raises `UserError` when processes die again and again (three times without a finished group in between), and in a
+    process that is just importing the script that started it: it would start processes of its own, or wait for its parent.
     """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise UserError(f"a script starts trials where their processes import it: put that under {GUARD}")
     losses = 0
     while True:
         try:
@@ -42,7 +46,8 @@ def in_processes(
             losses += 1
             if losses == 3:
                 raise UserError(
-                    "worker processes keep dying (out of memory?): try --workers 1 or a smaller model"
+                    "worker processes keep dying: out of memory (try --workers 1 or a smaller model), or a script "
+                    f"that they import and that starts them outside {GUARD}"
                 ) from cause
 
 
