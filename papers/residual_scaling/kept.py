@@ -7,11 +7,13 @@ import math
 import multiprocessing
 import os
 import shutil
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -129,3 +131,12 @@ def _timed(work: Callable[[Batch], Batch], batch: Batch) -> tuple[Batch, float]:
 
 def _one_thread() -> None:
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+
+
+def _end_with_the_parent() -> None:
+    """A study that is killed takes its processes along; the pool alone would leave them training for nobody."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
