@@ -138,6 +138,7 @@ def blocks() -> dict[str, str]:
         "plan": plan.table(),
         "time": time_taken(),
         **{name: extra(name) for name in EXTRA},
+        **{f"result{number}": result(record) for number, record in found.items()},
     }
 
 
@@ -155,7 +156,7 @@ def rendered(text: str) -> str:
 
 def documents() -> list[Path]:
     """The documents with marked blocks."""
-    pages = [HERE / "README.md", HERE / "configs" / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+    pages = [ROOT / "README.md", HERE / "README.md", HERE / "configs" / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
     return [page for page in pages if "<!-- paper:" in page.read_text()]
 
 
