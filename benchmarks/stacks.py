@@ -31,10 +31,10 @@ from loopscale.transfer import Executor, Fastest, LocalProcesses, Stacks, conten
 from loopscale.transfer.executor import Job
 
 SIZES = {  # name: width, head_dim, layers, context, batch, steps of a trial of the executors' part
-    "d = 32, T = 16": (32, 16, 1, 16, 4, 600),
-    "d = 32, T = 64": (32, 32, 1, 64, 16, 250),
-    "proxy of the default config": (64, 32, 1, 64, 16, 120),
-    "widest proxy": (128, 32, 2, 64, 16, 25),
+    "d = 32, T = 16": (32, 16, 1, 16, 4, 300),
+    "d = 32, T = 64": (32, 32, 1, 64, 16, 100),
+    "proxy of the default config": (64, 32, 1, 64, 16, 60),
+    "widest proxy": (128, 32, 2, 64, 16, 12),
 }
 AT_ONCE, TRIAL_STEPS, TRIALS = (1, 4, 16, 64), 64, 16
 
