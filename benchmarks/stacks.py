@@ -1,11 +1,12 @@
 """Claim: on a GPU, 16 small trials at once have at least 4 times the throughput of one after another. On a CPU: what it is.
 
-python benchmarks/stacks.py [--device cuda] [--pairs 5] [--out records/stacks.json]
+python benchmarks/stacks.py [--device cuda] [--pairs 3] [--out records/stacks.json]
 
 steps      trials a second of K = 1, 4, 16, 64 in a stack over one after another, in one process with one thread, pair by
            pair: CPU seconds on a CPU, the wall on a GPU
-executors  the same 16 trials by one process, by a process a core, by a stack in one process and by a stack in each, in
-           turn; wall time, starting the processes included; and what `--executor auto` measured and took
+at work    the same with a process on each core at work, trials in stacks over trials alone: what `--executor auto`
+           measures, and so what it takes
+walls      wall time of the same 16 trials, starting the processes included: one process, a process a core, stacks in them
 
 Sizes: d = 32 on short and on whole sequences, the proxy that `loopscale tune` cuts from the default config, and the widest
 one that it cuts from a large config.
@@ -27,26 +28,27 @@ from loopscale.atomic import write_json
 from loopscale.data import Dataset
 from loopscale.train import TrainConfig, house_stack, make_config, provenance
 from loopscale.train.training import prepare, train_step
-from loopscale.transfer import Executor, Fastest, LocalProcesses, Stacks, content_hash
+from loopscale.transfer import Executor, LocalProcesses, Stacks, content_hash
 from loopscale.transfer.executor import Job
+from loopscale.transfer.fastest import MARGIN, measured
 
-SIZES = {  # name: width, head_dim, layers, context, batch, steps of a trial of the executors' part
-    "d = 32, T = 16": (32, 16, 1, 16, 4, 300),
-    "d = 32, T = 64": (32, 32, 1, 64, 16, 100),
-    "proxy of the default config": (64, 32, 1, 64, 16, 60),
-    "widest proxy": (128, 32, 2, 64, 16, 12),
+SIZES = {  # name: width, head_dim, layers, context, batch
+    "d = 32, T = 16": (32, 16, 1, 16, 4),
+    "d = 32, T = 64": (32, 32, 1, 64, 16),
+    "proxy of the default config": (64, 32, 1, 64, 16),
+    "widest proxy": (128, 32, 2, 64, 16),
 }
-AT_ONCE, TRIAL_STEPS, TRIALS = (1, 4, 16, 64), 64, 16
+AT_ONCE, TRIAL_STEPS, TRIALS, STEPS = (1, 4, 16, 64), 64, 16, 300
 
 
-def config(size: str, device: str, seed: int, steps: int | None = None) -> TrainConfig:
-    width, head_dim, layers, context, batch, own = SIZES[size]
+def config(size: str, device: str, seed: int, steps: int = STEPS) -> TrainConfig:
+    width, head_dim, layers, context, batch = SIZES[size]
     return make_config(
         {
             "model": {"width": width, "head_dim": head_dim, "layers": layers, "loops": 1, "base_layers": layers},
             "data": {"path": "stdlib", "context": context, "batch_size": batch},
             "optim": {"lr": 2.0 ** (-9 + seed % 4)},
-            "train": {"steps": own if steps is None else steps, "eval_batches": 8, "seed": seed, "device": device},
+            "train": {"steps": steps, "eval_batches": 8, "seed": seed, "device": device},
         }
     )
 
@@ -97,46 +99,54 @@ def wall(executor: Executor, size: str, device: str) -> float:
     return time.perf_counter() - began
 
 
-def executors(size: str, device: str, pairs: int) -> dict[str, Any]:
-    """Throughput of each way over one process; what auto took."""
-    said: list[str] = []
-    chosen = Fastest(config(size, device, 0).model_dump(mode="json"), say=said.append).chosen
+def at_work(size: str, device: str, pairs: int) -> dict[str, Any]:
+    """Throughput of stacks over processes, on all cores, and what `auto` takes by the median."""
+    values = config(size, device, 0).model_dump(mode="json")
+    found = [measured(values, LocalProcesses().workers, Stacks(device=device)) for _ in range(pairs)]
+    rates = [rate for _, rate in found if not isinstance(rate, str)]
+    record = ratio([stacks for _, stacks in rates], [processes for processes, _ in rates])
+    return {**record, "size": found[0][0], "auto": "stacks" if record["ratio_median"] > MARGIN else "processes"}
+
+
+def walls(size: str, device: str, rounds: int) -> dict[str, Any]:
+    """Throughput of each way over one process."""
     kinds: dict[str, Callable[[], Executor]] = {
         "one process": lambda: LocalProcesses(1),
         "processes": LocalProcesses,
-        "a stack in one process": lambda: Stacks(1, device=device),
-        "a stack in each process": lambda: Stacks(LocalProcesses().workers, device=device),
+        "stacks": lambda: Stacks(device=device),
     }
     seconds: dict[str, list[float]] = {name: [] for name in kinds}
-    for _ in range(pairs):
+    for _ in range(rounds):
         for name, make in kinds.items():
             seconds[name].append(wall(make(), size, device))
     over = {name: ratio(seconds["one process"], row) for name, row in seconds.items() if name != "one process"}
-    stacks, processes = seconds["a stack in each process"], seconds["processes"]
-    return {
-        "over_one_process": over,
-        "stacks_over_processes": ratio(processes, stacks),
-        "auto": {"said": said[-1], "took": "stacks" if isinstance(chosen, Stacks) else "processes"},
-        "seconds": {name: [round(s, 2) for s in row] for name, row in seconds.items()},
-    }
+    return {"over_one_process": over, "seconds": {name: [round(s, 2) for s in row] for name, row in seconds.items()}}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--walls", type=int, default=3, help="rounds of the executors' part; 0 leaves it out")
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument(
+        "--walls", type=int, default=2, help="rounds of the walls, at the first size; 0 leaves them out"
+    )
     parser.add_argument("--sizes", nargs="*", default=list(SIZES), choices=SIZES)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for size in options.sizes:
-        row: dict[str, Any] = {"size": size, "steps": steps(size, options.device, options.pairs)}
-        if options.walls:
-            row["executors"] = executors(size, options.device, options.walls)
-        print(row, flush=True)
-        rows.append(row)
+        row = {"size": size, "steps": steps(size, options.device, options.pairs)}
+        rows.append({**row, "at_work": at_work(size, options.device, options.pairs)})
+        keep(options, rows)
+    if options.walls:
+        rows[0]["walls"] = walls(rows[0]["size"], options.device, options.walls)
+        keep(options, rows)
+
+
+def keep(options: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
+    """Print the last row, and write what is known so far."""
+    print(rows[-1], flush=True)
     record = {
         "claim": f"trials a second, 16 in a stack / one after another, {rows[0]['size']}, {options.device}",
         **{key: rows[0]["steps"]["16"][key] for key in ("ratio_median", "ratio_range", "pairs")},

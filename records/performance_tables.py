@@ -89,6 +89,35 @@ def memory() -> str:
     return "\n".join([*lines, "", f"({_shape(record)}, gradients included; in brackets resident memory)"])
 
 
+def stacks() -> str:
+    """Throughput of stacks over one trial after another; what `auto` takes; a whole set of trials by every way."""
+    record = load("stacks")
+    counts = list(record["rows"][0]["steps"])
+    heads = [*(f"K = {count}" for count in counts), "K = 16, all cores", "`auto` takes"]
+    lines = ["| trials | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
+    for row in record["rows"]:
+        cells = [_over(found) for found in (*row["steps"].values(), row["at_work"])]
+        lines.append(f"| {row['size']} | " + " | ".join([*cells, row["at_work"]["auto"]]) + " |")
+    origin, walls = record["provenance"], record["rows"][0]["walls"]["over_one_process"]
+    where = f"torch {origin['torch']}, {origin['hardware']}, {origin['date'][:10]}"
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"(steps a CPU second over those of one trial at a time, medians of {record['pairs']} pairs; {where})",
+            "",
+            f"16 whole trials of {record['rows'][0]['size']} over one process (wall time, starting the processes included,",
+            f"{walls['stacks']['pairs']} rounds): a trial in each of two processes {_over(walls['processes'])},",
+            f"stacks in them {_over(walls['stacks'])}.",
+        ]
+    )
+
+
+def _over(found: dict) -> str:
+    low, high = found["ratio_range"]
+    return f"{found['ratio_median']:.2f} ({low:.2f} to {high:.2f})"
+
+
 def _shape(record: dict) -> str:
     shape = ", ".join(f"{key} {value}" for key, value in record["shape"].items())
     origin = record["provenance"]
@@ -103,4 +132,5 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "kernels": kernels,
     "loss": loss,
     "memory": memory,
+    "stacks": stacks,
 }

@@ -18,6 +18,7 @@ BASE = {
     "train": {"steps": 6, "eval_batches": 2, "device": "cpu"},
 }
 RATES = (2.0**-8, 2.0**-7, 2.0**-6)
+OWN = Path(__file__).parent / "own_code.py"
 MODELS = Path(__file__).parents[1] / "train" / "stack_models.py"
 
 
@@ -168,6 +169,8 @@ def test_a_few_steps_give_both_paces():
     for sample in (config, job("b", own=own)[2]):
         assert 0 < alone_seconds(sample) < 1 and 0 < stack_seconds(sample, 3) < 1
     assert "changes calls" in stack_seconds(job("c", own=Own.at(f"{MODELS}:counting"))[2], 3)
+    broken = {**job("d", own=Own.at(f"{OWN}:broken"))[2]}
+    assert "ZeroDivisionError: no model today" in alone_seconds(broken)
 
 
 @pytest.mark.slow

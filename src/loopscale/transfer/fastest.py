@@ -7,15 +7,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import cached_property
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from loopscale.transfer.executor import Executor, LocalProcesses, lanes
 from loopscale.transfer.pool import Job, spawned
-from loopscale.transfer.stacks import Stacks, graph_of, stack_of
+from loopscale.transfer.stacks import Stacks, graph_of, on_gpu, stack_of
 from loopscale.transfer.trial import sections
-
-if TYPE_CHECKING:
-    from loopscale.train import StepRecord
 
 STEPS, ENOUGH = 14, 1.5  # steps that are timed at most; seconds after which four will do
 LONG = 1.0  # seconds that a step of the stack may take, or it is measured, and used, with fewer trials
@@ -25,7 +22,8 @@ MARGIN = 1.05  # below this ratio the simpler one runs
 class Fastest:
     """The faster of `LocalProcesses` and `Stacks` for jobs like `config`, measured when the first job is there.
 
-    Both are measured with all their processes at work. say: told, in one sentence, which it is and the ratio.
+    Both are measured with all their processes at work, on a CPU in CPU seconds. say: told, in one sentence, which it is and
+    the ratio.
     """
 
     def __init__(
@@ -78,38 +76,65 @@ def measured(config: dict[str, Any], workers: int, stacks: Stacks) -> tuple[int,
     """Steps of trials a second, by processes and by stacks, and the size of these; or why there are no stacks."""
     with spawned(workers, together=True) as pool:
         seconds = _each(pool, alone_seconds, workers, config)
+        if isinstance(seconds, str):
+            return stacks.size, seconds
         size = max(2, min(stacks.size, int(LONG / max(seconds))))
         found = _each(pool, stack_seconds, min(workers, stacks.workers), config, size)
-    refused = next((why for why in found if isinstance(why, str)), None)
-    if refused is not None:
-        return size, refused
-    return size, (sum(1 / s for s in seconds), sum(size / float(s) for s in found))
+    if isinstance(found, str):
+        return size, found
+    return size, (sum(1 / s for s in seconds), sum(size / s for s in found))
 
 
-def _each(pool: ProcessPoolExecutor, work: Callable[..., Any], count: int, *arguments: Any) -> list[Any]:
-    return [future.result() for future in [pool.submit(work, *arguments) for _ in range(count)]]
+def _each(
+    pool: ProcessPoolExecutor, work: Callable[..., float | str], count: int, *arguments: Any
+) -> list[float] | str:
+    found = [future.result() for future in [pool.submit(work, *arguments) for _ in range(count)]]
+    refused = [why for why in found if isinstance(why, str)]
+    return refused[0] if refused else [seconds for seconds in found if not isinstance(seconds, str)]
 
 
-def alone_seconds(config: dict[str, Any]) -> float:
-    """Seconds of a step of one trial in this process."""
-    from loopscale.train import TrainConfig, fit, fit_own
-
-    own, values, _ = sections(_short(config))
-    clock, plain = _Clock(), TrainConfig.model_validate(values)
-    if own is None:
-        fit(plain, stop=clock.over)
-    else:
-        fit_own(own.place, plain, stop=lambda record: clock.over())
-    return clock.step
+def alone_seconds(config: dict[str, Any]) -> float | str:
+    """Seconds of a step of one trial in this process; or why it has none, as a clause."""
+    return _paced(config, lambda clock: _fit(_short(config), clock))
 
 
 def stack_seconds(config: dict[str, Any], size: int) -> float | str:
     """Seconds of a step of `size` trials at once in this process; or why they cannot be, as a clause."""
+    return _paced(config, lambda clock: _fit_stack([_short(config, seed) for seed in range(size)], clock))
+
+
+def _paced(config: dict[str, Any], train: Callable[[_Clock], None]) -> float | str:
     import torch
 
-    from loopscale.train import UnstackableError, describe, fit_stack
+    from loopscale.train import UnstackableError, describe
 
-    clock = _Clock()
+    clock = _Clock(time.perf_counter if on_gpu(config["train"]["device"]) else time.process_time)
+    try:
+        train(clock)
+    except UnstackableError as cause:
+        return str(cause)
+    except (torch.OutOfMemoryError, MemoryError):
+        return "it does not fit the memory"
+    except (Exception, SystemExit) as cause:
+        if "own" not in config:
+            raise
+        return f"the model failed ({describe(cause)})"  # the study will keep what its trials raise
+    return clock.step if clock.ended else "it diverged within a few steps"
+
+
+def _fit(config: dict[str, Any], clock: _Clock) -> None:
+    from loopscale.train import TrainConfig, fit, fit_own
+
+    own, values, _ = sections(config)
+    plain = TrainConfig.model_validate(values)
+    if own is None:
+        fit(plain, stop=clock.over)
+    else:
+        fit_own(own.place, plain, stop=lambda record: clock.over())
+
+
+def _fit_stack(configs: list[dict[str, Any]], clock: _Clock) -> None:
+    from loopscale.train import StepRecord, fit_stack
 
     def first(record: StepRecord) -> bool:
         return clock.over()
@@ -117,19 +142,8 @@ def stack_seconds(config: dict[str, Any], size: int) -> float | str:
     def others(record: StepRecord) -> bool:
         return clock.ended
 
-    try:
-        stack = stack_of([_short(config, seed) for seed in range(size)])
-        for _ in fit_stack(stack, [first, *[others] * (size - 1)]):
-            pass
-    except UnstackableError as cause:
-        return str(cause)
-    except (torch.OutOfMemoryError, MemoryError):
-        return f"{size} do not fit the memory"
-    except Exception as cause:
-        if "own" not in config:
-            raise
-        return f"the model failed in a stack ({describe(cause)})"
-    return clock.step
+    for _ in fit_stack(stack_of(configs), [first, *[others] * (len(configs) - 1)]):
+        pass
 
 
 def _short(config: dict[str, Any], seed: int = 0) -> dict[str, Any]:
@@ -137,14 +151,17 @@ def _short(config: dict[str, Any], seed: int = 0) -> dict[str, Any]:
 
 
 class _Clock:
-    """Notes when each step ended, until there are enough."""
+    """Notes when each step ended, until there are enough.
 
-    def __init__(self) -> None:
+    now: on a CPU the time of the process, which stands still while others have the core; on a GPU the wall.
+    """
+
+    def __init__(self, now: Callable[[], float]) -> None:
         self._at: list[float] = []
-        self.ended = False
+        self._now, self.ended = now, False
 
     def over(self) -> bool:
-        self._at.append(time.perf_counter())
+        self._at.append(self._now())
         many, late = len(self._at) == STEPS, self._at[-1] - self._at[0] > ENOUGH
         self.ended = many or (late and len(self._at) > 3)
         return self.ended

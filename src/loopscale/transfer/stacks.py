@@ -146,7 +146,7 @@ def train_together(jobs: list[Job]) -> tuple[list[dict[str, Any]], Refusal | Non
         return records, Refusal(1, str(cause))
     except (torch.OutOfMemoryError, MemoryError):
         return records, Refusal(len(jobs) // 2, f"a stack of {len(jobs)} does not fit the memory")
-    except Exception as cause:
+    except (Exception, SystemExit) as cause:
         if sections(jobs[0][2])[0] is None:
             raise
         return records, Refusal(1, f"the model failed in a stack ({describe(cause)})")

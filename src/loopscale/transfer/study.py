@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from loopscale.atomic import write_json
+from loopscale.atomic import write_json, write_new_json
 from loopscale.errors import UserError
 from loopscale.transfer.plan import Arm, Cell, StudyPlan, grid_rate
 from loopscale.transfer.search import Losses, best_index, wanted
@@ -27,13 +27,12 @@ class Study:
     def open(cls, folder: Path, plan: StudyPlan) -> Study:
         """Create the folder, or continue it."""
         path = folder / "study.json"
-        if path.exists():
-            if _read(path) != plan.to_json():
-                raise UserError(f"{folder} holds another study: give this one its own --out, or delete that folder")
-        elif folder.exists() and (not folder.is_dir() or any(not _begun(inside) for inside in folder.iterdir())):
-            raise UserError(f"{folder} exists and is not a study: name an empty or new folder with --out")
-        else:
-            write_json(path, plan.to_json())
+        if not path.exists():
+            if folder.exists() and (not folder.is_dir() or any(not _begun(inside) for inside in folder.iterdir())):
+                raise UserError(f"{folder} exists and is not a study: name an empty or new folder with --out")
+            write_new_json(path, plan.to_json())
+        if _read(path) != plan.to_json():
+            raise UserError(f"{folder} holds another study: give this one its own --out, or delete that folder")
         study = cls(folder, plan)
         study.load_trials()
         return study
@@ -129,7 +128,7 @@ def best_rate(losses: Losses) -> float:
 
 def _begun(path: Path) -> bool:
     """Whether this is the plan that another process is writing just now."""
-    return path.name.startswith(".study.json.") or path.name == "study.json"
+    return path.name.startswith((".study.json.", "study.json"))
 
 
 def _read(path: Path) -> Any:
