@@ -91,6 +91,8 @@ def memory() -> str:
 
 def stacks() -> str:
     """Throughput of stacks over one trial after another; what `auto` takes; a whole set of trials by every way."""
+    if not (ROOT / "records" / "stacks.json").exists():
+        return "Not recorded yet."
     record = load("stacks")
     counts = list(record["rows"][0]["steps"])
     heads = [*(f"K = {count}" for count in counts), "K = 16, all cores", "`auto` takes"]
@@ -113,7 +115,9 @@ def stacks() -> str:
     )
 
 
-def _over(found: dict) -> str:
+def _over(found: dict | str) -> str:
+    if isinstance(found, str):
+        return found
     low, high = found["ratio_range"]
     return f"{found['ratio_median']:.2f} ({low:.2f} to {high:.2f})"
 

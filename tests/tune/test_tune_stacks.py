@@ -1,0 +1,49 @@
+"""Tuning with an executor that takes many trials at once: the search stays a search, the budget counts processes."""
+
+from pathlib import Path
+
+import pytest
+
+from loopscale.train import parse_values
+from loopscale.transfer import Own, lanes
+from loopscale.transfer.trial import run_trial
+from loopscale.tune import Size, TuneSettings, tune
+
+FILE = Path(__file__).parent / "valley.py"
+BASE = parse_values({"optim": {"lr": 2.0**-7}, "model": {"width": 64, "layers": 1}, "train": {"steps": 100}})
+SMALL = Size(1, 1, 64, 100, 16)
+
+
+class Wide:
+    """Room for 16 in one process, as a stack has; a trial of the objective is said to take a second."""
+
+    slots, lanes = 16, 1
+
+    def __init__(self):
+        self.asked = []
+
+    def run(self, next_jobs):
+        while jobs := next_jobs():
+            self.asked.append([cell["explored"] for _, cell, _ in jobs])
+            for job in jobs:
+                yield {**run_trial(*job), "seconds": 1.0}
+
+
+@pytest.fixture
+def settings():
+    own = Own.at(f"{FILE}:objective", "objective")
+    return TuneSettings(BASE, SMALL, SMALL.replace(loops=32), trials=12, own=own)
+
+
+def test_at_most_a_quarter_of_the_points_is_asked_for_at_once(settings, tmp_path):
+    wide = Wide()
+    plan = tune(settings, tmp_path / "t", executor=wide)
+    explored = [asked for asked in wide.asked if asked[0]]
+    assert [len(asked) for asked in explored] == [3, 3, 3, 3], "the slots are 16, a quarter of the trials is 3"
+    assert abs(plan["proxy"]["values"]["lr"] / 2**-6.4 - 1) < 0.3
+
+
+def test_a_budget_counts_the_seconds_of_processes_and_not_of_slots(settings, tmp_path):
+    wide = Wide()
+    plan = tune(settings, tmp_path / "t", executor=wide, budget_seconds=9)
+    assert lanes(wide) == 1 and plan["provenance"]["trials"] <= 9
