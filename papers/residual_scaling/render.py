@@ -156,7 +156,8 @@ def rendered(text: str) -> str:
 
 def documents() -> list[Path]:
     """The documents with marked blocks."""
-    pages = [ROOT / "README.md", HERE / "README.md", HERE / "configs" / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+    fixed = [ROOT / "README.md", HERE / "README.md", HERE / "configs" / "README.md"]
+    pages = [*fixed, *sorted((ROOT / "docs").glob("**/*.md"))]
     return [page for page in pages if "<!-- paper:" in page.read_text()]
 
 
