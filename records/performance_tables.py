@@ -100,19 +100,22 @@ def stacks() -> str:
     for row in record["rows"]:
         cells = [_over(found) for found in (*row["steps"].values(), row["at_work"])]
         lines.append(f"| {row['size']} | " + " | ".join([*cells, row["at_work"]["auto"]]) + " |")
-    origin, walls = record["provenance"], record["rows"][0]["walls"]["over_one_process"]
+    origin = record["provenance"]
     where = f"torch {origin['torch']}, {origin['hardware']}, {origin['date'][:10]}"
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"(steps a CPU second over those of one trial at a time, medians of {record['pairs']} pairs; {where})",
-            "",
-            f"16 whole trials of {record['rows'][0]['size']} over one process (wall time, starting the processes included,",
-            f"{walls['stacks']['pairs']} rounds): a trial in each of two processes {_over(walls['processes'])},",
-            f"stacks in them {_over(walls['stacks'])}.",
-        ]
-    )
+    lines += [
+        "",
+        f"(steps a CPU second over those of one trial at a time, medians of {record['pairs']} pairs; {where})",
+    ]
+    walls = record["rows"][0].get("walls")
+    if walls is None:
+        return "\n".join(lines)
+    over = walls["over_one_process"]
+    whole = [
+        f"16 whole trials of {record['rows'][0]['size']} over one process (wall time, starting the processes included,",
+        f"{over['stacks']['pairs']} rounds): a trial in each of two processes {_over(over['processes'])},",
+        f"stacks in them {_over(over['stacks'])}.",
+    ]
+    return "\n".join([*lines, "", *whole])
 
 
 def _over(found: dict | str) -> str:

@@ -1,5 +1,8 @@
 """Trials in stacks: the records that processes give, for house and own models; what cannot be stacked runs alone."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -179,3 +182,19 @@ def test_auto_in_a_real_study(tmp_path):
     plan = StudyPlan(base=make_config(BASE), rules=("looped",), loops=(1,), lrs=RATES)
     run_study(plan, tmp_path / "s", executor=Fastest(job("a")[2], 2, said.append))
     assert len(trials(tmp_path / "s")) == 3 and said[0].startswith("executor auto: ")
+
+
+@pytest.mark.slow
+def test_the_benchmark_runs_small(tmp_path):
+    out = tmp_path / "stacks.json"
+    script = Path(__file__).parents[2] / "benchmarks" / "stacks.py"
+    size = ["--sizes", "d = 32, T = 16", "--pairs", "1", "--walls", "0"]
+    done = subprocess.run([sys.executable, script, *size, "--out", out], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    record = json.loads(out.read_text())
+    assert set(record["rows"][0]["steps"]) == {"1", "4", "16", "64"} and record["gpu"] is None
+
+
+def test_a_verification_in_stacks_needs_a_plan(tmp_path, capsys):
+    assert main(["verify", str(tmp_path / "none"), "--executor", "auto", "--loops", "4"]) == 2
+    assert "cannot read" in capsys.readouterr().err
