@@ -9,6 +9,7 @@ import os
 import shutil
 import threading
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -131,6 +132,7 @@ def _timed(work: Callable[[Batch], Batch], batch: Batch) -> tuple[Batch, float]:
 
 def _one_thread() -> None:
     torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", message=".*batching rule.*")  # attention of a stack runs member by member
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
 
 
