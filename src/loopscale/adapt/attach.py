@@ -12,7 +12,7 @@ from torch import nn
 from loopscale.adapt.find import Branch, by_convention, by_glob, marked_once
 from loopscale.adapt.handle import PLACE, Attachment, attached_to, compare
 from loopscale.adapt.hook import BranchHook, Scales, drop_compiled, install
-from loopscale.adapt.stacking import DepthRuleWarning, factor_in_config, in_weights
+from loopscale.adapt.stacking import DepthRuleWarning, factor_in_config, factor_in_modules, in_weights
 from loopscale.adapt.trace import by_trace
 from loopscale.adapt.verify import Verdict, evaluating, verify
 from loopscale.diagnosis.batch import prepare
@@ -25,7 +25,7 @@ TRACED = "tracing the additions"
 
 def attach(
     model: nn.Module,
-    loops: int,
+    loops: int | None = None,
     *,
     layers: int | None = None,
     rule: str | Rule = "looped",
@@ -38,7 +38,7 @@ def attach(
     stacked: Literal["refuse", "allow"] = "refuse",
 ) -> Attachment:
     """Scale every residual branch of `model` in place: x + eps * f(x), eps = lambda / (N sqrt(m_L)) (or another
-    `rule`).
+    `rule`). `loops`: how often the model's own forward visits its layers (1: it does not loop); always to be given.
 
     Parameter names, state dict and modules stay as they are; forward hooks do the work. `branches`: globs of modules
     whose output is added to the stream; left out, they are found by the names of known families, else by tracing the
@@ -47,7 +47,8 @@ def attach(
     check out.
 
     Raises `UserError`, the model untouched: a pattern without a match, a norm or another module that is no branch, a
-    model that is attached already, one with a residual factor of its own (unless stacked="allow"), a check that fails.
+    model that is attached already, one with a residual factor of its own (a `Loop`, `ScaledResidual` or `ScaledUpdate`
+    in it, a factor in its config; unless stacked="allow"), no `loops`, a check that fails.
 
     >>> block = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, norm_first=True)
     >>> handle = attach(nn.TransformerEncoder(block, 2, enable_nested_tensor=False), loops=8)
@@ -57,8 +58,13 @@ def attach(
     Source: arXiv:2606.18524; the skip scale of Post-LN rules is carried by the branch (`Attachment.factor`).
     """
     _attachable(model)
+    if loops is None:
+        raise UserError(
+            "attach needs loops=, how often the model's forward visits its layers, since eps depends on it: "
+            "attach(model, loops=8), or loops=1 for plain depth"
+        )
     row = get_rule(rule)
-    refusal = factor_in_config(model)
+    refusal = factor_in_modules(model) or factor_in_config(model)
     if refusal is not None and stacked != "allow":
         raise UserError(refusal)
     found, how = _find(model, branches, batch)

@@ -16,7 +16,7 @@ from loopscale.adapt.core import Core, enlist
 from loopscale.adapt.find import Branch, by_convention
 from loopscale.adapt.handle import PLACE, compare
 from loopscale.adapt.hook import BranchHook, drop_compiled, install
-from loopscale.adapt.stacking import DepthRuleWarning
+from loopscale.adapt.stacking import DepthRuleWarning, factor_in_modules
 from loopscale.adapt.tie import Undo, tie
 from loopscale.adapt.verify import evaluating, sentences, verify
 from loopscale.diagnosis.batch import call_model, first_float, prepare
@@ -56,7 +56,8 @@ def convert(
     cache gets a slot for each visit.
 
     Raises `UserError`, the model untouched: a range out of bounds, layers of different shapes to be tied, a model
-    attached or converted already, transformers older than 4.57, a check that fails.
+    attached or converted already, steps="even" on one that scales its branches itself, transformers older than 4.57, a
+    check that fails.
 
     >>> block = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, norm_first=True)
     >>> model = nn.TransformerEncoder(block, 4, enable_nested_tensor=False)
@@ -73,6 +74,9 @@ def convert(
         raise UserError(f"unknown steps {steps!r}: {nearest(str(steps), ('damped', 'even'))}")
     if row.norm == "post" and steps == "damped":
         raise UserError(f"rule {row.name!r} has no damped steps: use 'looped'")
+    refusal = factor_in_modules(model) if steps == "even" else None
+    if refusal is not None:
+        raise UserError(refusal)
     name, members = _stack(model, stack)
     unique = _range(start, stop, len(members), name) if layers is None else layers
     _range(start, stop, len(members), name)

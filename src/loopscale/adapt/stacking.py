@@ -1,7 +1,7 @@
 """Depth rules that a model carries already: two of them, one on top of the other, scale the branches twice.
 
-A factor in the forward pass (Granite's `residual_multiplier`, MiniCPM's `scale_depth`) is refused; what lives in
-weights (GPT-2's initial std, LayerScale) is warned of, since training may have moved it.
+A factor in the forward pass (a `ScaledUpdate` of ours, Granite's `residual_multiplier`, MiniCPM's `scale_depth`) is
+refused; what lives in weights (GPT-2's initial std, LayerScale) is warned of, since training may have moved it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from loopscale.adapt.find import Branch
+from loopscale.nn import Loop
+from loopscale.nn.residual import HoldsScale
 
 # attribute of a config -> the value at which it does nothing
 FACTORS = {"residual_multiplier": 1.0, "scale_depth": None, "depth_multiplier": 1.0, "residual_scale": 1.0}
@@ -37,6 +39,17 @@ OUTPUTS = (
 
 class DepthRuleWarning(UserWarning):
     """A second depth rule was found in the model's weights."""
+
+
+def factor_in_modules(model: nn.Module) -> str | None:
+    """A sentence naming a `Loop`, `ScaledUpdate`, `ScaledResidual` or `PostNormResidual` that the model holds, if any."""
+    for name, module in model.named_modules():
+        if isinstance(module, (Loop, HoldsScale)):
+            return (
+                f"{name or 'the model'!r} is a {type(module).__name__} and scales its branches itself, a second scale "
+                "would square eps: give the rule and its strength to the Loop around it, and leave attach out"
+            )
+    return None
 
 
 def factor_in_config(model: nn.Module) -> str | None:
