@@ -35,6 +35,10 @@ class Stacks:
     say: told, once each, why trials run alone.
 
     Raises `UserError` for fewer than one worker or two trials in a stack, and when workers die again and again.
+
+    >>> stacks = Stacks(workers=2, size=8)
+    >>> stacks.slots, stacks.lanes
+    (16, 2)
     """
 
     def __init__(
