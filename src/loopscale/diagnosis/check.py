@@ -16,7 +16,7 @@ from loopscale.diagnosis.batch import prepare
 from loopscale.diagnosis.branches import rms
 from loopscale.diagnosis.endnode import at_two
 from loopscale.diagnosis.growth import power_fit
-from loopscale.diagnosis.knob import find_knob
+from loopscale.diagnosis.knob import Knob, find_knob
 from loopscale.diagnosis.loops import find_loops
 from loopscale.diagnosis.onestep import MakeLoss, MakeOptimizer, train_a_little
 from loopscale.diagnosis.passes import record
@@ -49,12 +49,19 @@ class ParameterizationCheck:
     slopes: dict[str, float]
     passed: bool
 
+    def __str__(self) -> str:
+        """What `print` shows: the table."""
+        return self.table()
+
     def table(self) -> str:
-        """For a terminal."""
-        lines = [f"{'loops':>6}{'stream RMS':>14}{'change, 1 step':>18}{f'{self.steps} steps':>14}"]
-        lines += [f"{r.loops:>6}{r.stream:>14.4g}{r.change_first:>18.4g}{r.change_last:>14.4g}" for r in self.rows]
-        values = [self.slopes[key] for key in ("stream", "change_first", "change_last")]
-        lines.append(f"{'slope':>6}{values[0]:>14.2f}{values[1]:>18.2f}{values[2]:>14.2f}")
+        """For a terminal; with `steps` = 1 the last column, which would repeat the one before, is left out."""
+        columns = {"stream": "stream RMS", "change_first": "change, 1 step", "change_last": f"{self.steps} steps"}
+        if self.steps == 1:
+            del columns["change_last"]
+        wide = {name: max(14, len(title) + 4) for name, title in columns.items()}
+        lines = [f"{'loops':>6}" + "".join(f"{title:>{wide[name]}}" for name, title in columns.items())]
+        lines += [f"{r.loops:>6}" + "".join(f"{getattr(r, n):>{wide[n]}.4g}" for n in columns) for r in self.rows]
+        lines.append(f"{'slope':>6}" + "".join(f"{round(self.slopes[n], 2) + 0.0:>{wide[n]}.2f}" for n in columns))
         said = "passes: the slopes over N are flat" if self.passed else f"fails: a slope over N is beyond {FLAT} of 0"
         return "\n".join([*lines, f"{self.rule} {said}"])
 
@@ -72,9 +79,10 @@ def check_parameterization(
     """Measure slopes over log N of the stream's RMS and of its change by training, on copies.
 
     `model_or_factory`: a function of `loops` that builds the model, or a module whose loops can be set (an argument of
-    forward, an attribute, a config value). `rule` gives the factor on the learning rate at each N. `optimizer` makes the
-    user's own from a model; without it, Adam at rate `lr`. `batch` is what the model is called with; `loss` makes a scalar
-    from its output, labels in a closure: `loss=lambda logits: F.cross_entropy(logits, labels)`.
+    forward, an attribute, a config value; the handle of an attached model is moved along). `rule` gives the factor on the
+    learning rate at each N. `optimizer` makes the user's own from a model; without it, Adam at rate `lr`. `batch` is what
+    the model is called with; `loss` makes a scalar from its output, labels in a closure:
+    `loss=lambda logits: F.cross_entropy(logits, labels)`.
 
     Raises `UserError` for fewer than two numbers of loops, for a factory that does not build modules, and for a model
     that is not looped or whose loops cannot be set.
@@ -123,9 +131,15 @@ def _at(source: nn.Module | Factory, count: int, batch: Any) -> Iterator[Setting
         if knob is None:
             raise UserError("the loops of this model cannot be set: pass a function of loops that builds it")
         with knob.at(2) as extra:
-            two = at_two(model, used, extra)
+            two = at_two(model, used, extra, _advice(knob))
         with knob.at(count) as extra:
             yield model, used, extra, two.end(model, used, extra, count)
+
+
+def _advice(knob: Knob) -> str:
+    if knob.each == 1:
+        return f"{knob.name!r} does not set them alone, pass a function of loops that builds the model"
+    return f"one more of {knob.name!r} is {knob.each} more visits: if a `for` stands around a `Loop`, call it once"
 
 
 def _build(factory: Factory, count: int) -> nn.Module:

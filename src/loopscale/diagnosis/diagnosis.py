@@ -69,6 +69,10 @@ class Diagnosis:
         """
         return {"schema": 1, **_plain(asdict(self))}
 
+    def __str__(self) -> str:
+        """What `print` shows: the same as `text`. The numbers one by one are the fields and `to_json`."""
+        return self.text()
+
     def text(self) -> str:
         """For a terminal: what was found, the numbers, the findings, the verdict."""
         lines = [

@@ -16,18 +16,21 @@ from loopscale.errors import UserError
 
 # Of several loops with the asked number of visits the last is measured, unless it holds less than this share of weights.
 SHARE = 0.1
+FACTORY = "the factory must use its argument"
 
 
 @dataclass(frozen=True)
 class AtTwo:
     """The loop as two loops show it: visits for each loop (more than one in a loop within a loop), its parameters' names,
     and how many nodes lie between a visit's first use of one and the stream after that visit, with that node's kind.
+    `advice` is said when the model does not make the visits it is asked for.
     """
 
     visits: int
     names: frozenset[str]
     offset: int
     kind: tuple[str, tuple[int, ...]]
+    advice: str = FACTORY
 
     def end(self, model: nn.Module, batch: Any, extra: Mapping[str, Any], count: int) -> int:
         """The node of the stream after the last visit at `count` loops.
@@ -38,7 +41,7 @@ class AtTwo:
         if count * self.visits > 1:
             loop = _pick(model, tape, count * self.visits, self.names)
             if loop is None:
-                raise UserError(_wrong(count * self.visits, find_loops(model, tape)))
+                raise UserError(_wrong(count * self.visits, find_loops(model, tape), self.advice))
             return _after_the_last_visit(tape, loop)
         keys = {key for key, names in tape.names.items() if self.names & set(names)}
         start = next((i for i, node in enumerate(tape.nodes) if node.data and node.params & keys), len(tape.nodes))
@@ -48,20 +51,20 @@ class AtTwo:
         return found
 
 
-def at_two(model: nn.Module, batch: Any, extra: Mapping[str, Any]) -> AtTwo:
+def at_two(model: nn.Module, batch: Any, extra: Mapping[str, Any], advice: str = FACTORY) -> AtTwo:
     """Find the loop of a model that is set to two loops. Raises `UserError` when its visits are no multiple of two."""
     tape, _ = record(model, batch, extra)
     loops = find_loops(model, tape)
     counts = [found.visits for found in loops if found.visits % 2 == 0]
     loop = _pick(model, tape, 2 if 2 in counts else min(counts, default=2))
     if loop is None:
-        raise UserError(_wrong(2, loops))
+        raise UserError(_wrong(2, loops, advice))
     states = _states(tape, loop)
     # Without a state after the last visit, the one that the visit before hands to it.
     after, start = (states[-1], loop.starts[-1]) if len(states) > loop.visits else (states[-1], loop.starts[-2])
     names = frozenset(name for key in loop.uses for name in tape.names.get(key, []))
     node = tape.nodes[after]
-    return AtTwo(loop.visits // 2, names, after - start, (node.op, node.shape))
+    return AtTwo(loop.visits // 2, names, after - start, (node.op, node.shape), advice)
 
 
 def _after_the_last_visit(tape: Tape, loop: FoundLoop) -> int:
@@ -96,6 +99,6 @@ def _pick(model: nn.Module, tape: Tape, visits: int, names: frozenset[str] | Non
     return max(large, key=lambda found: found.starts[-1], default=None)
 
 
-def _wrong(asked: int, loops: list[FoundLoop]) -> str:
+def _wrong(asked: int, loops: list[FoundLoop], advice: str) -> str:
     seen = loops[0].visits if loops else 1
-    return f"asked for {asked} loops, the model made {seen} visits: the factory must use its argument"
+    return f"asked for {asked} loops, the model made {seen} visits: {advice}"

@@ -1,4 +1,7 @@
-"""What sets the number of loops: an argument of forward, an attribute or a config value; found by trying."""
+"""What sets the number of loops: an argument of forward, an attribute or a config value; found by trying.
+
+An attached model has a second one, its handle's `set_loops`, which is moved along: eps has to follow N.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from torch import nn
 from loopscale.diagnosis.batch import LOOP_WORDS
 from loopscale.diagnosis.loops import FoundLoop, find_loops
 from loopscale.diagnosis.passes import record
+from loopscale.diagnosis.stated import attachment_in, scaled_for
 from loopscale.errors import UserError, nearest
 
 _SIZES = re.compile(
@@ -27,13 +31,17 @@ _CONFIGS = ("config", "cfg", "args", "hparams", "params", "conf", "opt")
 
 @dataclass(frozen=True)
 class Knob:
-    """`kind` is kwarg, attribute or config; `name` as the user would write it; visits = `each` * value + `more`."""
+    """`kind` is kwarg, attribute or config; `name` as the user would write it; visits = `each` * value + `more`.
+
+    `handle`: that of `attach`, moved along with the loops.
+    """
 
     kind: str
     name: str
     owner: Any = None
     each: int = 1
     more: int = 0
+    handle: Any = None
 
     @property
     def value(self) -> int | None:
@@ -54,6 +62,11 @@ class Knob:
     @contextmanager
     def set(self, value: int) -> Iterator[dict[str, Any]]:
         """Set it to a value, whatever number of visits comes of it."""
+        with scaled_for(self.handle, max(1, self.each * value + self.more)), self._written(value) as extra:
+            yield extra
+
+    @contextmanager
+    def _written(self, value: int) -> Iterator[dict[str, Any]]:
         store = self._store()
         if store is None:
             yield {self.name: value}
@@ -94,7 +107,7 @@ def find_knob(model: nn.Module, batch: Any, loop: FoundLoop | None, named: str |
                 return None
             found = measure(model, batch, knob, visits)
             if found is not None:
-                return found
+                return replace(found, handle=attachment_in(model))
     if named is not None:
         raise UserError(
             f"{named!r} does not set the number of loops: setting it to {2 if visits != 2 else 3} changed nothing"

@@ -181,7 +181,7 @@ def _top_modules(model: nn.Module, looped: set[str], own: set[str]) -> tuple[str
 
 
 def _phrase(names: tuple[str, ...]) -> str:
-    """`core.0 core.1 core.2` becomes "layers 0..2 of `core`"."""
+    """`core.0 core.1 core.2` becomes "modules 0..2 of `core`": whether a module is a layer, a name cannot tell."""
     if len(names) == 1:
         return f"`{names[0]}`"
     stems: dict[str, list[int]] = defaultdict(list)
@@ -193,7 +193,7 @@ def _phrase(names: tuple[str, ...]) -> str:
         else:
             rest.append(name)
     parts = [
-        f"layers {min(numbers)}..{max(numbers)} of `{stem or 'model'}`"
+        f"modules {min(numbers)}..{max(numbers)} of `{stem or 'model'}`"
         if len(numbers) > 1
         else f"`{stem}.{numbers[0]}`"
         for stem, numbers in stems.items()
