@@ -11,6 +11,7 @@ from typing import Any
 import plan
 
 from loopscale.atomic import write_json
+from loopscale.parameterization import Role
 from loopscale.teaching import entries
 
 HERE = Path(__file__).resolve().parent
@@ -31,6 +32,14 @@ def number(measured: dict[str, Any]) -> str:
     return f"{measured['value']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}], n = {measured['n']}"
 
 
+def limits(measured: dict[str, Any]) -> str:
+    """Within what the interval must lie for the prediction to hold; an end that is None is open."""
+    low, high = measured["limits"]
+    if low is None or high is None:
+        return f"at most {high:.3g}" if low is None else f"at least {low:.3g}"
+    return f"{low:.3g} to {high:.3g}" if low < high else f"{low:g} exactly"
+
+
 def result(record: dict[str, Any]) -> str:
     """Verdict and the numbers it rests on, in one sentence."""
     numbers = "; ".join(f"{m['what']}: {number(m)}" for m in record["measured"])
@@ -40,7 +49,8 @@ def result(record: dict[str, Any]) -> str:
 def table(found: dict[int, dict[str, Any]]) -> str:
     """One row a prediction, those without a record with the command that makes it."""
     lines = [
-        "| # | claim | expected | verdict | numbers: value [95 % interval], n | what it means for you |",
+        "| # | claim | expected | verdict | numbers: value [95 % interval], n; limit set beforehand "
+        "| what it means for you |",
         "|" + "---|" * 6,
     ]
     for entry in entries():
@@ -51,8 +61,9 @@ def table(found: dict[int, dict[str, Any]]) -> str:
             verdict, numbers = "not run", f"`python papers/residual_scaling {entry.number}` makes the record"
         else:
             verdict = f"**{record['verdict']}**"
-            numbers = "<br>".join(f"{m['what']}: {number(m)}" for m in record["measured"])
-        cells = [str(entry.number), entry.title, entry.expected or "", verdict, numbers, entry.use or ""]
+            numbers = "<br>".join(f"{m['what']}: {number(m)}; limit {limits(m)}" for m in record["measured"])
+        use = f"if it holds: {entry.use}" if "undecided" in verdict else entry.use or ""
+        cells = [str(entry.number), entry.title, entry.expected or "", verdict, numbers, use]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
 
@@ -85,6 +96,34 @@ def findings() -> str:
         f"- What to do: {entry.use}\n- Source: {entry.source}"
         for entry in told
     )
+
+
+def words() -> str:
+    """The glossary's table."""
+    lines = ["| here | symbol | meaning | elsewhere |", "|---|---|---|---|"]
+    for entry in entries():
+        if entry.kind == "word":
+            cells = (
+                entry.shown or entry.name.replace("-", " "),
+                entry.symbol or "",
+                entry.title,
+                entry.elsewhere or "",
+            )
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def roles() -> str:
+    """What a parameter can be for the rule."""
+    return "\n".join(["| role | what |", "|---|---|", *(f"| `{r.value}` | {r.meaning} |" for r in Role)])
+
+
+def fields() -> str:
+    """What a diagnosis measures: printed line, names in its JSON, meaning."""
+    lines = ["| printed line | in JSON | what |", "|---|---|---|"]
+    told = (entry for entry in entries() if entry.kind == "field")
+    lines += [f"| {entry.shown or f'`{entry.name}`'} | {entry.json} | {entry.title} |" for entry in told]
+    return "\n".join(lines)
 
 
 def _sentence(text: str) -> str:
@@ -135,6 +174,9 @@ def blocks() -> dict[str, str]:
         "table": table(found),
         "figures": figures(found),
         "findings": findings(),
+        "words": words(),
+        "roles": roles(),
+        "fields": fields(),
         "plan": plan.table(),
         "time": time_taken(),
         **{name: extra(name) for name in EXTRA},

@@ -1,14 +1,16 @@
-"""`loopscale explain` knows every prediction, every finding the diagnosis can make, and every rule."""
+"""`loopscale explain` knows every prediction, finding, rule, word and role, and every word that a diagnosis prints."""
 
 import ast
 import json
 from pathlib import Path
 
 import pytest
+import torch
 
+import loopscale as ls
 from loopscale.cli import main
 from loopscale.errors import UserError
-from loopscale.parameterization import RULES
+from loopscale.parameterization import RULES, Role
 from loopscale.teaching import entries, explain
 
 ROOT = Path(__file__).parents[2]
@@ -45,10 +47,43 @@ def test_names_are_one_each():
 
 
 def test_figures_and_pages_exist():
+    titles = {path.read_text().partition("\n# ")[2].partition("\n")[0] for path in (ROOT / "docs").glob("learn/*.md")}
+    titles |= {path.read_text().partition("\n")[0].removeprefix("# ") for path in (ROOT / "docs").glob("**/*.md")}
     for entry in entries():
+        assert entry.page in titles, entry.name
         if entry.result is not None or entry.kind != "prediction":
-            for path in (entry.figure, entry.page):
-                assert path is None or (ROOT / path).exists(), f"{entry.name}: {path}"
+            assert entry.figure is None or (ROOT / entry.figure).exists(), f"{entry.name}: {entry.figure}"
+
+
+def test_what_a_diagnosis_prints_is_explained():
+    """Every label of its lines, and every field of its JSON."""
+    model = ls.LoopedTransformer(ls.ModelConfig(width=32, layers=1, loops=8, rule="none"))
+    found = ls.diagnose(model, torch.randint(0, 256, (2, 16)))
+    labels = {line[:10].strip() for line in found.text().splitlines() if line[9:10] == " " and line[:1].isalpha()}
+    assert {"loop", "size", "growth", "over N", "scale", "aligned", "loop map", "one step"} <= labels
+    for word in ({*labels, "seen", "cause", "remedy", *found.to_json()} - {"schema"}) - {found.verdict[:10].strip()}:
+        assert explain(word).title, word
+
+
+@pytest.mark.parametrize("word", [*Role, "kappa", "N", "lambda", "m_L", "regret", "coda", "residual scale"])
+def test_roles_words_and_symbols_are_explained(word, capsys):
+    assert main(["explain", str(getattr(word, "value", word))]) == 0
+    assert "(of the documentation)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", ["reference/glossary.md", "reference/findings.md", "diagnosis.md"])
+def test_the_pages_are_drawn_from_the_same_source(page, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "papers" / "residual_scaling")
+    import render
+
+    text = (ROOT / "docs" / page).read_text()
+    assert render.rendered(text) == text, "python papers/residual_scaling/render.py writes it"
+
+
+def test_installed_words_name_pages_not_paths():
+    for entry in entries():
+        told = " ".join(filter(None, (entry.idea, entry.use, entry.source, entry.title, entry.page)))
+        assert ".md" not in told and "docs/" not in told, entry.name
 
 
 @pytest.mark.parametrize("words", [["7"], ["prediction", "7"], ["P7"], ["one-step-change"], ["one_step_change"]])

@@ -1,4 +1,4 @@
-"""`loopscale explain WORD`: the idea behind a prediction, a finding or a rule. No torch."""
+"""`loopscale explain WORD`: the idea behind a prediction, a finding, a rule or a word. No torch."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from loopscale.teaching import entries, explain
 
 
 @click.command()
-@click.argument("words", nargs=-1, metavar="[PREDICTION|FINDING|RULE]")
+@click.argument("words", nargs=-1, metavar="[PREDICTION|FINDING|RULE|WORD]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(words: tuple[str, ...], as_json: bool) -> None:
-    """Print idea, formula, source and figure of a prediction (1 to 22, or its name), a finding's code or a rule.
+    """Print idea, formula, source and figure of a prediction (1 to 22, or its name), a finding's code or a rule, or what
+    a word means: of the glossary, a parameter's role, a line that `diagnose` prints or a field of its JSON.
 
     Without a word, list what can be explained.
     """

@@ -21,7 +21,7 @@ OPTIMIZERS: tuple[Optimizer, ...] = ("adamw", "muon", "sgd")
 PAPER = "arXiv:2606.18524"
 MUP = "arXiv:2203.03466"
 COMPLETEP = "arXiv:2505.01618"
-DERIVED = "docs/parameterization.md"
+DERIVED = "documentation, The parameterization"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What there is to know, in words: predictions, findings, rules. Standard library only; documents and commands share it."""
+"""What there is to know, in words. Standard library only; documents and commands share it."""
 
 from loopscale.teaching.entries import Entry, entries, explain
 

@@ -1,25 +1,30 @@
-"""One `Entry` for every word that can be explained: read from two TOML files, and from the table of rules."""
+"""One `Entry` for every word that can be explained: read from TOML files, the roles, and the table of rules."""
 
 from __future__ import annotations
 
 import json
 import tomllib
 from dataclasses import asdict, dataclass
+from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from loopscale.errors import UserError, nearest
-from loopscale.parameterization import RULES, Rule
+from loopscale.errors import UserError
+from loopscale.parameterization import RULES, Role, Rule
 
 FIGURES = "papers/residual_scaling/figures"
+PREDICTIONS, FINDINGS = "The predictions and what was found", "Findings of a diagnosis"  # titles of pages
+RULE_PAGE, GLOSSARY = "The parameterization, with its reasons", "Glossary: our words and other projects'"
+DIAGNOSIS = "Diagnose a looped model"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """`kind` is prediction, finding or rule. `figure` and `page` are paths in the repository, None where there is none.
+    """`kind` is prediction, finding, rule, word, role or field (a line of a diagnosis).
 
-    `result` is what `make paper` found for a prediction, one sentence; None before it ran.
+    `figure` is a path in the repository, None where there is none; `page` the title of a page of the documentation.
+    `result` is what `make paper` found for a prediction, one sentence; None before it ran. `also` are other spellings.
     """
 
     kind: str
@@ -34,6 +39,11 @@ class Entry:
     figure: str | None = None
     page: str | None = None
     result: str | None = None
+    symbol: str | None = None
+    elsewhere: str | None = None
+    json: str | None = None
+    also: tuple[str, ...] = ()
+    shown: str | None = None
 
     def text(self) -> str:
         """For a terminal: one labelled line a field."""
@@ -43,12 +53,16 @@ class Entry:
             ("formula", self.formula),
             ("expected", self.expected),
             ("found", self.result),
-            ("for you", self.use),
+            ("if it holds" if (self.result or "").startswith("undecided") else "for you", self.use),
+            ("symbol", self.symbol),
+            ("elsewhere", self.elsewhere),
+            ("in JSON", self.json),
             ("source", self.source),
-            ("figure", self.figure),
-            ("page", self.page),
+            ("figure", self.figure and f"{self.figure} (of the repository)"),
+            ("page", self.page and f"{self.page} (of the documentation)"),
         )
-        return "\n".join([f"{head}\n{self.title}\n", *(f"{label:<10}{value}" for label, value in rows if value)])
+        said = (f"{label:<13}{value.replace('`', '')}" for label, value in rows if value)
+        return "\n".join([f"{head}\n{self.title}\n", *said])
 
     def to_json(self) -> dict[str, Any]:
         """All fields, as plain values."""
@@ -57,16 +71,17 @@ class Entry:
 
 @cache
 def entries() -> tuple[Entry, ...]:
-    """Every entry: predictions by number, then findings, then rules in the order of their table.
+    """Every entry: predictions by number, findings, rules in the order of their table, words, roles, lines of a diagnosis.
 
     >>> len([entry for entry in entries() if entry.kind == "prediction"])
     22
     """
-    return (*_predictions(), *_findings(), *map(_rule, RULES.values()))
+    return (*_predictions(), *_findings(), *map(_rule, RULES.values()), *_words(), *_roles(), *_fields())
 
 
 def explain(word: str) -> Entry:
-    """The entry for a prediction's number or name, a finding's code, or a rule's name.
+    """The entry for a prediction's number or name, a finding's code, a rule, a word of the glossary, a role, or a line or
+    field of a diagnosis.
 
     Raises `UserError` for an unknown word, with the nearest known one.
 
@@ -74,16 +89,23 @@ def explain(word: str) -> Entry:
     'one-step-change'
     >>> explain("prediction 7") == explain("p7") == explain("one-step-change")
     True
+    >>> explain("lambda").name, explain("effective_scale").name
+    ('strength', 'scale')
     """
     asked = word.strip().lower().replace("_", "-").replace(" ", "-")
     number = asked.removeprefix("prediction").removeprefix("p").lstrip("-").lstrip("0")
     for entry in entries():
-        if asked == entry.name or (entry.number is not None and number == str(entry.number)):
+        if asked == entry.name.replace("_", "-") or (entry.number is not None and number == str(entry.number)):
             return entry
-    known = [entry.name for entry in entries()]
+    for entry in entries():
+        if asked in entry.also:
+            return entry
     if asked.lstrip("-").isdigit():
         raise UserError(f"unknown prediction {word!r}: they are numbered 1 to {len(_predictions())}")
-    raise UserError(f"unknown word {word!r}: {nearest(asked, known)}, and predictions 1 to {len(_predictions())}")
+    known = [name for entry in entries() for name in (entry.name, *entry.also) if len(name) > 2]
+    close = get_close_matches(asked, known, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    raise UserError(f"unknown word {word!r}: {hint}'loopscale explain' lists all words and predictions 1 to 22")
 
 
 @cache
@@ -94,7 +116,7 @@ def _predictions() -> tuple[Entry, ...]:
             kind="prediction",
             **row,
             figure=f"{FIGURES}/{row['number']:02d}.svg",
-            page="docs/reference/predictions.md",
+            page=PREDICTIONS,
             result=found.get(str(row["number"])),
         )
         for row in _table("predictions")
@@ -102,7 +124,29 @@ def _predictions() -> tuple[Entry, ...]:
 
 
 def _findings() -> tuple[Entry, ...]:
-    return tuple(Entry(kind="finding", **row) for row in _table("findings"))
+    return tuple(Entry(kind="finding", page=FINDINGS, **row) for row in _table("findings"))
+
+
+def _words() -> tuple[Entry, ...]:
+    """The glossary; a word that is also a role says so."""
+    roles = {role.value: f"as a role: {role.meaning}" for role in Role}
+    return tuple(_plain("word", GLOSSARY, roles.get(row["name"], ""), row) for row in _table("words"))
+
+
+def _roles() -> tuple[Entry, ...]:
+    taken = {row["name"] for row in _table("words")}
+    rows = ({"name": role.value, "title": role.meaning} for role in Role if role.value not in taken)
+    return tuple(_plain("role", GLOSSARY, "", row) for row in rows)
+
+
+def _fields() -> tuple[Entry, ...]:
+    return tuple(_plain("field", DIAGNOSIS, "", row) for row in _table("fields", "words"))
+
+
+def _plain(kind: str, page: str, idea: str, row: dict[str, Any]) -> Entry:
+    """An entry without formula or source: what a word means in this package."""
+    also = {"also": tuple(row.get("also", ()))}
+    return Entry(kind=kind, page=page, idea=idea, formula="", source="", **{**row, **also})
 
 
 def _rule(rule: Rule) -> Entry:
@@ -115,7 +159,7 @@ def _rule(rule: Rule) -> Entry:
         source=rule.source,
         use="loopscale scale --loops 8 --layers 4 --rule " + rule.name,
         figure="docs/transfer.svg" if rule.name in ("looped", "none") else None,
-        page="docs/parameterization.md",
+        page=RULE_PAGE,
     )
 
 
@@ -147,7 +191,7 @@ def _formula(rule: Rule) -> str:
     return f"h <- h + eps f(h), eps = {eps}; {rate}"
 
 
-def _table(name: str) -> list[dict[str, Any]]:
-    text = files("loopscale.teaching").joinpath(f"{name}.toml").read_text(encoding="utf-8")
+def _table(name: str, file: str | None = None) -> list[dict[str, Any]]:
+    text = files("loopscale.teaching").joinpath(f"{file or name}.toml").read_text(encoding="utf-8")
     rows: list[dict[str, Any]] = tomllib.loads(text)[name]
     return rows
