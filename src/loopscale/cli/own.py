@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from loopscale.errors import UserError
+from loopscale.factory import peek
 
 if TYPE_CHECKING:
     from loopscale.transfer import Own
@@ -15,22 +18,44 @@ AGAIN = "delete their records (those with an 'error') to repeat them"
 
 def find_own(model: str | None, objective: str | None) -> Own | None:
     """What was named, or None; raises `UserError` when both were."""
-    from loopscale.transfer import Own
-
     if model is not None and objective is not None:
         raise UserError("give --model or --objective, not both: an objective trains its model itself")
+    if model is None and objective is None:
+        return None
+    if model is not None:
+        peek(model)  # before the imports, which take seconds
+    from loopscale.transfer import Own
+
     if model is not None:
         return Own.at(model, "model")
     return None if objective is None else Own.at(objective, "objective")
 
 
+def checked(description: dict[str, Any]) -> None:
+    """Say on stderr, before the trials, what the first look at a model of the user's own found: roles and warnings."""
+    if description.get("roles_inferred"):
+        click.echo("loopscale: roles inferred from names, state them with roles(model) if one is wrong", err=True)
+        for line in role_lines(description["roles"]):
+            click.echo(f"  {line}", err=True)
+    for said in description.get("warnings", []):
+        click.echo(f"loopscale: warning: {said}", err=True)
+
+
+def role_lines(roles: dict[str, str]) -> list[str]:
+    """A line for each role and kind of name, numbers starred.
+
+    >>> role_lines({"h.0.fc.weight": "hidden", "h.1.fc.weight": "hidden", "head.weight": "readout"})
+    ['hidden      h.*.fc.weight', 'readout     head.weight']
+    """
+    kinds = [
+        (role, ".".join("*" if part.isdigit() else part for part in name.split("."))) for name, role in roles.items()
+    ]
+    return [f"{role:12}{name}" for role, name in dict.fromkeys(kinds)]
+
+
 def own_sentences(provenance: dict[str, Any], again: str = AGAIN) -> list[str]:
-    """The inferred roles, and the trials that raised; `again` says how to repeat those."""
-    said = []
-    data = provenance.get("data", {})
-    if data.get("roles_inferred"):
-        listed = ", ".join(f"{name}: {role}" for name, role in data["roles"].items())
-        said.append(f"roles were inferred from names, state them with roles() if one is wrong: {listed}")
+    """At the end: what was warned of before the trials, and the trials that raised; `again` says how to repeat those."""
+    said = [f"warning: {text}" for text in provenance.get("data", {}).get("warnings", [])]
     errors = provenance.get("errors", [])
     if errors:
         said.append(

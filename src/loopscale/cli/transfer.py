@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from loopscale.cli.executors import HELP
+from loopscale.factory import CONTRACT
 
 
 def _list_of(kind: Callable[[str], Any], noun: str) -> Callable[[click.Context, click.Parameter, str | None], Any]:
@@ -29,7 +30,7 @@ def _rate(text: str) -> float:
     return 2.0 ** float(text[2:]) if text.startswith("2^") else float(text)
 
 
-@click.command()
+@click.command(epilog=CONTRACT)
 @click.option("--preset", default="demo", show_default=True, help="demo, laptop or gpu.")
 @click.option("--rules", callback=_list_of(str, "rules"), help="Comma-separated; default looped,sqrt,none.")
 @click.option("--loops", callback=_list_of(int, "whole numbers"), help="Numbers of loops, such as 1,2,4,8.")
@@ -48,9 +49,7 @@ def _rate(text: str) -> float:
 @click.option(
     "--set", "sets", multiple=True, metavar="A.B=C", help="Any value of the base config, such as train.steps=300."
 )
-@click.option(
-    "--model", "model", metavar="PLACE", help="Your own model: file.py:make_model, a factory that takes loops."
-)
+@click.option("--model", "model", metavar="PLACE", help="Your own model: file.py:make_model, a factory; see below.")
 @click.option("--objective", metavar="PLACE", help="Your own Python objective: file.py:objective, values -> loss.")
 @click.option("--executor", default="local", show_default=True, help=HELP)
 @click.option("--address", help="Of a Ray cluster, such as auto.")
@@ -83,11 +82,13 @@ def command(
     Stop it anywhere and start it again: finished trials are kept. Exit 1 when a rule that claims transfer drifts.
     """
     from loopscale.cli.executors import make_executor
-    from loopscale.cli.own import find_own, own_sentences
+    from loopscale.cli.own import checked, find_own, own_sentences
+
+    own = find_own(model, objective)  # a mistake in its arguments is told before the slow imports
     from loopscale.report import write_report
     from loopscale.transfer import Cell, StudyPlan, failed, get_preset, run_study, seeds_by_cost
 
-    chosen, own = get_preset(preset), find_own(model, objective)
+    chosen = get_preset(preset)
     axis = loops or chosen.loops
     plan = StudyPlan(
         base=chosen.base(sets if data is None else (f"data.path={json.dumps(data)}", *sets), own is not None),
@@ -106,7 +107,7 @@ def command(
         executor, workers, address, folder, lambda: plan.job_config(Cell(plan.arms[0], plan.center_lr, 0))
     )
     with _progress(preset, chosen.promise) as observer:
-        result = run_study(plan, folder, executor=runner, observer=observer)
+        result = run_study(plan, folder, executor=runner, observer=observer, on_checked=checked)
     for sentence in own_sentences(result["provenance"]):
         click.echo(f"loopscale: {sentence}", err=True)
     page = write_report(folder)

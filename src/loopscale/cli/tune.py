@@ -11,6 +11,7 @@ import click
 
 from loopscale.cli.executors import HELP
 from loopscale.errors import UserError, nearest
+from loopscale.factory import CONTRACT
 
 if TYPE_CHECKING:
     from loopscale.tune import Size
@@ -45,7 +46,7 @@ def parse_seconds(text: str | None) -> float | None:
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 
 
-@click.command()
+@click.command(epilog=CONTRACT)
 @click.argument("config", type=click.Path(path_type=Path))
 @click.option("--target", metavar="AXES", help="Such as loops=32,layers=8,width=1024; default: the config's own size.")
 @click.option("--proxy", metavar="AXES", help="Where to tune; default: one loop, the config's layers and width.")
@@ -56,7 +57,7 @@ def parse_seconds(text: str | None) -> float | None:
 @click.option("--seeds", type=int, default=3, show_default=True, help="Seeds that the best points get.")
 @click.option("--tune", "tuned", default="lr,strength", show_default=True, help="Also: weight_decay, warmup, batch.")
 @click.option("--rule", help="The rule that carries the values; default: the config's.")
-@click.option("--model", metavar="PLACE", help="Your own model: file.py:make_model, a factory that takes loops.")
+@click.option("--model", metavar="PLACE", help="Your own model: file.py:make_model, a factory; see below.")
 @click.option("--objective", metavar="PLACE", help="Your own Python objective: file.py:objective, values -> loss.")
 @click.option("--set", "sets", multiple=True, metavar="A.B=C", help="Any value of the config.")
 @click.option("--executor", default="local", show_default=True, help=HELP)
@@ -90,13 +91,14 @@ def command(
     Stop it anywhere and start it again: finished trials are kept.
     """
     from loopscale.cli.executors import make_executor
-    from loopscale.cli.own import find_own, own_sentences
+    from loopscale.cli.own import checked, find_own, own_sentences
+
+    own = find_own(model, objective)  # a mistake in its arguments is told before the slow imports
     from loopscale.cli.watching import watching
     from loopscale.report import write_tune_report
     from loopscale.train import load_config, load_values
     from loopscale.tune import TuneSettings, tune
 
-    own = find_own(model, objective)
     rules = (*sets, f'model.rule="{rule}"') if rule else sets
     base = load_config(config, rules) if own is None else load_values(config, rules)
     small, large = sizes(base, proxy, target)
@@ -107,7 +109,15 @@ def command(
     seconds = parse_seconds(budget)
     chosen = make_executor(executor, workers, address, folder, settings.typical_job)
     with watching(f"tuning at {small}") as on_record:
-        plan = tune(settings, folder, executor=chosen, budget_seconds=seconds, storage=storage, on_record=on_record)
+        plan = tune(
+            settings,
+            folder,
+            executor=chosen,
+            budget_seconds=seconds,
+            storage=storage,
+            on_record=on_record,
+            on_checked=checked,
+        )
     for said in own_sentences(plan["provenance"], "their records say why, under 'error'"):
         click.echo(f"loopscale: {said}", err=True)
     page = write_tune_report(folder)

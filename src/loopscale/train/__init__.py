@@ -7,6 +7,7 @@ from loopscale.train.generate import generate
 from loopscale.train.load import load_config, load_values, make_config, parse_config, parse_values
 from loopscale.train.loop import Outcome, resume_run, train_run
 from loopscale.train.own import OwnModel, default_loss, make_own, takes
+from loopscale.train.own_agree import disagreements
 from loopscale.train.own_fit import fit_own, own_optimizer
 from loopscale.train.parallel import shard_looped
 from loopscale.train.place import describe, fingerprint, load_place
@@ -31,6 +32,7 @@ __all__ = [
     "World",
     "default_loss",
     "describe",
+    "disagreements",
     "fingerprint",
     "fit",
     "fit_own",

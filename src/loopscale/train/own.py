@@ -22,17 +22,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from loopscale.errors import UserError
+from loopscale.factory import OFFERED, heard
 from loopscale.optim import holds_loop, roles_of
 from loopscale.parameterization import Depth, Role, Width, check_roles, get_rule, infer_roles
 from loopscale.train.config import TrainConfig
 from loopscale.train.place import describe, load_place
 from loopscale.train.training import pick_device
-
-OFFERED = (
-    "loops, layers, width, vocab_size, context, seed, rule, strength, base_layers, base_width, residual_scale, "
-    "output_multiplier"
-)
-REACHES = ("rule", "strength", "residual_scale")  # a factory that takes none of these cannot hear the rule
 
 
 @dataclass(frozen=True)
@@ -73,23 +68,14 @@ def takes(place: str) -> set[str]:
         parameters = inspect.signature(factory).parameters.values()
     except (TypeError, ValueError):
         raise UserError(f"{place} does not say which arguments it takes: write it as a function") from None
-    known = set(OFFERED.split(", "))
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return known
+        return set(OFFERED.split(", "))
     by_name = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    strange = [p.name for p in parameters if p.default is p.empty and p not in by_name and p.kind != p.VAR_POSITIONAL]
-    strange += [p.name for p in by_name if p.default is p.empty and p.name not in known]
+    others = [p for p in parameters if p not in by_name and p.kind != p.VAR_POSITIONAL]
+    strange = [p.name for p in others if p.default is p.empty]
     if strange:
-        raise UserError(f"{place} needs {strange[0]!r}, which is not on offer: give it a default; on offer: {OFFERED}")
-    taken = {p.name for p in by_name} & known
-    if "loops" not in taken:
-        raise UserError(f"{place} takes no 'loops': let it take loops, layers and width, by these names")
-    if not taken & set(REACHES):
-        raise UserError(
-            f"{place} takes none of {', '.join(REACHES)}, so no rule can reach the model: let it take residual_scale "
-            "and multiply each branch by it (loopscale.attach does this for foreign models)"
-        )
-    return taken
+        raise UserError(f"{place} takes {strange[0]!r} by position alone: let it be given by name")
+    return heard(place, {p.name for p in by_name}, [p.name for p in by_name if p.default is p.empty])
 
 
 def make_own(place: str, config: TrainConfig) -> OwnModel:
@@ -140,7 +126,8 @@ def default_loss(model: nn.Module, batch: Any) -> Tensor:
         return F.cross_entropy(logits.float().flatten(0, -2), targets.flatten())
     shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     raise UserError(
-        f"the model gave {shape}: return a scalar loss, or logits [..., V] for targets [...], or define loss"
+        f"the model gave {shape}: return a scalar loss, or logits [..., V] for targets [...], or define "
+        "loss(model, batch) beside the factory, which returns a scalar tensor"
     )
 
 
@@ -205,7 +192,10 @@ def _on(batch: Any, device: torch.device) -> Any:
         return {name: _on(part, device) for name, part in batch.items()}
     if isinstance(batch, (tuple, list)):
         return tuple(_on(part, device) for part in batch)
-    return torch.as_tensor(batch).to(device) if isinstance(batch, (Tensor, np.ndarray)) else batch
+    if not isinstance(batch, (Tensor, np.ndarray)):
+        return batch
+    # Inputs and targets are cut from one array; many a loss flattens its targets with `view`.
+    return torch.as_tensor(batch).to(device).contiguous()
 
 
 def _roles(model: nn.Module, module: ModuleType) -> tuple[dict[str, Role], bool]:

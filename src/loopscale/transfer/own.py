@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from loopscale.errors import UserError
 from loopscale.parameterization import Depth, Width, prescription
-from loopscale.train import Fit, TrainConfig, fingerprint, fit_own, load_place, make_own, takes
+from loopscale.train import Fit, TrainConfig, disagreements, fingerprint, fit_own, load_place, make_own, takes
 from loopscale.transfer.stopping import stops
 
 Kind = Literal["model", "objective"]
@@ -44,8 +44,10 @@ class Own:
         """The reverse of `to_json`; None gives None."""
         return None if record is None else cls(**record)
 
-    def check(self, base: TrainConfig) -> dict[str, Any]:
+    def check(self, base: TrainConfig, target: TrainConfig | None = None) -> dict[str, Any]:
         """Try a model once at the base size, before a folder is made; returns what provenance says of it.
+
+        `warnings`, if any, say where the model applies something else than the plan, at `target` too.
 
         Raises `UserError` for whatever the user's code does wrong.
         """
@@ -55,7 +57,9 @@ class Own:
         own = make_own(self.place, base)
         loss = own.try_once()
         roles = {name: role.value for name, role in own.roles.items()}
-        return {**said, "first_loss": loss, "roles": roles, "roles_inferred": own.inferred}
+        found = disagreements(own.model, base, target)
+        warnings = {"warnings": found} if found else {}
+        return {**said, "first_loss": loss, "roles": roles, "roles_inferred": own.inferred, **warnings}
 
 
 def run_own(own: Own, values: dict[str, Any], rows: Sequence[Sequence[float]] = ()) -> Fit:

@@ -12,32 +12,51 @@ from typing import Any
 from loopscale.atomic import write_json
 from loopscale.transfer.claims import Claims
 from loopscale.transfer.executor import Executor, Job, LocalProcesses
-from loopscale.transfer.plan import StudyPlan
+from loopscale.transfer.plan import Arm, Cell, StudyPlan
 from loopscale.transfer.result import summarise
 from loopscale.transfer.study import Study
 
 Observer = Callable[[dict[str, Any], int, int], None]
+OnChecked = Callable[[dict[str, Any]], None]
 
 
 def run_study(
-    plan: StudyPlan, folder: Path, *, executor: Executor | None = None, observer: Observer | None = None
+    plan: StudyPlan,
+    folder: Path,
+    *,
+    executor: Executor | None = None,
+    observer: Observer | None = None,
+    on_checked: OnChecked = lambda description: None,
 ) -> dict[str, Any]:
     """Run or continue the study in `folder` and write `result.json`; returns its content.
 
-    `observer(trial, finished, missing_now)` is called after each trial. Stop it anywhere and call it again: finished
-    trials are read from disk. Several processes, or machines that share the folder, may run one study at once.
+    `observer(trial, finished, missing_now)` is called after each trial, `on_checked(description)` before the first, with
+    what provenance says of the data, or of a model of the user's own (its `warnings` too). Stop it anywhere and call it
+    again: finished trials are read from disk. Several processes, or machines that share the folder, may run one study at
+    once.
 
     Raises `UserError` for a folder of another study, bad data, or workers that keep dying.
     """
     started = time.monotonic()
     # First, so that bad data leaves no folder behind; packed once here, so that the workers find it in the cache.
-    description = plan.own.check(plan.base) if plan.own else plan.base.load_data().description
+    description = _checked(plan)
+    on_checked(description)
     study = Study.open(folder, plan)
     _finish(study, executor or LocalProcesses(), observer)
     study.check_errors()
     result = summarise(study, _provenance(plan, description, time.monotonic() - started + _before(folder)))
     write_json(folder / "result.json", result)
     return result
+
+
+def _checked(plan: StudyPlan) -> dict[str, Any]:
+    """Raises `UserError` when the data, or the user's own model, cannot be used."""
+    if plan.own is None:
+        return plan.base.load_data().description
+    size = plan.base.model
+    here = Cell(Arm(size.rule, size.strength, size.loops), plan.center_lr, plan.base.train.seed)
+    there = Cell(Arm(size.rule, size.strength, max(plan.loops)), plan.center_lr, 0)
+    return plan.own.check(plan.config(here), plan.config(there))
 
 
 def _finish(study: Study, executor: Executor, observer: Observer | None) -> None:

@@ -30,6 +30,7 @@ from loopscale.tune.settings import TuneSettings, start
 from loopscale.tune.storage import kept, open_storage
 
 OnRecord = Callable[[dict[str, Any], int], None]
+OnChecked = Callable[[dict[str, Any]], None]
 
 
 def tune(
@@ -40,11 +41,13 @@ def tune(
     budget_seconds: float | None = None,
     storage: str | None = None,
     on_record: OnRecord = lambda record, count: None,
+    on_checked: OnChecked = lambda description: None,
 ) -> dict[str, Any]:
     """Tune on the proxy and write the plan for the target; returns what `plan.json` holds.
 
     Stop it anywhere and call it again, here or on another machine that reaches the storage: finished trials are kept.
-    `on_record(record, finished)` is called after each trial.
+    `on_record(record, finished)` is called after each trial, `on_checked(description)` before the first, with what
+    provenance says of the data, or of a model of the user's own (its `warnings` too).
 
     Raises `UserError`: a folder of another study, a budget too small for one trial (says its cost), data or a model that
     cannot be used, a storage that cannot be reached, or no trial that finishes.
@@ -52,6 +55,7 @@ def tune(
     runner = executor or LocalProcesses()
     check_folder(folder, settings)
     vocab_size, description = probe(settings)
+    on_checked(description)
     budget = Budget(budget_seconds, first_estimate(settings, folder, budget_seconds, lanes(runner)))
     with kept(storage, folder):
         records = _search(settings, folder, runner, budget, storage, on_record)
@@ -113,6 +117,7 @@ def _heading(settings: TuneSettings, folder: Path, plan: dict[str, Any]) -> str:
         lines.append(f"The {settings.own.kind} is {settings.own.place}: `loopscale train` would train the house model.")
     if settings.own is not None and settings.own.kind == "model":
         lines.append(f"The loss of yours at the target: {own_code(settings.own.place, folder / 'tuned.toml')}")
+    lines += [f"Warning: {said}." for said in plan["provenance"]["data"].get("warnings", [])]
     return "".join(f"# {line}\n" for line in lines) + "\n"
 
 
@@ -149,9 +154,11 @@ def probe(settings: TuneSettings) -> tuple[int, dict[str, Any]]:
     Raises `UserError` when the data, or the user's own model, cannot be used.
     """
     config = settings.config(settings.proxy, start(settings))
-    settings.config(settings.target, start(settings))  # what cannot be built there is said before, not after the trials
+    target = settings.config(
+        settings.target, start(settings)
+    )  # what cannot be built is said before, not after the trials
     if settings.own is not None:
-        return 256, settings.own.check(config)
+        return 256, settings.own.check(config, target)
     dataset = config.load_data()
     return dataset.vocab_size, dataset.description
 

@@ -1,0 +1,65 @@
+"""What a factory of models of the user's own may ask for, told by its argument names alone: without torch, at once."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+from loopscale.errors import UserError
+
+OFFERED = (
+    "loops, layers, width, vocab_size, context, seed, rule, strength, base_layers, base_width, residual_scale, "
+    "output_multiplier"
+)
+REACHES = ("rule", "strength", "residual_scale")  # a factory that takes none of these cannot hear the rule
+LOOP = "ls.Loop(stack, loops, rule=rule, strength=strength, base_layers=base_layers)"
+# The end of `--help`, where each blank line begins a paragraph.
+CONTRACT = f"""
+--model: the factory takes `loops`, and `rule` and `strength` (or `residual_scale`), by these names, such as
+make_model(loops, layers, width, rule, strength, base_layers); it returns a torch.nn.Module and gives them to its loop,
+{LOOP}. On offer: {OFFERED}.
+
+Beside it the file may define make_batch(split, step, seed, batch_size), loss(model, batch) and roles(model).
+"""
+
+
+def heard(place: str, wanted: set[str], required: list[str]) -> set[str]:
+    """The names on offer among those that the factory wants; `required` are those without a default.
+
+    Raises `UserError` when it takes no loops, when no rule can reach it, or when it needs something not on offer.
+    """
+    known = set(OFFERED.split(", "))
+    strange = [name for name in required if name not in known]
+    if strange:
+        raise UserError(f"{place} needs {strange[0]!r}, which is not on offer: give it a default; on offer: {OFFERED}")
+    taken = wanted & known
+    if "loops" not in taken:
+        raise UserError(f"{place} takes no 'loops': let it take loops, layers and width, by these names")
+    if not taken & set(REACHES):
+        raise UserError(
+            f"{place} takes none of {', '.join(REACHES)}, so no rule can reach the model: let it take rule, strength and "
+            f"base_layers and give them to its loop, {LOOP}; or residual_scale, for branches that you multiply yourself"
+        )
+    return taken
+
+
+def peek(place: str) -> None:
+    """Refuse, by its source alone, a factory that `heard` would refuse; silent where the source does not tell.
+
+    Raises `UserError` as `heard` does.
+    """
+    where, _, name = place.rpartition(":")
+    path = Path(where if where.endswith(".py") else where.replace(".", "/") + ".py")
+    try:
+        body = ast.parse(path.read_bytes()).body
+    except (OSError, SyntaxError, ValueError):
+        return
+    found = [part for part in body if isinstance(part, ast.FunctionDef) and part.name == name]
+    if not found or found[-1].decorator_list or found[-1].args.kwarg or found[-1].args.posonlyargs:
+        return
+    given = found[-1].args
+    by_position = [argument.arg for argument in given.args]
+    by_name = [argument.arg for argument in given.kwonlyargs]
+    required = by_position[: len(by_position) - len(given.defaults)]
+    required += [key for key, default in zip(by_name, given.kw_defaults, strict=True) if default is None]
+    heard(place, {*by_position, *by_name}, required)

@@ -1,0 +1,114 @@
+"""Whether a model of the user's own applies what the config says: the eps of its branches, the factors of its groups."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import nn
+
+from loopscale.nn import Loop
+from loopscale.nn.residual import HoldsScale
+from loopscale.optim.roles_of import speaker, states_depth
+from loopscale.parameterization import Depth, Role, Rule, Width, get_rule
+from loopscale.train.config import ModelSection, TrainConfig
+
+
+def disagreements(model: nn.Module, config: TrainConfig, target: TrainConfig | None = None) -> list[str]:
+    """Where a model built at `config`, which ran once, applies another eps or other rates than the config says.
+
+    At most one sentence on eps and one on the width, each with what to pass. `target` is the size that the values are
+    carried to: what the model's loop does there is worked out from what it was given here.
+    """
+    here, there = config.model, (target or config).model
+    loops = list(states_depth(speaker(model)))
+    if not loops:
+        return _of_parts(model, here)
+    return [*_of_loop(loops[0], len(loops) == 1, here, there), *_of_width(model, there)]
+
+
+def _of_loop(loop: Any, alone: bool, here: ModelSection, there: ModelSection) -> list[str]:
+    """The sentence on a `Loop`, or on the handle of `attach`, if there is one to be said."""
+    nested = isinstance(loop, nn.Module) and any(isinstance(part, Loop) for part in loop.modules() if part is not loop)
+    simple = alone and not nested  # else what N and L are to each loop is its own affair
+    wrong, name = _wrong(loop, here, simple), type(loop).__name__
+    strength, base = getattr(loop, "strength", here.strength), getattr(loop, "base_layers", here.base_layers)
+    near = _depth(here) if simple else loop.depth
+    far = near if there is here or not simple else _depth(there)
+
+    def carried(size: Depth) -> float:
+        return float(loop.rule.residual_scale(size, strength, base).value)
+
+    def planned(size: Depth) -> float:
+        return float(get_rule(here.rule).residual_scale(size, here.strength, there.base_layers).value)
+
+    gaps = [_gap(near, _measured(loop) if simple else carried(near), planned(near))]
+    gaps.append(_gap(far, carried(far), planned(far)) if far != near else None)
+    gaps.append(_rate_gap(far, (loop.rule, base), (get_rule(here.rule), there.base_layers)))
+    found = next((gap for gap in gaps if gap), None)
+    return [] if found is None else [f"the model's {name} {found}: {_advice(name, wrong)}"]
+
+
+def _wrong(loop: Any, size: ModelSection, counts: bool) -> dict[str, Any]:
+    """What the loop was given otherwise than the config says, with the value it should have; `counts`: N and L, too."""
+    has = {"rule": loop.rule.name, "strength": getattr(loop, "strength", size.strength)}
+    has["base_layers"] = getattr(loop, "base_layers", size.base_layers) or 1  # without a base L counts absolutely
+    wanted: dict[str, Any] = {"rule": size.rule, "strength": size.strength, "base_layers": size.base_layers or 1}
+    if counts:
+        has |= {"loops": loop.depth.loops, "layers": loop.depth.layers}
+        wanted |= {"loops": size.loops, "layers": size.layers}
+    return {name: value for name, value in wanted.items() if has[name] != value}
+
+
+def _advice(loop: str, wrong: dict[str, Any]) -> str:
+    if not wrong:
+        return f"let the forward pass visit it as often as the factory's loops says ({loop}.forward takes loops=)"
+    given = ", ".join(f"{name}={value!r}" for name, value in wrong.items())
+    return f"let the factory take {' and '.join(wrong)} and pass {given} to the {loop}"
+
+
+def _measured(loop: Any) -> float:
+    """The eps that the branches got in the forward pass; a handle says its own."""
+    if not isinstance(loop, Loop):
+        return float(loop.residual_scale)
+    return next(float(part.scale) for part in loop.modules() if isinstance(part, HoldsScale))
+
+
+def _depth(size: ModelSection) -> Depth:
+    return Depth(size.loops, size.layers)
+
+
+def _gap(size: Depth, mine: float, plan: float) -> str | None:
+    # A factor rounded for print is no other factor.
+    if math.isclose(mine, plan, rel_tol=1e-3):
+        return None
+    return f"applies eps = {mine:.4g} at N = {size.loops}, L = {size.layers} where the plan says {plan:.4g}"
+
+
+def _rate_gap(size: Depth, mine: tuple[Rule, int | None], plan: tuple[Rule, int | None]) -> str | None:
+    has, wanted = (rule.for_role(Role.HIDDEN, size, None, base).lr.value for rule, base in (mine, plan))
+    if math.isclose(has, wanted, rel_tol=1e-3):
+        return None
+    where = f"at N = {size.loops}, L = {size.layers}"
+    return f"gives param_groups a hidden rate of {has:.4g} of lr {where} where the plan says {wanted:.4g}"
+
+
+def _of_parts(model: nn.Module, size: ModelSection) -> list[str]:
+    """Scaled branches without a loop around them, of which not one carries the plan's eps (a prelude may have its own)."""
+    parts = [part for part in model.modules() if isinstance(part, HoldsScale)]
+    plan = get_rule(size.rule).residual_scale(_depth(size), size.strength, size.base_layers).value
+    gaps = [_gap(_depth(size), float(part.scale), plan) for part in parts]
+    if not parts or not all(gaps):
+        return []
+    name = type(parts[0]).__name__
+    return [f"the model's {name} {gaps[0]}: let the factory take residual_scale and pass it as scale="]
+
+
+def _of_width(model: nn.Module, size: ModelSection) -> list[str]:
+    ratio, plan = getattr(speaker(model), "width_ratio", None), Width(size.width, size.base_width)
+    if plan.ratio == (1.0 if ratio is None else ratio.ratio):
+        return []
+    return [
+        f"ls.param_groups(model) is not told the width: at d = {size.width} give it width=ls.Width({size.width}, "
+        f"base_width={size.base_width}), as this run does, or its hidden rates are not the plan's"
+    ]
