@@ -20,7 +20,7 @@ class Block(nn.Module):
         self.c_fc, self.mlp_proj = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
         self.eps, self.more = (ls.ScaledUpdate() if own else nn.Identity()), more
         for part in (self.c_attn, self.attn_proj, self.c_fc, self.mlp_proj):
-            nn.init.normal_(part.weight, std=0.02)
+            nn.init.normal_(part.weight, std=part.in_features**-0.5)
             nn.init.zeros_(part.bias)
 
     def attention(self, x):

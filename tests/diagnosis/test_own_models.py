@@ -62,3 +62,80 @@ def test_a_for_around_a_loop_is_told_so_by_the_check():
     with pytest.raises(UserError, match="around a `Loop`, call it once") as caught:
         check_parameterization(GPT("both"), batch=TOKENS)
     assert "factory" not in str(caught.value)
+
+
+def told(model):
+    return diagnose(model, TOKENS, seconds=0.1)
+
+
+def test_a_right_loop_is_healthy_and_base_layers_are_in_the_prescribed_scale():
+    for rule in ({}, {"strength": 0.3}, {"rule": "looped-complete"}, {"base_layers": 2}):
+        assert told(GPT(**rule)).codes == set(), rule
+    found = told(GPT(base_layers=2))
+    assert found.effective_scale == pytest.approx(0.25) and found.prescribed_scale == 0.25
+    assert "prescribed 0.25 (strength 1, base_layers 2)" in found.text()
+    assert told(GPT()).prescribed_scale == pytest.approx(0.17678, abs=1e-4)
+    house = ls.LoopedTransformer(ls.ModelConfig(vocab_size=VOCABULARY, width=32, layers=2, loops=4, base_layers=2))
+    found = told(house)
+    assert found.prescribed_scale == 0.25 and found.effective_scale == pytest.approx(0.25)
+
+
+def test_a_for_around_a_loop_is_named_as_that():
+    (finding,) = told(GPT("both")).findings
+    assert finding.code == "miscounted-loops" and finding.where == "`body`"
+    assert "act 16 times in one pass, and `body` counts N = 4" in finding.evidence
+    assert "loop(x, loops=16)" in finding.remedy
+
+
+def test_a_loop_in_a_loop_counts_right():
+    from torch import nn
+
+    inner = ls.Loop(nn.Sequential(*(ls.ScaledResidual(nn.Linear(16, 16), nn.LayerNorm(16)) for _ in range(2))), loops=3)
+    assert diagnose(ls.Loop(inner, loops=4), torch.randn(3, 16), seconds=0.1).codes == set()
+
+
+@pytest.mark.parametrize(("made", "codes"), [(4, set()), (8, {"miscounted-loops"}), (2, {"miscounted-loops"})])
+def test_an_attached_model_whose_own_loops_were_changed(made, codes):
+    model = GPT("plain")
+    attach(model, loops=4, batch=TOKENS)
+    model.n_loop = made
+    found = told(model)
+    assert found.codes == codes, found.text()
+    if codes:
+        assert f"handle.set_loops({made})" in found.findings[0].remedy
+
+
+def test_a_scale_on_top_of_a_scale_is_found():
+    model = GPT()
+    attach(model, loops=4, batch=TOKENS, stacked="allow")
+    (finding,) = told(model).findings
+    assert finding.code == "double-depth-scale" and "eps = 0.03125 as measured and 0.1768" in finding.evidence
+    assert told(GPT(more=1 / 4)).codes == {"double-depth-scale"}
+    assert told(GPT(more=0.5)).codes == set()  # a gate, for all one can tell
+
+
+def test_a_fixed_scale_is_not_said_to_fall():
+    model = GPT("plain", loops=16, more=1 / (4 * 2**0.5))
+    (finding,) = told(model).findings
+    assert finding.code == "sqrt-scaled" and "N^-" not in finding.evidence
+    assert finding.evidence.endswith("it is fixed and does not follow N")
+
+
+@pytest.mark.parametrize(
+    ("batch", "says"),
+    [
+        (torch.zeros(2, 40, dtype=torch.long), r"40 long, 'wpe' has 32 rows, a context: give batch\[:, :32\]"),
+        (torch.full((2, 8), VOCABULARY), "token 64 is beyond the 64 rows of 'wte': give tokens below 64"),
+    ],
+)
+def test_a_batch_that_a_table_cannot_serve(batch, says):
+    for ask in (diagnose, check_parameterization):
+        with pytest.raises(UserError, match=says) as caught:
+            ask(GPT("plain"), batch=batch)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_radius_that_has_not_settled_is_no_failure():
+    found = diagnose(GPT(), TOKENS, seconds=0.01)
+    assert found.details["spectrum_converged"] is False
+    assert "(lower estimates)" in found.text() and "ran out" not in found.text()

@@ -18,8 +18,9 @@ _READINGS = {
     "away; a branch that is missing here adds exactly nothing.",
     "gradients": "The gradient that each visit deposits in the shared weights. Visits of similar height share the "
     "learning.",
-    "scales": "The measured eps of each branch. The dashed line is 1/(N sqrt(L)), what the rule prescribes at strength 1; "
-    "points far above it add coherently and make the stream grow with N.",
+    "scales": "The measured eps of each branch. The dashed line is 1/(N sqrt(L)), what the rule prescribes at strength 1 "
+    "(1/(N sqrt(L / base_layers)) where the model states base_layers); points far above it add coherently and make the "
+    "stream grow with N.",
     "eigenvalues": "The largest eigenvalue moduli of the Jacobian of one visit. Above 1 (dashed) a difference grows from "
     "visit to visit, well below it is forgotten; at exactly 1 it is kept for ever.",
     "over_loops": "The stream's gain when the same model is run at other numbers of loops. Level: N is free to change. A "
@@ -34,6 +35,7 @@ _FIGURES = {
     "untied": "gradients",
     "sqrt-scaled": "scales",
     "double-depth-scale": "scales",
+    "miscounted-loops": "scales",
     "marginal-decay": "eigenvalues",
 }
 _LABELS = {

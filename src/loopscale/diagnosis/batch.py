@@ -79,7 +79,29 @@ def _try(model: nn.Module, batch: Any, extra: Mapping[str, Any] | None) -> None:
         raise
     except Exception as cause:  # a model may raise anything at all
         line = (str(cause).strip().splitlines() or [""])[0][:160]
-        raise UserError(f"the model cannot run on the batch: {type(cause).__name__}: {line}") from cause
+        hint = _beyond_a_table(model, batch) if re.search("out of (range|bounds)", str(cause)) else ""
+        raise UserError(f"the model cannot run on the batch: {type(cause).__name__}: {line}{hint}") from cause
+
+
+def _beyond_a_table(model: nn.Module, batch: Any) -> str:
+    """What to change when a look-up fails: the tokens are beyond the vocabulary, or more than there are positions."""
+    from loopscale.diagnosis.tape import tensors_in
+
+    tables = {name: m.num_embeddings for name, m in model.named_modules() if isinstance(m, nn.Embedding)}
+    tokens = next((t for t in tensors_in(batch) if not t.is_floating_point() and t.numel()), None)
+    if tokens is None or not tables:
+        return ""
+    length, largest = tokens.shape[-1] if tokens.ndim else 1, int(tokens.max())
+    most = max(tables, key=tables.__getitem__)
+    if largest >= tables[most]:
+        return f" (token {largest} is beyond the {tables[most]} rows of {most!r}: give tokens below {tables[most]})"
+    short = {name: rows for name, rows in tables.items() if rows < length}
+    if short:
+        name = min(short, key=short.__getitem__)
+        return (
+            f" (the batch is {length} long, {name!r} has {short[name]} rows, a context: give batch[:, :{short[name]}])"
+        )
+    return " (longer than the model's context, or tokens beyond its vocabulary: give a shorter batch or smaller tokens)"
 
 
 def _candidates(model: nn.Module) -> list[Any]:

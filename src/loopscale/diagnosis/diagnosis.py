@@ -26,8 +26,9 @@ class Finding:
 class Diagnosis:
     """All that was measured. `loops` is N of the loop with most shared weights; `growth` its law over the visits.
 
-    `gain`: |h_N| / |h_0|. `effective_scale`: the measured eps of its branches; `prescribed_scale`: lambda / (N sqrt L)
-    at lambda = 1. `kappa`: alignment of the visits' gradients, 1..N. None stands for what could not be measured.
+    `gain`: |h_N| / |h_0|. `effective_scale`: the measured eps of its branches; `prescribed_scale`: lambda / (N sqrt m_L)
+    at lambda = 1, m_L = L / base_layers where the model states base_layers, else L. `kappa`: alignment of the visits'
+    gradients, 1..N. None stands for what could not be measured.
     """
 
     looped: bool
@@ -99,11 +100,12 @@ class Diagnosis:
         if self.growth_over_loops:
             lines.append(f"over N    {self.growth_over_loops}, N set by {self.loops_argument}{_frozen(details)}")
         lines += [
-            f"scale     measured {_show(self.effective_scale)}, prescribed {_show(self.prescribed_scale)} (strength 1)",
+            f"scale     measured {_show(self.effective_scale)}, prescribed {_show(self.prescribed_scale)} "
+            f"(strength 1{_based(details)})",
             f"aligned   kappa {_show(self.kappa)} of at most {self.loops}",
             f"loop map  spectral radius {_show(self.spectral_radius)}, "
             f"largest singular value {_show(details.get('singular_value'))}"
-            + ("" if details.get("spectrum_converged") in (True, None) else " (at least: time ran out)"),
+            + ("" if details.get("spectrum_converged") in (True, None) else " (lower estimates)"),
         ]
         step = details.get("one_step")
         if step:
@@ -137,6 +139,11 @@ def _exponent(details: dict[str, Any]) -> str:
     if exponent is None or interval is None:
         return ""
     return f", moved ~ n^{exponent:.2f} ({interval[0]:.2f} to {interval[1]:.2f})"
+
+
+def _based(details: dict[str, Any]) -> str:
+    base = details.get("base_layers")
+    return "" if base is None else f", base_layers {base}"
 
 
 def _frozen(details: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from statistics import median
 from loopscale.diagnosis.branches import Branch
 from loopscale.diagnosis.diagnosis import Finding
 from loopscale.diagnosis.growth import Growth
+from loopscale.diagnosis.stated import Stated
 
 # |F(c h)| / |c h| at large c: below, a norm inside the loop sets the size of the stream.
 RESET, CONTRACTIVE = 0.3, 0.97
@@ -17,13 +18,18 @@ RESET, CONTRACTIVE = 0.3, 0.97
 MATCH = 0.04
 # Branches whose scales differ by more than this are not under one rule.
 MIXED = 2.0
+# A further factor above this is no second depth rule: a gate that starts at 1/2 is not.
+FURTHER = 0.45
 # Additions that sum to less than this share of the stream cannot harm it.
 NEGLIGIBLE = 0.3
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of the main loop. `far_gain` as in `LoopMap.far_gain`; `scale_power`: a in eps ~ N^-a, if N varies."""
+    """What is known of the main loop. `far_gain` as in `LoopMap.far_gain`; `scale_power`: a in eps ~ N^-a, if N varies.
+
+    `stated`: what the model says of its scale itself.
+    """
 
     loops: int
     layers: int
@@ -35,6 +41,21 @@ class Facts:
     scale_power: float | None = None
     init_ratio: float | None = None
     dtype: str = "float32"
+    stated: Stated | None = None
+
+    @property
+    def miscounted(self) -> bool:
+        """Whether the model scales for another number of visits than it makes."""
+        told = self.stated.loops if self.stated is not None else None
+        if told is None or self.stated is None:
+            return False
+        return told < self.loops if self.stated.kind == "loop" else told != self.loops
+
+    @property
+    def formula(self) -> str:
+        """How `prescribed` is computed, for a sentence."""
+        base = self.stated.base_layers if self.stated is not None else None
+        return "1/(N sqrt(L))" if base is None else f"1/(N sqrt(L / {base}))"
 
     @property
     def living(self) -> list[Branch]:
@@ -75,6 +96,7 @@ class Facts:
 def judge(facts: Facts) -> list[Finding]:
     """All findings on one loop, the worst first."""
     found = [
+        *_miscounted(facts),
         *_nested(facts),
         *_bounded(facts),
         *_scales(facts),
@@ -82,9 +104,33 @@ def judge(facts: Facts) -> list[Finding]:
         *_decay(facts),
         *_dead(facts),
         *_double(facts),
+        *_squared(facts),
         *_absorbed(facts),
     ]
     return sorted(found, key=lambda finding: ("error", "warning", "info").index(finding.severity))
+
+
+def _miscounted(facts: Facts) -> Iterator[Finding]:
+    told = facts.stated
+    if told is None or not facts.miscounted:
+        return
+    if told.kind == "loop":
+        cause = (
+            "the Loop is called more than once in a pass, as by a `for` kept around it: it counts its own visits only"
+        )
+        remedy = f"take the `for` away and call the Loop once, loop(x, loops={facts.loops})"
+    else:
+        cause = "attach was given another N than the model makes, or the model's own was changed since"
+        remedy = f"handle.set_loops({facts.loops}) wherever the model's own number of loops is set"
+    eps = "" if told.eps is None else f" and gives its eps, {told.eps:.4g}"
+    yield Finding(
+        "miscounted-loops",
+        "error" if facts.growth is not None and facts.growth.gain > 2 else "warning",
+        told.where if told.kind == "loop" else facts.where,
+        f"the weights act {facts.loops} times in one pass, and {told.where} counts N = {told.loops}{eps}",
+        cause,
+        remedy,
+    )
 
 
 def _nested(facts: Facts) -> Iterator[Finding]:
@@ -118,6 +164,8 @@ def _scales(facts: Facts) -> Iterator[Finding]:
     eps = facts.scale
     if eps is None or facts.bounded_by or facts.nested or facts.loops < 2 or _negligible(facts):
         return
+    if facts.miscounted:  # its eps is right for another N: no law of another rule
+        return
     kind = scale_kind(facts)
     if kind == "none":
         law = f"{facts.growth.law}, gain {facts.growth.gain:.3g}" if facts.growth else "not measured"
@@ -129,17 +177,17 @@ def _scales(facts: Facts) -> Iterator[Finding]:
             f"eps = {eps:.3g} at N = {facts.loops}{_only(facts)}, growth {law}, "
             f"updates of the visits have cosine {_cosine(facts)}",
             "a shared layer adds nearly the same update at every visit, so the stream grows like N",
-            f"multiply every residual branch by {facts.prescribed:.4g} = 1/(N sqrt(L)), and tune its strength at few loops",
+            f"multiply every residual branch by {facts.prescribed:.4g} = {facts.formula}, "
+            "and tune its strength at few loops",
         )
     elif kind == "sqrt":
         yield Finding(
             "sqrt-scaled",
             "warning",
             _places(facts.least_scaled),
-            f"eps = {eps:.4g}{_only(facts)} at N = {facts.loops}, L = {facts.layers}"
-            + (f"; it falls like N^-{facts.scale_power:.2f}" if facts.scale_power is not None else ""),
+            f"eps = {eps:.4g}{_only(facts)} at N = {facts.loops}, L = {facts.layers}{_over_loops(facts.scale_power)}",
             "1/sqrt(depth) is right for distinct layers; visits of one layer add coherently: the stream grows as sqrt(N)",
-            f"use 1/N over loops: {facts.prescribed:.4g} = 1/(N sqrt(L))",
+            f"use 1/N over loops: {facts.prescribed:.4g} = {facts.formula}",
         )
 
 
@@ -236,6 +284,32 @@ def _double(facts: Facts) -> Iterator[Finding]:
             "an initialisation by 1/sqrt(2 depth), as GPT-2 does, stands on top of the residual scale",
             "initialise output projections like the others; eps alone carries the depth",
         )
+
+
+def _squared(facts: Facts) -> Iterator[Finding]:
+    """A factor on top of the one that the model states: eps twice, or 1/N written in the forward besides."""
+    told, eps, N, L = facts.stated, facts.scale, facts.loops, facts.layers
+    if told is None or not told.eps or not eps or facts.miscounted or N < 2:
+        return
+    further = eps / told.eps
+    rules = (told.eps, facts.prescribed, 1 / N, 1 / (N * math.sqrt(L)), 1 / math.sqrt(N * L), 1 / math.sqrt(N))
+    if further < FURTHER and any(_near(further, rule) for rule in rules):
+        yield Finding(
+            "double-depth-scale",
+            "warning",
+            _places(facts.living),
+            f"eps = {eps:.4g} as measured and {told.eps:.4g} by {told.where}: a further factor {further:.4g} acts",
+            "a second residual scale stands on top of the first: attach over a Loop, or a factor in the forward",
+            "keep one of the two: the Loop, or what was attached, carries the depth alone",
+        )
+
+
+def _over_loops(power: float | None) -> str:
+    if power is None:
+        return ""
+    if abs(power) < 0.1:
+        return "; it is fixed and does not follow N"
+    return f"; it falls like N^-{power:.2f}" if power > 0 else f"; it rises like N^{-power:.2f}"
 
 
 def _absorbed(facts: Facts) -> Iterator[Finding]:

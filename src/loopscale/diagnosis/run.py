@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,6 +26,7 @@ from loopscale.diagnosis.merge import merged
 from loopscale.diagnosis.onestep import MakeOptimizer, train_a_little
 from loopscale.diagnosis.overloops import OverLoops, over_loops
 from loopscale.diagnosis.passes import record
+from loopscale.diagnosis.stated import Stated, listening, stated_for
 from loopscale.diagnosis.steplaw import OneStep, one_step_law
 from loopscale.diagnosis.tape import Tape
 from loopscale.diagnosis.tying import untied
@@ -85,7 +86,8 @@ def diagnose(
 
 
 def _diagnose(model: nn.Module, batch: Any, asked: _Asked) -> Diagnosis:
-    tape, output = record(model, batch)
+    with listening(model) as heard:
+        tape, output = record(model, batch)
     loops = find_loops(model, tape)
     ties = list(untied(model, tape, loops))
     broken = first_nonfinite(model, batch, tape, output)
@@ -98,10 +100,11 @@ def _diagnose(model: nn.Module, batch: Any, asked: _Asked) -> Diagnosis:
     seen, far, spectrum, grads = _main_pass(model, batch, main, tape, asked.seconds, bool(broken))
     contracts = far is not None and far < CONTRACTIVE
     varied = over_loops(model, batch, knob, seen, contracts) if knob else None
-    facts = _facts(model, seen, far, varied)
+    stated = _stated(model, main, loops, heard)
+    facts = _facts(model, seen, far, varied, stated)
     findings = judge(facts)
     if any(f.code == "dead-branch" for f in findings):
-        findings = _after_steps(model, batch, seen, findings, varied)
+        findings = _after_steps(model, batch, seen, findings, varied, stated)
     others = _beside(model, batch, loops, main, tape)
     facts = _with_siblings(facts, main, others)
     findings = merged([*findings, *(f for other in others for f in judge(other.facts))])
@@ -130,6 +133,13 @@ def _diagnose(model: nn.Module, batch: Any, asked: _Asked) -> Diagnosis:
         loops_argument=knob.name if knob else None,
         details=_details(facts, spectrum, grads, varied, stepped, ranged),
     )
+
+
+def _stated(model: nn.Module, main: FoundLoop, loops: list[FoundLoop], heard: Mapping[str, Stated]) -> Stated | None:
+    told = stated_for(model, main.modules, heard)
+    if told is not None and told.kind == "attached" and any(loop.visits == told.loops for loop in loops):
+        return replace(told, loops=main.visits)  # of several loops one handle counts one
+    return told
 
 
 def _one_step(model: nn.Module, batch: Any, knob: Knob | None, main: FoundLoop, asked: _Asked) -> OneStep | None:
@@ -180,7 +190,12 @@ def _with_siblings(facts: Facts, main: FoundLoop, others: list[_Other]) -> Facts
     if growth is not None:
         gain = math.prod([growth.gain, *(other.growth.gain for other in same if other.growth)])
         growth = replace(growth, gain=gain)
-    return replace(facts, layers=layers, prescribed=residual_scale(Depth(facts.loops, layers)), growth=growth)
+    prescribed = residual_scale(Depth(facts.loops, layers), base_layers=_base(facts.stated))
+    return replace(facts, layers=layers, prescribed=prescribed, growth=growth)
+
+
+def _base(stated: Stated | None) -> int | None:
+    return None if stated is None else stated.base_layers
 
 
 def _gradients(model: nn.Module, batch: Any, seen: Pass) -> Gradients:
@@ -191,24 +206,32 @@ def _gradients(model: nn.Module, batch: Any, seen: Pass) -> Gradients:
         return Gradients(None, {}, (), ())
 
 
-def _facts(model: nn.Module, seen: Pass, far: float | None, varied: OverLoops | None) -> Facts:
+def _facts(
+    model: nn.Module, seen: Pass, far: float | None, varied: OverLoops | None, stated: Stated | None = None
+) -> Facts:
     layers = count_layers(seen.loop, seen.branches)
     return Facts(
         seen.loop.visits,
         layers,
         seen.loop.where,
-        residual_scale(Depth(seen.loop.visits, layers)),
+        residual_scale(Depth(seen.loop.visits, layers), base_layers=_base(stated)),
         seen.branches,
         seen.growth,
         far,
         varied.scale_power if varied else None,
         init_ratio(model, seen.loop, seen.branches),
         seen.dtype,
+        stated,
     )
 
 
 def _after_steps(
-    model: nn.Module, batch: Any, seen: Pass, findings: list[Finding], varied: OverLoops | None
+    model: nn.Module,
+    batch: Any,
+    seen: Pass,
+    findings: list[Finding],
+    varied: OverLoops | None,
+    stated: Stated | None,
 ) -> list[Finding]:
     """Judge a copy that was trained for a few steps, since dead branches hide the law."""
     try:
@@ -217,7 +240,7 @@ def _after_steps(
         again = measured_pass(trained, batch, None)
         far, _ = loop_map(trained, batch, again, 0.0)
         again = with_far_gain(again, far)
-        later = judge(_facts(trained, again, far, varied))
+        later = judge(_facts(trained, again, far, varied, stated))
     except (RuntimeError, LookupError, TypeError):
         return findings
     told = {f.code for f in findings}
@@ -274,6 +297,7 @@ def _details(
         "stream_gradient_by_visit": list(grads.stream),
         "over_loops": varied.to_json() if varied else None,
         "init_ratio": facts.init_ratio,
+        "base_layers": _base(facts.stated),
         "one_step": stepped.to_json() if stepped else None,
         "loops_range": ranged.to_json() if ranged else None,
     }

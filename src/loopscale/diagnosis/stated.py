@@ -1,15 +1,75 @@
-"""What a model says of its own scale: the handle that `attach` left in it, which has to follow the number of loops."""
+"""What a model says of its own scale: a `Loop`, the handle that `attach` left in it, or the house model.
+
+All by their attributes, since the diagnosis may not import what defines them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-# Where `attach` keeps its handle: by name, since the diagnosis may not import adapt.
+# Where `attach` keeps its handle.
 PLACE = "_loopscale"
+
+
+@dataclass(frozen=True)
+class Stated:
+    """N as the model counts it in one pass (None: it cannot be wrong), and eps that follows from it (None: Post-LN).
+
+    `kind` is loop, attached or house; `where` as it is said to the user.
+    """
+
+    kind: str
+    where: str
+    loops: int | None = None
+    eps: float | None = None
+    base_layers: int | None = None
+
+
+@contextmanager
+def listening(model: nn.Module) -> Iterator[dict[str, Stated]]:
+    """What every `Loop` that is called inside counts, by the name of the module."""
+    heard: dict[str, Stated] = {}
+    hooks = [
+        module.register_forward_pre_hook(_listener(heard, name), with_kwargs=True)
+        for name, module in model.named_modules()
+        if hasattr(module, "depth_at") and hasattr(module, "stack")
+    ]
+    try:
+        yield heard
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _listener(heard: dict[str, Stated], name: str) -> Any:
+    def listen(module: Any, _args: Any, kwargs: Mapping[str, Any]) -> None:
+        visits = module.loops if kwargs.get("loops") is None else kwargs["loops"]
+        eps = None if module.rule.norm == "post" else module.residual_scale(visits)
+        where = f"`{name}`" if name else "the model"
+        heard[name] = Stated("loop", where, module.depth_at(visits).loops, eps, module.base_layers)
+
+    return listen
+
+
+def stated_for(model: nn.Module, modules: tuple[str, ...], heard: Mapping[str, Stated]) -> Stated | None:
+    """What the model says of these looped modules: its handle, the innermost `Loop` around them, the house model."""
+    handle = attachment_in(model)
+    if handle is not None:
+        eps = None if handle.rule.norm == "post" else handle.residual_scale
+        return Stated("attached", "the attached scale", handle.loops, eps, handle.base_layers)
+    around = [name for name in heard if not name or any(f"{module}.".startswith(f"{name}.") for module in modules)]
+    if around:
+        return heard[max(around, key=len)]
+    for module in model.modules():
+        base = getattr(getattr(module, "config", None), "base_layers", None)
+        if callable(getattr(module, "residual_scale", None)) and isinstance(base, int):
+            return Stated("house", "the model", base_layers=base)
+    return None
 
 
 def attachment_in(model: nn.Module) -> Any:
