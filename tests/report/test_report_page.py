@@ -181,3 +181,16 @@ def test_public_names_load_lazily():
     code = "import sys, loopscale.report as r; assert not {'plotly', 'matplotlib', 'torch'} & set(sys.modules); dir(r)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     assert set(SHAPES) == {"looped", "sqrt", "none"}
+
+
+def test_one_seed_has_no_interval_and_it_says_so():
+    said = result()
+    rule = next(iter(said["rules"].values()))
+    rule["regret"], rule["regret_interval"] = 0.0826, [0.0826, 0.0826]  # as earlier versions wrote it
+    for optimum in rule["optima"].values():
+        optimum.update(lr_interval=[optimum["lr"]] * 2, loss_interval=None, n_seeds=1, edge=False)
+    study = StudyInfo(Result.model_validate(said), ())
+    text = page(study)
+    assert "0.0826 <span>no interval: one seed, or no noise known</span>" in text
+    assert "[0.0826, 0.0826]" not in text
+    assert text.count("n/a, one seed") == 2 * len(rule["optima"])

@@ -44,6 +44,31 @@ def test_the_page_says_what_the_plan_says(tuned):
     assert all(row["label"] in page for row in plan["verification"]["local"])
 
 
+def changed(tuned, copy, **proxy):
+    """The page of a copy of the tuning whose plan says something else of its proxy."""
+    shutil.copytree(tuned, copy)
+    plan = json.loads((copy / "plan.json").read_text())
+    plan["proxy"].update(proxy)
+    for row in plan["rows"]:
+        if row["name"] in proxy.get("intervals", {}):
+            row["interval"] = proxy["intervals"][row["name"]]
+    (copy / "plan.json").write_text(json.dumps(plan))
+    return write_tune_report(copy).read_text()
+
+
+def test_no_interval_and_an_open_one_are_said_in_table_and_figure(tuned, tmp_path):
+    why = "the surface has no minimum inside what was explored"
+    nothing = changed(
+        tuned, tmp_path / "a", intervals=dict.fromkeys(("lr", "strength")), interval_note=f"no intervals: {why}"
+    )
+    assert nothing.count(f"without a bar: no interval is known ({why})") == 2
+    assert nothing.count("none, see above") == 2 and "the bar its 95 % interval" not in nothing
+    spans = {"lr": [0.01, 0.02], "strength": [0.5, 4.0]}
+    open_one = changed(tuned, tmp_path / "b", intervals=spans, open={"strength": "above"})
+    assert "[0.5, 4], open above" in open_one and "the bar its 95 % interval, open above" in open_one
+    assert "[0.01, 0.02]<" in open_one
+
+
 def test_unfinished_and_damaged_tunings_are_one_sentence(tuned, tmp_path, capsys):
     copy = tmp_path / "t"
     shutil.copytree(tuned, copy)

@@ -94,6 +94,11 @@ def test_a_tuned_rate_that_diverges_is_a_drift_and_a_large_regret_is_never_trans
     assert judge(None, one_shot_regret([2.2], [2.2], 0.01)) == "undecided"
 
 
+def test_one_seed_without_known_noise_gives_a_regret_and_no_interval():
+    regret = one_shot_regret([2.2826], [2.2], 0.0)
+    assert regret.value == pytest.approx(0.0826) and regret.interval is None
+
+
 def test_regret_is_paired_over_seeds():
     regret = one_shot_regret([2.30, 2.41, 2.52], [2.29, 2.40, 2.51], 0.1)
     assert regret.value == pytest.approx(0.01)

@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -14,10 +16,11 @@ import pytest
 from loopscale import UserError
 from loopscale.atomic import write_json, write_new_json
 from loopscale.cli import main
+from loopscale.cli.tune import _between
 from loopscale.train import load_config, make_config, parse_values, with_tuned
 from loopscale.transfer import Own
 from loopscale.transfer.trial import run_trial
-from loopscale.tune import Size, TuneSettings, tune, verify
+from loopscale.tune import Size, TuneSettings, share_of, tune, verify
 from loopscale.tune.ledger import Ledger
 from loopscale.tune.storage import open_storage
 
@@ -165,6 +168,28 @@ def test_what_does_not_fit_the_budget_is_said(tuned):
         verify(folder, loops=(4,), share=0.001, executor=Inline())
     with pytest.raises(UserError, match="loops 64 is not above the proxy's 1 and at most the target's 32"):
         verify(folder, loops=(64,), executor=Inline())
+
+
+def test_the_share_that_is_advised_holds_the_checks_it_is_advised_for(tuned, tmp_path):
+    plan = tuned[1]
+    share = share_of(plan, (4, 8), (), ())
+    for name, given in (("all", share), ("less", share - 0.02)):
+        shutil.copytree(tuned[0], tmp_path / name)
+        found = verify(tmp_path / name, loops=(4, 8), share=given, executor=Inline())
+        left = [said for said in found["not_verified"] if "did not fit the budget" in said]
+        assert (left == []) == (name == "all"), left
+    assert _between(plan) == f"--loops 4,8 --share {share:g}"
+    dear = {**plan, "cost": {**plan["cost"], "direct_flops": 1000 * plan["cost"]["direct_flops"]}}
+    assert _between(dear) == "--loops 4,8", "the default holds them"
+
+
+def test_a_budget_that_holds_no_check_advises_one_that_does(tuned, tmp_path):
+    shutil.copytree(tuned[0], tmp_path / "t")
+    with pytest.raises(UserError) as refused:
+        verify(tmp_path / "t", loops=(4,), share=0.001, executor=Inline())
+    share = float(re.search(r"with tuning ([\d.]+)% of a sweep", str(refused.value))[1]) / 100
+    found = verify(tmp_path / "t", loops=(4,), share=share + 0.001, executor=Inline())
+    assert {row["label"] for row in found["local"]} >= {"N = 4 (lr)"}
 
 
 def test_trials_that_raise_are_no_loss_and_a_tuning_that_never_works_says_so(tmp_path):

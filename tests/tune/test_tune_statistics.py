@@ -5,8 +5,11 @@ import math
 import numpy as np
 import pytest
 
-from loopscale.tune import extrapolate, fit_surface, nats, read_local, spoken
+from loopscale.train import parse_values
+from loopscale.transfer import Own
+from loopscale.tune import TuneSettings, extrapolate, fit_surface, nats, read_local, spoken
 from loopscale.tune.findings import exponents, known_noise
+from loopscale.tune.plan import decide
 from loopscale.tune.probes import Probe
 from loopscale.tune.race import PairedNoise, beaten, leader, paired_noise
 from loopscale.tune.regret import verdict
@@ -126,3 +129,35 @@ def test_numbers_carry_the_digits_that_their_interval_supports():
     assert spoken(0.013812, [0.0138119, 0.0138121]) == "0.01381 (to these digits)"
     assert nats(0.00001, [0.0, 0.00002]) == "0.0000 nats (to these digits)"
     assert in_seed_noise(0.01, 0.0) == "seeds change nothing"
+
+
+def tuning(points, losses):
+    """The settings and records of an exploration of rate and strength, in octaves from the config's."""
+    base = parse_values({"model": {"width": 64}, "optim": {"lr": 2.0**-6}})
+    settings = TuneSettings(base, Size(1, 1, 64, 100, 8), Size(4, 1, 64, 100, 8), own=Own("objective", "a.py:f", "0"))
+    records = []
+    for i, ((rate, strength), loss) in enumerate(zip(points, losses, strict=True)):
+        values = {"lr": 2.0 ** (rate - 6), "strength": 2.0**strength}
+        records.append({"key": str(i), "loss": loss, "cell": {"values": values, "seed": 0, "explored": True}})
+    return settings, records
+
+
+def test_an_interval_that_is_only_the_explored_range_is_none_and_it_says_why():
+    points = RNG.uniform(-2, 2, (16, 2)).tolist()
+    saddle = [2 + 0.06 * x**2 - 0.05 * y**2 for x, y in points]
+    found = decide(*tuning(points, saddle))
+    assert found["intervals"] == {"lr": None, "strength": None} and found["open"] == {}
+    assert found["interval_note"] == "no intervals: the surface has no minimum inside what was explored"
+    assert found["surface"]["inside"] is False, "the noise of the fit is known all the same"
+    noise = 0.3 * RNG.standard_normal(16)
+    lost = decide(*tuning(points, list(2 + noise)))
+    assert lost["intervals"]["strength"] is None and "no" in lost["interval_note"]
+
+
+def test_an_interval_that_ends_with_the_points_on_one_side_is_called_open():
+    points = RNG.uniform(-2, 2, (24, 2)).tolist()
+    losses = [2 + 0.06 * x**2 + 0.05 * (y - 1.4) ** 2 + 0.02 * RNG.standard_normal() for x, y in points]
+    found = decide(*tuning(points, losses))
+    assert found["open"] == {"strength": "above"}, found
+    assert "that of strength is open above: it ends where the explored points do" in found["interval_note"]
+    assert found["intervals"]["lr"][0] < 2.0**-6 < found["intervals"]["lr"][1]

@@ -165,12 +165,17 @@ def _said(plan: dict[str, Any], folder: Path, page: Path) -> str:
 
 
 def _between(plan: dict[str, Any]) -> str:
-    """Options of verify: sizes between proxy and target on the axes that grow, cheap ones."""
+    """Options of verify: sizes between proxy and target on the axes that grow, cheap ones, and a share that holds them."""
+    from loopscale.tune import SHARE, share_of
+
     proxy, target = plan["proxy"], plan["target"]
-    said = []
-    for axis in ("loops", "layers", "width"):
+    sizes: dict[str, list[int]] = {"loops": [], "layers": [], "width": []}
+    for axis in sizes:
         low, high = proxy[axis], target[axis]
-        steps = sorted({min(high, low * factor) for factor in (4, 8)} if axis == "loops" else {min(high, 2 * low)})
         if high > low:
-            said.append(f"--{axis} {','.join(map(str, steps))}")
-    return " ".join(said) or "--loops N (the target is no larger than the proxy)"
+            sizes[axis] = sorted({min(high, low * factor) for factor in ((4, 8) if axis == "loops" else (2,))})
+    said = [f"--{axis} {','.join(map(str, steps))}" for axis, steps in sizes.items() if steps]
+    if not said:
+        return "--loops N (the target is no larger than the proxy)"
+    share = share_of(plan, sizes["loops"], sizes["layers"], sizes["width"])
+    return " ".join([*said, *([f"--share {share:g}"] if share > SHARE else [])])

@@ -29,11 +29,7 @@ def _card(name: str, rule: RuleRecord, ink: Ink, scale: tuple[float, float], tol
     strength = (
         "" if rule.strength is None else f"<dt>strength \N{GREEK SMALL LETTER LAMDA}</dt><dd>{rule.strength:g}</dd>"
     )
-    regret = (
-        f"{number(rule.regret, 4)} <span>{interval(rule.regret_interval, 4)}</span>"
-        if rule.regret is not None
-        else "n/a"
-    )
+    regret = "n/a" if rule.regret is None else f"{number(rule.regret, 4)} <span>{_regret_span(rule)}</span>"
     return f"""<li class="card" style="--light:{ink.light};--dark:{ink.dark}">
 <h3>{escape(name)}</h3>
 <p class="verdict"><span aria-hidden="true">{sign}</span> {escape(rule.verdict)}</p>
@@ -45,6 +41,16 @@ def _card(name: str, rule: RuleRecord, ink: Ink, scale: tuple[float, float], tol
 {strength}</dl>
 </li>
 """
+
+
+def _regret_span(rule: RuleRecord) -> str:
+    """The interval, or why there is none; one without a width was written by an earlier version."""
+    ends = rule.regret_interval
+    if rule.regret == 0:
+        return "the tuned rate is the best one"
+    if ends is None or ends[0] == ends[1]:
+        return "no interval: one seed, or no noise known"
+    return interval(ends, 4)
 
 
 def _gauge(rule: RuleRecord, scale: tuple[float, float], tolerance: float) -> str:

@@ -35,6 +35,12 @@ class Optimum(Record):
     n_seeds: int = 1
     edge: bool = False
 
+    @field_validator("lr_interval", "loss_interval")
+    @classmethod
+    def _with_a_width(cls, ends: Interval | None) -> Interval | None:
+        """An optimum at the edge has no interval; earlier versions wrote one without a width."""
+        return None if ends is None or ends[0] == ends[1] else ends
+
 
 class Point(Record):
     """One learning rate of the sweep: the mean loss and the loss of each seed; None says diverged."""

@@ -7,6 +7,7 @@ from typing import Any
 from loopscale.report.info import StudyInfo, curves, seed_range, share, shares, streams, strength_curves
 from loopscale.report.page import Table
 from loopscale.report.palette import interval, number, power
+from loopscale.report.records import Optimum
 
 _NB = "\N{NO-BREAK SPACE}"
 
@@ -41,10 +42,15 @@ def optimum_over_loops(study: StudyInfo) -> Table:
     rows = []
     for name, rule in study.rules.items():
         for loops, best in sorted(rule.optima.items()):
-            span = interval(best.lr_interval, 5)
+            span = interval(best.lr_interval, 5) or _why_none(best)
             edge = "yes" if best.edge else "no"
             rows.append((name, str(loops), power(best.lr), f"{best.lr:.5g}", span, str(best.n_seeds), edge))
     return Table(("rule", "N", "optimum", "decimal", "interval", "seeds", "at the edge of the sweep"), rows)
+
+
+def _why_none(best: Optimum) -> str:
+    """Why an optimum has no interval."""
+    return "n/a, at the edge" if best.edge else "n/a, one seed" if best.n_seeds == 1 else "n/a, no noise"
 
 
 def loss_over_loops(study: StudyInfo) -> Table:
@@ -52,7 +58,7 @@ def loss_over_loops(study: StudyInfo) -> Table:
     return Table(
         ("rule", "N", "loss at the optimum", "interval"),
         [
-            (name, str(loops), number(best.loss, 4), interval(best.loss_interval, 4))
+            (name, str(loops), number(best.loss, 4), interval(best.loss_interval, 4) or _why_none(best))
             for name, rule in study.rules.items()
             for loops, best in sorted(rule.optima.items())
         ],

@@ -41,6 +41,8 @@ class Proxy(Record):
     loss: FiniteFloat
     seed_noise: FiniteFloat | None
     edges: tuple[str, ...] = ()
+    interval_note: str = ""
+    open: dict[str, str] = Field(default_factory=dict)
 
 
 class Sweep(Record):

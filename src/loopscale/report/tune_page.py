@@ -11,7 +11,7 @@ from loopscale.report.chart import Axis, Chart, LegendEntry, Trace, on_panel, po
 from loopscale.report.page import Section, Table, render_page
 from loopscale.report.palette import Ink, nice_ticks, number, plain, sequential, whole_ticks
 from loopscale.report.tables import provenance
-from loopscale.report.tune_info import Sweep, TuneInfo, TuneTrial, Verification, tune_info
+from loopscale.report.tune_info import Proxy, Row, Sweep, TuneInfo, TuneTrial, Verification, tune_info
 
 _POINT, _BEST = Ink("#0b7a75", "#3fd0c4"), Ink("#a85b00", "#f2b04a")
 _UNVERIFIED = "Nothing of it has been verified yet."
@@ -21,9 +21,9 @@ _VERDICTS = {
     "undecided": "Verified in between: the data do not decide whether the plan holds.",
 }
 _EXPLORED = (
-    "Every explored point that finished, with one seed; the large diamond is the tuned value at its mean over seeds, and "
-    "the bar its 95 % interval. The tuning is sound when the points fall towards the diamond from both sides; one at the "
-    "end of the points is a bound, not an optimum."
+    "Every explored point that finished, with one seed; the large diamond is the tuned value at its mean over seeds, "
+    "{bar}. The tuning is sound when the points fall towards the diamond from both sides; one at the end of the points is "
+    "a bound, not an optimum."
 )
 _SWEPT = (
     "At each size: the plan and its neighbours an octave below and above, as the difference of loss to the plan, mean over "
@@ -68,15 +68,27 @@ def _moved(tuning: TuneInfo) -> str:
 
 def _values(tuning: TuneInfo) -> Table:
     rows = [
-        (row.name, plain(row.value), _span(row.interval), row.why)
+        (row.name, plain(row.value), _span(row, tuning.plan.proxy), row.why)
         for row in tuning.plan.rows
         if row.source == "this tuning"
     ]
     return Table(("name", "value", "95 % interval", "from"), rows)
 
 
-def _span(pair: tuple[float, float] | None) -> str:
-    return "none, see above" if pair is None else f"[{pair[0]:.2g}, {pair[1]:.2g}]"
+def _span(row: Row, proxy: Proxy) -> str:
+    if row.interval is None:
+        return "none, see above" if row.name in proxy.values else "n/a, not tuned"
+    side = f", open {proxy.open[row.name]}" if row.name in proxy.open else ""
+    return f"[{row.interval[0]:.2g}, {row.interval[1]:.2g}]{side}"
+
+
+def _bar(name: str, proxy: Proxy) -> str:
+    """What is said of the diamond's bar."""
+    if not proxy.intervals.get(name):
+        return f"without a bar: no interval is known ({proxy.interval_note.removeprefix('no intervals: ')})"
+    if name in proxy.open:
+        return f"and the bar its 95 % interval, open {proxy.open[name]}: it ends where the explored points do"
+    return "and the bar its 95 % interval"
 
 
 def _applied(tuning: TuneInfo) -> Table:
@@ -133,7 +145,7 @@ def _explored(tuning: TuneInfo, name: str) -> Section:
     return Section(
         f"Loss over {name.replace('_', ' ')}",
         figure=chart,
-        how_to_read=_EXPLORED,
+        how_to_read=_EXPLORED.format(bar=_bar(name, proxy)),
         table=Table((name, "loss", "seed"), sorted(rows, key=lambda row: float(row[0]))),
     )
 

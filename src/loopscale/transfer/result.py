@@ -115,9 +115,9 @@ def _regret_json(regret: Regret) -> dict[str, Any]:
 def _optimum_json(optimum: Optimum) -> dict[str, Any]:
     return {
         "lr": optimum.lr,
-        "lr_interval": list(optimum.interval()),
+        "lr_interval": None if optimum.edge else list(optimum.interval()),  # an edge is a bound, nothing is fitted
         "loss": optimum.loss,
-        "loss_interval": list(optimum.loss_interval()),
+        "loss_interval": None if optimum.edge else list(optimum.loss_interval()),
         "n_seeds": optimum.n_seeds,
         "edge": optimum.edge,
     }

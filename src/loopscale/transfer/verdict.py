@@ -70,7 +70,7 @@ def one_shot_regret(at_tuned: list[float], at_best: list[float], noise: float, f
 
     `noise` is the standard deviation of one trial about its seed's parabola, with `freedom` degrees of freedom: a
     difference of two trials has sqrt(2) of it. That estimate rests on many trials and is used where it is known; else the
-    spread of the differences is, or with one seed the noise as it is.
+    spread of the differences is, or with one seed the noise as it is, and no interval where none is known.
     """
     if not at_tuned or not all(map(math.isfinite, at_tuned)):
         return Regret(None, None, noise)
@@ -82,8 +82,10 @@ def one_shot_regret(at_tuned: list[float], at_best: list[float], noise: float, f
         error = student95(freedom) * noise * math.sqrt(2 / count)
     elif count > 1:
         error = student95(count - 1) * float(differences.std(ddof=1)) / math.sqrt(count)
-    else:
+    elif noise:
         error = 2 * math.sqrt(2) * noise
+    else:
+        return Regret(value, None, noise)
     return Regret(value, (value - error, value + error), noise)
 
 

@@ -6,10 +6,11 @@ from loopscale.tune.regret import Local, extrapolate, read_local
 from loopscale.tune.run import own_code, tune
 from loopscale.tune.settings import TUNABLE, Size, TuneSettings
 from loopscale.tune.surface import Vertex, fit_surface
-from loopscale.tune.verify import read_plan, verify
+from loopscale.tune.verify import SHARE, read_plan, share_of, verify
 from loopscale.tune.words import nats, spoken
 
 __all__ = [
+    "SHARE",
     "TUNABLE",
     "Local",
     "Size",
@@ -22,6 +23,7 @@ __all__ = [
     "own_code",
     "read_local",
     "read_plan",
+    "share_of",
     "spoken",
     "transfer_plan",
     "trial_flops",

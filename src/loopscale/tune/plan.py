@@ -12,7 +12,7 @@ from loopscale.parameterization import Depth, Width, prescription
 from loopscale.tune.race import beaten, leader, paired_noise
 from loopscale.tune.search import Values, candidates, losses_of, surface
 from loopscale.tune.settings import TuneSettings, bounds, to_point, to_values
-from loopscale.tune.surface import needed
+from loopscale.tune.surface import Vertex, needed
 from loopscale.tune.words import spoken
 
 BATCH = "arXiv:2205.10287"
@@ -79,23 +79,40 @@ def _intervals(settings: TuneSettings, explored: list[dict[str, Any]], best: Val
         near = EDGE * (end - start)
         if not start + near < point[name] < end - near:
             edges.append(name)
+    nothing = {"intervals": dict.fromkeys(ranges), "open": {}, "edges": edges, "surface": None}
     if vertex is None:
         finite = sum(record["loss"] is not None for record in explored)
-        note = (
-            f"no intervals: {finite} of {len(explored)} explored points finished, a surface needs {needed(len(ranges))}"
-        )
-        return {"intervals": dict.fromkeys(ranges), "edges": edges, "surface": None, "interval_note": note}
+        why = f"{finite} of {len(explored)} explored points finished, a surface needs {needed(len(ranges))}"
+        return {**nothing, "interval_note": f"no intervals: {why}"}
     low = to_values(dict(zip(ranges, vertex.low, strict=True)))
     high = to_values(dict(zip(ranges, vertex.high, strict=True)))
     # The interval is the fitted minimum's; it is widened to hold the point that won the race.
-    intervals = {name: [min(low[name], best[name]), max(high[name], best[name])] for name in ranges}
-    note = (
-        "95 % intervals" if vertex.predicts else "95 % intervals; the surface has no minimum inside what was explored"
-    )
-    if not vertex.crossed:
-        note += "; too few points to see how the values interact"
+    spans = {name: [min(low[name], best[name]), max(high[name], best[name])] for name in ranges}
+    ends = dict(zip(ranges, vertex.ends, strict=True))
+    intervals = {name: span if vertex.predicts and ends[name] != "both" else None for name, span in spans.items()}
     found = {"noise": vertex.noise, "freedom": vertex.freedom, "inside": vertex.predicts, "crossed": vertex.crossed}
-    return {"intervals": intervals, "edges": edges, "surface": found, "interval_note": note}
+    open_at = {name: end for name, end in ends.items() if end and intervals[name]}
+    note = interval_note(vertex, ends, intervals)
+    return {"intervals": intervals, "open": open_at, "edges": edges, "surface": found, "interval_note": note}
+
+
+def interval_note(vertex: Vertex, ends: dict[str, str], intervals: dict[str, Any]) -> str:
+    """What the intervals are, or why there are none: one that is only the explored range says nothing.
+
+    `ends` names, by value, the sides on which the interval ends where the explored points do (`Vertex.ends`).
+    """
+    if not vertex.predicts:
+        return "no intervals: the surface has no minimum inside what was explored"
+    without = [name for name, span in intervals.items() if span is None]
+    if len(without) == len(ends):
+        return "no intervals: the points do not bound the optimum on either side"
+    note = "95 % intervals"
+    if without:
+        note += f"; none of {' and '.join(without)}: the points do not bound it on either side"
+    for name, end in ends.items():
+        if end in ("below", "above"):
+            note += f"; that of {name} is open {end}: it ends where the explored points do"
+    return note if vertex.crossed else f"{note}; too few points to see how the values interact"
 
 
 def at_target(settings: TuneSettings, values: Values) -> tuple[Values, list[dict[str, Any]]]:
@@ -142,7 +159,7 @@ def transfer_plan(settings: TuneSettings, records: list[dict[str, Any]]) -> dict
         "moved": moved,
         "rows": applied(settings, values, _carried(decision["intervals"], decision["values"], values), moved),
         "layers": layer_alternatives(settings),
-        "headline": f"{_shown(decision)}, tuned at {settings.proxy}, for {settings.target}.",
+        "headline": f"{_shown(decision)} ({decision['interval_note']}), tuned at {settings.proxy}, for {settings.target}.",
         "sentence": sentence(settings, decision),
     }
 

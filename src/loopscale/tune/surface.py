@@ -26,6 +26,7 @@ class Vertex:
     freedom: int
     predicts: bool  # False: no minimum inside the points, `at` is the best point and the interval its neighbours' span
     crossed: bool  # False: too few points for the products of two values
+    ends: tuple[str, ...] = ()  # by value: "below", "above" or "both" where the interval ends with the points, else ""
 
 
 def needed(size: int) -> int:
@@ -61,7 +62,12 @@ def fit_surface(points: Sequence[Sequence[float]], losses: Sequence[float], seed
     found = np.array([_minimum(draw, low, high, crossed)[0] for draw in draws.T])
     at, inside = _minimum(theta, low, high, crossed)
     bottom, top = np.quantile(found, [0.025, 0.975], axis=0)
+    # A minimum that a draw has outside of the points is put at their edge: there ends the data, not the interval.
+    under, over = bottom <= low + 1e-9, top >= high - 1e-9
     return Vertex(
+        ends=tuple(
+            "both" if u and o else "below" if u else "above" if o else "" for u, o in zip(under, over, strict=True)
+        ),
         at=tuple(map(float, at + center)),
         low=tuple(map(float, bottom + center)),
         high=tuple(map(float, top + center)),

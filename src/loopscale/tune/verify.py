@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -69,6 +70,17 @@ def verify(
     return report
 
 
+def share_of(plan: dict[str, Any], loops: Sequence[int], layers: Sequence[int], widths: Sequence[int]) -> float:
+    """The least share of a direct sweep, in hundredths rounded up, in which `verify` runs all these checks with one seed.
+
+    Raises `UserError` as `verify` does for a size outside proxy..target.
+    """
+    settings, cost = TuneSettings.from_json(plan["settings"]), plan["cost"]
+    asked = Asked(settings, dict(plan["proxy"]["values"]), 1, cost)
+    spent: float = asked.whole(probes(settings, loops, layers, widths, False)) + cost["tune_flops"]
+    return math.ceil(100 * spent / float(cost["direct_flops"]) + 1e-9) / 100
+
+
 def read_plan(folder: Path) -> dict[str, Any]:
     """The plan that a tuning wrote; raises `UserError` for none, a damaged one and one of another version."""
     plan = read_json(folder / "plan.json")
@@ -110,11 +122,18 @@ class Asked:
             else:
                 left.append((probe, price))
         if all(probe.axis == "proxy" for probe in taken):
-            raise self._none(left, slots)
+            # The sweep at the proxy along the same value comes first, and must be paid as well.
+            first = next(price for probe, price in [*((p, 0.0) for p in taken), *left] if probe.axis == "proxy")
+            raise self._none(left, spent + first, slots)
         return taken, left, spent
 
-    def _none(self, left: list[tuple[Probe, float]], slots: int) -> UserError:
+    def whole(self, wished: list[Probe]) -> float:
+        """FLOPs of all these probes."""
+        return self.affordable(wished, float("inf"), 1)[2]
+
+    def _none(self, left: list[tuple[Probe, float]], before: float, slots: int) -> UserError:
         probe, price = min((pair for pair in left if pair[0].axis != "proxy"), key=lambda pair: pair[1])
+        price += before
         seconds = price * self.cost["seconds"] / self.cost["tune_flops"] / slots
         share = (price + self.cost["tune_flops"]) / self.cost["direct_flops"]
         return UserError(
