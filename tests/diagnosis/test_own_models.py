@@ -139,3 +139,26 @@ def test_a_radius_that_has_not_settled_is_no_failure():
     found = diagnose(GPT(), TOKENS, seconds=0.01)
     assert found.details["spectrum_converged"] is False
     assert "(lower estimates)" in found.text() and "ran out" not in found.text()
+
+
+def test_a_double_initialisation_is_found_from_two_layers_on_and_printed_in_one():
+    """In one layer it cannot be told from Kaiming in, linear out; the limit is in docs/reference/footguns.md."""
+    from torch import nn
+
+    def shrunk(layers):
+        model = GPT(layers=layers)
+        for name, parameter in model.named_parameters():
+            if name.endswith("_proj.weight"):
+                parameter.data.mul_((2 * layers) ** -0.5)
+        return told(model)
+
+    assert shrunk(2).codes == shrunk(4).codes == {"double-depth-scale"}
+    torch.manual_seed(0)
+    mlp = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 64))
+    nn.init.kaiming_normal_(mlp[0].weight, nonlinearity="relu")
+    nn.init.kaiming_normal_(mlp[2].weight, nonlinearity="linear")
+    usual = diagnose(ls.Loop(ls.ScaledResidual(mlp, nn.LayerNorm(64)), loops=4), torch.randn(16, 64), seconds=0.1)
+    for found in (shrunk(1), usual):
+        assert found.codes == set() and found.details["init_ratio"] == pytest.approx(0.707, abs=0.01)
+        assert "output projections are 0.7" in found.text()
+    assert "weights  " not in told(GPT()).text()

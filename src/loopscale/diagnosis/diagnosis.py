@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 SEVERITIES = ("info", "warning", "error")
+# Output projections smaller than this against the other matrices are worth a line.
+SMALLER = 0.8
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ class Diagnosis:
         lines += [
             f"scale     measured {_show(self.effective_scale)}, prescribed {_show(self.prescribed_scale)} "
             f"(strength 1{_based(details)})",
+            *_weights(details),
             f"aligned   kappa {_show(self.kappa)} of at most {self.loops}",
             f"loop map  spectral radius {_show(self.spectral_radius)}, "
             f"largest singular value {_show(details.get('singular_value'))}"
@@ -139,6 +142,14 @@ def _exponent(details: dict[str, Any]) -> str:
     if exponent is None or interval is None:
         return ""
     return f", moved ~ n^{exponent:.2f} ({interval[0]:.2f} to {interval[1]:.2f})"
+
+
+def _weights(details: dict[str, Any]) -> list[str]:
+    """Said also where it is no finding: in one layer GPT-2's 1/sqrt(2) is what Kaiming in and linear out make too."""
+    ratio = details.get("init_ratio")
+    if ratio is None or ratio > SMALLER:
+        return []
+    return [f"weights   output projections are {ratio:.3g} times as large as the other matrices"]
 
 
 def _based(details: dict[str, Any]) -> str:
