@@ -42,6 +42,7 @@ pygments_style = "friendly"
 pygments_dark_style = "github-dark"
 
 nb_execution_mode = "force"
+nb_merge_streams = True
 nb_execution_timeout = 120
 nb_execution_raise_on_error = True
 nb_ipywidgets_js: dict[str, Any] = {}  # myst-nb would load them from a CDN
@@ -65,9 +66,35 @@ def plain_links(app: Any, name: str, source: list[str]) -> None:
             return match[0]
         shown = target.relative_to(ROOT) if target.is_relative_to(ROOT) else match[2]
         text = match[1].strip("`")
-        return f"`{shown}`" if text in str(shown) else f"{match[1]} (`{shown}`)"
+        return f"`{shown}` of the repository" if text in str(shown) else f"{match[1]} (`{shown}` of the repository)"
 
     source[0] = OUTSIDE.sub(said, source[0])
+
+
+CELL = re.compile(r"<td([^>]*)>(\s*(?:<p>\s*</p>\s*)?</td>)?")
+
+
+def labelled_cells(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """Cells of wide tables carry their column's name: on a phone a row is a card (site.css), and nothing is cut off."""
+
+    def labelled(match: re.Match[str]) -> str:
+        names = [re.sub(r"<[^>]+>", "", head) for head in re.findall(r"<th[^>]*>(.*?)</th>", match[0], flags=re.S)]
+        if len(names) < 4:
+            return match[0]
+        rows = re.split(r"(?=<tr)", match[0])
+        for i, row in enumerate(rows):
+            column = iter(names)
+            rows[i] = CELL.sub(lambda cell: named_cell(cell, next(column, "").strip()), row)
+        text = "".join(rows).replace("<tr", '<tr role="row"').replace("<th ", '<th role="columnheader" ')
+        return text.replace('<table class="', '<table role="table" class="wide ', 1)
+
+    if "body" in context:
+        context["body"] = re.sub(r"<table.*?</table>", labelled, context["body"], flags=re.S)
+
+
+def named_cell(cell: re.Match[str], name: str) -> str:
+    """The start of a cell with its column's name; an empty cell as a whole."""
+    return f'<td{cell[1]} role="cell" data-label="{name}">' + ("</td>" if cell[2] else "")
 
 
 def plain_docstring(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
@@ -97,4 +124,5 @@ def escaped(row: str) -> str:
 def setup(app: Any) -> None:
     """Called by Sphinx."""
     app.connect("source-read", plain_links)
+    app.connect("html-page-context", labelled_cells)
     app.connect("autodoc-process-docstring", plain_docstring)

@@ -21,7 +21,10 @@ import math
 import loopscale as ls
 
 BRANCH = 0.6  # u before any norm on the branch: about what a SwiGLU of random weights writes for an input of RMS 1
-ALIGNED = {True: 0.92, False: 0.0}  # cosine between visits: tied (record of prediction 1), distinct layers
+ALIGNED = {
+    True: 0.92,
+    False: 0.0,
+}  # mean cosine over pairs of 16 visits: tied (record of prediction 1), distinct layers
 NORMS = ("pre", "sandwich", "stream", "absent")
 
 

@@ -2,6 +2,7 @@
 "use strict";
 const byId = (id) => document.getElementById(id);
 const NS = "http://www.w3.org/2000/svg", W = 480, H = 320, M = { left: 58, right: 14, top: 14, bottom: 44 };
+const CHANGES = { looped: "eps 1/N", sqrt: "eps 1/sqrt(N)", none: "eps none" };
 const INKS = ["one", "two", "three"], DASHES = ["", "7 4", "2 4"];
 
 function number(value) {
@@ -78,8 +79,15 @@ function update() {
   drawChange(s);
   drawAlignment(s);
   const study = drawCurves(s);
+  byId("summary").textContent = RULES[s.rule].summary + (/m_L/.test(RULES[s.rule].summary) ? "; here m_L = L" : "");
   byId("said").textContent = `${s.rule}: eps = ${number(eps)}. After ${s.loops} visits the stream is ${number(last)} times its entry; ` +
-    `one step moves the output ${number(moved)} times as far as with one loop of one layer. ${study}`;
+    `one step moves the output ${number(moved)} times as far as with one loop of one layer, computed${measuredChange(s)}. ${study}`;
+}
+
+// Where it was measured: one layer at strength 1, up to 16 loops.
+function measuredChange(s) {
+  const seen = RECORDED.change[CHANGES[s.rule]] || [], here = seen.find((p) => p[0] === s.loops);
+  return here && s.layers === 1 && s.strength === 1 ? ` (measured ${number(here[1] / seen[0][1])})` : "";
 }
 
 function drawStream(s, sizes) {
@@ -95,9 +103,8 @@ function drawStream(s, sizes) {
 function drawChange(s) {
   const counts = [1, 2, 4, 8, 16, 32, 64];
   const points = counts.map((n) => [n, oneStepChange(s.rule, n, s.layers, s.strength)]);
-  const label = { looped: "eps 1/N", sqrt: "eps 1/sqrt(N)", none: "eps none" }[s.rule];
   const lines = [{ label: "computed, " + s.rule, points }];
-  const seen = RECORDED.change[label];
+  const seen = RECORDED.change[CHANGES[s.rule]];
   if (seen) lines.push({ label: "measured, L = 1", dots: true, points: seen.map((p) => [p[0], (p[1] / seen[0][1]) * points[0][1]]) });
   draw("change", {
     x: "loops N", logX: true, logY: true, lines, marks: [[s.loops, oneStepChange(s.rule, s.loops, s.layers, s.strength)]],
@@ -171,7 +178,9 @@ function quiz() {
   });
 }
 
-for (const [name, rule] of Object.entries(RULES)) byId("rule").append(new Option(`${name}: ${rule.summary}`, name));
+for (const name of Object.keys(RULES)) byId("rule").append(new Option(name, name));
+const lasting = RECORDED.change[CHANGES.looped].find((p) => p[0] === 16);
+byId("gap").textContent = number(lasting[1] / RECORDED.change[CHANGES.looped][0][1]);
 byId("setting").textContent = RECORDED.setting;
 byId("controls").addEventListener("input", update);
 byId("controls").addEventListener("submit", (event) => event.preventDefault());

@@ -1,4 +1,4 @@
-"""A nanoGPT-like model that a newcomer wrote from the chapter "Put the rule into your model" alone: tied readout, own init."""
+"""A nanoGPT-like model written from the chapter "Put the rule into your model" alone: tied readout, own init."""
 
 from dataclasses import dataclass
 

@@ -67,6 +67,7 @@ def test_the_site_builds_strictly_and_is_whole(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-4000:]
     assert (site / "playground.html").exists()
+    assert 'data-label="what it means for you"' in (site / "reference" / "predictions.html").read_text()
     pages = sorted(site.glob("**/*.html"))
     for page in pages:
         text = page.read_text()
