@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +85,7 @@ def labelled_cells(app: Any, page: str, template: str, context: dict[str, Any], 
             return match[0]
         rows = re.split(r"(?=<tr)", match[0])
         for i, row in enumerate(rows):
-            column = iter(names)
-            rows[i] = CELL.sub(lambda cell: named_cell(cell, next(column, "").strip()), row)
+            rows[i] = CELL.sub(partial(named_cell, iter(names)), row)
         text = "".join(rows).replace("<tr", '<tr role="row"').replace("<th ", '<th role="columnheader" ')
         return text.replace('<table class="', '<table role="table" class="wide ', 1)
 
@@ -92,9 +93,9 @@ def labelled_cells(app: Any, page: str, template: str, context: dict[str, Any], 
         context["body"] = re.sub(r"<table.*?</table>", labelled, context["body"], flags=re.S)
 
 
-def named_cell(cell: re.Match[str], name: str) -> str:
+def named_cell(names: Iterator[str], cell: re.Match[str]) -> str:
     """The start of a cell with its column's name; an empty cell as a whole."""
-    return f'<td{cell[1]} role="cell" data-label="{name}">' + ("</td>" if cell[2] else "")
+    return f'<td{cell[1]} role="cell" data-label="{next(names, "").strip()}">' + ("</td>" if cell[2] else "")
 
 
 def plain_docstring(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
