@@ -91,7 +91,11 @@ def test_transfer_says_it_too(tmp_path, capsys):
     axes = ["--rules", "looped", "--loops", "1,2", "--lrs", "0.01,0.02,0.04", "--seeds", "1", "--workers", "1"]
     command = ["transfer", "--model", f"{FILE}:no_base", *axes, *sets, "--out", str(tmp_path / "s")]
     assert main(command) in (0, 1)
-    assert "pass base_layers=2 to the Loop" in capsys.readouterr().err
+    said = " ".join(capsys.readouterr().err.split())
+    assert "pass base_layers=2 to the Loop" in said
+    assert f"study of {FILE}:no_base; stop it any time" in said and "demo" not in said
+    page = (tmp_path / "s" / "report.html").read_text()
+    assert "loop_code.py:no_base" in page and "preset demo" not in page
     result = json.loads((tmp_path / "s" / "result.json").read_text())
     assert len(result["provenance"]["data"]["warnings"]) == 1
 

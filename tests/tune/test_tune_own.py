@@ -5,11 +5,13 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 import loopscale
+from loopscale.factory import OFFERED
 from loopscale.train import fit_own, load_values, make_own, own_optimizer
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(loopscale.__file__).parents[1])}
@@ -65,6 +67,12 @@ def test_the_printed_line_and_that_in_the_file_are_one_and_train_the_target(told
     config = load_values("t/tuned.toml")
     assert (config.model.loops, config.model.layers, config.model.width) == (4, 2, 34)
     assert math.isfinite(loss) and loss == fit_own("mine.py:make_model", config).val_loss
+
+
+def test_the_file_holds_nothing_of_the_house_model(told):
+    place, _ = told
+    written = tomllib.loads((place / "t" / "tuned.toml").read_text())
+    assert set(written["model"]) <= set(OFFERED.split(", ")) and written["model"]["width"] == 34
 
 
 def test_the_target_is_built_with_what_the_rule_says(told, monkeypatch):

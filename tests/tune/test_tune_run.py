@@ -1,6 +1,7 @@
 """Tuning from end to end: on objectives whose truth is known, and on a small house model."""
 
 import json
+import logging
 import math
 import re
 import shutil
@@ -16,12 +17,13 @@ import pytest
 from loopscale import UserError
 from loopscale.atomic import write_json, write_new_json
 from loopscale.cli import main
-from loopscale.cli.tune import _between
+from loopscale.cli.tune import _between, sizes
 from loopscale.train import load_config, make_config, parse_values, with_tuned
 from loopscale.transfer import Own
 from loopscale.transfer.trial import run_trial
 from loopscale.tune import Size, TuneSettings, share_of, tune, verify
 from loopscale.tune.ledger import Ledger
+from loopscale.tune.search import Budget
 from loopscale.tune.storage import open_storage
 
 FILE = Path(__file__).parent / "valley.py"
@@ -190,6 +192,39 @@ def test_a_budget_that_holds_no_check_advises_one_that_does(tuned, tmp_path):
     share = float(re.search(r"with tuning ([\d.]+)% of a sweep", str(refused.value))[1]) / 100
     found = verify(tmp_path / "t", loops=(4,), share=share + 0.001, executor=Inline())
     assert {row["label"] for row in found["local"]} >= {"N = 4 (lr)"}
+
+
+def test_start_up_counts_against_the_budget_and_three_trials_begin_all_the_same(tmp_path):
+    began = time.monotonic() - 100
+    late = tune(settings(), tmp_path / "late", executor=Inline(), budget_seconds=50, started=began)
+    assert late["provenance"]["trials"] == 3
+    seen = [{"seconds": 2.0}] * 5
+    assert Budget(120, 2.0, began).allows(seen, 0, 1) and not Budget(101, 2.0, began).allows(seen, 0, 1)
+    assert not Budget(120, 2.0, began, earlier=40).allows(seen, 0, 2), (
+        "what an earlier call took counts, spread over cores"
+    )
+    assert Budget(120, 2.0, began).explores(seen, 1, 16) == int(0.7 * 30 / 2), (
+        "of the 30 s that start-up left with these"
+    )
+
+
+def test_only_the_samplers_remark_on_greenlet_is_silenced(tuned):
+    logger = logging.getLogger("optuna._gp.batched_lbfgsb")
+
+    def passes(text):
+        return bool(logger.filter(logging.LogRecord(logger.name, logging.WARNING, "", 0, text, (), None)))
+
+    assert not passes("The 'greenlet' package is unavailable, falling back to sequential L-BFGS-B optimization.")
+    assert passes("The kernel matrix is not positive definite.")
+
+
+def test_the_help_says_where_the_proxy_is_cut(capsys):
+    assert main(["tune", "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "one loop; without --target also at most 2 layers and width 128" in said
+    base = parse_values({"model": {"loops": 8, "layers": 4, "width": 256}})
+    assert [(s.loops, s.layers, s.width) for s in sizes(base, None, None)] == [(1, 2, 128), (8, 4, 256)]
+    assert [(s.loops, s.layers, s.width) for s in sizes(base, None, "loops=32")] == [(1, 4, 256), (32, 4, 256)]
 
 
 def test_trials_that_raise_are_no_loss_and_a_tuning_that_never_works_says_so(tmp_path):

@@ -31,6 +31,15 @@ def find_own(model: str | None, objective: str | None) -> Own | None:
     return None if objective is None else Own.at(objective, "objective")
 
 
+def own_name(place: str) -> str:
+    """What a study of this place is called: its file or module.
+
+    >>> own_name("models/mine.py:make_model"), own_name("package.mine:make_model")
+    ('mine', 'mine')
+    """
+    return place.rpartition(":")[0].removesuffix(".py").replace("/", ".").rpartition(".")[2] or "own"
+
+
 def checked(description: dict[str, Any]) -> None:
     """Say on stderr, before the trials, what the first look at a model of the user's own found: roles and warnings."""
     if description.get("roles_inferred"):

@@ -55,7 +55,9 @@ def _rate(text: str) -> float:
 @click.option("--address", help="Of a Ray cluster, such as auto.")
 @click.option("--workers", type=int, help="Processes, one thread each; default: one per core.")
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="Study folder; default runs/transfer-PRESET. Continues if it exists."
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Study folder; default runs/transfer-PRESET (of your own code: its file). Continues if it exists.",
 )
 @click.option("--open", "open_page", is_flag=True, help="Open the page when done.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -82,7 +84,7 @@ def command(
     Stop it anywhere and start it again: finished trials are kept. Exit 1 when a rule that claims transfer drifts.
     """
     from loopscale.cli.executors import make_executor
-    from loopscale.cli.own import checked, find_own, own_sentences
+    from loopscale.cli.own import checked, find_own, own_name, own_sentences
 
     own = find_own(model, objective)  # a mistake in its arguments is told before the slow imports
     from loopscale.report import write_report
@@ -102,11 +104,16 @@ def command(
         center_lr=chosen.center_lr,
         preset=preset,
     )
-    folder = out or Path("runs") / f"transfer-{preset}"
+    mine = model or objective
+    folder = out or Path("runs") / f"transfer-{preset if mine is None else own_name(mine)}"
+    whole = not (sets or any(given is not None for given in (rules, loops, lrs, strengths, seeds, data)))
+    title = (
+        f"study of {mine}" if mine else f"study '{preset}': {chosen.promise}" if whole else f"study '{preset}', changed"
+    )
     runner = make_executor(
         executor, workers, address, folder, lambda: plan.job_config(Cell(plan.arms[0], plan.center_lr, 0))
     )
-    with _progress(preset, chosen.promise) as observer:
+    with _progress(title) as observer:
         result = run_study(plan, folder, executor=runner, observer=observer, on_checked=checked)
     for sentence in own_sentences(result["provenance"]):
         click.echo(f"loopscale: {sentence}", err=True)
@@ -126,12 +133,12 @@ def command(
 class _progress:
     """A live line on stderr: trials done, trials known to be missing, the last loss."""
 
-    def __init__(self, preset: str, promise: str) -> None:
+    def __init__(self, title: str) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
         console = Console(stderr=True)
-        self._intro = f"study '{preset}': {promise}; stop it any time, the same command goes on"
+        self._intro = f"{title}; stop it any time, the same command goes on"
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),

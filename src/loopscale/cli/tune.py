@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,8 +50,14 @@ def parse_seconds(text: str | None) -> float | None:
 @click.command(epilog=CONTRACT)
 @click.argument("config", type=click.Path(path_type=Path))
 @click.option("--target", metavar="AXES", help="Such as loops=32,layers=8,width=1024; default: the config's own size.")
-@click.option("--proxy", metavar="AXES", help="Where to tune; default: one loop, the config's layers and width.")
-@click.option("--budget", help="Time to spend, such as 90s, 10m, 2h; default: as long as the trials take.")
+@click.option(
+    "--proxy",
+    metavar="AXES",
+    help="Where to tune; default: one loop; without --target also at most 2 layers and width 128.",
+)
+@click.option(
+    "--budget", help="Time to spend, start-up included, such as 90s, 10m, 2h; default: as long as the trials take."
+)
 @click.option(
     "--trials", type=int, help="Points to explore, with one seed each; default: 16, 8 more a value beyond two."
 )
@@ -90,6 +97,7 @@ def command(
     Writes tuned.toml and plan.json: `loopscale train target.toml --from tuned.toml`, `loopscale verify FOLDER`.
     Stop it anywhere and start it again: finished trials are kept.
     """
+    started = time.monotonic()
     from loopscale.cli.executors import make_executor
     from loopscale.cli.own import checked, find_own, own_sentences
 
@@ -117,6 +125,7 @@ def command(
             storage=storage,
             on_record=on_record,
             on_checked=checked,
+            started=started,
         )
     for said in own_sentences(plan["provenance"], "their records say why, under 'error'"):
         click.echo(f"loopscale: {said}", err=True)

@@ -87,6 +87,7 @@ class Result(Record):
     """result.json."""
 
     preset: str = ""
+    own: str = ""
     sentence: str
     rules: dict[str, RuleRecord]
     strengths: tuple[FiniteFloat, ...] = ()

@@ -84,7 +84,10 @@ def page(study: StudyInfo) -> str:
     rows = provenance(study.result.provenance)
     if study.trials:
         rows.append(("trial records read", str(len(study.trials))))
-    kind = "loopscale transfer study" + (f", preset {study.result.preset}" if study.result.preset else "")
+    said = study.result
+    kind = "loopscale transfer study" + (
+        f" of {said.own}" if said.own else f", preset {said.preset}" if said.preset else ""
+    )
     title = "Does the best learning rate stay put when the loops grow?"
     return render_page(title, study.result.sentence, sections(study), rows, kind=kind)
 

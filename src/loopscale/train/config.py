@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field
 
+from loopscale.factory import OFFERED
+
 if TYPE_CHECKING:
     from loopscale.data import Dataset
     from loopscale.nn import ModelConfig
@@ -152,3 +154,9 @@ class TrainConfig(Section):
     def to_toml(self) -> str:
         """Write every value, defaults included, as TOML that `load_config` reads back to an equal config."""
         return tomli_w.dumps(self.to_dict())
+
+    def to_own_toml(self) -> str:
+        """The same without what describes the house model alone: for a model of the user's own, read by `load_values`."""
+        record = self.to_dict()
+        record["model"] = {name: value for name, value in record["model"].items() if name in OFFERED.split(", ")}
+        return tomli_w.dumps(record)

@@ -19,6 +19,7 @@ def summarise(study: Study, provenance: dict[str, Any]) -> dict[str, Any]:
     return {
         "schema": 1,
         "preset": study.plan.preset,
+        **({} if study.plan.own is None else {"own": study.plan.own.place}),
         "sentence": overall(rules),
         "rules": rules,
         "loops": sorted(study.plan.loops),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 import time
 import zlib
@@ -26,6 +27,8 @@ class Ledger:
         self.settings = settings
         self.owner = new_owner()
         self._optuna = optuna = require("optuna", "sweep")
+        # Said among the trials, and nothing to act on: the search is as good, a suggestion takes a little longer.
+        logging.getLogger("optuna._gp.batched_lbfgsb").addFilter(_not_greenlet)
 
         def study(suffix: str) -> Any:
             return optuna.create_study(storage=storage, study_name=f"{settings.name}{suffix}", load_if_exists=True)
@@ -190,3 +193,7 @@ class Ledger:
         if gone(owner):
             return False
         return time.time() - float(self.explored.user_attrs.get(f"beat {owner}", 0.0)) < LOST
+
+
+def _not_greenlet(record: logging.LogRecord) -> bool:
+    return "'greenlet' package is unavailable" not in record.getMessage()

@@ -42,6 +42,7 @@ def tune(
     storage: str | None = None,
     on_record: OnRecord = lambda record, count: None,
     on_checked: OnChecked = lambda description: None,
+    started: float | None = None,
 ) -> dict[str, Any]:
     """Tune on the proxy and write the plan for the target; returns what `plan.json` holds.
 
@@ -49,14 +50,20 @@ def tune(
     `on_record(record, finished)` is called after each trial, `on_checked(description)` before the first, with what
     provenance says of the data, or of a model of the user's own (its `warnings` too).
 
+    The budget counts from `started` (of `time.monotonic`; default: now), so looking at the model and starting processes are
+    in it; trials that have begun are finished.
+
     Raises `UserError`: a folder of another study, a budget too small for one trial (says its cost), data or a model that
     cannot be used, a storage that cannot be reached, or no trial that finishes.
     """
+    started = time.monotonic() if started is None else started
     runner = executor or LocalProcesses()
     check_folder(folder, settings)
     vocab_size, description = probe(settings)
     on_checked(description)
-    budget = Budget(budget_seconds, first_estimate(settings, folder, budget_seconds, lanes(runner)))
+    earlier = sum(record["seconds"] for record in known_trials(folder, "trials").values())
+    one = first_estimate(settings, folder, budget_seconds, lanes(runner))
+    budget = Budget(budget_seconds, one, started, earlier)
     with kept(storage, folder):
         records = _search(settings, folder, runner, budget, storage, on_record)
     for record in records.values():
@@ -67,7 +74,8 @@ def tune(
     _keep_verification(folder, plan)
     write_json(folder / "plan.json", plan)
     config = TrainConfig.model_validate(plan["target"]["config"])
-    write_text(folder / "tuned.toml", _heading(settings, folder, plan) + config.to_toml())
+    text = config.to_toml() if settings.own is None else config.to_own_toml()
+    write_text(folder / "tuned.toml", _heading(settings, folder, plan) + text)
     return plan
 
 

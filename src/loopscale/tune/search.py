@@ -17,6 +17,7 @@ from loopscale.tune.settings import TuneSettings, bounds, start, to_point, to_va
 from loopscale.tune.surface import Vertex, fit_surface
 
 CANDIDATES = 3
+LEAST = 3
 AHEAD = 4  # stacks have many slots: at most a quarter of the points is asked for before any of them is known
 Values = dict[str, float]
 OnRecord = Callable[[dict[str, Any], int], None]
@@ -24,10 +25,16 @@ OnRecord = Callable[[dict[str, Any], int], None]
 
 @dataclass(frozen=True)
 class Budget:
-    """How long may be spent in all, in seconds of this machine (None: no limit), and what one trial is thought to take."""
+    """How long may be spent in all, in seconds of this machine (None: no limit), and what one trial is thought to take.
+
+    With `started` (of `time.monotonic`) the clock counts from there on, start-up and waiting included, on top of the
+    `earlier` seconds that trials took before it. Three trials always begin: fewer make no plan.
+    """
 
     seconds: float | None
     trial_seconds: float
+    started: float | None = None
+    earlier: float = 0.0
 
     def one(self, records: list[dict[str, Any]]) -> float:
         """Seconds of one trial: of those that ended, once there are three."""
@@ -36,14 +43,25 @@ class Budget:
 
     def allows(self, records: list[dict[str, Any]], running: int, slots: int) -> bool:
         """Whether one more trial fits: all that ran and runs, spread over the slots."""
-        spent = sum(record["seconds"] for record in records)
-        return self.seconds is None or (spent + (running + 1) * self.one(records)) / slots <= self.seconds
+        if self.seconds is None:
+            return True
+        counted = (_seconds(records) + (running + 1) * self.one(records)) / slots
+        clock = self._clock(slots) + self.one(records) if len(records) + running >= LEAST else 0.0
+        return max(counted, clock) <= self.seconds
+
+    def _clock(self, slots: int) -> float:
+        return 0.0 if self.started is None else self.earlier / slots + time.monotonic() - self.started
 
     def explores(self, records: list[dict[str, Any]], slots: int, most: int) -> int:
-        """How many points to explore: seven tenths of the budget, at least 3 and at most `most`; the rest repeats."""
+        """How many points to explore: seven tenths of what start-up left of the budget, at least 3 and at most `most`."""
         if self.seconds is None:
             return most
-        return min(most, max(3, int(0.7 * self.seconds * slots / max(self.one(records), 1e-6))))
+        left = self.seconds - max(0.0, self._clock(slots) - _seconds(records) / slots)
+        return min(most, max(LEAST, int(0.7 * left * slots / max(self.one(records), 1e-6))))
+
+
+def _seconds(records: list[dict[str, Any]]) -> float:
+    return float(sum(record["seconds"] for record in records))
 
 
 class Search:
