@@ -162,3 +162,21 @@ def test_a_double_initialisation_is_found_from_two_layers_on_and_printed_in_one(
         assert found.codes == set() and found.details["init_ratio"] == pytest.approx(0.707, abs=0.01)
         assert "output projections are 0.7" in found.text()
     assert "weights  " not in told(GPT()).text()
+
+
+def test_a_learned_factor_of_the_same_size_is_no_second_rule():
+    from torch import nn
+
+    class Scaled(nn.Module):
+        def __init__(self, learned):
+            super().__init__()
+            self.mlp = nn.Linear(16, 16)
+            self.register_parameter("gamma", nn.Parameter(torch.full((16,), 0.1)) if learned else None)
+
+        def forward(self, x):
+            return (self.gamma if self.gamma is not None else 0.1) * self.mlp(x)
+
+    for learned, codes in ((True, set()), (False, {"double-depth-scale"})):
+        torch.manual_seed(0)
+        model = ls.Loop(ls.ScaledResidual(Scaled(learned), nn.LayerNorm(16)), loops=10)
+        assert diagnose(model, torch.randn(3, 16), seconds=0.05).codes == codes

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loopscale.diagnosis.stream import BLENDS, Step, Stream, strip
+from loopscale.diagnosis.stream import BLENDS, Step, Stream, ancestors, strip
 from loopscale.diagnosis.tape import Tape
 
 
@@ -19,7 +19,8 @@ class Branch:
     """One step of the loop, averaged over visits. `scale` is eps as measured: |added| / |branch output|.
 
     `ratio`: |added| / |stream|, per visit. `cosine`: mean pairwise cosine of the additions over visits.
-    `absorbed`: share of the elements that the addition leaves unchanged for want of digits.
+    `absorbed`: share of the elements that the addition leaves unchanged for want of digits. `learned`: parameters are
+    among the factors, as in LayerScale or a gate.
     """
 
     kind: str
@@ -33,6 +34,7 @@ class Branch:
     attention: int
     dead: bool
     decay: float | None = None
+    learned: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -106,7 +108,23 @@ def _measure(tape: Tape, column: list[Step], values: dict[int, Tensor]) -> Branc
         first.attention,
         dead,
         decay,
+        _learned(tape, first),
     )
+
+
+def _learned(tape: Tape, step: Step) -> bool:
+    """Whether a factor between the branch's output and the addition is a parameter, or made of one."""
+    index = step.update
+    while index > step.base >= 0:
+        node = tape.nodes[index]
+        data = [p for p in node.parents if tape.nodes[p].data]
+        made = [i for p in node.parents if p not in data for i in ancestors(tape.nodes, p, 0)]
+        if node.params or any(tape.nodes[i].params for i in made):
+            return True
+        if not data:
+            return False
+        index = data[0]
+    return False
 
 
 def _base(tape: Tape, step: Step, values: dict[int, Tensor]) -> float:

@@ -291,6 +291,8 @@ def _squared(facts: Facts) -> Iterator[Finding]:
     told, eps, N, L = facts.stated, facts.scale, facts.loops, facts.layers
     if told is None or not told.eps or not eps or facts.miscounted or N < 2:
         return
+    if any(branch.learned for branch in facts.living):  # LayerScale or a gate: it is of any size, and moves
+        return
     further = eps / told.eps
     rules = (told.eps, facts.prescribed, 1 / N, 1 / (N * math.sqrt(L)), 1 / math.sqrt(N * L), 1 / math.sqrt(N))
     if further < FURTHER and any(_near(further, rule) for rule in rules):
