@@ -27,7 +27,7 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
             "unknown option '--resum' of loopscale train: did you mean '--resume'? "
             "known: --continue, --from, --help, --json, --out, --resume, --set",
         ),
-        (["train"], "give either a config file or --resume DIR: loopscale train examples/tiny.toml"),
+        (["train"], "give either a config file or --resume DIR: loopscale train config.toml"),
         (
             ["train", "--resume", "x", "--set", "optim.lr=1"],
             "--resume continues a run exactly, so it takes no --set, --from or --out: leave them out",

@@ -43,7 +43,7 @@ def command(
     Exit codes: 0 finished, 1 the loss became non-finite, 2 a mistake to mend, 130 Ctrl-C, 143 SIGTERM.
     """
     if (config is None) == (resume is None):
-        raise UserError("give either a config file or --resume DIR: loopscale train examples/tiny.toml")
+        raise UserError("give either a config file or --resume DIR: loopscale train config.toml")
     if resume is not None and (sets or out is not None or tuned is not None):
         raise UserError("--resume continues a run exactly, so it takes no --set, --from or --out: leave them out")
     if again and out is None:

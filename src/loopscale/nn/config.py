@@ -30,7 +30,7 @@ class ModelConfig:
     `width` is the stream's; `head_dim` stays fixed while width grows. `kv_heads` < heads gives grouped-query attention.
     `mlp_ratio` is hidden / width of the SwiGLU. `rule`, `strength`, `base_layers`, `base_width` are the parameterization.
 
-    Options of the loop, each a value (docs/model.md says when each helps): `norm` "pre", "sandwich" or "post" (None: the
+    Options of the loop, each a value (the page "The house model" says when): `norm` "pre", "sandwich" or "post" (None: the
     rule's), `injection`, `order` "stack" or "layer", `sampler` of N in training, `gradient_visits` (the last k of N),
     `visit_embedding` (rows; 0: none), `scale` "rescale" or "freeze" when N differs from `loops`. An injection or sampler
     may be given by name or as a table, `{"kind": "poisson", "mean": 4}`; `to_dict` gives plain values that build it again.

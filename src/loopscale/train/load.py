@@ -62,14 +62,16 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError:
-        raise UserError(f"{path} is not a text file: give a config in TOML, for example examples/tiny.toml") from None
+        raise UserError(
+            f"{path} is not a text file: give a config in TOML, such as one with the line 'model.loops = 4'"
+        ) from None
     except tomllib.TOMLDecodeError as problem:
         raise UserError(f"{path} is not valid TOML: {_decapitalized(str(problem))}") from None
     except (OSError, ValueError) as problem:
         reason = getattr(problem, "strerror", None) or str(problem)
         raise UserError(
             f"cannot read the config {path} ({_decapitalized(reason)}): "
-            "give a TOML file, for example examples/tiny.toml"
+            "give a TOML file, such as one with the line 'model.loops = 4'"
         ) from None
 
 
