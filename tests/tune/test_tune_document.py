@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import sys
 import tomllib
 import urllib.request
 from contextlib import chdir
@@ -10,12 +11,15 @@ from threading import Thread
 
 import pytest
 
+import loopscale.transfer
+import loopscale.tune
 from loopscale.cli import main
 from loopscale.cli.report import command as report
 from loopscale.cli.serving import make_server
 from loopscale.cli.tune import command as tune
 from loopscale.cli.verify import command as verify
 from loopscale.train import make_config, parse_config
+from loopscale.transfer.trial import run_trial
 
 TEXT = (Path(__file__).parents[2] / "docs" / "tuning.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", TEXT, flags=re.S)
@@ -23,9 +27,22 @@ REFUSALS = re.findall(r"^\| `((?:tune|verify|train) [^`]*)` \| (.*) \|$", TEXT, 
 TINY = {
     "model": {"width": 32, "head_dim": 16, "layers": 1},
     "data": {"path": "synthetic:copy", "context": 16, "batch_size": 4},
-    "train": {"steps": 10, "eval_batches": 2, "device": "cpu"},
+    "train": {"steps": 4, "eval_batches": 1, "device": "cpu"},
 }
 FEWER = {"tune": ["--trials", "4", "--seeds", "1", "--workers", "1"], "verify": ["--workers", "1"]}
+
+
+class Inline:
+    """Runs the trials in this process: starting another for each command takes longer than all that the document does."""
+
+    slots = 1
+
+    def __init__(self, workers=None):
+        pass
+
+    def run(self, next_jobs):
+        while jobs := next_jobs():
+            yield run_trial(*jobs[0])
 
 
 def run(line):
@@ -55,7 +72,11 @@ def place(tmp_path_factory):
     files = re.findall(r"^`(\w+\.py)`, .*?```python\n(.*?)```", TEXT, flags=re.S | re.M)
     for name, source in files:
         (folder / name).write_text(source)
-    with chdir(folder):
+    with chdir(folder), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            loopscale.transfer, "LocalProcesses", Inline
+        )  # of the commands; `tune` of the script starts its own
+        patch.setattr(sys.modules["loopscale.tune.verify"], "LocalProcesses", Inline)
         for kind, block in BLOCKS:
             if kind == "bash":
                 for line in block.strip().splitlines():
