@@ -52,7 +52,7 @@ def strengths_of(loops: int) -> dict[str, float]:
         found.update({key: min(losses.values()) for key, losses in searched("rules", new, 1).items()})
         for name, tried in asked.items():
             best = min(tried, key=lambda lam: found[name, lam])
-            if len(tried) > 1 and best in (min(tried), max(tried)) and 2**-4 < best < 2**5:
+            if len(tried) > 1 and best in (min(tried), max(tried)) and 2**-9 < best < 2**5:
                 tried.append(best / 2 if best == min(tried) else best * 2)
     return {name: min(tried, key=lambda lam: found[name, lam]) for name, tried in asked.items()}
 

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from loopscale.transfer import Executor
 
 NAMES = ("local", "stacks", "auto", "ray", "slurm")
-HELP = "local (a process a core), stacks or stacks:K (in each K trials at once, or 16), auto (the faster), ray or slurm."
+HELP = (
+    "local (a process a core), stacks or stacks:K (in each K trials at once, or 16), auto (the faster), ray or slurm."
+)
 
 
 def make_executor(
