@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from loopscale.cli import main
@@ -49,6 +49,7 @@ def test_mistakes_get_one_sentence(capsys, arguments, words):
     assert code == 2 and words in out.err and len(out.err.strip().splitlines()) == 1 and not out.out
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.text(max_size=8), max_size=4))
 def test_no_argument_makes_a_traceback(arguments):
     assert main(["scale", *arguments]) in (0, 2)

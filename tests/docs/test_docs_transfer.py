@@ -27,6 +27,7 @@ def run(text, folder, monkeypatch):
     return lines
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_page_run_on_its_file(tmp_path, monkeypatch):
     source = re.search(r"```python\n(.*?)```", PAGE, flags=re.S)[1]
     (tmp_path / "mine.py").write_text(source)

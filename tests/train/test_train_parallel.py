@@ -54,7 +54,7 @@ def test_the_losses_do_not_depend_on_how_the_batch_is_dealt_out(
         assert answer["stream_rms"] == pytest.approx(alone["stream_rms"], rel=1e-4)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_sampled_loops_on_two_ranks_keep_one_compiled_graph_and_the_eager_losses(
     values: dict[str, Any], strategy: str
 ) -> None:

@@ -86,6 +86,7 @@ def test_tune_says_it_before_the_trials_and_the_plan_keeps_it(tmp_path, capsys):
     assert f"# Warning: {kept}." in (tmp_path / "t" / "tuned.toml").read_text()
 
 
+@pytest.mark.slow
 def test_transfer_says_it_too(tmp_path, capsys):
     sets = [f"--set={key}" for key in ("train.steps=2", "train.eval_batches=1", "model.width=8", "data.batch_size=2")]
     axes = ["--rules", "looped", "--loops", "1,2", "--lrs", "0.01,0.02,0.04", "--seeds", "1", "--workers", "1"]
