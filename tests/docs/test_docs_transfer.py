@@ -36,6 +36,7 @@ def test_the_commands_of_the_page_run_on_its_file(tmp_path, monkeypatch):
     assert set(result["rules"]) == {"looped", "none"} and "errors" not in result["provenance"]
 
 
+@pytest.mark.slow
 def test_the_chapters_model_goes_into_a_study(tmp_path, monkeypatch):
     cells = re.findall(r"```\{code-cell\}\n(.*?)```", CHAPTER, flags=re.S)
     parts = re.findall(

@@ -59,6 +59,7 @@ def test_an_objective_is_studied_and_the_verdict_follows_its_truth(tmp_path, cap
     assert result["rules"]["sqrt"]["slope"] == pytest.approx(-0.5, abs=0.01)
 
 
+@pytest.mark.slow
 def test_trials_that_raise_are_told_and_cost_nothing_else(tmp_path, capsys):
     command = ["transfer", "--objective", place("sometimes"), "--loops", "1,2", "--rules", "looped"]
     assert main([*command, "--out", str(tmp_path / "s")]) == 0

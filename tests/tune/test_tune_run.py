@@ -101,6 +101,7 @@ def test_stopped_in_the_middle_it_goes_on_and_repeats_nothing_that_ended(tmp_pat
     assert len(set(first.ran + second.ran)) == plan["provenance"]["trials"] >= 12
 
 
+@pytest.mark.slow
 def test_a_dead_process_frees_its_trials_and_two_processes_share_one_study(tmp_path):
     script = (
         f"import sys; sys.path.insert(0, {str(FILE.parent)!r})\n"
