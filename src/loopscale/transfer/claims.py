@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from loopscale.atomic import disk_error
 from loopscale.transfer.lock import locked
-from loopscale.transfer.owner import BEAT, LOST, gone, new_owner
+from loopscale.transfer.owner import LOST, beating, gone, new_owner
 
 
 class Claims:
@@ -62,27 +61,19 @@ class Claims:
     @contextmanager
     def alive(self) -> Iterator[None]:
         """Give signs of life while the block runs; afterwards give back what is still claimed."""
-        over = threading.Event()
-
-        def beat() -> None:
-            while not over.wait(BEAT):
-                for key in tuple(self._held):
-                    with suppress(
-                        OSError
-                    ):  # a folder that is away is noticed, and said, by whoever has a record to keep
-                        os.utime(self._folder / f"{key}.json")
-
-        thread = threading.Thread(target=beat, daemon=True)
-        thread.start()
         try:
-            yield
+            with beating(self._touch):
+                yield
         finally:
-            over.set()
-            thread.join()
             for key in tuple(self._held):
                 self.release(key)
             with suppress(OSError):  # others have claims there
                 self._folder.rmdir()
+
+    def _touch(self) -> None:
+        for key in tuple(self._held):
+            with suppress(OSError):
+                os.utime(self._folder / f"{key}.json")
 
     def _is_held(self, path: Path) -> bool:
         owner = _owner(path)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 BEAT, LOST = 10.0, 60.0  # seconds between signs of life, and without one until a process counts as gone
@@ -25,6 +28,28 @@ def gone(owner: str) -> bool:
     if host != socket.gethostname() or not process.isdigit():
         return False
     return int(process) == os.getpid() or not _runs(int(process))
+
+
+@contextmanager
+def beating(sign: Callable[[], None]) -> Iterator[None]:
+    """Give a sign of life every `BEAT` seconds while the block runs.
+
+    What `sign` raises is let go: a folder or storage that is away is noticed, and said, by whoever has a result to keep.
+    """
+    over = threading.Event()
+
+    def beat() -> None:
+        while not over.wait(BEAT):
+            with suppress(Exception):
+                sign()
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def _runs(process: int) -> bool:

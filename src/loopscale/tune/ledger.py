@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
 import time
 import zlib
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from loopscale.errors import UserError, require
-from loopscale.transfer.owner import BEAT, LOST, gone, new_owner
+from loopscale.transfer.owner import LOST, beating, gone, new_owner
 from loopscale.tune.settings import TuneSettings, bounds
 
 
@@ -50,25 +49,16 @@ class Ledger:
     @contextmanager
     def alive(self) -> Iterator[None]:
         """Give signs of life while the block runs; afterwards give back what was begun and did not end."""
-        over = threading.Event()
-
-        def beat() -> None:
-            while not over.wait(BEAT):
-                with suppress(
-                    Exception
-                ):  # a storage that is away is noticed, and said, by whoever has a result to tell
-                    self.explored.set_user_attr(f"beat {self.owner}", time.time())
-
-        self.explored.set_user_attr(f"beat {self.owner}", time.time())
-        thread = threading.Thread(target=beat, daemon=True)
-        thread.start()
+        self._beat()
         try:
-            yield
+            with beating(self._beat):
+                yield
         finally:
-            over.set()
-            thread.join()
             with suppress(Exception):  # the block's own failure is the one to be seen
                 self._release()
+
+    def _beat(self) -> None:
+        self.explored.set_user_attr(f"beat {self.owner}", time.time())
 
     def _release(self) -> None:
         for study, trial in self._claimed():
