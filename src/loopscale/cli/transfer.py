@@ -118,16 +118,20 @@ def command(
     for sentence in own_sentences(result["provenance"]):
         click.echo(f"loopscale: {sentence}", err=True)
     page = write_report(folder)
-    if as_json:
-        click.echo(json.dumps(result, indent=1))
-    else:
-        click.echo("\n".join([result["sentence"], *(rule["sentence"] for rule in result["rules"].values())]))
-        click.echo(f"page: {page}")
+    _tell(result, page, as_json)
     if open_page:
         click.launch(str(page))
     if failed(result):
         click.echo(f"check failed: {', '.join(failed(result))} claims transfer and drifts", err=True)
         raise SystemExit(1)
+
+
+def _tell(result: dict[str, Any], page: Path, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(result, indent=1))
+        return
+    click.echo("\n".join([result["sentence"], *(rule["sentence"] for rule in result["rules"].values())]))
+    click.echo(f"page: {page}")
 
 
 class _progress:

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loopscale.diagnosis.stream import BLENDS, Step, Stream, ancestors, strip
+from loopscale.diagnosis.stream import BLENDS, Step, Stream, strip
 from loopscale.diagnosis.tape import Tape
+from loopscale.diagnosis.walks import ancestors
 
 
 @dataclass(frozen=True)

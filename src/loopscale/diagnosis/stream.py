@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from loopscale.diagnosis.loops import FoundLoop
 from loopscale.diagnosis.tape import Node, Tape
+from loopscale.diagnosis.walks import ancestors, descendants, descendants_past, dominators
 
 ADDS = frozenset("add __add__ __radd__ __iadd__ add_ sub __sub__ __isub__ sub_ lerp lerp_ addcmul addcmul_".split())
 BLENDS = frozenset("lerp lerp_ addcmul addcmul_".split())
@@ -48,26 +49,6 @@ class Stream:
 
     states: tuple[int, ...]
     steps: tuple[tuple[Step, ...], ...]
-
-
-def descendants(nodes: list[Node], start: int, end: int) -> set[int]:
-    """All nodes in (start, end] that depend on `start`, and `start` itself."""
-    reached = {start}
-    for index in range(start + 1, min(end, len(nodes) - 1) + 1):
-        if any(parent in reached for parent in nodes[index].parents):
-            reached.add(index)
-    return reached
-
-
-def ancestors(nodes: list[Node], end: int, start: int) -> set[int]:
-    """All nodes in [start, end) that `end` depends on, and `end` itself."""
-    reached, stack = {end}, [end]
-    while stack:
-        for parent in nodes[stack.pop()].parents:
-            if parent >= start and parent not in reached:
-                reached.add(parent)
-                stack.append(parent)
-    return reached
 
 
 def follow(tape: Tape, loop: FoundLoop, rank: int = 0) -> Stream | None:
@@ -132,15 +113,6 @@ def _carried_over(nodes: list[Node], starts: tuple[int, ...], visit: int, crossi
         if others and candidate in descendants_past(nodes, starts[visit - 2], candidate, others):
             own.add(place)
     return own
-
-
-def descendants_past(nodes: list[Node], start: int, end: int, avoided: set[int]) -> set[int]:
-    """As `descendants`, along ways that touch none of `avoided`."""
-    reached = {start}
-    for index in range(start + 1, end + 1):
-        if index not in avoided and any(parent in reached for parent in nodes[index].parents):
-            reached.add(index)
-    return reached
 
 
 def _numel(shape: tuple[int, ...]) -> int:
@@ -236,27 +208,6 @@ def _source_of_twin(nodes: list[Node], before: int, inside: set[int], shift: int
             elif p in inside and q != p + shift:
                 return None
     return sources.pop() if len(sources) == 1 else None
-
-
-def dominators(nodes: list[Node], start: int, end: int) -> list[int]:
-    """The nodes that every path from `start` to `end` passes, both ends included; empty when there is no path."""
-    inside = ancestors(nodes, end, start) & descendants(nodes, start, end)
-    if start not in inside:
-        return []
-    above: dict[int, int] = {start: start}
-    for index in sorted(inside - {start}):
-        parents = [p for p in dict.fromkeys(nodes[index].parents) if p in inside]
-        meet = parents[0]
-        for other in parents[1:]:
-            a, b = meet, other
-            while a != b:
-                a, b = (above[a], b) if a > b else (a, above[b])
-            meet = a
-        above[index] = meet
-    path = [end]
-    while path[-1] != start:
-        path.append(above[path[-1]])
-    return path[::-1]
 
 
 def _steps(nodes: list[Node], path: list[int]) -> list[Step]:
