@@ -10,7 +10,7 @@ PINS := $(shell cat pyproject.toml constraints.txt 2>/dev/null | cat - <($(PYTHO
 STAMP := $(VENV)/.installed-$(PINS)
 STAMP_DEV := $(VENV)/.installed-dev-$(PINS)
 .DEFAULT_GOAL := help
-.PHONY: help demo laptop test test-slow test-hf4 check docs paper clean
+.PHONY: help demo laptop test test-slow test-hf4 check docs paper paper-long clean
 
 help: ## say what can be made
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -52,6 +52,9 @@ docs: $(STAMP_DEV) ## the documentation's site, strict: build/docs/index.html
 
 paper: $(STAMP_DEV) ## the paper's studies that have no record yet; all of them with AGAIN=1
 	@OMP_NUM_THREADS=1 $(BIN)/python papers/residual_scaling $(if $(AGAIN),--again)
+
+paper-long: $(STAMP_DEV) ## its two long comparisons, all rules and loops against distinct layers
+	@OMP_NUM_THREADS=1 $(BIN)/python papers/residual_scaling rules untied $(if $(AGAIN),--again)
 
 check: $(STAMP_DEV) ## lint and strict types
 	@$(BIN)/ruff check . && $(BIN)/mypy

@@ -25,14 +25,15 @@ def main() -> int:
 
 def asked() -> argparse.Namespace:
     """The studies by name, and whether to run those that have a record."""
-    from studies import PREDICTIONS, STUDIES, TABLES
+    from studies import LONG, PREDICTIONS, STUDIES, TABLES
 
     known = f"predictions {min(PREDICTIONS)}..{max(PREDICTIONS)}, {', '.join(TABLES)}"
+    usual = [name for name in STUDIES if name not in LONG]
     parser = argparse.ArgumentParser(prog="papers/residual_scaling", description=__doc__)
-    parser.add_argument("what", nargs="*", help=f"{known}; default: all")
+    parser.add_argument("what", nargs="*", help=f"{known}; default: all but {' and '.join(LONG)}")
     parser.add_argument("--again", action="store_true", help="run also where there is a record")
     found = parser.parse_args()
-    found.what = [f"{int(word):02d}" if word.isdecimal() else word for word in found.what] or list(STUDIES)
+    found.what = [f"{int(word):02d}" if word.isdecimal() else word for word in found.what] or usual
     unknown = [name for name in found.what if name not in STUDIES]
     if unknown:
         parser.error(f"there is no study {unknown[0]}: known are {known}")

@@ -148,12 +148,16 @@ def extra(name: str) -> str:
 
 
 def time_taken() -> str:
-    """How long the studies took, together and the longest."""
-    seconds = {path.stem: processor_seconds(json.loads(path.read_text())) for path in RECORDS.glob("*.json")}
-    longest = max(seconds, key=lambda name: seconds[name])
+    """How long the studies took, together and the longest; those that run only by name apart."""
+    from studies import LONG
+
+    minutes = {path.stem: processor_seconds(json.loads(path.read_text())) / 60 for path in RECORDS.glob("*.json")}
+    usual = {name: took for name, took in minutes.items() if name not in LONG}
+    longest = max(usual, key=lambda name: usual[name])
+    apart = ", ".join(f"`{name}` {minutes[name]:.0f}" for name in LONG if name in minutes)
     return (
-        f"{sum(seconds.values()) / 60:.0f} minutes of processor time, which two cores share, the longest (`{longest}`) "
-        f"{seconds[longest] / 60:.0f}."
+        f"{sum(usual.values()):.0f} minutes of processor time, which two cores share, the longest (`{longest}`) "
+        f"{usual[longest]:.0f}. Of the long comparisons: {apart}."
     )
 
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 from outcome import Table, over_seeds
-from search import STEPS, Make, at_best, base, searched
+from search import Make, at_best, base, searched
 
 import loopscale as ls
 
-LOOPS, SEEDS = 8, 3
+LOOPS, SEEDS, TEXT_STEPS, TASK_STEPS = 8, 4, 300, 1200
 TASKS = {  # name and steps -> what it is
-    ("text", STEPS): "bytes of Python sources",
-    ("addition", 400): "addition of two numbers of four digits",
-    ("sorting", 400): "sorting eight symbols",
-    ("walk", 400): "one to four steps along the edges of a graph",
+    ("text", TEXT_STEPS): "bytes of Python sources",
+    ("addition", TASK_STEPS): "addition of two numbers of four digits",
+    ("sorting", TASK_STEPS): "sorting eight symbols",
+    ("walk", TASK_STEPS): "one to four steps along the edges of a graph",
 }
 ARMS = {f"1 layer, {LOOPS} loops": (1, LOOPS), f"{LOOPS} layers, once": (LOOPS, 1), "1 layer, once": (1, 1)}
 
@@ -52,5 +52,7 @@ def table() -> Table:
         "Each network at its own best rate. Loss per byte of text, and per symbol of the answer in the tasks. The second "
         "row of each three has the same compute, the third the same parameters as the first."
     )
-    setting = f"d = 32, AdamW; text: {STEPS} steps of 8 sequences of 32; tasks: 400 steps of 32 fresh examples"
+    setting = (
+        f"d = 32, AdamW; text: {TEXT_STEPS} steps of 8 sequences of 32; tasks: {TASK_STEPS} steps of 32 fresh examples"
+    )
     return Table("untied", sentence, rows, setting)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 import loopscale as ls
 
@@ -60,6 +61,30 @@ def layerscale(loops, layers, width, rule, strength, base_layers, seed) -> nn.Mo
 def visit_gates(loops, layers, width, rule, strength, base_layers, seed) -> nn.Module:
     """A learned scalar for every branch and visit, at first 1/N."""
     return _gated(house(loops, layers, width, rule, strength, base_layers, seed), torch.full((loops, 1), 1 / loops))
+
+
+class Times(nn.Module):
+    """factor * w in the place of w, which starts at its value: under Adam it learns `factor` times as fast."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Any shape -> the same."""
+        return self.factor * weight
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """What gives that weight."""
+        return weight / self.factor
+
+
+def outer_rate(loops, layers, width, rule, strength, base_layers, seed) -> nn.Module:
+    """Embedding and readout learn 4 times as fast as the rest."""
+    model = house(loops, layers, width, rule, strength, base_layers, seed)
+    for table in (model.embedding, model.readout):
+        parametrize.register_parametrization(table, "weight", Times(4.0))
+    return model
 
 
 def damped(loops, layers, width, rule, strength, base_layers, seed) -> nn.Module:

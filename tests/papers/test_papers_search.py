@@ -86,6 +86,50 @@ def test_gates_at_their_start_are_the_rule(name, paper):
     assert torch.equal(gated(tokens), gated(tokens)), "the count of visits starts anew"
 
 
+def test_at_one_layer_the_rules_of_the_family_are_one_network_at_strengths_apart_by_a_power_of_loops(
+    paper, tmp_path, monkeypatch
+):
+    import compare
+
+    kept, search = paper["kept"], paper["search"]
+    monkeypatch.setattr(kept, "RUNS", tmp_path)
+    assert compare.family() == {"looped": 1.0, "looped-complete": 1.0, "sqrt": 0.5, "none": 0.0}
+    trainings = [
+        search.base(4, rule=rule, strength=2.0 * 4 ** (power - 1), steps=3)(2.0**-6, 0)
+        for rule, power in compare.family().items()
+    ]
+    assert len(set(kept.losses("s", trainings))) == 1
+
+
+def test_every_rule_is_compared(paper):
+    import compare
+
+    import loopscale as ls
+
+    assert {name.strip("`") for name in compare.arms()} | set(compare.family()) >= set(ls.RULES)
+
+
+def test_embedding_and_readout_learn_four_times_as_fast_from_the_same_start(paper):
+    import variants
+
+    import loopscale as ls
+
+    sizes = {"rule": "looped", "loops": 4, "layers": 1, "width": 32, "strength": 1.0, "base_layers": 1, "seed": 0}
+    tokens = torch.randint(0, 256, (2, 8), generator=torch.Generator().manual_seed(0))
+    moved = []
+    for model in (variants.house(**sizes), variants.outer_rate(**sizes)):
+        before = [weight.detach().clone() for weight in (model.readout.weight, next(model.core.parameters()))]
+        first = model(tokens)
+        first.square().mean().backward()
+        ls.build_optimizer(model, lr=2.0**-8, weight_decay=0.0).step()
+        after = (model.readout.weight, next(model.core.parameters()))
+        moved.append([float((b.detach() - a).abs().median()) for a, b in zip(before, after, strict=True)])
+        moved[-1].append(float(first.detach().sum()))
+    (plain_readout, plain_core, plain_first), (fast_readout, fast_core, fast_first) = moved
+    assert fast_first == pytest.approx(plain_first) and fast_core == pytest.approx(plain_core, rel=1e-3)
+    assert fast_readout == pytest.approx(4 * plain_readout, rel=1e-3)
+
+
 def test_the_tasks_have_one_right_answer(paper):
     import addition
     import sorting
