@@ -53,8 +53,8 @@ docs: $(STAMP_DEV) ## the documentation's site, strict: build/docs/index.html
 paper: $(STAMP_DEV) ## the paper's studies that have no record yet; all of them with AGAIN=1
 	@OMP_NUM_THREADS=1 $(BIN)/python papers/residual_scaling $(if $(AGAIN),--again)
 
-paper-long: $(STAMP_DEV) ## its two long comparisons, all rules and loops against distinct layers
-	@OMP_NUM_THREADS=1 $(BIN)/python papers/residual_scaling rules untied $(if $(AGAIN),--again)
+paper-long: $(STAMP_DEV) ## its long comparisons: all rules, both exponents over layers, loops against distinct layers
+	@OMP_NUM_THREADS=1 $(BIN)/python papers/residual_scaling rules layers untied $(if $(AGAIN),--again)
 
 check: $(STAMP_DEV) ## lint and strict types
 	@$(BIN)/ruff check . && $(BIN)/mypy

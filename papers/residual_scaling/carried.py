@@ -61,7 +61,7 @@ PLACES = {"N = 1, L = 1": (1, 1), "N = 4, L = 1": (4, 1), "N = 16, L = 1": (16, 
 
 def strength_transfers() -> Outcome:
     """Prediction 16: the best strength, each at its own best rate, at N = 1, L = 1 and at larger N and L."""
-    strengths, seeds = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0), 5
+    strengths, seeds = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0), 10
     arms = {
         (place, lam): base(n, strength=lam, layers=count) for place, (n, count) in PLACES.items() for lam in strengths
     }
@@ -89,7 +89,7 @@ def strength_transfers() -> Outcome:
 
 def one_shot() -> Outcome:
     """Prediction 19: rate and strength tuned at N = 1; at N = 8 and 32 against a sweep over both there."""
-    seeds, lines, measured, told = 6, [], [], []
+    seeds, lines, measured, told = 12, [], [], []
     strength, rate = tuned_strength("19", 1, seeds)
     for n in (8, 32):
         arms = {lam: base(n, strength=lam) for lam in (strength / 2, strength, strength * 2)}

@@ -10,7 +10,7 @@ from outcome import ABOVE, Figure, Line, Outcome, over_seeds
 from search import SETTING, Losses, at_best, base, searched, trained, whole
 
 RULES = {"looped": "1/N", "sqrt": "1/sqrt(N)", "none": "none"}
-LOOPS, SEEDS = (1, 2, 4, 8, 16), 8
+LOOPS, SEEDS = (1, 2, 4, 8, 16), 16
 
 
 def _curves(study: str) -> dict[tuple[str, int], Losses]:

@@ -13,7 +13,7 @@ from search import base
 
 import loopscale as ls
 
-LOOPS, SEEDS, WATCHED = (4, 16), 4, (0, 10, 30, 100, 300, 1000)
+LOOPS, SEEDS, WATCHED = (4, 16), 8, (0, 10, 30, 100, 300, 1000)
 LIMITS = (0.5, 1.0)  # of N: at least half of the alignment that 1/N is made for is there
 
 
