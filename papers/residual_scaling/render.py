@@ -12,7 +12,7 @@ import plan
 
 from loopscale.atomic import write_json
 from loopscale.parameterization import Role
-from loopscale.teaching import entries
+from loopscale.teaching import Entry, entries
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -27,9 +27,14 @@ def records() -> dict[int, dict[str, Any]]:
 
 def number(measured: dict[str, Any]) -> str:
     """Value, interval and n of one measurement."""
+    return f"{value(measured)}, n = {measured['n']}"
+
+
+def value(measured: dict[str, Any]) -> str:
+    """Value and interval."""
     low, high = measured["interval"]
     digits = 3 if max(abs(low), abs(high)) < 100 else 0
-    return f"{measured['value']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}], n = {measured['n']}"
+    return f"{measured['value']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def limits(measured: dict[str, Any]) -> str:
@@ -53,26 +58,62 @@ def table(found: dict[int, dict[str, Any]]) -> str:
         "| what it means for you |",
         "|" + "---|" * 6,
     ]
-    for entry in entries():
-        if entry.number is None:
-            continue
-        record = found.get(entry.number)
+    for entry in _predictions():
+        record = found.get(entry.number or 0)
         if record is None:
             verdict, numbers = "not run", f"`python papers/residual_scaling {entry.number}` makes the record"
         else:
             verdict = f"**{record['verdict']}**"
             numbers = "<br>".join(f"{m['what']}: {number(m)}; limit {limits(m)}" for m in record["measured"])
-        use = f"if it holds: {entry.use}" if "undecided" in verdict else entry.use or ""
-        cells = [str(entry.number), entry.title, entry.expected or "", verdict, numbers, use]
+        cells = [str(entry.number), entry.title, entry.expected or "", verdict, numbers, _use(entry, record)]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
+
+
+def overview(found: dict[int, dict[str, Any]]) -> str:
+    """One short row a prediction, linked to its numbers."""
+    lines = ["| # | claim | verdict | what it means for you |", "|---|---|---|---|"]
+    for entry in _predictions():
+        record = found.get(entry.number or 0)
+        verdict = f"[{record['verdict'] if record else 'not run'}](#prediction-{entry.number})"
+        lines.append(f"| {entry.number} | {entry.title} | {verdict} | {_use(entry, record)} |")
+    return "\n".join(lines)
+
+
+def numbers(found: dict[int, dict[str, Any]]) -> str:
+    """Of every prediction what was expected, each number beside its limit, and the figure."""
+    parts = []
+    for entry in _predictions():
+        head = f"(prediction-{entry.number})=\n### {entry.number}. {entry.title}\n\n"
+        record = found.get(entry.number or 0)
+        if record is None:
+            parts.append(f"{head}Not run: `python papers/residual_scaling {entry.number}` makes the record.")
+            continue
+        rows = [f"| {m['what']} | {value(m)} | {m['n']} | {limits(m)} |" for m in record["measured"]]
+        parts.append(
+            f"{head}Expected: {entry.expected}. Found: **{record['verdict']}**.\n\n"
+            "| measured | value [95 % interval] | n | limit set beforehand |\n|---|---|---|---|\n"
+            + "\n".join(rows)
+            + f"\n\n![{record['claim']}](../../papers/residual_scaling/figures/{entry.number:02d}.svg)\n\n"
+            + " ".join(filter(None, [f"{record['setting'][:1].upper()}{record['setting'][1:]}.", record["note"]]))
+        )
+    return "\n\n".join(parts)
+
+
+def _predictions() -> list[Entry]:
+    return [entry for entry in entries() if entry.number is not None]
+
+
+def _use(entry: Entry, record: dict[str, Any] | None) -> str:
+    use = entry.use or ""
+    return f"if it holds: {use}" if record and record["verdict"] == "undecided" else use
 
 
 def counted(found: dict[int, dict[str, Any]]) -> str:
     """How many of each verdict."""
     verdicts = [record["verdict"] for record in found.values()]
     said = [f"{verdicts.count(kind)} {kind}" for kind in ("confirmed", "refuted", "undecided") if kind in verdicts]
-    missing = sum(entry.number is not None for entry in entries()) - len(found)
+    missing = len(_predictions()) - len(found)
     return ", ".join(said) + (f", {missing} not run" if missing else "")
 
 
@@ -176,6 +217,8 @@ def blocks() -> dict[str, str]:
     return {
         "count": counted(found),
         "table": table(found),
+        "overview": overview(found),
+        "numbers": numbers(found),
         "figures": figures(found),
         "findings": findings(),
         "words": words(),
