@@ -105,7 +105,7 @@ class Diagnosis:
             f"scale     measured {_show(self.effective_scale)}, prescribed {_show(self.prescribed_scale)} "
             f"(strength 1{_based(details)})",
             *_weights(details),
-            f"aligned   kappa {_show(self.kappa)} of at most {self.loops}",
+            f"aligned   kappa {_show(self.kappa)} of at most {self.loops}{_left_out(details)}",
             f"loop map  spectral radius {_show(self.spectral_radius)}, "
             f"largest singular value {_show(details.get('singular_value'))}"
             + ("" if details.get("spectrum_converged") in (True, None) else " (lower estimates)"),
@@ -150,6 +150,14 @@ def _weights(details: dict[str, Any]) -> list[str]:
     if ratio is None or ratio > SMALLER:
         return []
     return [f"weights   output projections are {ratio:.3g} times as large as the other matrices"]
+
+
+def _left_out(details: dict[str, Any]) -> str:
+    names = details.get("kappa_left_out") or []
+    if not names:
+        return ""
+    more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+    return f", without {', '.join(names[:2])}{more}: too large"
 
 
 def _based(details: dict[str, Any]) -> str:

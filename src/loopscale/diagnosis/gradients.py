@@ -32,12 +32,16 @@ _BLOCK = 4_000_000
 
 @dataclass(frozen=True)
 class Gradients:
-    """`kappa` over all shared matrices; `by_parameter`; gradient norm of the stream and of the weights at every visit."""
+    """`kappa` over the shared matrices; `by_parameter`; gradient norm of the stream and of the weights at every visit.
+
+    `left_out` names the shared weights whose gradients are too large to be formed visit by visit.
+    """
 
     kappa: float | None
     by_parameter: dict[str, float]
     weights: tuple[float, ...]
     stream: tuple[float, ...]
+    left_out: tuple[str, ...] = ()
 
 
 def gradients(
@@ -67,7 +71,8 @@ def _gradients(
     guard: bool,
 ) -> Gradients:
     uses = {key: chain for key, chain in loop.uses.items() if all(ops[i] in _PRODUCTS for i in chain)}
-    formed = {k: c for k, c in loop.uses.items() if k not in uses and math.prod(k[2]) * len(c) <= _MOST_FORMED}
+    others = {key: chain for key, chain in loop.uses.items() if key not in uses}
+    formed = {key: chain for key, chain in others.items() if math.prod(key[2]) * len(chain) <= _MOST_FORMED}
     nodes = frozenset(i for chain in uses.values() for i in chain)
     states = frozenset(stream.states if stream else ())
     tape, output = record(
@@ -81,7 +86,9 @@ def _gradients(
     # Edges of the graph stand for the values, which then need not be kept through the backward pass.
     sought: list[Any] = [torch.autograd.graph.get_gradient_edge(tape.values[i]) for i in order]
     tape.values.clear()
-    groups = _groups({key: math.prod(key[2]) * len(parts) for key, parts in twins.items()})[:_MOST_PASSES]
+    groups = _groups({key: math.prod(key[2]) * len(parts) for key, parts in twins.items()})
+    beyond = [*(others.keys() - formed.keys()), *(key for group in groups[_MOST_PASSES:] for key in group)]
+    groups = groups[:_MOST_PASSES]
     sought += [part for key in groups[0] for part in twins[key]] if groups else []
     found = torch.autograd.grad(loss, sought, allow_unused=True, retain_graph=len(groups) > 1)
     deltas = {i: g.detach() for i, g in zip(order, found, strict=False) if g is not None}
@@ -95,14 +102,16 @@ def _gradients(
         for key, chain in reached.items()
         if len(chain) == most > 1
     }
-    for key, parts in _formed(loss, twins, groups, found[len(order) :]):
+    visits = {key: len(formed[key]) for key in twins}
+    for key, parts in _formed(loss, twins, groups, found[len(order) :], visits):
         if len(formed[key]) == most > 1:
             grams[key] = _formed_gram(parts, most)
     by_parameter = {names[key][0]: _kappa(gram) for key, gram in grams.items() if float(gram.trace()) > 0}
     total = sum(grams.values(), torch.zeros(most, most, dtype=torch.float64))
     weights = tuple(math.sqrt(max(float(v), 0.0)) for v in total.diagonal())
     along = tuple(float(deltas[i].double().norm()) for i in (stream.states if stream else ()) if i in deltas)
-    return Gradients(_kappa(total) if float(total.trace()) > 0 else None, by_parameter, weights, along)
+    kappa = _kappa(total) if float(total.trace()) > 0 else None
+    return Gradients(kappa, by_parameter, weights, along, tuple(sorted(names[key][0] for key in beyond)))
 
 
 def _whole(stand_ins: list[Tensor] | None, visits: int) -> bool:
@@ -111,18 +120,29 @@ def _whole(stand_ins: list[Tensor] | None, visits: int) -> bool:
 
 
 def _formed(
-    loss: Tensor, twins: dict[Key, list[Tensor]], groups: list[list[Key]], first: tuple[Tensor | None, ...]
+    loss: Tensor,
+    twins: dict[Key, list[Tensor]],
+    groups: list[list[Key]],
+    first: tuple[Tensor | None, ...],
+    visits: dict[Key, int],
 ) -> Iterator[tuple[Key, list[Tensor]]]:
-    """Gradients that have to be formed: a backward pass for every group of parameters after the first."""
+    """Gradients that have to be formed: a backward pass for every group of parameters after the first.
+
+    A weight that is read twice in a visit and used once (torch's own attention looks before it calls) has one of two.
+    """
     for number, group in enumerate(groups):
         flat = [part for key in group for part in twins[key]]
         last = number == len(groups) - 1
         found = torch.autograd.grad(loss, flat, allow_unused=True, retain_graph=not last) if number else first
         rest = iter(found)
         for key in group:
-            parts = [part for _ in twins[key] if (part := next(rest)) is not None]
-            if len(parts) == len(twins[key]):
-                yield key, parts
+            parts = [next(rest) for _ in twins[key]]
+            calls = len(parts) // visits[key]
+            if all(any(p is not None for p in parts[n : n + calls]) for n in range(0, len(parts), calls)):
+                yield (
+                    key,
+                    [torch.zeros_like(twin) if p is None else p for p, twin in zip(parts, twins[key], strict=True)],
+                )
 
 
 def _groups(sizes: dict[Key, int]) -> list[list[Key]]:

@@ -293,6 +293,7 @@ def _details(
         "singular_value": spectrum.singular_value if spectrum else None,
         "spectrum_converged": spectrum.converged if spectrum else None,
         "kappa_by_parameter": grads.by_parameter,
+        "kappa_left_out": list(grads.left_out),
         "gradient_by_visit": list(grads.weights),
         "stream_gradient_by_visit": list(grads.stream),
         "over_loops": varied.to_json() if varied else None,
