@@ -52,6 +52,7 @@ def test_layer_imports_only_what_the_table_allows(layer):
     "code",
     [
         "import loopscale; loopscale.residual_scale(loopscale.Depth(loops=8, layers=4))",
+        "import loopscale; assert {*loopscale.__all__, '__version__'} <= {*dir(loopscale)}",
         "from loopscale.cli import main; main(['scale', '--loops', '8', '--layers', '4', '--json'])",
     ],
 )

@@ -92,3 +92,7 @@ def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(importlib.import_module(f"loopscale.{_LAZY[name]}"), name)
     raise AttributeError(f"module 'loopscale' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
