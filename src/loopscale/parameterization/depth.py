@@ -65,8 +65,10 @@ class Width:
 def relative_layers(depth: Depth, base_layers: int | None) -> float:
     """m_L = L / L_base. Without `base_layers` L counts absolutely (m_L = L).
 
-    Raises `UserError` when `base_layers` is not a whole number of at least 1.
+    Raises `UserError` when `depth` is no `Depth`, or `base_layers` not a whole number of at least 1.
     """
+    if not isinstance(depth, Depth):
+        raise UserError(f"depth must be a Depth, got {depth!r}: such as residual_scale(Depth(loops=8, layers=4))")
     if base_layers is None:
         return float(depth.layers)
     return depth.layers / Depth(1, base_layers).layers

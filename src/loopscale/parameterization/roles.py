@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from enum import Enum
 
-from loopscale.errors import UserError
+from loopscale.errors import UserError, nearest
 
 
 class Role(str, Enum):
@@ -20,6 +20,10 @@ class Role(str, Enum):
     READOUT = "readout"
     GAIN = "gain"
     OUTER_GAIN = "outer_gain"
+
+    @classmethod
+    def _missing_(cls, value: object) -> Role:
+        raise UserError(f"{value!r} is no role: {nearest(str(value), [role.value for role in cls])}")
 
     @property
     def meaning(self) -> str:

@@ -84,7 +84,7 @@ def residual_scale(
 
     `strength` is lambda, tuned once at the base. With `base_layers`, L counts relative to it; N is always absolute.
 
-    Raises `UserError` for a bad strength, base or rule. Source: arXiv:2606.18524.
+    Raises `UserError` for a bad depth, strength, base or rule. Source: arXiv:2606.18524.
 
     >>> residual_scale(Depth(loops=8, layers=4))
     0.0625
