@@ -196,7 +196,8 @@ class TestLoop:
     @pytest.mark.parametrize(
         "make_loop,words",
         [
-            (lambda s: Loop(nn.Sequential(nn.Linear(8, 8)), 2), "the stack has no ScaledResidual"),
+            (lambda s: Loop(nn.Sequential(nn.Linear(8, 8)), 2), "no ScaledResidual and no ScaledUpdate"),
+            (lambda s: Loop([s], 2), "the stack is a list and must be a module: of blocks make nn.ModuleList(blocks)"),
             (lambda s: Loop(s, 0), "loops must be a whole number of at least 1, got 0"),
             (lambda s: Loop(s, 2, "loop"), "unknown rule 'loop': did you mean 'looped'?"),
             (lambda s: Loop(s, 2, "deepnorm"), "is for Post-LN networks"),

@@ -23,8 +23,8 @@ class Loop(nn.Module):
     the children of a `Sequential` or `ModuleList` are counted. A `Loop` inside the stack counts as its own layers, and
     its branches are visited (outer loops) x (inner loops) times: that product is their N.
 
-    Raises `UserError` when the stack has no scaled branch, when L cannot be counted, when the rule and the blocks disagree
-    on pre-norm or Post-LN, when an inner loop has another rule, or when loops < 1.
+    Raises `UserError` when the stack is no module or has no scaled branch, when L cannot be counted, when the rule and the
+    blocks disagree on pre-norm or Post-LN, when an inner loop has another rule, or when loops < 1.
 
     >>> from loopscale.nn import ScaledResidual
     >>> stack = nn.Sequential(ScaledResidual(nn.Linear(8, 8)))
@@ -44,6 +44,11 @@ class Loop(nn.Module):
         base_layers: int | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(stack, nn.Module):
+            raise UserError(
+                f"the stack is a {type(stack).__name__} and must be a module: of blocks make nn.ModuleList(blocks) or "
+                "nn.Sequential(*blocks)"
+            )
         self.stack = stack
         self.loops = Depth(loops, 1).loops
         self.rule = get_rule(rule)
@@ -130,9 +135,12 @@ def _parts(module: nn.Module) -> Iterator[HoldsScale | Loop]:
 def _check(loop: Loop) -> None:
     parts, rule = list(_parts(loop.stack)), loop.rule
     if not parts:
-        wanted = "PostNormResidual(branch, norm)" if rule.norm == "post" else "ScaledResidual(branch, norm)"
-        kind = "PostNormResidual" if rule.norm == "post" else "ScaledResidual"
-        raise UserError(f"the stack has no {kind}: wrap each residual branch, {wanted}")
+        raise UserError(
+            "the stack has no PostNormResidual: wrap each residual branch, PostNormResidual(branch, norm)"
+            if rule.norm == "post"
+            else "the stack has no ScaledResidual and no ScaledUpdate: wrap each residual branch, ScaledResidual(branch, "
+            "norm), or add it as x + self.eps(branch(norm(x))), with self.eps = ScaledUpdate() in the block"
+        )
     for part in parts:
         if isinstance(part, Loop):
             if part.rule != rule:
