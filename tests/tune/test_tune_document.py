@@ -1,5 +1,6 @@
 """docs/tuning.md is a program: its commands run on a tiny config, its Python runs, its refusals are said in those words."""
 
+import json
 import re
 import shlex
 import sys
@@ -10,7 +11,9 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+from torch import nn
 
+import loopscale as ls
 import loopscale.transfer
 import loopscale.tune
 from loopscale.cli import main
@@ -18,7 +21,8 @@ from loopscale.cli.report import command as report
 from loopscale.cli.serving import make_server
 from loopscale.cli.tune import command as tune
 from loopscale.cli.verify import command as verify
-from loopscale.train import make_config, parse_config
+from loopscale.train import fit_own, load_config, make_config, parse_config
+from loopscale.train.own_fit import own_evaluate
 from loopscale.transfer.trial import run_trial
 
 TEXT = (Path(__file__).parents[2] / "docs" / "tuning.md").read_text()
@@ -104,6 +108,39 @@ def test_a_refusal_is_one_sentence_in_the_documents_words(place, command, said, 
     pattern = ".*".join(re.escape(part) for part in f"loopscale: {said}".split("…"))
     assert re.fullmatch(pattern, words), words
     assert before == {path: path.stat().st_mtime_ns for path in place.rglob("*") if path.is_file()}
+
+
+def test_a_model_taken_apart_is_trained_as_it_was_tuned(place, tmp_path, monkeypatch):
+    """The block of the document gives `fit_own`'s loss, where warm-up, decay and clipping all act."""
+    (block,) = (block for kind, block in BLOCKS if kind == "python" and "own_optimizer(" in block)
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    tuned = (place / "runs" / "mine" / "tuned.toml").read_text()
+    for name, value in (("steps", 12), ("warmup", 0.25), ("clip", 0.1)):
+        tuned, found = re.subn(rf"^{name} = .*$", f"{name} = {value}", tuned, flags=re.M)
+        assert found == 1
+    (tmp_path / "runs" / "mine" / "tuned.toml").write_text(tuned)
+    (tmp_path / "mine.py").write_text((place / "mine.py").read_text())
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(compile(block, "docs/tuning.md", "exec"), names)
+    ours = own_evaluate(names["own"], names["config"])
+    assert ours == pytest.approx(fit_own("mine.py:make_model", names["config"]).val_loss, abs=1e-6)
+
+
+def test_the_same_strength_bases_and_rate_are_the_plans_in_a_loop_of_ones_own(place):
+    config = load_config(place / "runs" / "tuned" / "tuned.toml")
+    size, blocks = (
+        config.model,
+        [ls.ScaledResidual(nn.Linear(8, 8), nn.LayerNorm(8)) for _ in range(config.model.layers)],
+    )
+    loop = ls.Loop(nn.Sequential(*blocks), 4, size.rule, strength=size.strength, base_layers=size.base_layers)
+    groups = ls.param_groups(loop, lr=config.optim.lr, width=ls.Width(size.width, size.base_width))
+    rows = {
+        row["name"]: row["value"] for row in json.loads((place / "runs" / "tuned" / "plan.json").read_text())["rows"]
+    }
+    assert loop.residual_scale(size.loops) == pytest.approx(rows["residual_scale"])
+    for group in groups:
+        assert group["lr"] == pytest.approx(config.optim.lr * rows[f"{group['name']}.lr"])
 
 
 def test_there_are_refusals_and_every_option_is_told():
