@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+import loopscale as ls
 from loopscale.cli import main
 from loopscale.cli.transfer import command as transfer
+from loopscale.train import make_own, own_optimizer, parse_values
+from loopscale.transfer import Cell, Own, StudyPlan, get_preset
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE, CHAPTER = (DOCS / "transfer.md").read_text(), (DOCS / "learn" / "blocks.md").read_text()
@@ -27,6 +30,15 @@ def run(text, folder, monkeypatch):
     return lines
 
 
+def chapter_file():
+    """What chapter 5 puts into mine.py: its imports, classes and functions."""
+    cells = re.findall(r"```\{code-cell\}\n(.*?)```", CHAPTER, flags=re.S)
+    parts = re.findall(
+        r"^(?:import .*|from .*|(?:class|def) .*(?:\n(?:[ )].*|(?=\n)|$))*)", "\n".join(cells), flags=re.M
+    )
+    return "\n\n".join(parts)
+
+
 @pytest.mark.slow
 def test_the_commands_of_the_page_run_on_its_file(tmp_path, monkeypatch):
     source = re.search(r"```python\n(.*?)```", PAGE, flags=re.S)[1]
@@ -38,11 +50,7 @@ def test_the_commands_of_the_page_run_on_its_file(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_chapters_model_goes_into_a_study(tmp_path, monkeypatch):
-    cells = re.findall(r"```\{code-cell\}\n(.*?)```", CHAPTER, flags=re.S)
-    parts = re.findall(
-        r"^(?:import .*|from .*|(?:class|def) .*(?:\n(?:[ )].*|(?=\n)|$))*)", "\n".join(cells), flags=re.M
-    )
-    (tmp_path / "mine.py").write_text("\n\n".join(parts))
+    (tmp_path / "mine.py").write_text(chapter_file())
     assert len(run(CHAPTER, tmp_path, monkeypatch)) == 1
     result = json.loads((tmp_path / "runs" / "mine" / "result.json").read_text())
     scale = {row["name"]: row["value"] for row in result["rules"]["looped"]["applied"]["2"]}["residual_scale"]
@@ -51,6 +59,28 @@ def test_the_chapters_model_goes_into_a_study(tmp_path, monkeypatch):
     sizes = {"layers": 2, "width": 32, "vocab_size": 256, "context": 16}
     model = names["make_model"](loops=2, rule="looped", strength=1.0, base_layers=2, **sizes)
     assert model.blocks.residual_scale(2) == pytest.approx(scale)
+
+
+def test_the_studys_strength_and_base_layers_give_its_eps_and_rates(tmp_path, monkeypatch):
+    """What chapter 5 and the page say of a rate that a study found; without a base it is not so."""
+    (tmp_path / "mine.py").write_text(chapter_file())
+    monkeypatch.chdir(tmp_path)
+    chosen = get_preset("demo")
+    plan = StudyPlan(base=chosen.base((), True), own=Own.at("mine.py:make_model"), loops=(16,), strengths=(0.5,))
+    values = plan.job_config(Cell(plan.arms[0], 2**-6.5, 0))
+    config = parse_values({name: part for name, part in values.items() if name != "own"})
+    own = make_own("mine.py:make_model", config)
+    names: dict = {}
+    exec((tmp_path / "mine.py").read_text(), names)
+
+    def numbers(groups):
+        return [{key: group[key] for key in ("name", "lr", "weight_decay", "eps")} for group in groups]
+
+    theirs = numbers(own_optimizer(own, config).param_groups)
+    for base_layers, same in ((2, True), (None, False)):
+        model = names["LoopedGPT"](loops=16, strength=0.5, base_layers=base_layers)
+        assert (numbers(ls.param_groups(model, lr=2**-6.5)) == theirs) is same
+        assert (model.blocks.residual_scale(16) == own.model.blocks.residual_scale(16)) is same
 
 
 def test_every_option_is_told():
