@@ -126,6 +126,9 @@ def test_a_fixed_scale_is_not_said_to_fall():
     [
         (torch.zeros(2, 40, dtype=torch.long), r"40 long, 'wpe' has 32 rows, a context: give batch\[:, :32\]"),
         (torch.full((2, 8), VOCABULARY), "token 64 is beyond the 64 rows of 'wte': give tokens below 64"),
+        (torch.zeros(8, dtype=torch.long), r"one axis and tokens are \[batch, time\]: give batch\[None\]"),
+        (torch.full((8,), VOCABULARY), "token 64 is beyond the 64 rows of 'wte'"),
+        (torch.zeros(2, 8), r"arguments for embedding\) \(tokens are whole numbers: give batch.long\(\)\)"),
     ],
 )
 def test_a_batch_that_a_table_cannot_serve(batch, says):

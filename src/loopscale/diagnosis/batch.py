@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -78,19 +79,30 @@ def _try(model: nn.Module, batch: Any, extra: Mapping[str, Any] | None) -> None:
     except UserError:
         raise
     except Exception as cause:  # a model may raise anything at all
-        line = (str(cause).strip().splitlines() or [""])[0][:160]
-        hint = _beyond_a_table(model, batch) if re.search("out of (range|bounds)", str(cause)) else ""
-        raise UserError(f"the model cannot run on the batch: {type(cause).__name__}: {line}{hint}") from cause
+        line = textwrap.shorten((str(cause).strip().splitlines() or [""])[0], 300, placeholder=" ...")
+        raise UserError(
+            f"the model cannot run on the batch: {type(cause).__name__}: {line}{_hint(model, batch, str(cause))}"
+        ) from cause
 
 
-def _beyond_a_table(model: nn.Module, batch: Any) -> str:
-    """What to change when a look-up fails: the tokens are beyond the vocabulary, or more than there are positions."""
+def _hint(model: nn.Module, batch: Any, said: str) -> str:
+    """What to change in the batch of a model that looks tokens up; empty where that is not told."""
     from loopscale.diagnosis.tape import tensors_in
 
     tables = {name: m.num_embeddings for name, m in model.named_modules() if isinstance(m, nn.Embedding)}
-    tokens = next((t for t in tensors_in(batch) if not t.is_floating_point() and t.numel()), None)
-    if tokens is None or not tables:
+    given = [t for t in tensors_in(batch) if t.numel()]
+    if not tables or not given:
         return ""
+    tokens = next((t for t in given if not t.is_floating_point()), None)
+    if tokens is None:
+        return " (tokens are whole numbers: give batch.long())" if re.search("indices|Long", said) else ""
+    if given[0].ndim == 1 and tokens is given[0] and int(tokens.max()) < max(tables.values()):
+        return " (the batch has one axis and tokens are [batch, time]: give batch[None])"
+    return _beyond_a_table(tables, tokens) if re.search("out of (range|bounds)", said) else ""
+
+
+def _beyond_a_table(tables: Mapping[str, int], tokens: Tensor) -> str:
+    """What to change when a look-up fails: the tokens are beyond the vocabulary, or more than there are positions."""
     length, largest = tokens.shape[-1] if tokens.ndim else 1, int(tokens.max())
     most = max(tables, key=tables.__getitem__)
     if largest >= tables[most]:
