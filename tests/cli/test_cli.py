@@ -27,6 +27,11 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
             "unknown option '--resum' of loopscale train: did you mean '--resume'? "
             "known: --continue, --from, --help, --json, --out, --resume, --set",
         ),
+        (
+            ["--loops", "3"],
+            "unknown option '--loops' of loopscale: it takes --version, --help; others come after a command, such as "
+            "loopscale scale --loops 3",
+        ),
         (["train"], "give either a config file or --resume DIR: loopscale train config.toml"),
         (
             ["train", "--resume", "x", "--set", "optim.lr=1"],

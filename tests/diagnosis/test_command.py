@@ -10,6 +10,7 @@ import torch
 from loopscale.cli import main
 
 SOURCE = """
+import math
 import torch
 from torch import nn
 class Loop(nn.Module):
@@ -54,6 +55,8 @@ def test_exit_codes_and_json(source, capsys):
     ("arguments", "says"),
     [
         (["zoo_of_mine.py:goood"], "did you mean 'good'"),
+        (["zoo_of_mine.py:make"], "has no 'make': known: Loop, bad, breaks, good, needs, plain, wrong"),
+        (["empty.py:make"], "has no 'make', nor any other function"),
         (["zoo_of_mine.py:needs"], "needs arguments (size)"),
         (["zoo_of_mine.py:breaks"], "no such weights"),
         (["zoo_of_mine.py:wrong"], "returned a int"),
@@ -63,6 +66,8 @@ def test_exit_codes_and_json(source, capsys):
         (["absent"], "there is no 'absent'"),
         (["."], "neither config.toml"),
         (["zoo_of_mine.py:good", "--loops-range", "8"], "LOW:HIGH"),
+        (["zoo_of_mine.py:good", "--loops-range", "0:8"], "both at least 1"),
+        (["zoo_of_mine.py:good", "--loops-range", "32:1"], "LOW must be smaller than HIGH: give 1:32"),
         (["zoo_of_mine.py:good", "--loops-arg", "n_lops"], "n_loops"),
         (["unsafe.pt"], "is refused"),
         (["weights.pt"], "holds weights and no model"),
@@ -71,6 +76,7 @@ def test_exit_codes_and_json(source, capsys):
 def test_bad_input_is_one_sentence_and_exit_2(source, capsys, arguments, says):
     torch.save({"a": torch.ones(2)}, "weights.pt")
     torch.save(torch.nn.Linear(2, 2), "unsafe.pt")
+    (source / "empty.py").write_text("import math\n")
     assert main(["diagnose", *arguments]) == 2
     captured = capsys.readouterr()
     assert says in captured.err and captured.err.count("\n") == 1 and captured.out == ""

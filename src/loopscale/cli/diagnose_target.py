@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loopscale.errors import UserError, nearest, require
+from loopscale.errors import UserError, require
 
 if TYPE_CHECKING:
     from torch import nn
@@ -129,9 +129,10 @@ def _hugging_face(name: str) -> nn.Module:
 def _built(source: Any, name: str, target: str) -> Any:
     from torch import nn
 
+    from loopscale.train.place import unknown_name
+
     if not hasattr(source, name):
-        public = [word for word in vars(source) if not word.startswith("_")]
-        raise UserError(f"{target.rpartition(':')[0]} has no {name!r}: {nearest(name, public)[:200]}")
+        raise UserError(unknown_name(target.rpartition(":")[0], source, name))
     factory = getattr(source, name)
     if isinstance(factory, nn.Module):
         return factory

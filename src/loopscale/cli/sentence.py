@@ -12,7 +12,10 @@ def usage_sentence(mistake: click.ClickException) -> str:
     context = mistake.ctx if isinstance(mistake, click.UsageError) else None
     if isinstance(mistake, click.NoSuchOption) and context is not None:
         known = [option for parameter in context.command.get_params(context) for option in parameter.opts]
-        hint = nearest(mistake.option_name, [option for option in known if option.startswith("--")])
+        known = [option for option in known if option.startswith("--")]
+        hint = nearest(mistake.option_name, known)
+        if isinstance(context.command, click.Group):
+            hint = f"it takes {', '.join(known)}; others come after a command, such as loopscale scale --loops 3"
         return f"unknown option {mistake.option_name!r} of {context.command_path}: {hint}"
     text = mistake.format_message().strip().rstrip(".")
     text = text[:1].lower() + text[1:]

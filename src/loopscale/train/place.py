@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import os
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -29,11 +30,18 @@ def load_place(place: str) -> tuple[Callable[..., Any], ModuleType]:
     module = import_source(where)
     found = getattr(module, name, None)
     if found is None:
-        public = [word for word in vars(module) if not word.startswith("_")]
-        raise UserError(f"{where} has no {name!r}: {nearest(name, public)[:200]}")
+        raise UserError(unknown_name(where, module, name))
     if not callable(found):
         raise UserError(f"{place} is a {type(found).__name__}, not a function: {FORMS}")
     return found, module
+
+
+def unknown_name(where: str, module: ModuleType, name: str) -> str:
+    """The sentence for a name that the module does not have: the nearest function or class in it."""
+    public = [word for word, value in vars(module).items() if callable(value) and not word.startswith("_")]
+    if not public:
+        return f"{where} has no {name!r}, nor any other function: let it define one"
+    return f"{where} has no {name!r}: {textwrap.shorten(nearest(name, public), 200, placeholder=' ...')}"
 
 
 def fingerprint(place: str) -> str:
