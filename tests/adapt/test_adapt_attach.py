@@ -330,3 +330,27 @@ def test_other_precisions_are_verified_too(dtype):
     handle = attach(model, loops=4)
     assert "verified: bit-identical" in handle.verified and model.training and model.config.use_cache is True
     assert handle.scales.core.dtype == (torch.float64 if dtype is torch.float64 else torch.float32)
+
+
+class Mlp(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.up, self.out = nn.LayerNorm(64), nn.Linear(64, 256), nn.Linear(256, 64)
+
+    def forward(self, x):
+        return x + self.out(torch.relu(self.up(self.norm(x))))
+
+
+def test_an_output_that_is_small_because_it_is_wide_is_no_depth_rule_and_gpt2s_is():
+    def told(model):
+        return any(
+            "a depth rule of its own" in text for text in attach(model, loops=2, batch=torch.randn(2, 64)).warnings
+        )
+
+    assert not told(nn.Sequential(Mlp(), Mlp()))  # 1/sqrt(fan_in): half as large, and 1/sqrt(2 L) is 1/2 too
+    deep = nn.Sequential(*(Mlp() for _ in range(4)))
+    for layer in deep:
+        nn.init.normal_(layer.up.weight, std=0.02)
+        nn.init.normal_(layer.out.weight, std=0.02 / 8**0.5)
+    with pytest.warns(UserWarning, match="a depth rule of its own"):
+        assert told(deep)

@@ -132,3 +132,86 @@ def two_loops(layers):
 def test_loops_that_agree_and_a_depth_that_is_given():
     assert param_groups(two_loops(1), lr=0.1)[0]["lr"] == 0.1
     assert param_groups(two_loops(4), lr=0.1, depth=Depth(2, 4))[0]["lr"] == 0.05
+
+
+class Plain(nn.Module):
+    """A model of a stranger's: tables and a readout by any names, layers that add what their branch gives."""
+
+    def __init__(self, names=("tok", "pos", "out"), loops=1, looped=False):
+        super().__init__()
+        self.names, self.loops = names, loops
+        for name, part in zip(
+            names, (nn.Embedding(50, 16), nn.Embedding(9, 16), nn.Linear(16, 50, bias=False)), strict=True
+        ):
+            self.add_module(name, part)
+        layers = [Wide(ScaledUpdate() if looped else nn.Identity()) for _ in range(2)]
+        self.layers = Loop(nn.ModuleList(layers), loops) if looped else nn.ModuleList(layers)
+        self.norm = nn.LayerNorm(16)
+
+    def forward(self, tokens):
+        tok, pos, out = (getattr(self, name) for name in self.names)
+        x = tok(tokens) + pos(torch.arange(tokens.shape[1]))
+        if isinstance(self.layers, Loop):
+            return out(self.norm(self.layers(x)))
+        for _ in range(self.loops):
+            for layer in self.layers:
+                x = layer(x)
+        return out(self.norm(x))
+
+
+class Wide(nn.Module):
+    def __init__(self, eps):
+        super().__init__()
+        self.norm, self.up, self.out, self.eps = nn.LayerNorm(16), nn.Linear(16, 64), nn.Linear(64, 16), eps
+
+    def forward(self, x):
+        return x + self.eps(self.out(torch.relu(self.up(self.norm(x)))))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("tok", "pos", "out"),
+        ("E", "P", "W"),
+        ("positions", "table", "unembed"),
+        ("a", "b", "embed_out"),
+        ("x", "y", "decoder"),
+    ],
+)
+def test_a_loop_attach_and_a_factory_tell_the_same_roles(names, tmp_path, capsys):
+    from loopscale import attach
+    from loopscale.optim.roles_of import tell_roles
+
+    def outer(roles):
+        return [roles[f"{name}.weight"].value for name in names]
+
+    attached = Plain(names, loops=4)
+    attach(attached, loops=4, batch=torch.zeros(1, 4, dtype=torch.long))
+    factory, unsure = tell_roles(Plain(names))
+    assert outer(roles_of(Plain(names, 4, looped=True))) == [E, E, R] and unsure == []
+    assert outer(roles_of(attached)) == outer(factory) == [E, E, R]
+    assert [roles_of(attached)[f"layers.0.{part}"].value for part in ("up.weight", "up.bias")] == [H, G]
+
+
+def test_a_matrix_that_nothing_tells_is_hidden_and_named(capsys):
+    from loopscale import attach
+
+    model = Plain()
+    model.pooler = nn.Linear(16, 16)
+    attach(model, loops=4, batch=torch.zeros(1, 4, dtype=torch.long))
+    assert roles_of(model)["pooler.weight"] is Role.HIDDEN
+    assert (
+        "cannot tell the role of 'pooler.weight', taken as hidden: state it with roles={...}" in capsys.readouterr().err
+    )
+    assert roles_of(model, {"pooler": "readout"})["pooler.weight"] is Role.READOUT
+
+
+def test_a_table_of_biases_over_positions_is_no_embedding():
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    from loopscale.optim.roles_of import tell_roles
+
+    model = T5ForConditionalGeneration(T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2))
+    roles, unsure = tell_roles(model)
+    assert unsure == [] and roles["shared.weight"] is Role.EMBEDDING
+    assert roles["encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"] is Role.GAIN

@@ -154,3 +154,25 @@ def test_stated_roles_are_used_and_a_missing_one_is_named(tmp_path):
     assert own.roles["weight"].value == "readout" and not own.inferred
     with pytest.raises(UserError, match="no role for parameter 'bias'"):
         own.try_once()
+
+
+def test_a_role_that_is_guessed_is_a_warning_before_the_trials(tmp_path):
+    (tmp_path / "guessed.py").write_text(
+        "from torch import nn\n"
+        "def make_model(loops, residual_scale):\n"
+        "    return Net()\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.tok, self.pool, self.W = nn.Embedding(9, 4), nn.Linear(4, 4), nn.Linear(4, 9)\n"
+        "    def forward(self, x):\n        return self.W(self.pool(self.tok(x)))\n"
+        "def make_batch(split, step, seed, batch_size):\n"
+        "    import torch\n    return torch.zeros(1, 2, dtype=torch.long), torch.zeros(1, 2, dtype=torch.long)\n"
+    )
+    own = make_own(f"{tmp_path}/guessed.py:make_model", BASE)
+    roles = {name: own.roles[f"{name}.weight"].value for name in ("tok", "pool", "W")}
+    assert roles == {"tok": "embedding", "pool": "hidden", "W": "readout"} and own.unsure == ("pool.weight",)
+    assert own.doubts() == [
+        "cannot tell the role of 'pool.weight', taken as hidden: state it with roles(model) beside the factory if it maps "
+        "into or out of the stream"
+    ]

@@ -12,7 +12,8 @@ from torch import nn
 from loopscale.adapt.find import Branch
 from loopscale.adapt.hook import BranchHook, Scales, drop_compiled, remove
 from loopscale.errors import UserError
-from loopscale.parameterization import Depth, Role, Rule, Width, infer_roles
+from loopscale.optim.roles_of import taken_as_hidden, tell_roles
+from loopscale.parameterization import Depth, Role, Rule, Width
 from loopscale.parameterization.depth import check_strength, relative_layers
 
 PLACE = "_loopscale"
@@ -127,7 +128,7 @@ class Attachment:
         return self.model.named_parameters()
 
     def roles(self) -> dict[str, Role]:
-        """The role of every parameter, inferred from its name and the layers found; printed (stderr) the first time.
+        """The role of every parameter, inferred from its module, its name and the layers found; printed (stderr) once.
 
         A guess wants eyes: pass `roles=` to `param_groups` to correct it.
         """
@@ -172,14 +173,15 @@ class Attachment:
 
 
 def layer_roles(model: nn.Module, layers: list[str], announce: bool) -> dict[str, Role]:
-    """Roles inferred by name, those below `layers` being inside; with `announce`, a line for each on stderr."""
+    """Roles by module and name, those below `layers` being inside; with `announce`, a line for each on stderr."""
     inside = tuple(f"{layer}." if layer else "" for layer in layers)
-    names = {name: parameter.ndim for name, parameter in model.named_parameters()}
-    roles = infer_roles(names, [name for name in names if name.startswith(inside)])
+    roles, unsure = tell_roles(model, [name for name, _ in model.named_parameters() if name.startswith(inside)])
     if announce:
-        print("loopscale: roles inferred from names", file=sys.stderr)
+        print("loopscale: roles inferred from modules and names", file=sys.stderr)
         for line in dict.fromkeys(f"  {role.value:12}{pattern(name)}" for name, role in roles.items()):
             print(line, file=sys.stderr)
+        if unsure:
+            print(f"loopscale: warning: {taken_as_hidden(unsure, 'roles={...}')}", file=sys.stderr)
     return roles
 
 

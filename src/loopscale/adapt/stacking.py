@@ -93,21 +93,31 @@ def _small_outputs(model: nn.Module, branches: Sequence[Branch]) -> str | None:
         return None
     outputs: list[float] = []
     others: list[float] = []
+    by_fan_in: dict[bool, list[float]] = {True: [], False: []}
     for name, parameter in model.named_parameters():
         if parameter.ndim != 2 or parameter.is_meta or not any(name.startswith(b.layer + ".") for b in branches):
             continue
-        last = name.removesuffix(".weight").rpartition(".")[2]
-        (outputs if last in OUTPUTS else others).append(_std(parameter))
+        last = name.removesuffix(".weight").rpartition(".")[2] in OUTPUTS
+        (outputs if last else others).append(_std(parameter))
+        by_fan_in[last].append(_std(parameter) * math.sqrt((max if last else min)(parameter.shape)))
     if not outputs or not others:
         return None
-    ratio = float(torch.tensor(outputs).median() / torch.tensor(others).median().clamp_min(1e-30))
+    ratio = _ratio(outputs, others)
     expected = 1 / math.sqrt(2 * layers)
     if not 0.85 * expected < ratio < 1.15 * expected or ratio > 0.8:
+        return None
+    if (
+        0.85 < _ratio(by_fan_in[True], by_fan_in[False]) < 1.15
+    ):  # 1/sqrt(fan_in) everywhere: smaller only for being wider
         return None
     return (
         f"the output projections are initialised at {ratio:.3f} of the other matrices, about 1/sqrt(2 * {layers}): a depth "
         f"rule of its own (GPT-2's) so the branches start too small: multiply them by {1 / ratio:.3g} before training"
     )
+
+
+def _ratio(outputs: list[float], others: list[float]) -> float:
+    return float(torch.tensor(outputs).median() / torch.tensor(others).median().clamp_min(1e-30))
 
 
 def _std(parameter: Tensor) -> float:

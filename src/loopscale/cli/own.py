@@ -43,7 +43,9 @@ def own_name(place: str) -> str:
 def checked(description: dict[str, Any]) -> None:
     """Say on stderr, before the trials, what the first look at a model of the user's own found: roles and warnings."""
     if description.get("roles_inferred"):
-        click.echo("loopscale: roles inferred from names, state them with roles(model) if one is wrong", err=True)
+        click.echo(
+            "loopscale: roles inferred from modules and names, state them with roles(model) if one is wrong", err=True
+        )
         for line in role_lines(description["roles"]):
             click.echo(f"  {line}", err=True)
     for said in description.get("warnings", []):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from loopscale.errors import UserError
-from loopscale.parameterization import Role, check_roles, infer_roles
+from loopscale.parameterization import Role, check_roles
 
 # Words of a name's components outside the branches; `in`: anywhere in the name.
 _ENTRY = frozenset(
@@ -19,6 +19,8 @@ _EXIT = frozenset("head heads fc out output outputs logits to_logits proj_out ou
 _EXIT_IN = ("lm_head", "readout", "unembed", "classifier", "output_layer", "logit", "_head", "head_")
 # Per-channel numbers that come as a table inside a branch: no matrix of a linear map.
 _TABLES = ("a_log", "decay", "log_dt", "gamma", "layer_scale", "gate_logit")
+# Biases of attention over relative positions, kept in an nn.Embedding.
+_BIASES = ("relative_attention_bias", "relative_position_bias", "rel_pos_bias")
 
 
 def roles_of(model: nn.Module, roles: Mapping[str, Role] | None = None) -> dict[str, Role]:
@@ -27,8 +29,8 @@ def roles_of(model: nn.Module, roles: Mapping[str, Role] | None = None) -> dict[
     Both may name some parameters only, or modules, for all parameters below them.
 
     Inferred: inside a `Loop`, or below a residual branch with a scale, matrices are hidden, vectors gains, the weights of
-    `nn.Embedding` embeddings. Outside, by name (`stem`, `patch_embed`, `tok`; `head`, `classifier`, `fc`). Print the
-    result: a guess wants eyes.
+    `nn.Embedding` embeddings. Outside, by module (`nn.Embedding`; an `nn.Linear` back onto its rows is the readout), then
+    by name (`stem`, `patch_embed`, `tok`; `head`, `classifier`, `fc`). Print the result: a guess wants eyes.
 
     Raises `UserError` naming a parameter that cannot be told, or a name in `roles` that the model does not have.
 
@@ -52,8 +54,8 @@ def _stated_roles(model: nn.Module) -> dict[str, Role]:
     place = next((name for name, part in parts if "_loopscale" in vars(part)), "")
     if not place:
         return said
-    outside = {name: p.ndim for name, p in model.named_parameters() if not name.startswith(f"{place}.")}
-    return {**infer_roles(outside, []), **{f"{place}.{name}": role for name, role in said.items()}}
+    inside = [name for name, _ in model.named_parameters() if name.startswith(f"{place}.")]
+    return {**tell_roles(model, inside)[0], **{f"{place}.{name}": role for name, role in said.items()}}
 
 
 def speaker(model: Any) -> Any:
@@ -89,28 +91,51 @@ def _spread(names: Mapping[str, int], roles: Mapping[str, Role]) -> dict[str, Ro
     return known
 
 
+def tell_roles(model: nn.Module, inside: Collection[str] | None = None) -> tuple[dict[str, Role], list[str]]:
+    """Roles of a model without a `Loop`, told by modules, then by names; and the matrices that neither tells: hidden.
+
+    `inside` names the parameters in the layers; by default those with a numbered component (`layers.3.`).
+    """
+    names = [name for name, _ in model.named_parameters()]
+    numbered = {name for name in names if any(part.isdigit() for part in name.split("."))}
+    told = _told(model, numbered if inside is None else inside)
+    unsure = [name for name, role in told.items() if role is None]
+    return {name: role or Role.HIDDEN for name, role in told.items()}, unsure
+
+
 def _inferred(model: nn.Module, given: Mapping[str, Role]) -> dict[str, Role]:
     inside = _inside(model)
     if not inside:
         if given:
             return {}
         raise UserError(f"{type(model).__name__} does not state its roles: pass roles=, or put a Loop inside")
+    told = {name: role for name, role in _told(model, inside).items() if name not in given}
+    unknown = [name for name, role in told.items() if role is None]
+    if unknown:
+        raise UserError(_untold(unknown))
+    return {name: role for name, role in told.items() if role is not None}
+
+
+def _told(model: nn.Module, inside: Collection[str]) -> dict[str, Role | None]:
+    """Role of every parameter; None for a matrix outside the layers that neither its module nor its name tells."""
     holders = dict(model.named_modules())
-    found: dict[str, Role] = {}
-    unknown: list[str] = []
+    tables = {tuple(m.weight.shape) for m in holders.values() if isinstance(m, nn.Embedding)}
+    found: dict[str, Role | None] = {}
     for name, parameter in model.named_parameters():
-        if name in given:
-            continue
         holder = holders[name.rpartition(".")[0]]
         # A vector in more axes (a gain of shape C x 1 x 1); a linear map onto one number is a matrix all the same.
         flat = parameter.ndim < 2 or (parameter.numel() == max(parameter.shape) and not name.endswith("weight"))
-        role = _inner(name, holder, flat) if name in inside else _outer(name, holder, flat)
-        if role is None:
-            unknown.append(name)
+        if name in inside:
+            found[name] = _inner(name, holder, flat)
+        elif (
+            isinstance(holder, nn.Linear)
+            and not flat
+            and tuple(parameter.shape) in tables
+            and len({*parameter.shape}) > 1
+        ):
+            found[name] = Role.READOUT  # back onto the rows of an embedding
         else:
-            found[name] = role
-    if unknown:
-        raise UserError(_untold(unknown))
+            found[name] = _outer(name, holder, flat)
     return found
 
 
@@ -127,12 +152,10 @@ def _inside(model: nn.Module) -> set[str]:
 
 
 def _inner(name: str, holder: Any, flat: bool) -> Role:
-    if isinstance(holder, (nn.Embedding, nn.EmbeddingBag)):
-        return Role.EMBEDDING
     last = name.rpartition(".")[2].lower()
-    if flat or any(word in last for word in _TABLES):
+    if flat or any(word in last for word in _TABLES) or any(word in name.lower() for word in _BIASES):
         return Role.GAIN
-    return Role.HIDDEN
+    return Role.EMBEDDING if isinstance(holder, (nn.Embedding, nn.EmbeddingBag)) else Role.HIDDEN
 
 
 def _outer(name: str, holder: Any, flat: bool) -> Role | None:
@@ -140,7 +163,7 @@ def _outer(name: str, holder: Any, flat: bool) -> Role | None:
     parts = set(lowered.split("."))
     if isinstance(holder, (nn.Embedding, nn.EmbeddingBag)):
         return Role.EMBEDDING
-    entry = bool(parts & _ENTRY) or any(word in lowered for word in _ENTRY_IN)
+    entry = bool(parts & _ENTRY) or any(word in lowered.replace("unembed", "") for word in _ENTRY_IN)
     leaves = bool(parts & _EXIT) or any(word in lowered for word in _EXIT_IN)
     if flat and not (entry and lowered.endswith("token")):
         return Role.OUTER_GAIN
@@ -149,11 +172,20 @@ def _outer(name: str, holder: Any, flat: bool) -> Role | None:
     return Role.EMBEDDING if entry else Role.READOUT
 
 
+def taken_as_hidden(names: Sequence[str], how: str) -> str:
+    """What to say of matrices outside the layers that nothing tells; `how` is where roles can be stated."""
+    told = f"cannot tell the role of {_listed(names)}, taken as hidden"
+    return f"{told}: state it with {how} if it maps into or out of the stream"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(repr(name) for name in names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
 def _untold(names: list[str]) -> str:
-    shown = ", ".join(repr(name) for name in names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
     one = names[0].rpartition(".")[0] or names[0]
     return (
-        f"cannot tell the role of {shown}, outside the loop: pass roles={{{one!r}: ...}} (a module's name stands for all "
-        "below it) with 'embedding' for what maps the input into the stream, 'readout' for the stream to the output, "
-        "'hidden' for a layer's matrix"
+        f"cannot tell the role of {_listed(names)}, outside the loop: pass roles={{{one!r}: ...}} (a module's name stands "
+        "for all below it) with 'embedding' for what maps the input into the stream, 'readout' for the stream to the "
+        "output, 'hidden' for a layer's matrix"
     )

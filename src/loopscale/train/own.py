@@ -24,7 +24,8 @@ from torch.nn import functional as F
 from loopscale.errors import UserError
 from loopscale.factory import OFFERED, heard
 from loopscale.optim import holds_loop, roles_of
-from loopscale.parameterization import Depth, Role, Width, check_roles, get_rule, infer_roles
+from loopscale.optim.roles_of import taken_as_hidden, tell_roles
+from loopscale.parameterization import Depth, Role, Width, check_roles, get_rule
 from loopscale.train.config import TrainConfig
 from loopscale.train.place import describe, load_place
 from loopscale.train.training import pick_device
@@ -32,13 +33,18 @@ from loopscale.train.training import pick_device
 
 @dataclass(frozen=True)
 class OwnModel:
-    """A model of the user's, its batches and its loss; made by `make_own`."""
+    """A model of the user's, its batches and its loss; made by `make_own`. `unsure` names roles that are mere guesses."""
 
     model: nn.Module
     roles: dict[str, Role]
     inferred: bool
     batches: Callable[[str], Iterator[Any]]
     loss: Callable[[nn.Module, Any], Tensor]
+    unsure: tuple[str, ...] = ()
+
+    def doubts(self) -> list[str]:
+        """What to warn of before a trial: roles that were guessed."""
+        return [taken_as_hidden(self.unsure, "roles(model) beside the factory")] if self.unsure else []
 
     def try_once(self) -> float:
         """The loss on the first training batch, backward included; raises `UserError` when that fails.
@@ -97,8 +103,8 @@ def make_own(place: str, config: TrainConfig) -> OwnModel:
     if not isinstance(model, nn.Module):
         raise UserError(f"{place} returned a {type(model).__name__}: it must return a torch.nn.Module")
     model.to(pick_device(config.train.device))
-    roles, inferred = _roles(model, module)
-    return OwnModel(model, roles, inferred, batches, getattr(module, "loss", default_loss))
+    roles, inferred, unsure = _roles(model, module)
+    return OwnModel(model, roles, inferred, batches, getattr(module, "loss", default_loss), unsure)
 
 
 def default_loss(model: nn.Module, batch: Any) -> Tensor:
@@ -198,11 +204,13 @@ def _on(batch: Any, device: torch.device) -> Any:
     return torch.as_tensor(batch).to(device).contiguous()
 
 
-def _roles(model: nn.Module, module: ModuleType) -> tuple[dict[str, Role], bool]:
+def _roles(model: nn.Module, module: ModuleType) -> tuple[dict[str, Role], bool, tuple[str, ...]]:
+    """Roles, whether they are inferred, and the names that were no more than guessed."""
     stated: Any = getattr(module, "roles", None)
     if stated is not None:
-        return {name: Role(role) for name, role in stated(model).items()}, False
+        return {name: Role(role) for name, role in stated(model).items()}, False, ()
     said = callable(getattr(model, "roles", None))
     if said or holds_loop(model):
-        return roles_of(model), not said
-    return infer_roles({name: parameter.ndim for name, parameter in model.named_parameters()}), True
+        return roles_of(model), not said, ()
+    roles, unsure = tell_roles(model)
+    return roles, True, tuple(unsure)

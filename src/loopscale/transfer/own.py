@@ -57,7 +57,7 @@ class Own:
         own = make_own(self.place, base)
         loss = own.try_once()
         roles = {name: role.value for name, role in own.roles.items()}
-        found = disagreements(own.model, base, target)
+        found = [*disagreements(own.model, base, target), *own.doubts()]
         warnings = {"warnings": found} if found else {}
         return {**said, "first_loss": loss, "roles": roles, "roles_inferred": own.inferred, **warnings}
 
