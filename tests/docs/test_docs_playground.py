@@ -149,7 +149,7 @@ def test_the_quiz_asks_before_it_tells(opened):
     assert button.is_enabled()
     button.focus()
     page.keyboard.press("Enter")
-    assert first.locator(".answer").text_content().startswith("Not so: about 40 or more.")
+    assert first.locator(".answer").text_content().startswith("Not so: more than 30.")
     assert page.locator("#score").text_content() == "0 of 1 right."
     assert button.is_disabled() and first.locator("input").nth(0).is_disabled()
 
@@ -157,7 +157,21 @@ def test_the_quiz_asks_before_it_tells(opened):
 def test_the_answers_follow_from_the_records(opened):
     page = opened()
     assert page.evaluate("QUESTIONS.map(q => q[2])") == [2, 1, 2, 2, 0]
-    assert page.evaluate("streamSizes('none', 'pre', true, 64, 1, 1)[64]") >= 35
+    assert page.evaluate("streamSizes('none', 'pre', true, 64, 1, 1)[64]") > 30
+    answer = page.evaluate("QUESTIONS[2][3]()")
+    assert "computed, one step" in answer and f"measured, {page.locator('#gap').text_content()} times at 16" in answer
+
+
+def test_norm_and_sharing_move_the_figures_that_the_page_says(opened):
+    page = opened()
+    drawn = """() => ["stream", "change", "alignment", "curves"].map(id => document.getElementById(id).innerHTML)"""
+    page.select_option("#rule", "sqrt")
+    before = page.evaluate(drawn)
+    page.select_option("#norm", "absent")
+    normless = page.evaluate(drawn)
+    assert [a == b for a, b in zip(before, normless, strict=True)] == [False, True, True, True]
+    page.locator("#tied").uncheck()
+    assert [a == b for a, b in zip(normless, page.evaluate(drawn), strict=True)] == [False, True, False, True]
 
 
 def test_every_control_and_figure_has_a_name(opened):
