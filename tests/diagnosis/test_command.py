@@ -24,6 +24,11 @@ class Loop(nn.Module):
         return x
 def good(): return Loop(1 / 6)
 def bad(): return Loop(1.0)
+class Deep(Loop):
+    def __init__(self, loops=1):
+        super().__init__(1.0)
+        self.n_loops = loops
+def deep(steps): return Deep(steps)
 def plain(): return nn.Linear(4, 4)
 def needs(size): return nn.Linear(size, size)
 def breaks(): raise RuntimeError("no such weights")
@@ -51,13 +56,37 @@ def test_exit_codes_and_json(source, capsys):
     assert "not looped" in capsys.readouterr().out
 
 
+def test_loops_go_to_the_factory(source, capsys):
+    assert main(["diagnose", "zoo_of_mine.py:Deep"]) == 1
+    assert "set 'n_loops' to more than 1 (on the command line with --loops)" in capsys.readouterr().out
+    for more in (["zoo_of_mine.py:Deep"], ["zoo_of_mine:deep", "--loops-arg", "steps", "--loops-range", "1:8"]):
+        assert main(["diagnose", *more, "--loops", "5", "--json"]) == 1
+        assert json.loads(capsys.readouterr().out)["loops"] == 5
+
+
+def test_the_same_command_prints_the_same_numbers(source, capsys):
+    said = []
+    for _ in range(2):
+        state = torch.random.get_rng_state()
+        main(["diagnose", "zoo_of_mine.py:bad", "--json"])
+        assert torch.equal(torch.random.get_rng_state(), state)
+        said.append(json.loads(capsys.readouterr().out)["gain"])
+        torch.randn(3)
+    assert said[0] == said[1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (["zoo_of_mine.py:goood"], "did you mean 'good'"),
-        (["zoo_of_mine.py:make"], "has no 'make': known: Loop, bad, breaks, good, needs, plain, wrong"),
+        (["zoo_of_mine.py:make"], "has no 'make': known: Deep, Loop, bad, breaks, deep, good, needs, plain, wrong"),
         (["empty.py:make"], "has no 'make', nor any other function"),
         (["zoo_of_mine.py:needs"], "needs arguments (size)"),
+        (["zoo_of_mine.py:deep"], "needs arguments (steps)"),
+        (["zoo_of_mine.py:good", "--loops", "4"], "takes none: write a factory that does, def make(loops): "),
+        (["zoo_of_mine.py:Deep", "--loops", "4", "--loops-arg", "n"], "--loops 4 goes to a factory's argument 'n'"),
+        ([".", "--loops", "4"], "and . takes none: write a factory"),
+        (["zoo_of_mine.py:Deep", "--loops", "0"], "invalid value for '--loops': 0 is not in the range"),
         (["zoo_of_mine.py:breaks"], "no such weights"),
         (["zoo_of_mine.py:wrong"], "returned a int"),
         (["zoo_of_mine.py"], "write zoo_of_mine.py:factory"),

@@ -28,7 +28,12 @@ _LEVELS = ("info", "warning", "error", "never")
     help="Exit with 1 at a finding of this severity or worse.",
 )
 @click.option(
-    "--loops-arg", help="What sets the number of loops: an argument of forward, or an attribute like config.n."
+    "--loops", type=click.IntRange(min=1), help="Number of loops to build the model with: the factory's `loops`."
+)
+@click.option(
+    "--loops-arg",
+    help="What sets the number of loops: an argument of forward, or an attribute like config.n; with --loops, the "
+    "factory's argument.",
 )
 @click.option("--loops-range", help="Vary the loops between these, for example 1:32, and report the output's change.")
 @click.option(
@@ -44,6 +49,7 @@ def command(
     target: str,
     as_json: bool,
     fail_on: str,
+    loops: int | None,
     loops_arg: str | None,
     loops_range: str | None,
     data: Path | None,
@@ -53,19 +59,20 @@ def command(
     """Diagnose the looped model TARGET.
 
     TARGET is package.module:factory, file.py:factory, a run folder of ours, a local Hugging Face folder, or hf://NAME
-    (the only form that uses the network). A factory is called without arguments and gives a module, or a module and a batch
-    to run it on; a module is taken as it is.
+    (the only form that uses the network). A factory is called without arguments (but --loops) at torch's seed 0, so that
+    the same command prints the same numbers, and gives a module, or a module and a batch to run it on; a module is taken
+    as it is.
     """
     span = _span(loops_range)
     if data is not None and span is None:
         raise UserError("--data measures the loss over a range of loops: add --loops-range, for example 1:32")
-    model, batch = _load(target)
+    model, batch = _load(target, {} if loops is None else {loops_arg or "loops": loops})
     if weights is not None:
         _load_weights(model, weights)
     from loopscale.diagnosis import diagnose
 
     batches = _batches(data, model) if data is not None else None
-    found = diagnose(model, batch, loops_arg=loops_arg, loops_range=span, data=batches)
+    found = diagnose(model, batch, loops_arg=loops_arg if loops is None else None, loops_range=span, data=batches)
     if out is not None:
         _write(out, target, found)
     click.echo(json.dumps(found.to_json(), indent=1) if as_json else found.text())
@@ -95,10 +102,10 @@ def _span(text: str | None) -> tuple[int, int] | None:
     return int(low), int(high)
 
 
-def _load(target: str) -> tuple[nn.Module, Any]:
+def _load(target: str, given: dict[str, int]) -> tuple[nn.Module, Any]:
     from loopscale.cli.diagnose_target import load_target
 
-    return load_target(target)
+    return load_target(target, given)
 
 
 def _batches(path: Path, model: nn.Module) -> list[Any]:

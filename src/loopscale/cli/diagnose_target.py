@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import pickle
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,16 +17,24 @@ if TYPE_CHECKING:
 _FORMS = "give package.module:factory, file.py:factory, a run folder or a local Hugging Face folder"
 
 
-def load_target(target: str) -> tuple[nn.Module, Any]:
+def load_target(target: str, given: Mapping[str, int] | None = None) -> tuple[nn.Module, Any]:
     """Build the module that `target` names, and its batch where the factory gives one, else None.
 
-    Raises `UserError`, one sentence, when it cannot be built.
+    `given`: arguments for the factory. It runs at torch's seed 0, in a fork of the random state.
+
+    Raises `UserError`, one sentence, when it cannot be built, or nothing takes what is given.
     """
-    made = _made(target)
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        made = _made(target, given or {})
     return made if isinstance(made, tuple) else (made, None)
 
 
-def _made(target: str) -> Any:
+def _made(target: str, given: Mapping[str, int]) -> Any:
+    if given and (target.startswith("hf://") or Path(target).is_dir()):
+        raise UserError(_untaken(given, target))
     if target.startswith("hf://"):
         return _hugging_face(target.removeprefix("hf://"))
     path = Path(target)
@@ -38,7 +47,7 @@ def _made(target: str) -> Any:
         raise UserError(f"there is no {target!r}: {_FORMS}")
     from loopscale.train.place import import_source
 
-    return _built(import_source(place, _FORMS), name, target)
+    return _built(import_source(place, _FORMS), name, target, given)
 
 
 def read_weights(path: Path) -> dict[str, Any]:
@@ -126,7 +135,7 @@ def _hugging_face(name: str) -> nn.Module:
         raise UserError(f"cannot load the Hugging Face model {name}: {_line(cause)}") from None
 
 
-def _built(source: Any, name: str, target: str) -> Any:
+def _built(source: Any, name: str, target: str, given: Mapping[str, int]) -> Any:
     from torch import nn
 
     from loopscale.train.place import unknown_name
@@ -135,14 +144,21 @@ def _built(source: Any, name: str, target: str) -> Any:
         raise UserError(unknown_name(target.rpartition(":")[0], source, name))
     factory = getattr(source, name)
     if isinstance(factory, nn.Module):
+        if given:
+            raise UserError(_untaken(given, target))
         return factory
     if not callable(factory):
         raise UserError(f"{target} is a {type(factory).__name__}: name a function that returns a torch.nn.Module")
-    needed = _needed(factory)
+    parameters = _parameters(factory)
+    if not given.keys() <= parameters.keys():
+        raise UserError(_untaken(given, target))
+    needed = [name for name, demanded in parameters.items() if demanded and name not in given]
     if needed:
-        raise UserError(f"{target} needs arguments ({', '.join(needed)}): name a function that takes none")
+        raise UserError(
+            f"{target} needs arguments ({', '.join(needed)}): name a function that takes none, or loops alone with --loops"
+        )
     try:
-        made = factory()
+        made = factory(**given)
     except UserError:
         raise
     except (Exception, SystemExit) as cause:
@@ -154,13 +170,22 @@ def _built(source: Any, name: str, target: str) -> Any:
     return made
 
 
-def _needed(factory: Any) -> list[str]:
+def _parameters(factory: Any) -> dict[str, bool]:
+    """The arguments it names, and whether each must be given."""
     try:
         parameters = inspect.signature(factory).parameters.values()
     except (TypeError, ValueError):
-        return []
+        return {}
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return [p.name for p in parameters if p.default is p.empty and p.kind not in variadic]
+    return {p.name: p.default is p.empty for p in parameters if p.kind not in variadic}
+
+
+def _untaken(given: Mapping[str, int], target: str) -> str:
+    name, loops = next(iter(given.items()))
+    return (
+        f"--loops {loops} goes to a factory's argument {name!r} and {target} takes none: write a factory that does, "
+        "def make(loops): return Model(...), or name its argument with --loops-arg"
+    )
 
 
 def _line(cause: BaseException) -> str:

@@ -254,7 +254,10 @@ def _after_steps(
 def _not_looped(findings: list[Finding], knob: Knob | None) -> Diagnosis:
     remedy = "point at the looped model, or name what sets its loops with --loops-arg"
     if knob is not None:
-        remedy = f"it was run at N = 1: set {knob.name!r} to more than 1, a loop of one visit needs no rule"
+        remedy = (
+            f"it was run at N = 1: set {knob.name!r} to more than 1 (on the command line with --loops), "
+            "a loop of one visit needs no rule"
+        )
     if not any(f.code == "untied" for f in findings):
         findings = [
             Finding(
