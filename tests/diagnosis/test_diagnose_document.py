@@ -18,6 +18,17 @@ def test_blocks_run(block):
     exec(compile(block, "docs/diagnosis.md", "exec"), {"__name__": "document"})
 
 
+def test_the_first_block_prints_what_is_shown(capsys):
+    (shown,) = re.findall(r"```text\n(.*?)```", TEXT, flags=re.S)
+    exec(compile(BLOCKS[0], "docs/diagnosis.md", "exec"), {"__name__": "document"})
+    assert words(capsys.readouterr().out) == words(shown)
+
+
+def words(text: str) -> list[str]:
+    """Lines without decimals, which differ between machines, and without a note on how sure the spectrum is."""
+    return [re.sub(r"\d+\.\d+", "#", line).removesuffix(" (lower estimates)") for line in text.strip().splitlines()]
+
+
 def test_every_code_and_field_is_explained():
     schema = diagnosis_schema()["properties"]
     for code in schema["findings"]["items"]["properties"]["code"]["enum"]:

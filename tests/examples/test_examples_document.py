@@ -11,8 +11,11 @@ BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, flags=re.S)
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
-def test_every_block_runs(block):
+def test_every_block_runs_and_prints_what_it_shows(block, capsys):
     exec(compile(block, "docs/blocks.md", "exec"), {"__name__": "document"})
+    said = capsys.readouterr().out
+    for shown in re.findall(r"^ *print\(.*\)  # (.*)$", block, flags=re.M):
+        assert shown in said
 
 
 def test_what_it_names_exists():
