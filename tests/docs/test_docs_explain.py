@@ -65,10 +65,23 @@ def test_what_a_diagnosis_prints_is_explained():
         assert explain(word).title, word
 
 
-@pytest.mark.parametrize("word", [*Role, "kappa", "N", "lambda", "m_L", "regret", "coda", "residual scale"])
+@pytest.mark.parametrize(
+    "word", [*Role, "kappa", "N", "lambda", "m_L", "regret", "coda", "residual scale", "seed noise"]
+)
 def test_roles_words_and_symbols_are_explained(word, capsys):
     assert main(["explain", str(getattr(word, "value", word))]) == 0
     assert "(of the documentation)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("word", "name"),
+    [
+        *((word, word) for word in ("core", "coda", "transfers", "drifts", "octave", "eta", "healthy", "nats")),
+        *(("not bracketed", "not-bracketed"), ("m_d", "m-d"), ("stands still", "transfers")),
+    ],
+)
+def test_what_a_study_prints_is_explained(word, name):
+    assert explain(word).name == name
 
 
 @pytest.mark.parametrize("page", ["reference/glossary.md", "reference/findings.md", "diagnosis.md"])
@@ -101,7 +114,13 @@ def test_json_has_idea_formula_source_figure(capsys):
 
 @pytest.mark.parametrize(
     ("word", "hint"),
-    [("loped", "did you mean 'looped'?"), ("unscaled-residul", "did you mean 'unscaled-residual'?"), ("23", "1 to 22")],
+    [
+        ("loped", "did you mean 'looped'?"),
+        ("unscaled-residul", "did you mean 'unscaled-residual'?"),
+        ("unscaled", "did you mean 'unscaled-path' or 'unscaled-residual' or 'unscaled-injection'?"),
+        ("injected", "did you mean 'injection'?"),
+        ("23", "1 to 22"),
+    ],
 )
 def test_an_unknown_word_names_the_nearest(word, hint, capsys):
     assert main(["explain", word]) == 2
@@ -117,4 +136,6 @@ def test_odd_words_are_mistakes_not_crashes(word):
 
 def test_without_a_word_everything_is_listed(capsys):
     assert main(["explain"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == len(entries())
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(entries())
+    assert {role.value for role in Role} == {line[11:].split()[0] for line in lines if "role" in line[:11]}

@@ -31,4 +31,7 @@ def _list(as_json: bool) -> None:
         return
     for entry in entries():
         name = f"{entry.number:>2} {entry.name}" if entry.number else f"   {entry.name}"
-        click.echo(f"{entry.kind:<11}{name:<26}{entry.title}")
+        kind, title = entry.kind, entry.title
+        if entry.idea.startswith("as a role: "):  # a word that is a role too
+            kind, title = f"{kind}, role", f"{title}; {entry.idea}"
+        click.echo(f"{kind:<11}{name:<26}{title}")

@@ -102,10 +102,17 @@ def explain(word: str) -> Entry:
             return entry
     if asked.lstrip("-").isdigit():
         raise UserError(f"unknown prediction {word!r}: they are numbered 1 to {len(_predictions())}")
-    known = [name for entry in entries() for name in (entry.name, *entry.also) if len(name) > 2]
-    close = get_close_matches(asked, known, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}? " if close else ""
+    close = _close(asked)
+    hint = f"did you mean {' or '.join(map(repr, close[:3]))}? " if close else ""
     raise UserError(f"unknown word {word!r}: {hint}'loopscale explain' lists all words and predictions 1 to 22")
+
+
+def _close(asked: str) -> list[str]:
+    """Words that begin with what was asked, else hold it, else are spelt much like it."""
+    known = [name for entry in entries() for name in (entry.name, *entry.also) if len(name) > 2]
+    longer = [name for name in known if asked in name] if len(asked) > 2 else []
+    starts = [name for name in longer if name.startswith(asked)]
+    return starts or longer or get_close_matches(asked, known, n=1, cutoff=0.5)
 
 
 @cache
