@@ -106,6 +106,24 @@ def test_a_process_of_another_machine_is_never_known_to_be_gone():
     assert gone(f"{socket.gethostname()}|{dead_process()}|a")
 
 
+def test_sigterm_ends_the_processes_and_leaves_nothing_behind(tmp_path):
+    (tmp_path / "slow_two.py").write_text(SLOW)
+    command = [sys.executable, "-m", "loopscale", "transfer", "--objective", "slow_two.py:objective", "--loops", "1,2"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(loopscale.__file__).parents[1])}
+    process = subprocess.Popen(
+        [*command, "--workers", "1", "--out", "s"], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and not list((tmp_path / "s" / "trials").glob("*.json")):
+        time.sleep(0.02)
+    process.terminate()
+    said = process.communicate(timeout=90)[1]
+    assert process.returncode == 143 and said.endswith("loopscale: stopped by SIGTERM, the same command goes on\n"), (
+        said
+    )
+    assert "leaked" not in said and not (tmp_path / "s" / "claims").exists()
+
+
 def test_two_processes_share_a_study_and_one_is_killed(tmp_path):
     (tmp_path / "slow_two.py").write_text(SLOW)
     size = ["--loops", "1,2", "--rules", "looped", "--lrs", "2^-8,2^-7,2^-6,2^-5", "--seeds", "3"]

@@ -85,6 +85,7 @@ def command(
     """
     from loopscale.cli.executors import make_executor
     from loopscale.cli.own import checked, find_own, own_name, own_sentences
+    from loopscale.cli.sigterm import ended_by_sigterm
 
     own = find_own(model, objective)  # a mistake in its arguments is told before the slow imports
     from loopscale.report import write_report
@@ -113,7 +114,7 @@ def command(
     runner = make_executor(
         executor, workers, address, folder, lambda: plan.job_config(Cell(plan.arms[0], plan.center_lr, 0))
     )
-    with _progress(title) as observer:
+    with ended_by_sigterm(), _progress(title) as observer:
         result = run_study(plan, folder, executor=runner, observer=observer, on_checked=checked)
     for sentence in own_sentences(result["provenance"]):
         click.echo(f"loopscale: {sentence}", err=True)

@@ -102,6 +102,7 @@ def command(
     from loopscale.cli.own import checked, find_own, own_sentences
 
     own = find_own(model, objective)  # a mistake in its arguments is told before the slow imports
+    from loopscale.cli.sigterm import ended_by_sigterm
     from loopscale.cli.watching import watching
     from loopscale.report import write_tune_report
     from loopscale.train import load_config, load_values
@@ -116,7 +117,7 @@ def command(
     folder = out or Path("runs") / f"tune-{config.stem}"
     seconds = parse_seconds(budget)
     chosen = make_executor(executor, workers, address, folder, settings.typical_job)
-    with watching(f"tuning at {small}") as on_record:
+    with ended_by_sigterm(), watching(f"tuning at {small}") as on_record:
         plan = tune(
             settings,
             folder,

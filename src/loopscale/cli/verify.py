@@ -50,6 +50,7 @@ def command(
     Exit codes: 0 it holds or the data do not decide, 1 it fails, 2 a mistake to mend.
     """
     from loopscale.cli.executors import make_executor
+    from loopscale.cli.sigterm import ended_by_sigterm
     from loopscale.cli.tune import parse_seconds
     from loopscale.cli.watching import watching
     from loopscale.report import write_tune_report
@@ -59,7 +60,7 @@ def command(
         return TuneSettings.from_json(read_plan(folder)["settings"]).typical_job(max(loops or (1,)))
 
     chosen = make_executor(executor, workers, address, folder, typical)
-    with watching(f"verifying {folder}") as on_record:
+    with ended_by_sigterm(), watching(f"verifying {folder}") as on_record:
         found = verify(
             folder,
             loops=loops or (),
