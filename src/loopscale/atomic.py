@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -75,3 +77,14 @@ def write_new_json(path: Path, value: Any) -> bool:
             return True
     except OSError as cause:
         raise disk_error(path, cause) from cause
+
+
+ASIDE_SECONDS = 60.0  # a write takes far less; what is older was left by a writer that was killed
+
+
+def clear_left_aside(folder: Path) -> None:
+    """Remove what killed writers left beside the files of `folder`; younger ones may still be written by another."""
+    for left in folder.glob(".*.json.*"):
+        with suppress(OSError):  # another process is clearing too
+            if time.time() - left.stat().st_mtime > ASIDE_SECONDS:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()

@@ -1,6 +1,7 @@
 """The fitted optimum, the slope and the verdict, on losses whose truth is known."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from loopscale.transfer import fit_optimum, fit_slope, judge, one_shot_regret, wanted
 from loopscale.transfer.optimum import Noise, pooled_noise
 from loopscale.transfer.plan import grid_index, grid_rate
-from loopscale.transfer.verdict import student95
+from loopscale.transfer.verdict import sentence, student95, unbracketed
 
 GRID = [grid_rate(k) for k in range(-20, -4)]
 
@@ -177,3 +178,33 @@ def test_pooled_noise_is_worth_little_against_an_arms_own():
     again = fit_optimum(valley(-6.0, 0.02, 8, rng=np.random.default_rng(1)), prior=Noise(0.001, 4))
     assert again.noise == pytest.approx(noisy.noise, rel=0.1)
     assert pooled_noise([None]) is None and pooled_noise([noisy, None]).weight == 4
+
+
+def test_one_seed_decides_nothing_and_claims_no_interval():
+    optima = {n: fit_optimum({(2.0 ** (k / 2), 0): (k / 2 + 6) ** 2 for k in range(-16, -8)}) for n in (1, 4, 16)}
+    regret = one_shot_regret([2.2], [2.2], 0.01)
+    assert judge(fit_slope(optima), regret) == "transfers" and judge(fit_slope(optima), regret, seeds=1) == "undecided"
+    said = sentence("looped", "undecided", fit_slope(optima), regret, optima)
+    several = {**optima, 1: replace(optima[1], n_seeds=4)}  # the noise that they know serves the others
+    assert "95 %" in sentence("looped", "transfers", fit_slope(several), regret, several)
+    assert "one seed shows no noise and gives no interval (--seeds 3 does): it moves" in said and "95 %" not in said
+
+
+@pytest.mark.parametrize(
+    ("ks", "bottom", "diverges_above", "said"),
+    [
+        (range(-10, -4), -2, 0, "at N = 4 the best rate is the largest tried: add larger ones"),
+        (range(-10, -4), -12, 0, "at N = 4 the best rate is the smallest tried: add smaller ones"),
+        (range(-10, -4), -2, -7, "at N = 4 the best rate is the largest that trained: add rates near it"),
+        (range(-8, -6), -7, 0, "at N = 4 the best rate is among too few to fit a parabola: add rates or seeds"),
+        (range(-10, -4), -7, 0, ""),
+    ],
+)
+def test_what_is_not_bracketed_says_where_and_what_to_add(ks, bottom, diverges_above, said):
+    losses = {
+        (2.0**k, seed): math.inf if k > diverges_above else (k - bottom) ** 2 + 0.01 * seed
+        for k in ks
+        for seed in range(2)
+    }
+    told = unbracketed({4: losses}, {4: fit_optimum(losses)})
+    assert told == (f" ({said})" if said else "")

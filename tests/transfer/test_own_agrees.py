@@ -95,6 +95,7 @@ def test_transfer_says_it_too(tmp_path, capsys):
     said = " ".join(capsys.readouterr().err.split())
     assert "pass base_layers=2 to the Loop" in said
     assert f"study of {FILE}:no_base; stop it any time" in said and "demo" not in said
+    assert "(1 of 6 trials)" in said and "(6 of 6 trials)" in said, "without a terminal, a line for each trial"
     page = (tmp_path / "s" / "report.html").read_text()
     assert "loop_code.py:no_base" in page and "preset demo" not in page
     result = json.loads((tmp_path / "s" / "result.json").read_text())

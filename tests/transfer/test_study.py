@@ -123,6 +123,9 @@ def test_killed_in_the_middle_and_started_again_it_ends_the_same(finished, tmp_p
     assert vanished(first.pid), "workers train on for a study that was killed"
     kept = {path.name: path.stat().st_mtime_ns for path in (out / "trials").glob("*.json")}
     assert 5 <= len(kept) < 18
+    for left in [*(out / "trials").glob(".*"), out / "trials" / ".half.json.abc"]:  # in the middle of a write
+        left.touch()
+        os.utime(left, (0, 0))
     second = subprocess.run([*command, "--json"], capture_output=True, text=True)
     assert second.returncode in (0, 1), second.stderr
     result = json.loads(second.stdout)

@@ -176,3 +176,13 @@ def test_a_role_that_is_guessed_is_a_warning_before_the_trials(tmp_path):
         "cannot tell the role of 'pool.weight', taken as hidden: state it with roles(model) beside the factory if it maps "
         "into or out of the stream"
     ]
+
+
+def test_one_number_of_loops_is_no_study(tmp_path, capsys):
+    from loopscale.cli import main
+
+    for given in ("4", "4,4"):
+        assert main(["transfer", "--loops", given, "--out", str(tmp_path / "study")]) == 2
+        told = capsys.readouterr().err
+        assert f"a study compares numbers of loops, and --loops {given} is one: --loops 1,4" in told
+    assert not (tmp_path / "study").exists()

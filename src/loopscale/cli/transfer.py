@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from loopscale.cli.executors import HELP
+from loopscale.errors import UserError
 from loopscale.factory import CONTRACT
 
 
@@ -91,6 +92,10 @@ def command(
     from loopscale.report import write_report
     from loopscale.transfer import Cell, StudyPlan, failed, get_preset, run_study, seeds_by_cost
 
+    if loops is not None and len(set(loops)) < 2:
+        raise UserError(
+            f"a study compares numbers of loops, and --loops {','.join(map(str, loops))} is one: --loops 1,4"
+        )
     chosen = get_preset(preset)
     axis = loops or chosen.loops
     plan = StudyPlan(
@@ -136,14 +141,15 @@ def _tell(result: dict[str, Any], page: Path, as_json: bool) -> None:
 
 
 class _progress:
-    """A live line on stderr: trials done, trials known to be missing, the last loss."""
+    """A live line on stderr: trials done, trials known to be missing, the last loss. Into a file, a line for each trial."""
 
     def __init__(self, title: str) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
         console = Console(stderr=True)
-        self._intro = f"{title}; stop it any time, the same command goes on"
+        self._intro: str | None = f"{title}; stop it any time, the same command goes on"
+        self._live = console.is_terminal
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -162,10 +168,16 @@ class _progress:
             self._bar.stop()
 
     def _show(self, trial: dict[str, Any], finished: int, missing: int) -> None:
-        if not self._bar.live.is_started:  # only once a trial has ended: a mistake shows one sentence and no bar
+        if self._intro:  # only once a trial has ended: a mistake shows one sentence and no bar
             self._bar.console.print(self._intro, soft_wrap=True)
-            self._bar.start()
+            self._intro = None
+            if self._live:
+                self._bar.start()
         cell = trial["cell"]
         loss = "diverged" if trial["diverged"] else f"{trial['loss']:.3f}"
         text = f"{cell['rule']:>8} N={cell['loops']:<3} lr={cell['lr']:.4f} loss {loss}"
         self._bar.update(self._task, description=text, completed=finished, total=finished + missing)
+        if not self._live:
+            self._bar.console.print(
+                f"{text}  ({finished} of {finished + missing} trials)", soft_wrap=True, highlight=False
+            )

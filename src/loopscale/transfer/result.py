@@ -10,7 +10,17 @@ from loopscale.transfer.optimum import Optimum, fit_optimum, pooled_noise
 from loopscale.transfer.plan import Arm
 from loopscale.transfer.search import Losses
 from loopscale.transfer.study import Study, best_rate
-from loopscale.transfer.verdict import Regret, Slope, Verdict, fit_slope, judge, one_shot_regret, sentence
+from loopscale.transfer.verdict import (
+    Regret,
+    Slope,
+    Verdict,
+    few_seeds,
+    fit_slope,
+    judge,
+    one_shot_regret,
+    sentence,
+    unbracketed,
+)
 
 
 def summarise(study: Study, provenance: dict[str, Any]) -> dict[str, Any]:
@@ -52,7 +62,8 @@ def overall(rules: dict[str, dict[str, Any]]) -> str:
     for verdict, text in kinds:
         names = [name for name, rule in rules.items() if rule["verdict"] == verdict]
         if names:
-            parts.append(text.format(" and ".join(names)))
+            listed = ", ".join([*names[:-2], " and ".join(names[-2:])])
+            parts.append(text.format(listed))
     joined = "; ".join(parts)
     return joined[:1].upper() + joined[1:] + "."
 
@@ -77,14 +88,16 @@ def _rule(study: Study, rule: str, strength: float) -> dict[str, Any]:
     complete = len(optima) == len(arms)
     slope = fit_slope(optima) if complete else None
     regret = _regret(losses, optima, arms)
-    verdict: Verdict = judge(slope, regret) if complete else "undecided"
+    alone = few_seeds(optima)
+    verdict: Verdict = judge(slope, regret, 1 if alone else 2) if complete else "undecided"
+    said = sentence(rule, verdict, slope, regret, optima, unbracketed(losses, optima)) if optima else ""
     return {
         "claims_transfer": get_rule(rule).claims_transfer,
         "verdict": verdict,
         "strength": strength,
-        "sentence": sentence(rule, verdict, slope, regret, optima) if optima else f"{rule}: every trial diverged.",
-        **_slope_json(slope),
-        **_regret_json(regret),
+        "sentence": said or f"{rule}: every trial diverged.",
+        **_slope_json(slope, alone),
+        **_regret_json(regret, alone),
         "optima": {str(loops): _optimum_json(optimum) for loops, optimum in optima.items()},
         "points": {str(loops): _points(known) for loops, known in losses.items()},
         "applied": {str(loops): study.plan.prescription(arm) for loops, arm in arms.items()},
@@ -101,14 +114,15 @@ def _regret(losses: dict[int, Losses], optima: dict[int, Optimum], arms: dict[in
     return one_shot_regret(by_seed[0], by_seed[1], optima[last].noise, optima[last].freedom)
 
 
-def _slope_json(slope: Slope | None) -> dict[str, Any]:
-    return {"slope": slope.value if slope else None, "slope_interval": list(slope.interval) if slope else None}
+def _slope_json(slope: Slope | None, alone: bool) -> dict[str, Any]:
+    interval = list(slope.interval) if slope and not alone else None  # one seed has no interval
+    return {"slope": slope.value if slope else None, "slope_interval": interval}
 
 
-def _regret_json(regret: Regret) -> dict[str, Any]:
+def _regret_json(regret: Regret, alone: bool) -> dict[str, Any]:
     return {
         "regret": regret.value,
-        "regret_interval": list(regret.interval) if regret.interval else None,
+        "regret_interval": list(regret.interval) if regret.interval and not alone else None,
         "seed_noise": regret.noise,
     }
 

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from loopscale.atomic import write_json
+from loopscale.atomic import clear_left_aside, write_json
 from loopscale.transfer.claims import Claims
 from loopscale.transfer.executor import Executor, Job, LocalProcesses
 from loopscale.transfer.plan import Arm, Cell, StudyPlan
@@ -42,6 +42,8 @@ def run_study(
     description = _checked(plan)
     on_checked(description)
     study = Study.open(folder, plan)
+    for place in (folder, folder / "trials"):
+        clear_left_aside(place)
     _finish(study, executor or LocalProcesses(), observer)
     study.check_errors()
     result = summarise(study, _provenance(plan, description, time.monotonic() - started + _before(folder)))

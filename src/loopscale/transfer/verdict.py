@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from loopscale.transfer.optimum import Optimum
+from loopscale.transfer.search import Losses
 
 SLOPE_TOLERANCE = 0.15  # octaves of rate per doubling of loops: from N = 1 to 16 less than a factor 1.5
 REGRET_TOLERANCE = 0.01  # nats
@@ -109,13 +110,14 @@ def student95(freedom: int) -> float:
     return sum(terms)
 
 
-def judge(slope: Slope | None, regret: Regret) -> Verdict:
+def judge(slope: Slope | None, regret: Regret, seeds: int = 2) -> Verdict:
     """transfers: the slope's interval lies within the tolerance and the one-shot regret is small.
 
     drifts: the slope is certainly not 0 and its estimate lies outside the tolerance, or the regret's interval lies above
-    its own; or the tuned rate diverges. Everything else is undecided.
+    its own; or the tuned rate diverges. Everything else is undecided, and so is all that one seed says: its scatter about
+    a parabola is not what another seed would change.
     """
-    if slope is None:
+    if slope is None or seeds < 2:
         return "undecided"
     low, high = slope.interval
     small = regret.value is not None and regret.value <= max(REGRET_TOLERANCE, regret.noise)
@@ -127,17 +129,21 @@ def judge(slope: Slope | None, regret: Regret) -> Verdict:
     return "undecided"
 
 
-def sentence(rule: str, verdict: Verdict, slope: Slope | None, regret: Regret, optima: Mapping[int, Optimum]) -> str:
-    """The verdict on one rule, with its numbers."""
+def sentence(
+    rule: str, verdict: Verdict, slope: Slope | None, regret: Regret, optima: Mapping[int, Optimum], why_open: str = ""
+) -> str:
+    """The verdict on one rule, with its numbers; `why_open` is what `unbracketed` says."""
     first, last = min(optima), max(optima)
     trend = f"loss at its best rate {optima[first].loss:.3f} at N = {first}, {optima[last].loss:.3f} at N = {last}"
     if slope is None:
-        return f"{rule}: undecided, the optimum is not bracketed at every number of loops; {trend}."
-    moved = (
-        f"it moves {slope.value:+.2f} octaves per doubling of loops "
-        f"(95 % interval {slope.interval[0]:+.2f} to {slope.interval[1]:+.2f})"
-    )
+        return f"{rule}: undecided, the optimum is not bracketed{why_open}; {trend}."
+    moved = f"it moves {slope.value:+.2f} octaves per doubling of loops"
     cost = "diverges" if regret.value is None else f"costs {regret.value:.3f} nats"
+    if few_seeds(optima):
+        tuned = f"the rate tuned at N = {first} {cost} at N = {last}"
+        said = "undecided, one seed shows no noise and gives no interval (--seeds 3 does)"
+        return f"{rule}: {said}: {moved}; {trend}; {tuned}."
+    moved += f" (95 % interval {slope.interval[0]:+.2f} to {slope.interval[1]:+.2f})"
     how_far = f"by more than {SLOPE_TOLERANCE} octaves" if slope.moves else "the best learning rate moves"
     says = {
         "transfers": "the best learning rate stands still",
@@ -147,3 +153,29 @@ def sentence(rule: str, verdict: Verdict, slope: Slope | None, regret: Regret, o
     if verdict == "undecided" and slope.moves:
         says = f"the best learning rate moves, {says}"
     return f"{rule}: {says}: {moved}; {trend}; the rate tuned at N = {first} {cost} at N = {last}."
+
+
+def few_seeds(optima: Mapping[int, Optimum]) -> bool:
+    """Whether all was trained with one seed: nothing shows by how much another would move the optimum."""
+    return all(optimum.n_seeds < 2 for optimum in optima.values())
+
+
+def unbracketed(losses: Mapping[int, Losses], optima: Mapping[int, Optimum]) -> str:
+    """At which N the best rate lies at which end of what was tried, and what to add; empty where none does."""
+    places: dict[str, list[int]] = {}
+    for loops, optimum in optima.items():
+        if not optimum.edge:
+            continue
+        tried = {rate for rate, _ in losses[loops]}
+        trained = {rate for (rate, _), loss in losses[loops].items() if math.isfinite(loss)}
+        best = min(trained, key=lambda rate: abs(math.log2(rate) - optimum.log2_lr))
+        if best == max(trained) and len(tried) > 2:
+            diverged = best < max(tried)
+            kind = "the largest that trained: add rates near it" if diverged else "the largest tried: add larger ones"
+        elif best == min(trained) and len(tried) > 2:
+            kind = "the smallest tried: add smaller ones"
+        else:
+            kind = "among too few to fit a parabola: add rates or seeds"
+        places.setdefault(kind, []).append(loops)
+    said = [f"at N = {', '.join(map(str, at))} the best rate is {kind}" for kind, at in places.items()]
+    return f" ({'; '.join(said)})" if said else ""
