@@ -126,6 +126,10 @@ def test_a_dead_process_frees_its_trials_and_two_processes_share_one_study(tmp_p
     assert 12 <= len(explored) <= 13 and abs(math.log2(plan["proxy"]["values"]["lr"]) + 6.4) < 0.5
 
 
+def found_target(folder):
+    return _read(folder / "plan.json")["target"]["loops"]
+
+
 def _read(path):
     return json.loads(path.read_text())
 
@@ -138,6 +142,8 @@ def test_verification_holds_where_the_rule_holds(tuned):
     assert any("the target itself" in said for said in found["not_verified"])
     again = Inline()
     assert verify(folder, loops=(4, 8), share=5, executor=again)["local"] == found["local"] and again.ran == []
+    whole = verify(folder, loops=(4, found_target(folder)), share=50, executor=Inline())
+    assert not any("the target itself" in said for said in whole["not_verified"]), "it was among the sizes"
 
 
 def test_verification_finds_a_drift_and_a_divergence(tmp_path):

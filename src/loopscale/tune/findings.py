@@ -156,7 +156,8 @@ def _not_verified(settings: TuneSettings, taken: list[Probe], left: list[tuple[P
     untouched = [name for name in settings.tuned if name not in swept]
     if untouched:
         said.append(f"{', '.join(untouched)}: tuned at the proxy, not swept at another size")
-    said.append(f"the target itself ({target}): its regret is extrapolated")
+    if not any(probe.size == target for probe in taken):
+        said.append(f"the target itself ({target}): its regret is extrapolated")
     return said
 
 
