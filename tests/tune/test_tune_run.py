@@ -225,6 +225,17 @@ def test_only_the_samplers_remark_on_greenlet_is_silenced(tuned):
     assert passes("The kernel matrix is not positive definite.")
 
 
+@pytest.mark.parametrize("package", ["optuna", "scipy"])
+def test_a_missing_package_is_told_before_the_first_trial(package, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    executor = Inline()
+    with pytest.raises(
+        UserError, match=rf"needs '{package}', which is not installed: pip install 'loopscale\[sweep\]'"
+    ):
+        tune(settings(), tmp_path / "t", executor=executor)
+    assert executor.ran == [] and not (tmp_path / "t").exists()
+
+
 def test_the_help_says_where_the_proxy_is_cut(capsys):
     assert main(["tune", "--help"]) == 0
     said = " ".join(capsys.readouterr().out.split())

@@ -18,7 +18,7 @@ from statistics import fmean
 from typing import Any
 
 from loopscale.atomic import write_json, write_new_json, write_text
-from loopscale.errors import UserError
+from loopscale.errors import UserError, require
 from loopscale.train import TrainConfig, provenance
 from loopscale.transfer import Executor, LocalProcesses, lanes
 from loopscale.transfer.trial import run_trial
@@ -58,6 +58,8 @@ def tune(
     """
     started = time.monotonic() if started is None else started
     runner = executor or LocalProcesses()
+    for package in ("optuna", "scipy"):  # the sampler asks for scipy only after some trials
+        require(package, "sweep")
     check_folder(folder, settings)
     vocab_size, description = probe(settings)
     on_checked(description)
