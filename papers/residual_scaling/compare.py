@@ -17,7 +17,7 @@ from search import Losses, Make, at_best, base, best_rate, searched, trained
 
 import loopscale as ls
 
-SMALL, LARGE, LAYERS, SEEDS, STEPS = 2, 32, 1, 4, 300
+SMALL, LARGE, LAYERS, SEEDS, STEPS = 2, 32, 1, 3, 300
 STRENGTHS = (0.5, 1.0, 2.0)
 # Gates replace the strength: they learn it.
 GATES = {
