@@ -1,6 +1,7 @@
 """The paper's records, the texts drawn from them, and the studies' arithmetic."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -131,3 +132,40 @@ def test_a_config_of_the_papers_size_trains_scaled_down(tmp_path):
     command = next(part for part in text.split("```") if "synthetic:copy" in part).replace("\\\n", " ").split()
     assert command[:2] == ["loopscale", "train"]
     assert main(["train", str(ROOT / command[2]), *command[3:], "--out", str(tmp_path / "run")]) == 0
+
+
+def column(name, key, words):
+    """The interval, or number, in the column of a table's record whose name has these words, by the rows' first cells."""
+    rows = json.loads((ROOT / "records" / "paper" / f"{name}.json").read_text())["table"]
+    head = next(head for head in rows[0] if words in head)
+    return {row[key]: [float(x) for x in re.findall(r"[-+]?\d+\.\d+", row[head])] for row in rows}
+
+
+def test_what_the_page_says_of_the_rules_is_in_their_record():
+    regret, ahead = column("rules", "rule", "regret"), column("rules", "rule", "minus `looped`")
+    small, carried = column("rules", "rule", "loss at N = 2"), column("rules", "rule", "carried")
+    outer = "`looped`, embedding and readout at 4 times the rate"
+    gates = (
+        "learned diagonal, from 0.1 (LayerScale)",
+        "learned scalar, from 0 (ReZero)",
+        "learned scalar a visit, from 1/N",
+    )
+    assert min(small, key=lambda rule: small[rule][0]) == min(carried, key=lambda rule: carried[rule][0]) == outer
+    assert regret[outer][0] < 0.01 and ahead[outer][2] < 0 and ahead["`depth-mup`"][2] < 0
+    assert sorted(regret, key=lambda rule: -regret[rule][0])[:2] == ["`deepnorm`", "`none`"]
+    assert regret["`sqrt`"][0] < regret["`looped`"][0] and regret["`looped`"][1] > 0
+    assert all(ahead[gate][0] > 0 for gate in gates) and all(ahead[gate][1] > 0 for gate in gates[:2])
+    for rule in ("`deeploop`", "`deepnorm`"):
+        assert small[rule][0] < small["`looped`"][0] and carried[rule][0] > carried["`looped`"][0]
+
+
+def test_what_the_page_says_of_loops_is_in_their_record():
+    rows = json.loads((ROOT / "records" / "paper" / "untied.json").read_text())["table"]
+    head = next(head for head in rows[0] if "minus the loop" in head)
+    gaps = {(row["data"].split()[0], row["network"]): re.findall(r"[-+]?\d+\.\d+", row[head]) for row in rows}
+    once = {task: [float(x) for x in gaps[task, "1 layer, once"]] for task, _ in gaps}
+    distinct = {task: [float(x) for x in gaps[task, "8 layers, once"]] for task, _ in gaps}
+    assert once["bytes"][1] > 0 and once["sorting"][1] > 0, "at equal weights loops pay"
+    assert once["addition"][0] > 0 > once["addition"][1]
+    assert distinct["bytes"][2] < 0 and all(gap[0] <= 0 for gap in distinct.values())
+    assert once["one"][1] < 0 < once["one"][2] and distinct["one"][1] < 0 < distinct["one"][2], "walks: nothing follows"
