@@ -76,7 +76,10 @@ def test_slope_of_a_power_law(paper):
     assert measured.value == 2 and measured.interval[1] - 2 == pytest.approx(4.30 / 3**0.5)
 
 
-@pytest.mark.parametrize("arguments", [["23"], ["seven"], ["7", "rule"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["23"], pytest.param(["seven"], marks=pytest.mark.slow), pytest.param(["7", "rule"], marks=pytest.mark.slow)],
+)
 def test_a_wrong_number_is_a_mistake(arguments):
     done = subprocess.run(
         [sys.executable, str(PAPER), *arguments], capture_output=True, text=True, env={"PYTHONPATH": str(ROOT / "src")}

@@ -137,6 +137,7 @@ def test_killed_in_the_middle_and_started_again_it_ends_the_same(finished, tmp_p
     assert (out / "report.html").exists() and not list(out.rglob(".*.json.*"))
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_costs_only_its_trial(finished, tmp_path):
     plan, killed = replace(PLAN, rules=("looped",)), []
 

@@ -106,6 +106,7 @@ def test_a_process_of_another_machine_is_never_known_to_be_gone():
     assert gone(f"{socket.gethostname()}|{dead_process()}|a")
 
 
+@pytest.mark.slow
 def test_sigterm_ends_the_processes_and_leaves_nothing_behind(tmp_path):
     (tmp_path / "slow_two.py").write_text(SLOW)
     command = [sys.executable, "-m", "loopscale", "transfer", "--objective", "slow_two.py:objective", "--loops", "1,2"]
@@ -124,6 +125,7 @@ def test_sigterm_ends_the_processes_and_leaves_nothing_behind(tmp_path):
     assert "leaked" not in said and not (tmp_path / "s" / "claims").exists()
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_study_and_one_is_killed(tmp_path):
     (tmp_path / "slow_two.py").write_text(SLOW)
     size = ["--loops", "1,2", "--rules", "looped", "--lrs", "2^-8,2^-7,2^-6,2^-5", "--seeds", "3"]

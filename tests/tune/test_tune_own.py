@@ -58,6 +58,7 @@ def after(text, words):
     return line.partition(words)[2]
 
 
+@pytest.mark.slow
 def test_the_printed_line_and_that_in_the_file_are_one_and_train_the_target(told, monkeypatch):
     place, said = told
     code = after(said, "the loss of yours at the target, in Python: ")

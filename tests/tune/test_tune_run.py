@@ -274,6 +274,7 @@ HOUSE = {
 }
 
 
+@pytest.mark.slow
 def test_the_command_tunes_verifies_and_trains_the_house_model(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "small.toml").write_text(make_config(HOUSE).to_toml())
