@@ -92,12 +92,8 @@ def command(
     from loopscale.report import write_report
     from loopscale.transfer import Cell, StudyPlan, failed, get_preset, run_study, seeds_by_cost
 
-    if loops is not None and len(set(loops)) < 2:
-        raise UserError(
-            f"a study compares numbers of loops, and --loops {','.join(map(str, loops))} is one: --loops 1,4"
-        )
     chosen = get_preset(preset)
-    axis = loops or chosen.loops
+    axis = _axis(loops) or chosen.loops
     plan = StudyPlan(
         base=chosen.base(sets if data is None else (f"data.path={json.dumps(data)}", *sets), own is not None),
         own=own,
@@ -112,10 +108,9 @@ def command(
     )
     mine = model or objective
     folder = out or Path("runs") / f"transfer-{preset if mine is None else own_name(mine)}"
-    whole = not (sets or any(given is not None for given in (rules, loops, lrs, strengths, seeds, data)))
-    title = (
-        f"study of {mine}" if mine else f"study '{preset}': {chosen.promise}" if whole else f"study '{preset}', changed"
-    )
+    changed = bool(sets) or any(given is not None for given in (rules, loops, lrs, strengths, seeds, data))
+    usual = f"study '{preset}', changed" if changed else f"study '{preset}': {chosen.promise}"
+    title = f"study of {mine}" if mine else usual
     runner = make_executor(
         executor, workers, address, folder, lambda: plan.job_config(Cell(plan.arms[0], plan.center_lr, 0))
     )
@@ -130,6 +125,13 @@ def command(
     if failed(result):
         click.echo(f"check failed: {', '.join(failed(result))} claims transfer and drifts", err=True)
         raise SystemExit(1)
+
+
+def _axis(loops: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    if loops is not None and len(set(loops)) < 2:
+        said = ",".join(map(str, loops))
+        raise UserError(f"a study compares numbers of loops, and --loops {said} is one: --loops 1,4")
+    return loops
 
 
 def _tell(result: dict[str, Any], page: Path, as_json: bool) -> None:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from loopscale.diagnosis.batch import first_float
-from loopscale.diagnosis.loops import FoundLoop
+from loopscale.diagnosis.loops import FoundLoop, Group
 from loopscale.diagnosis.passes import record
 from loopscale.diagnosis.stream import Stream
 from loopscale.diagnosis.tape import Key, tensors_in
@@ -70,9 +70,7 @@ def _gradients(
     ops: list[str],
     guard: bool,
 ) -> Gradients:
-    uses = {key: chain for key, chain in loop.uses.items() if all(ops[i] in _PRODUCTS for i in chain)}
-    others = {key: chain for key, chain in loop.uses.items() if key not in uses}
-    formed = {key: chain for key, chain in others.items() if math.prod(key[2]) * len(chain) <= _MOST_FORMED}
+    uses, formed, beyond = _kinds(loop, ops)
     nodes = frozenset(i for chain in uses.values() for i in chain)
     states = frozenset(stream.states if stream else ())
     tape, output = record(
@@ -87,7 +85,7 @@ def _gradients(
     sought: list[Any] = [torch.autograd.graph.get_gradient_edge(tape.values[i]) for i in order]
     tape.values.clear()
     groups = _groups({key: math.prod(key[2]) * len(parts) for key, parts in twins.items()})
-    beyond = [*(others.keys() - formed.keys()), *(key for group in groups[_MOST_PASSES:] for key in group)]
+    beyond += [key for group in groups[_MOST_PASSES:] for key in group]
     groups = groups[:_MOST_PASSES]
     sought += [part for key in groups[0] for part in twins[key]] if groups else []
     found = torch.autograd.grad(loss, sought, allow_unused=True, retain_graph=len(groups) > 1)
@@ -112,6 +110,14 @@ def _gradients(
     along = tuple(float(deltas[i].double().norm()) for i in (stream.states if stream else ()) if i in deltas)
     kappa = _kappa(total) if float(total.trace()) > 0 else None
     return Gradients(kappa, by_parameter, weights, along, tuple(sorted(names[key][0] for key in beyond)))
+
+
+def _kinds(loop: FoundLoop, ops: list[str]) -> tuple[Group, Group, list[Key]]:
+    """Chains of weights used in products alone, of others small enough to be formed, and the weights that are too large."""
+    uses = {key: chain for key, chain in loop.uses.items() if all(ops[i] in _PRODUCTS for i in chain)}
+    others = {key: chain for key, chain in loop.uses.items() if key not in uses}
+    formed = {key: chain for key, chain in others.items() if math.prod(key[2]) * len(chain) <= _MOST_FORMED}
+    return uses, formed, [key for key in others if key not in formed]
 
 
 def _whole(stand_ins: list[Tensor] | None, visits: int) -> bool:
