@@ -64,7 +64,7 @@ def main() -> None:
         return
     from paired import ratio
 
-    from loopscale.atomic import write_json
+    from loopscale.files import write_json
     from loopscale.train import provenance
 
     few, many = map(str, options.loops)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from loopscale import convert
-from loopscale.atomic import write_json
+from loopscale.files import write_json
 from loopscale.train import provenance
 
 MODULES = "argparse decimal difflib doctest heapq ipaddress optparse pickle pickletools statistics string unittest"

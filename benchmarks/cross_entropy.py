@@ -98,7 +98,7 @@ def main() -> None:
         way, *shape = options.one
         one(way, tuple(map(int, shape)))
         return
-    from loopscale.atomic import write_json
+    from loopscale.files import write_json
     from loopscale.train import provenance
 
     rows = []

@@ -86,7 +86,7 @@ def main() -> None:
     ratio = found["diagnose"]["peak_mb"] / found["forward"]["peak_mb"]
     print(f"{found['diagnose']['seconds']} s, {ratio:.2f} x the memory of a forward pass: {found}")
     if options.out:
-        from loopscale.atomic import write_json
+        from loopscale.files import write_json
         from loopscale.train import provenance
 
         record = {

@@ -18,8 +18,8 @@ import torch
 from torch.nn import functional as F
 
 from loopscale import LoopedTransformer, ModelConfig
-from loopscale.atomic import write_json
 from loopscale.diagnosis import Monitor
+from loopscale.files import write_json
 from loopscale.train import provenance
 
 EVERY = 50

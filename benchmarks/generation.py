@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from loopscale import LoopedTransformer, ModelConfig
-from loopscale.atomic import write_json
+from loopscale.files import write_json
 from loopscale.nn import last_visit, per_visit
 from loopscale.train import provenance
 from loopscale.train.generate import continued

@@ -22,7 +22,7 @@ from peers import LoopedLlama, PlainLoop
 from torch import Tensor, nn
 
 from loopscale import LoopedTransformer, ModelConfig
-from loopscale.atomic import write_json
+from loopscale.files import write_json
 from loopscale.nn import Recompute, compile_checked
 from loopscale.train import provenance
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from loopscale import LoopedTransformer, ModelConfig, convert, fold
-from loopscale.atomic import write_json
+from loopscale.files import write_json
 from loopscale.train import provenance
 
 LOOPS, LAYERS, NEW = 8, 2, 24

@@ -99,7 +99,7 @@ def main() -> None:
     if options.one:
         one(int(options.one[0]), options.one[1], *shape)
         return
-    from loopscale.atomic import write_json
+    from loopscale.files import write_json
     from loopscale.train import provenance
 
     rows: dict[str, dict[str, dict[str, float]]] = {}

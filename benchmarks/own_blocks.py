@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 import loopscale as ls
-from loopscale.atomic import write_json
+from loopscale.files import write_json
 from loopscale.train import provenance
 
 ROOT = Path(__file__).parents[1]

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from loopscale.atomic import write_json
+from loopscale.files import write_json
 from loopscale.train import provenance
 from loopscale.transfer import Study, summarise
 

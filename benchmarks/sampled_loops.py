@@ -16,7 +16,7 @@ import torch
 from paired import ratio, rounds, train_step
 
 from loopscale import LoopedTransformer, ModelConfig
-from loopscale.atomic import write_json
+from loopscale.files import write_json
 from loopscale.nn.sampler import PoissonLoops
 from loopscale.train import provenance
 

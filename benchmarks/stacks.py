@@ -24,13 +24,14 @@ from typing import Any
 import torch
 from paired import ratio, rounds
 
-from loopscale.atomic import write_json
+from loopscale.batched import house_stack
 from loopscale.data import Dataset
-from loopscale.train import TrainConfig, house_stack, make_config, provenance
+from loopscale.files import write_json
+from loopscale.study import Executor, LocalProcesses, Stacks, content_hash
+from loopscale.study.executor import Job
+from loopscale.study.fastest import MARGIN, measured
+from loopscale.train import TrainConfig, make_config, provenance
 from loopscale.train.training import prepare, train_step
-from loopscale.transfer import Executor, LocalProcesses, Stacks, content_hash
-from loopscale.transfer.executor import Job
-from loopscale.transfer.fastest import MARGIN, measured
 
 SIZES = {  # name: width, head_dim, layers, context, batch
     "d = 32, T = 16": (32, 16, 1, 16, 4),

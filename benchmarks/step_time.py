@@ -25,7 +25,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from loopscale import LoopedTransformer, ModelConfig
-from loopscale.atomic import write_json
+from loopscale.files import write_json
 from loopscale.train import provenance
 
 KERNELS = {"matrix products": ("aten::mm", "aten::addmm", "aten::bmm"), "attention": ("flash_attention",)}

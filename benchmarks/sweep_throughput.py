@@ -14,9 +14,10 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from loopscale.atomic import write_json
+from loopscale.files import write_json
+from loopscale.study import LocalProcesses
 from loopscale.train import provenance
-from loopscale.transfer import Arm, Cell, LocalProcesses, StudyPlan, get_preset
+from loopscale.transfer import Arm, Cell, StudyPlan, get_preset
 
 
 def jobs(count: int) -> list[tuple[str, dict, dict]]:

@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from loopscale.atomic import write_json
 from loopscale.data import Prefetched, Preparation, prepare_data
+from loopscale.files import write_json
 from loopscale.train import checkpoint, parse_config, provenance
 from loopscale.train.training import Training, prepare, train_step
 

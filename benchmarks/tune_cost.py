@@ -22,10 +22,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from loopscale.atomic import write_json, write_text
 from loopscale.errors import UserError
+from loopscale.files import write_json, write_text
+from loopscale.study import LocalProcesses
 from loopscale.train import TrainConfig, make_config
-from loopscale.transfer import Arm, Cell, LocalProcesses, StudyPlan
+from loopscale.transfer import Arm, Cell, StudyPlan
 
 CENTER_LOG2_LR = {"adamw": -6, "muon": -5}
 TARGET, PROXIES = 32, (1, 2)

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "loopscale"
 LAYERS = sorted(path.name for path in SOURCE.iterdir() if path.is_dir() and path.name != "__pycache__")
-SHARED = {"errors", "atomic"}
+SHARED = {"errors", "files"}
 
 
 def documented() -> dict[str, set[str]]:

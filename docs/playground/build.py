@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from loopscale import RULES, Depth, Role, UserError
-from loopscale.atomic import replacing
+from loopscale.files import replacing
 
 HERE = Path(__file__).resolve().parent
 RECORDS = HERE.parents[1] / "records"

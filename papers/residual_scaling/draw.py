@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from loopscale.atomic import replacing
+from loopscale.files import replacing
 from loopscale.report.palette import nice_ticks
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 380, 66, 200, 16, 52

@@ -20,9 +20,10 @@ from typing import Any
 
 import torch
 
-from loopscale.atomic import write_json
-from loopscale.train import TrainConfig, UnstackableError, fit_own, fit_stack, house_stack, own_stack, same_graph
-from loopscale.transfer import content_hash
+from loopscale.batched import UnstackableError, fit_stack, house_stack, own_stack, same_graph
+from loopscale.files import write_json
+from loopscale.study import content_hash
+from loopscale.train import TrainConfig, fit_own
 
 HERE = Path(__file__).resolve().parent
 RUNS = HERE.parents[1] / "runs" / "paper"

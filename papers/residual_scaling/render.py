@@ -10,7 +10,7 @@ from typing import Any
 
 import plan
 
-from loopscale.atomic import write_json
+from loopscale.files import write_json
 from loopscale.parameterization import Role
 from loopscale.teaching import Entry, entries
 

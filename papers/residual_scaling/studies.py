@@ -19,7 +19,7 @@ import torch
 import untied
 from outcome import Outcome, Table
 
-from loopscale.atomic import write_json
+from loopscale.files import write_json
 from loopscale.train import provenance
 
 ROOT = Path(__file__).resolve().parents[2]

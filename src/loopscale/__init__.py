@@ -13,7 +13,7 @@ from loopscale.parameterization import RULES, Depth, Role, Rule, Width, residual
 
 if TYPE_CHECKING:
     from loopscale.adapt import attach, attachment, convert, detach, fold, restore, unfold
-    from loopscale.diagnosis import Monitor, check_parameterization, diagnose, watch
+    from loopscale.diagnosis import Monitor, check_parameterization, diagnose
     from loopscale.nn import (
         Loop,
         LoopedTransformer,
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         apply_branch_gain,
     )
     from loopscale.optim import build_optimizer, param_groups, roles_of, schedule
+    from loopscale.probe import watch
     from loopscale.train import shard_looped
 
 __version__ = "0.1.0"
@@ -50,7 +51,7 @@ _LAZY = {
     "check_parameterization": "diagnosis",
     "diagnose": "diagnosis",
     "Monitor": "diagnosis",
-    "watch": "diagnosis",
+    "watch": "probe",
     "shard_looped": "train",
 }
 

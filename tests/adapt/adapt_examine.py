@@ -23,7 +23,7 @@ from torch import nn
 from loopscale import attach, detach
 from loopscale.adapt.trace import by_trace
 from loopscale.adapt.verify import stream_of
-from loopscale.diagnosis.batch import prepare
+from loopscale.probe.batch import prepare
 
 
 def examine(name: str, backend: str) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def holds(row: dict[str, Any]) -> bool:
 
 
 if __name__ == "__main__":
-    from loopscale.atomic import write_json
+    from loopscale.files import write_json
     from loopscale.train import provenance
 
     parser = argparse.ArgumentParser(description=__doc__)

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from loopscale import UserError
-from loopscale.diagnosis import Monitor, check_parameterization, diagnose, leading_eigenvalues, trainer_callback, watch
+from loopscale.diagnosis import Monitor, check_parameterization, diagnose, leading_eigenvalues, trainer_callback
 from loopscale.nn import Loop, LoopedTransformer, ModelConfig, ScaledResidual
+from loopscale.probe import watch
 
 sys.path.insert(0, str(Path(__file__).parent))
 import blocks as own

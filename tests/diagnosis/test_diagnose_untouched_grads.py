@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from loopscale.diagnosis.untouched import untouched
+from loopscale.probe.untouched import untouched
 
 
 def test_gradients_come_back_as_the_same_tensors():

@@ -10,8 +10,9 @@ import pytest
 import loopscale as ls
 from loopscale.cli import main
 from loopscale.cli.transfer import command as transfer
+from loopscale.study import Own
 from loopscale.train import make_own, own_optimizer, parse_values
-from loopscale.transfer import Cell, Own, StudyPlan, get_preset
+from loopscale.transfer import Cell, StudyPlan, get_preset
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE, CHAPTER = (DOCS / "transfer.md").read_text(), (DOCS / "learn" / "blocks.md").read_text()

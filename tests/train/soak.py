@@ -18,7 +18,7 @@ from typing import Any
 
 from ranks import SERVER, child
 
-from loopscale.atomic import write_json
+from loopscale.files import write_json
 from loopscale.train import TrainConfig, checkpoint, parse_config, provenance, resume_run, train_run
 
 

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loopscale import UserError
-from loopscale.train import UnstackableError, fit, fit_stack, house_stack, make_config, why_not
+from loopscale.batched import UnstackableError, fit_stack, house_stack, why_not
+from loopscale.train import fit, make_config
 from loopscale.train.training import prepare, train_step
 
 BASE = {

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from loopscale.train import UnstackableError, fit_own, fit_stack, own_stack, parse_values
+from loopscale.batched import UnstackableError, fit_stack, own_stack
+from loopscale.train import fit_own, parse_values
 
 FILE = Path(__file__).parent / "stack_models.py"
 VALUES = {

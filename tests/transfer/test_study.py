@@ -12,8 +12,9 @@ import pytest
 
 from loopscale import UserError
 from loopscale.cli import main
+from loopscale.study import LocalProcesses
 from loopscale.train import make_config
-from loopscale.transfer import Arm, Cell, LocalProcesses, Study, StudyPlan, run_study, seeds_by_cost
+from loopscale.transfer import Arm, Cell, Study, StudyPlan, run_study, seeds_by_cost
 
 BASE = make_config(
     {

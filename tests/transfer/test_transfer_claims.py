@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 import loopscale
+from loopscale.study.claims import Claims
+from loopscale.study.owner import LOST, gone
 from loopscale.transfer import Study
-from loopscale.transfer.claims import Claims
-from loopscale.transfer.owner import LOST, gone
 
 SLOW = """
 import math, os, pathlib, time
@@ -89,7 +89,7 @@ def test_a_claim_that_was_taken_over_is_left_to_its_new_owner(study):
 
 
 def test_signs_of_life_are_given(study, monkeypatch):
-    monkeypatch.setattr("loopscale.transfer.owner.BEAT", 0.02)
+    monkeypatch.setattr("loopscale.study.owner.BEAT", 0.02)
     claims = Claims(study)
     with claims.alive():
         claims.take("key")

@@ -9,9 +9,10 @@ import pytest
 
 from loopscale import UserError
 from loopscale.cli import main
+from loopscale.study import RayTasks, SlurmArrays
+from loopscale.study.trial import run_trial
 from loopscale.train import make_config
-from loopscale.transfer import RayTasks, SlurmArrays, Study, StudyPlan, run_study
-from loopscale.transfer.trial import run_trial
+from loopscale.transfer import Study, StudyPlan, run_study
 
 BASE = make_config(
     {

@@ -8,8 +8,9 @@ import torch
 
 from loopscale import UserError
 from loopscale.cli import main
+from loopscale.study import LocalProcesses, Own, objective_values
 from loopscale.train import default_loss, fingerprint, fit_own, make_own, parse_values
-from loopscale.transfer import LocalProcesses, Own, Study, StudyPlan, objective_values, run_study
+from loopscale.transfer import Study, StudyPlan, run_study
 
 FILE = Path(__file__).parent / "own_code.py"
 BASE = parse_values(

@@ -9,11 +9,12 @@ import pytest
 
 from loopscale import UserError
 from loopscale.cli import main
+from loopscale.study import Fastest, LocalProcesses, Own, Stacks
+from loopscale.study.fastest import alone_seconds, stack_seconds
+from loopscale.study.stacks import graph_of, train_together
+from loopscale.study.trial import run_trial
 from loopscale.train import make_config, parse_values
-from loopscale.transfer import Fastest, LocalProcesses, Own, Stacks, Study, StudyPlan, run_study
-from loopscale.transfer.fastest import alone_seconds, stack_seconds
-from loopscale.transfer.stacks import graph_of, train_together
-from loopscale.transfer.trial import run_trial
+from loopscale.transfer import Study, StudyPlan, run_study
 
 BASE = {
     "model": {"width": 32, "head_dim": 16, "layers": 1},
@@ -113,7 +114,7 @@ def test_a_stack_that_does_not_fit_the_memory_is_halved(monkeypatch):
     def full(configs):
         raise MemoryError
 
-    monkeypatch.setattr("loopscale.transfer.stacks.stack_of", full)
+    monkeypatch.setattr("loopscale.study.stacks.stack_of", full)
     jobs, said = [job(f"a{seed}", f"train.seed={seed}") for seed in range(5)], []
     stacks = Stacks(1, 8, say=said.append)
     records, refusal = train_together(jobs)
@@ -156,7 +157,7 @@ def test_auto_measures_both_and_says_which(monkeypatch):
         (2.0, Stacks, "executor auto: stacks of 4 in 2 process(es), 2.00 times the throughput of a trial in each of 2"),
         (0.8, LocalProcesses, "a trial in each of 2 process(es); stacks of 4 in 2 process(es) have 0.80 times their"),
     ]:
-        monkeypatch.setattr("loopscale.transfer.fastest.measured", lambda *_, r=ratio: (4, (10.0, 10.0 * r)))
+        monkeypatch.setattr("loopscale.study.fastest.measured", lambda *_, r=ratio: (4, (10.0, 10.0 * r)))
         said = []
         auto = Fastest(config, 2, said.append)
         assert list(auto.run(list)) == [] and not said, "nothing is measured for a study that is finished"

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 import loopscale
+from loopscale.study import RayTasks, SlurmArrays
+from loopscale.study.trial import run_trial
 from loopscale.train import make_config
-from loopscale.transfer import RayTasks, SlurmArrays
-from loopscale.transfer.trial import run_trial
 from loopscale.tune import Size, TuneSettings, tune
 
 pytestmark = pytest.mark.slow

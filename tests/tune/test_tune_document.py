@@ -14,16 +14,16 @@ import pytest
 from torch import nn
 
 import loopscale as ls
-import loopscale.transfer
+import loopscale.study
 import loopscale.tune
 from loopscale.cli import main
 from loopscale.cli.report import command as report
 from loopscale.cli.serving import make_server
 from loopscale.cli.tune import command as tune
 from loopscale.cli.verify import command as verify
+from loopscale.study.trial import run_trial
 from loopscale.train import fit_own, load_config, make_config, parse_config
 from loopscale.train.own_fit import own_evaluate
-from loopscale.transfer.trial import run_trial
 
 TEXT = (Path(__file__).parents[2] / "docs" / "tuning.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", TEXT, flags=re.S)
@@ -77,9 +77,7 @@ def place(tmp_path_factory):
     for name, source in files:
         (folder / name).write_text(source)
     with chdir(folder), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            loopscale.transfer, "LocalProcesses", Inline
-        )  # of the commands; `tune` of the script starts its own
+        patch.setattr(loopscale.study, "LocalProcesses", Inline)  # of the commands; `tune` of the script starts its own
         patch.setattr(sys.modules["loopscale.tune.verify"], "LocalProcesses", Inline)
         for kind, block in BLOCKS:
             if kind == "bash":

@@ -20,7 +20,7 @@ LONG = 600  # seconds that a machine busy with other things may take
 
 SLOW = """
 import math, os, pathlib, time
-from loopscale.atomic import write_text
+from loopscale.files import write_text
 
 def objective(values):
     time.sleep(float(os.environ.get("WAIT", "0.4")))

@@ -5,8 +5,8 @@ from statistics import fmean
 
 import pytest
 
+from loopscale.study import LocalProcesses, content_hash
 from loopscale.train import make_config
-from loopscale.transfer import LocalProcesses, content_hash
 from loopscale.tune import Size, TuneSettings, tune
 from loopscale.tune.race import paired_noise
 from loopscale.tune.regret import allowed

@@ -90,7 +90,7 @@ def test_the_target_is_built_with_what_the_rule_says(told, monkeypatch):
 NAIVE = """
 from pathlib import Path
 from loopscale.train import load_values
-from loopscale.transfer import LocalProcesses, Own
+from loopscale.study import LocalProcesses, Own
 from loopscale.tune import Size, TuneSettings, tune
 base = load_values("small.toml")
 settings = TuneSettings(base, Size.of(base), Size.of(base), trials=3, own=Own.at("mine.py:make_model"))

@@ -15,12 +15,12 @@ from threading import Thread
 import pytest
 
 from loopscale import UserError
-from loopscale.atomic import write_json, write_new_json
 from loopscale.cli import main
 from loopscale.cli.tune import _between, sizes
+from loopscale.files import write_json, write_new_json
+from loopscale.study import Own
+from loopscale.study.trial import run_trial
 from loopscale.train import load_config, make_config, parse_values, with_tuned
-from loopscale.transfer import Own
-from loopscale.transfer.trial import run_trial
 from loopscale.tune import Size, TuneSettings, share_of, tune, verify
 from loopscale.tune.ledger import Ledger
 from loopscale.tune.search import Budget
@@ -105,7 +105,7 @@ def test_stopped_in_the_middle_it_goes_on_and_repeats_nothing_that_ended(tmp_pat
 def test_a_dead_process_frees_its_trials_and_two_processes_share_one_study(tmp_path):
     script = (
         f"import sys; sys.path.insert(0, {str(FILE.parent)!r})\n"
-        "import time, test_tune_run as t, loopscale.transfer.trial as trial\n"
+        "import time, test_tune_run as t, loopscale.study.trial as trial\n"
         "class Slow(t.Inline):\n"
         "    def run(self, next_jobs):\n"
         "        for record in super().run(next_jobs):\n            yield record\n            time.sleep(0.05)\n"

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from loopscale.study import Own, lanes
+from loopscale.study.trial import run_trial
 from loopscale.train import parse_values
-from loopscale.transfer import Own, lanes
-from loopscale.transfer.trial import run_trial
 from loopscale.tune import Size, TuneSettings, tune
 
 FILE = Path(__file__).parent / "valley.py"

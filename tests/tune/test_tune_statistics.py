@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
+from loopscale.study import Own
 from loopscale.train import parse_values
-from loopscale.transfer import Own
 from loopscale.tune import TuneSettings, extrapolate, fit_surface, nats, read_local, spoken
 from loopscale.tune.findings import exponents, known_noise
 from loopscale.tune.plan import decide

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from loopscale.adapt.stacking import OUTPUTS
 from loopscale.adapt.verify import stream_of
-from loopscale.diagnosis.batch import call_model
 from loopscale.errors import UserError
+from loopscale.probe.batch import call_model
 
 EXPERTS = (*OUTPUTS, "output_linear", "w2_weight", "down_proj_weight")
 

@@ -15,9 +15,9 @@ from loopscale.adapt.hook import BranchHook, Scales, drop_compiled, install
 from loopscale.adapt.stacking import DepthRuleWarning, factor_in_config, factor_in_modules, in_weights
 from loopscale.adapt.trace import by_trace
 from loopscale.adapt.verify import Verdict, evaluating, verify
-from loopscale.diagnosis.batch import prepare
 from loopscale.errors import UserError
 from loopscale.parameterization import Depth, Rule, get_rule
+from loopscale.probe.batch import prepare
 
 Patterns = str | Sequence[str] | None
 TRACED = "tracing the additions"

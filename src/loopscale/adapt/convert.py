@@ -19,10 +19,10 @@ from loopscale.adapt.hook import BranchHook, drop_compiled, install
 from loopscale.adapt.stacking import DepthRuleWarning, factor_in_modules
 from loopscale.adapt.tie import Undo, tie
 from loopscale.adapt.verify import evaluating, sentences, verify
-from loopscale.diagnosis.batch import call_model, first_float, prepare
 from loopscale.errors import UserError, nearest
 from loopscale.parameterization import Depth, Rule, get_rule
 from loopscale.parameterization.depth import check_strength
+from loopscale.probe.batch import call_model, first_float, prepare
 
 OLDEST_TRANSFORMERS = (4, 57)
 

@@ -13,11 +13,11 @@ from loopscale.adapt.absorb import absorb, check_same
 from loopscale.adapt.handle import attached_to
 from loopscale.adapt.hook import BranchHook, drop_compiled, install, remove
 from loopscale.adapt.verify import evaluating, sentences
-from loopscale.diagnosis.batch import call_model, first_float, prepare
 from loopscale.errors import UserError
 from loopscale.nn import LoopedTransformer, ModelConfig
 from loopscale.nn.sampler import FixedLoops
 from loopscale.parameterization import RULES, Depth, Rule
+from loopscale.probe.batch import call_model, first_float, prepare
 
 PLACE = "_loopscale_folded"
 

@@ -16,8 +16,8 @@ from torch import nn
 
 from loopscale.adapt.find import Branch, layer_of
 from loopscale.adapt.verify import evaluating
-from loopscale.diagnosis.batch import call_model
-from loopscale.diagnosis.tape import Node, Tape, tensors_in
+from loopscale.probe.batch import call_model
+from loopscale.probe.tape import Node, Tape, tensors_in
 
 ADDITIONS = frozenset({"add", "__add__", "__radd__", "add_", "__iadd__"})
 # Steps that are linear in their one tensor that depends on the batch, whatever else they read.

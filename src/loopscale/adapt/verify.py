@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from loopscale.adapt.find import Branch
 from loopscale.adapt.hook import scaled
-from loopscale.diagnosis.batch import call_model, first_float
 from loopscale.errors import UserError
+from loopscale.probe.batch import call_model, first_float
 
 
 @dataclass

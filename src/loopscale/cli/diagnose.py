@@ -80,8 +80,8 @@ def command(
 
 
 def _write(out: Path, target: str, found: Any) -> None:
-    from loopscale.atomic import write_json, write_text
-    from loopscale.cli.diagnose_page import page
+    from loopscale.files import write_json, write_text
+    from loopscale.report.diagnosis_page import page
 
     try:
         out.mkdir(parents=True, exist_ok=True)

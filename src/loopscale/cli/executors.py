@@ -11,7 +11,7 @@ import click
 from loopscale.errors import UserError, nearest
 
 if TYPE_CHECKING:
-    from loopscale.transfer import Executor
+    from loopscale.study import Executor
 
 NAMES = ("local", "stacks", "auto", "ray", "slurm")
 HELP = (
@@ -23,7 +23,7 @@ def make_executor(
     name: str, workers: int | None, address: str | None, folder: Path, sample: Callable[[], dict[str, Any]]
 ) -> Executor:
     """The executor of that name; `sample()` is the config of a typical job. Raises `UserError` for an unknown one."""
-    from loopscale.transfer import Fastest, LocalProcesses, RayTasks, SlurmArrays, Stacks
+    from loopscale.study import Fastest, LocalProcesses, RayTasks, SlurmArrays, Stacks
 
     kind, size = _size(name)
     if kind not in NAMES:

@@ -10,7 +10,7 @@ from loopscale.errors import UserError
 from loopscale.factory import peek
 
 if TYPE_CHECKING:
-    from loopscale.transfer import Own
+    from loopscale.study import Own
 
 
 AGAIN = "delete their records (those with an 'error') to repeat them"
@@ -24,7 +24,7 @@ def find_own(model: str | None, objective: str | None) -> Own | None:
         return None
     if model is not None:
         peek(model)  # before the imports, which take seconds
-    from loopscale.transfer import Own
+    from loopscale.study import Own
 
     if model is not None:
         return Own.at(model, "model")

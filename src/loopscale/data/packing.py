@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loopscale.atomic import replacing, write_text
 from loopscale.data.tokenizer import SEPARATOR, Tokenizer
+from loopscale.files import replacing, write_text
 
 VERSION = 2
 Packed = NDArray[np.uint16] | NDArray[np.uint32]

@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from loopscale.atomic import replacing, write_json, write_text
 from loopscale.data.documents import Source, find_source
 from loopscale.data.files import files_in
 from loopscale.data.prepared import MANIFEST, SCHEMA, SIDES, file_sha256, is_prepared, read_manifest, text_sha256
@@ -27,6 +26,7 @@ from loopscale.data.shard import write_shard
 from loopscale.data.split import split_documents
 from loopscale.data.tokenizer import BPE_SAMPLE, SEPARATOR, Tokenizer, make_tokenizer, tokenizer_from_json
 from loopscale.errors import UserError
+from loopscale.files import replacing, write_json, write_text
 
 BATCH = 64  # documents in one piece of work
 Report = Callable[[int, int, int], object]  # documents, tokens and shards so far

@@ -7,7 +7,6 @@ from loopscale.diagnosis.diagnosis import SEVERITIES, Diagnosis, Finding
 from loopscale.diagnosis.monitor import Monitor, Sample
 from loopscale.diagnosis.run import diagnose
 from loopscale.diagnosis.schema import diagnosis_schema
-from loopscale.diagnosis.watch import Reading, Watch, watch
 
 __all__ = [
     "SEVERITIES",
@@ -16,14 +15,11 @@ __all__ = [
     "Finding",
     "Monitor",
     "ParameterizationCheck",
-    "Reading",
     "Sample",
     "Spectrum",
-    "Watch",
     "check_parameterization",
     "diagnose",
     "diagnosis_schema",
     "leading_eigenvalues",
     "trainer_callback",
-    "watch",
 ]

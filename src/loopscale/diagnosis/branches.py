@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from loopscale.diagnosis.stream import BLENDS, Step, Stream, strip
-from loopscale.diagnosis.tape import Tape
-from loopscale.diagnosis.walks import ancestors
+from loopscale.probe.tape import Tape
+from loopscale.probe.walks import ancestors
 
 
 @dataclass(frozen=True)

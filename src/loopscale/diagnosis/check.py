@@ -12,17 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from loopscale.diagnosis.batch import prepare
 from loopscale.diagnosis.branches import rms
 from loopscale.diagnosis.endnode import at_two
 from loopscale.diagnosis.growth import power_fit
 from loopscale.diagnosis.knob import Knob, find_knob
 from loopscale.diagnosis.loops import find_loops
 from loopscale.diagnosis.onestep import MakeLoss, MakeOptimizer, train_a_little
-from loopscale.diagnosis.passes import record
-from loopscale.diagnosis.untouched import untouched, unwrap
 from loopscale.errors import UserError
 from loopscale.parameterization import Depth, Role, Rule, get_rule
+from loopscale.probe.batch import prepare
+from loopscale.probe.passes import record
+from loopscale.probe.untouched import untouched, unwrap
 
 Factory = Callable[..., nn.Module]
 # A slope within this of 0 passes: 1/N gives 0.06 where 1/sqrt(N) gives 0.4 and no scale 0.55 or more.

@@ -9,10 +9,10 @@ from typing import Any
 from torch import nn
 
 from loopscale.diagnosis.loops import FoundLoop, find_loops
-from loopscale.diagnosis.passes import record
 from loopscale.diagnosis.stream import follow
-from loopscale.diagnosis.tape import Tape
 from loopscale.errors import UserError
+from loopscale.probe.passes import record
+from loopscale.probe.tape import Tape
 
 # Of several loops with the asked number of visits the last is measured, unless it holds less than this share of weights.
 SHARE = 0.1

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from loopscale.diagnosis.batch import call_model, first_float
 from loopscale.diagnosis.diagnosis import Finding
-from loopscale.diagnosis.tape import Tape, tensors_in
+from loopscale.probe.batch import call_model, first_float
+from loopscale.probe.tape import Tape, tensors_in
 
 
 def first_nonfinite(model: nn.Module, batch: Any, tape: Tape, output: Any) -> list[Finding]:

@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from loopscale.diagnosis.batch import first_float
 from loopscale.diagnosis.loops import FoundLoop, Group
-from loopscale.diagnosis.passes import record
 from loopscale.diagnosis.stream import Stream
-from loopscale.diagnosis.tape import Key, tensors_in
+from loopscale.probe.batch import first_float
+from loopscale.probe.passes import record
+from loopscale.probe.tape import Key, tensors_in
 
 _PRODUCTS = frozenset({"linear", "addmm", "matmul", "__matmul__", "mm", "bmm", "__rmatmul__"})
 # Gradients of other calls (convolutions, recurrent cells, torch's own attention) are formed visit by visit, up to this many

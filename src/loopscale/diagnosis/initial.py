@@ -9,7 +9,7 @@ from torch import nn
 
 from loopscale.diagnosis.branches import Branch
 from loopscale.diagnosis.loops import FoundLoop
-from loopscale.diagnosis.tape import storage_key
+from loopscale.probe.tape import storage_key
 
 
 def init_ratio(model: nn.Module, loop: FoundLoop, branches: tuple[Branch, ...]) -> float | None:

@@ -15,11 +15,11 @@ from typing import Any
 
 from torch import nn
 
-from loopscale.diagnosis.batch import LOOP_WORDS
 from loopscale.diagnosis.loops import FoundLoop, find_loops
-from loopscale.diagnosis.passes import record
 from loopscale.diagnosis.stated import attachment_in, scaled_for
 from loopscale.errors import UserError, nearest
+from loopscale.probe.batch import LOOP_WORDS
+from loopscale.probe.passes import record
 
 _SIZES = re.compile(
     r"dim|size|width|head|feature|channel|kernel|stride|vocab|embed|token|_id$|group|length|hidden$|seed"

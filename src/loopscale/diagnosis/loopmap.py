@@ -9,7 +9,7 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor, nn
 
-from loopscale.diagnosis.passes import record
+from loopscale.probe.passes import record
 
 
 class LoopMap:

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from loopscale.diagnosis.batch import first_float
 from loopscale.diagnosis.branches import rms
 from loopscale.diagnosis.knob import Knob
-from loopscale.diagnosis.passes import record
-from loopscale.diagnosis.tape import tensors_in
 from loopscale.errors import UserError
+from loopscale.probe.batch import first_float
+from loopscale.probe.passes import record
+from loopscale.probe.tape import tensors_in
 
 LossOf = Callable[[Any, Any], Tensor]
 # Within the safe range the output moves by at most a tenth, and the loss rises by at most a twentieth (nats for text).

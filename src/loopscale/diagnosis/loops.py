@@ -11,7 +11,7 @@ from math import prod
 
 from torch import nn
 
-from loopscale.diagnosis.tape import Key, Tape
+from loopscale.probe.tape import Key, Tape
 
 _ELEMENTWISE = frozenset(
     "add __add__ __radd__ __iadd__ add_ sub __sub__ __rsub__ mul __mul__ __rmul__ __imul__ mul_ div __truediv__ lerp "

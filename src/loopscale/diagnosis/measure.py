@@ -16,9 +16,9 @@ from loopscale.diagnosis.branches import Branch, measure, rms, wanted
 from loopscale.diagnosis.growth import Growth, growth_law
 from loopscale.diagnosis.loopmap import LoopMap
 from loopscale.diagnosis.loops import FoundLoop, find_loops
-from loopscale.diagnosis.passes import record
 from loopscale.diagnosis.stream import Stream, follow
-from loopscale.diagnosis.tape import Tape
+from loopscale.probe.passes import record
+from loopscale.probe.tape import Tape
 
 
 @dataclass(frozen=True)

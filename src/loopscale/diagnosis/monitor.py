@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from loopscale.diagnosis.watch import Watch, watch
 from loopscale.errors import UserError
+from loopscale.probe.watch import Watch, watch
 
 
 @dataclass(frozen=True)

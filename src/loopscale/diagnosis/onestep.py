@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from loopscale.diagnosis.batch import call_model, first_float
 from loopscale.diagnosis.branches import rms
 from loopscale.diagnosis.gradients import pretend_loss
 from loopscale.errors import UserError
+from loopscale.probe.batch import call_model, first_float
 
 MakeLoss = Callable[[Any], Tensor]
 MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]

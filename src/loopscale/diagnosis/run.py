@@ -12,7 +12,6 @@ from typing import Any
 from torch import nn
 
 from loopscale.diagnosis.arnoldi import Spectrum
-from loopscale.diagnosis.batch import LARGE, prepare
 from loopscale.diagnosis.diagnosis import Diagnosis, Finding, verdict
 from loopscale.diagnosis.finite import first_nonfinite
 from loopscale.diagnosis.gradients import Gradients, gradients
@@ -25,14 +24,15 @@ from loopscale.diagnosis.measure import Pass, count_layers, loop_map, main_loop,
 from loopscale.diagnosis.merge import merged
 from loopscale.diagnosis.onestep import MakeOptimizer, train_a_little
 from loopscale.diagnosis.overloops import OverLoops, over_loops
-from loopscale.diagnosis.passes import record
 from loopscale.diagnosis.stated import Stated, listening, stated_for
 from loopscale.diagnosis.steplaw import OneStep, one_step_law
-from loopscale.diagnosis.tape import Tape
 from loopscale.diagnosis.tying import untied
-from loopscale.diagnosis.untouched import untouched, unwrap
 from loopscale.errors import UserError
 from loopscale.parameterization import Depth, residual_scale
+from loopscale.probe.batch import LARGE, prepare
+from loopscale.probe.passes import record
+from loopscale.probe.tape import Tape
+from loopscale.probe.untouched import untouched, unwrap
 
 # Training copies costs four times the weights: above this many it is done only when an optimizer is given.
 _SMALL = LARGE

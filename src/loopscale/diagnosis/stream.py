@@ -10,8 +10,8 @@ import itertools
 from dataclasses import dataclass
 
 from loopscale.diagnosis.loops import FoundLoop
-from loopscale.diagnosis.tape import Node, Tape
-from loopscale.diagnosis.walks import ancestors, descendants, descendants_past, dominators
+from loopscale.probe.tape import Node, Tape
+from loopscale.probe.walks import ancestors, descendants, descendants_past, dominators
 
 ADDS = frozenset("add __add__ __radd__ __iadd__ add_ sub __sub__ __isub__ sub_ lerp lerp_ addcmul addcmul_".split())
 BLENDS = frozenset("lerp lerp_ addcmul addcmul_".split())

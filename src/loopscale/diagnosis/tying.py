@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from loopscale.diagnosis.diagnosis import Finding
 from loopscale.diagnosis.knob import candidates
 from loopscale.diagnosis.loops import FoundLoop
-from loopscale.diagnosis.tape import Key, Tape, storage_key
+from loopscale.probe.tape import Key, Tape, storage_key
 
 _REMEDY = "assign the same module or parameter object at every visit, after any deepcopy, cast or load with assign=True"
 

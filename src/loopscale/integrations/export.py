@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import loopscale
-from loopscale.atomic import disk_error
 from loopscale.errors import UserError
+from loopscale.files import disk_error
 from loopscale.integrations.versions import transformers
 from loopscale.parameterization import Depth
 from loopscale.train import open_run

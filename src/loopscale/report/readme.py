@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from loopscale.atomic import replacing
+from loopscale.files import replacing
 from loopscale.report.info import StudyInfo, study_info
 from loopscale.report.palette import number, short
 from loopscale.report.static import blank, optimum_axes, power_axis, rate_panel, render, style

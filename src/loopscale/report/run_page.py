@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from loopscale.atomic import write_text
+from loopscale.files import write_text
 from loopscale.report.chart import Axis, Chart, LegendEntry, Trace, log_axis
 from loopscale.report.page import Section, Table, render_page
 from loopscale.report.palette import Ink, number, sequential

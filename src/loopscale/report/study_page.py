@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from loopscale.atomic import replacing, write_text
+from loopscale.files import replacing, write_text
 from loopscale.report.cards import cards_html
 from loopscale.report.info import StudyInfo, study_info
 from loopscale.report.interactive import charts

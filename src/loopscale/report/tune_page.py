@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from statistics import fmean
 
-from loopscale.atomic import write_text
+from loopscale.files import write_text
 from loopscale.report.chart import Axis, Chart, LegendEntry, Trace, on_panel, power_ticks
 from loopscale.report.page import Section, Table, render_page
 from loopscale.report.palette import Ink, nice_ticks, number, plain, sequential, whole_ticks

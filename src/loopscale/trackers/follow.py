@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from loopscale.atomic import disk_error
 from loopscale.errors import UserError, nearest, require
+from loopscale.files import disk_error
 from loopscale.trackers.protocol import Tracker, flat, identity
 from loopscale.trackers.table import TRACKERS
 

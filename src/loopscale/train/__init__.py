@@ -2,7 +2,6 @@
 
 from loopscale.train.config import TrainConfig
 from loopscale.train.fit import Fit, fit
-from loopscale.train.fit_stack import fit_stack
 from loopscale.train.generate import generate
 from loopscale.train.load import load_config, load_values, make_config, parse_config, parse_values
 from loopscale.train.loop import Outcome, resume_run, train_run
@@ -13,9 +12,6 @@ from loopscale.train.parallel import shard_looped
 from loopscale.train.place import describe, fingerprint, load_place
 from loopscale.train.provenance import provenance
 from loopscale.train.run import Run, open_run
-from loopscale.train.stack import Stack, UnstackableError
-from loopscale.train.stack_house import house_stack, same_graph, why_not
-from loopscale.train.stack_own import own_stack
 from loopscale.train.training import StepRecord
 from loopscale.train.tuned import with_tuned
 from loopscale.train.world import World, joined
@@ -25,10 +21,8 @@ __all__ = [
     "Outcome",
     "OwnModel",
     "Run",
-    "Stack",
     "StepRecord",
     "TrainConfig",
-    "UnstackableError",
     "World",
     "default_loss",
     "describe",
@@ -36,9 +30,7 @@ __all__ = [
     "fingerprint",
     "fit",
     "fit_own",
-    "fit_stack",
     "generate",
-    "house_stack",
     "joined",
     "load_config",
     "load_place",
@@ -47,15 +39,12 @@ __all__ = [
     "make_own",
     "open_run",
     "own_optimizer",
-    "own_stack",
     "parse_config",
     "parse_values",
     "provenance",
     "resume_run",
-    "same_graph",
     "shard_looped",
     "takes",
     "train_run",
-    "why_not",
     "with_tuned",
 ]

@@ -23,8 +23,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from loopscale.atomic import disk_error
 from loopscale.errors import UserError
+from loopscale.files import disk_error
 from loopscale.train import sharded
 from loopscale.train.config import TrainConfig
 from loopscale.train.pack import pack, unpack

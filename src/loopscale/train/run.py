@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from loopscale.atomic import disk_error, write_json, write_text
 from loopscale.errors import UserError
+from loopscale.files import disk_error, write_json, write_text
 from loopscale.trackers import check_trackers, following
 from loopscale.train import checkpoint
 from loopscale.train.config import TrainConfig

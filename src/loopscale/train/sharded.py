@@ -17,8 +17,8 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from loopscale.atomic import disk_error
 from loopscale.errors import UserError
+from loopscale.files import disk_error
 
 INDEX = ".metadata"  # torch's name for the list of what lies where
 

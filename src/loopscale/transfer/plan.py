@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass, field
@@ -10,8 +9,9 @@ from typing import Any
 
 from loopscale.errors import UserError
 from loopscale.parameterization import Depth, Width, get_rule, prescription
+from loopscale.study.keys import content_hash
+from loopscale.study.own import Own
 from loopscale.train import TrainConfig
-from loopscale.transfer.own import Own
 
 STEPS_PER_OCTAVE = 2  # the rate grid is 2^(k/2), k whole: factor-2 grids hide a drift of half an octave
 LOWEST, HIGHEST = -40, 8  # 2^-20 .. 2^4: where the search for an optimum gives up
@@ -173,12 +173,6 @@ def seeds_by_cost(loops: tuple[int, ...], seeds: int) -> tuple[tuple[int, int], 
     """
     counts = sorted(Depth(n, 1).loops for n in loops)
     return tuple((n, math.ceil(seeds * math.sqrt(counts[-1] / n))) for n in counts)
-
-
-def content_hash(value: Any) -> str:
-    """The first 16 hex digits of SHA-256 over canonical JSON."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def grid_rate(index: int) -> float:

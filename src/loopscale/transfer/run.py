@@ -9,9 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from loopscale.atomic import clear_left_aside, write_json
-from loopscale.transfer.claims import Claims
-from loopscale.transfer.executor import Executor, Job, LocalProcesses
+from loopscale.files import clear_left_aside, write_json
+from loopscale.study.claims import Claims
+from loopscale.study.executor import Executor, Job, LocalProcesses
 from loopscale.transfer.plan import Arm, Cell, StudyPlan
 from loopscale.transfer.result import summarise
 from loopscale.transfer.study import Study

@@ -7,8 +7,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from loopscale.atomic import write_json, write_new_json
 from loopscale.errors import UserError
+from loopscale.files import write_json, write_new_json
 from loopscale.transfer.plan import Arm, Cell, StudyPlan, grid_rate
 from loopscale.transfer.search import Losses, best_index, wanted
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from loopscale.errors import UserError, require
-from loopscale.transfer.owner import LOST, beating, gone, new_owner
+from loopscale.study.owner import LOST, beating, gone, new_owner
 from loopscale.tune.settings import TuneSettings, bounds
 
 

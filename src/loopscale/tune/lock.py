@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from loopscale.transfer.lock import UNSUPPORTED, KernelLock
+from loopscale.study.lock import UNSUPPORTED, KernelLock
 
 
 def journal_lock(journal: Any, path: Path) -> Any:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loopscale.errors import UserError
-from loopscale.transfer import content_hash
+from loopscale.study import content_hash
 from loopscale.tune.cost import trial_flops
 from loopscale.tune.settings import Size, TuneSettings
 

@@ -17,11 +17,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from loopscale.atomic import write_json, write_new_json, write_text
 from loopscale.errors import UserError, require
+from loopscale.files import write_json, write_new_json, write_text
+from loopscale.study import Executor, LocalProcesses, lanes
+from loopscale.study.trial import run_trial
 from loopscale.train import TrainConfig, provenance
-from loopscale.transfer import Executor, LocalProcesses, lanes
-from loopscale.transfer.trial import run_trial
 from loopscale.tune.cost import trial_flops
 from loopscale.tune.ledger import Ledger
 from loopscale.tune.plan import transfer_plan

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from loopscale.transfer import Executor, content_hash, lanes, thresholds
-from loopscale.transfer.executor import Job
+from loopscale.study import Executor, content_hash, lanes, thresholds
+from loopscale.study.executor import Job
 from loopscale.tune.ledger import Ledger
 from loopscale.tune.race import Table, beaten, leader, paired_noise
 from loopscale.tune.settings import TuneSettings, bounds, start, to_point, to_values

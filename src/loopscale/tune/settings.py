@@ -8,8 +8,8 @@ from typing import Any
 
 from loopscale.errors import UserError, nearest
 from loopscale.parameterization import Depth, Width, get_rule
+from loopscale.study import Own, content_hash
 from loopscale.train import TrainConfig
-from loopscale.transfer import Own, content_hash
 
 TUNABLE = ("lr", "strength", "weight_decay", "warmup", "batch")
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loopscale.atomic import write_json
 from loopscale.errors import UserError
-from loopscale.transfer import Executor, LocalProcesses, lanes
-from loopscale.transfer.executor import Job
+from loopscale.files import write_json
+from loopscale.study import Executor, LocalProcesses, lanes
+from loopscale.study.executor import Job
 from loopscale.tune.findings import findings
 from loopscale.tune.ledger import Ledger
 from loopscale.tune.plan import SCHEMA

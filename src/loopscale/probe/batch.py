@@ -87,7 +87,7 @@ def _try(model: nn.Module, batch: Any, extra: Mapping[str, Any] | None) -> None:
 
 def _hint(model: nn.Module, batch: Any, said: str) -> str:
     """What to change in the batch of a model that looks tokens up; empty where that is not told."""
-    from loopscale.diagnosis.tape import tensors_in
+    from loopscale.probe.tape import tensors_in
 
     tables = {name: m.num_embeddings for name, m in model.named_modules() if isinstance(m, nn.Embedding)}
     given = [t for t in tensors_in(batch) if t.numel()]
@@ -182,7 +182,7 @@ def first_float(output: Any) -> Tensor | None:
 
     Of a list of one shape, as models give that answer at every visit, the last.
     """
-    from loopscale.diagnosis.tape import tensors_in
+    from loopscale.probe.tape import tensors_in
 
     if not isinstance(output, (Tensor, list, tuple, Mapping)) and hasattr(output, "__dict__"):
         output = vars(output)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from loopscale.diagnosis.tape import Node
+from loopscale.probe.tape import Node
 
 
 def descendants(nodes: list[Node], start: int, end: int) -> set[int]:

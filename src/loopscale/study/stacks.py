@@ -14,15 +14,16 @@ from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from loopscale.errors import UserError
-from loopscale.transfer.executor import checked
-from loopscale.transfer.own import Own
-from loopscale.transfer.plan import content_hash
-from loopscale.transfer.pool import Job, cores, in_processes
-from loopscale.transfer.stopping import stops
-from loopscale.transfer.trial import record_of, run_trial, sections
+from loopscale.study.executor import checked
+from loopscale.study.keys import content_hash
+from loopscale.study.own import Own
+from loopscale.study.pool import Job, cores, in_processes
+from loopscale.study.stopping import stops
+from loopscale.study.trial import record_of, run_trial, sections
 
 if TYPE_CHECKING:
-    from loopscale.train import Stack, TrainConfig
+    from loopscale.batched import Stack
+    from loopscale.train import TrainConfig
 
 SIZE = 16  # trials in a stack: on a CPU the throughput hardly grows beyond (records/stacks.json)
 
@@ -117,7 +118,8 @@ def on_gpu(device: str) -> bool:
 
 def graph_of(config: dict[str, Any]) -> tuple[str, str | None]:
     """What the configs of a stack have in common, hashed; and, where it cannot be stacked, the reason as a clause."""
-    from loopscale.train import TrainConfig, same_graph, why_not
+    from loopscale.batched import same_graph, why_not
+    from loopscale.train import TrainConfig
 
     own, values, _ = sections(config)
     if own is None:
@@ -137,7 +139,8 @@ def train_together(jobs: list[Job]) -> tuple[list[dict[str, Any]], Refusal | Non
     """
     import torch
 
-    from loopscale.train import UnstackableError, describe
+    from loopscale.batched import UnstackableError
+    from loopscale.train import describe
 
     if len(jobs) == 1:
         return [run_trial(*jobs[0])], None
@@ -157,7 +160,7 @@ def train_together(jobs: list[Job]) -> tuple[list[dict[str, Any]], Refusal | Non
 
 
 def _trained(jobs: list[Job]) -> Iterator[dict[str, Any]]:
-    from loopscale.train import fit_stack
+    from loopscale.batched import fit_stack
 
     began = time.perf_counter()
     stack = stack_of([config for _, _, config in jobs])
@@ -168,7 +171,8 @@ def _trained(jobs: list[Job]) -> Iterator[dict[str, Any]]:
 
 def stack_of(configs: list[dict[str, Any]]) -> Stack:
     """The trainings of configs that share a graph; raises as `house_stack` and `own_stack` do."""
-    from loopscale.train import TrainConfig, house_stack, own_stack
+    from loopscale.batched import house_stack, own_stack
+    from loopscale.train import TrainConfig
 
     # An own model may use what torch batches by a loop: that it is slow is measured, and need not be told for each stack.
     warnings.filterwarnings("ignore", message=".*performance drop", category=UserWarning)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from loopscale.errors import UserError, require
-from loopscale.transfer.executor import Job
-from loopscale.transfer.trial import run_trial
+from loopscale.study.executor import Job
+from loopscale.study.trial import run_trial
 
 
 class RayTasks:

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from loopscale.atomic import disk_error
-from loopscale.transfer.lock import locked
-from loopscale.transfer.owner import LOST, beating, gone, new_owner
+from loopscale.files import disk_error
+from loopscale.study.lock import locked
+from loopscale.study.owner import LOST, beating, gone, new_owner
 
 
 class Claims:

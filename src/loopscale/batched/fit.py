@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 
+from loopscale.batched.batched import Stack
 from loopscale.train.fit import Course, Fit
-from loopscale.train.stack import Stack
 from loopscale.train.training import StepRecord
 
 Stop = Callable[[StepRecord], bool]

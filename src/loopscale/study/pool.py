@@ -10,7 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
 from loopscale.errors import UserError
-from loopscale.transfer.trial import start_worker
+from loopscale.study.trial import start_worker
 
 Job = tuple[str, dict[str, Any], dict[str, Any]]  # key, cell, config
 Take = Callable[[list[Job], set[str]], list[Job]]

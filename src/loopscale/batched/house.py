@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from loopscale.batched.batched import Member, Stack
 from loopscale.data import Dataset
 from loopscale.nn import Attention, FixedLoops, LoopedTransformer, Pace, folded_attention
 from loopscale.parameterization import Width, get_rule
 from loopscale.train.config import TrainConfig
-from loopscale.train.stack import Member, Stack
 from loopscale.train.training import Training, prepare, stream_rms
 
 # What members may differ in; the rule's placement of norms and its multiplier of the logits must agree.

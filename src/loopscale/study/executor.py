@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from loopscale.errors import UserError
-from loopscale.transfer.pool import Job as Job
-from loopscale.transfer.pool import cores, in_processes
-from loopscale.transfer.trial import run_trial
+from loopscale.study.pool import Job as Job
+from loopscale.study.pool import cores, in_processes
+from loopscale.study.trial import run_trial
 
 
 class Executor(Protocol):

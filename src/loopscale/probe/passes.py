@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.module import register_module_forward_hook
 
-from loopscale.diagnosis.batch import call_model
-from loopscale.diagnosis.tape import Key, Stop, Tape
+from loopscale.probe.batch import call_model
+from loopscale.probe.tape import Key, Stop, Tape
 
 
 def record(

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from loopscale.errors import UserError
 from loopscale.parameterization import Depth, Width, prescription
+from loopscale.study.stopping import stops
 from loopscale.train import Fit, TrainConfig, disagreements, fingerprint, fit_own, load_place, make_own, takes
-from loopscale.transfer.stopping import stops
 
 Kind = Literal["model", "objective"]
 

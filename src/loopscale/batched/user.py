@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from loopscale.batched.batched import Member, Stack, UnstackableError
 from loopscale.errors import UserError
 from loopscale.train.config import TrainConfig
 from loopscale.train.own import OwnModel, make_own, scalar
 from loopscale.train.own_fit import own_optimizer
 from loopscale.train.place import describe
-from loopscale.train.stack import Member, Stack, UnstackableError
 
 TOLERANCE = 1e-3  # of a gradient's largest entry, as for a compiled body; fp32 rounding stays far below
 

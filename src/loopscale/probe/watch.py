@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from loopscale.diagnosis.tape import tensors_in
-from loopscale.diagnosis.untouched import eager, unwrap
 from loopscale.errors import UserError
+from loopscale.probe.tape import tensors_in
+from loopscale.probe.untouched import eager, unwrap
 
 
 @dataclass(frozen=True)

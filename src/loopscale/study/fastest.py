@@ -9,10 +9,10 @@ from functools import cached_property
 from statistics import median
 from typing import Any
 
-from loopscale.transfer.executor import Executor, LocalProcesses, lanes
-from loopscale.transfer.pool import Job, spawned
-from loopscale.transfer.stacks import Stacks, graph_of, on_gpu, stack_of
-from loopscale.transfer.trial import sections
+from loopscale.study.executor import Executor, LocalProcesses, lanes
+from loopscale.study.pool import Job, spawned
+from loopscale.study.stacks import Stacks, graph_of, on_gpu, stack_of
+from loopscale.study.trial import sections
 
 STEPS, ENOUGH = 14, 1.5  # steps that are timed at most; seconds after which four will do
 LONG = 1.0  # seconds that a step of the stack may take, or it is measured, and used, with fewer trials
@@ -106,7 +106,8 @@ def stack_seconds(config: dict[str, Any], size: int) -> float | str:
 def _paced(config: dict[str, Any], train: Callable[[_Clock], None]) -> float | str:
     import torch
 
-    from loopscale.train import UnstackableError, describe
+    from loopscale.batched import UnstackableError
+    from loopscale.train import describe
 
     clock = _Clock(time.perf_counter if on_gpu(config["train"]["device"]) else time.process_time)
     try:
@@ -134,7 +135,8 @@ def _fit(config: dict[str, Any], clock: _Clock) -> None:
 
 
 def _fit_stack(configs: list[dict[str, Any]], clock: _Clock) -> None:
-    from loopscale.train import StepRecord, fit_stack
+    from loopscale.batched import fit_stack
+    from loopscale.train import StepRecord
 
     def first(record: StepRecord) -> bool:
         return clock.over()

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from multiprocessing.synchronize import Barrier
 
+    from loopscale.study.own import Own
     from loopscale.train import Fit
-    from loopscale.transfer.own import Own
 
 
 def start_worker(meeting: Barrier | None = None) -> None:
@@ -46,7 +46,7 @@ def run_trial(key: str, cell: dict[str, Any], config: dict[str, Any]) -> dict[st
 
     What a user's own model or objective raises is kept as the record's "error", and the trial counts as diverged.
     """
-    from loopscale.transfer.own import run_own
+    from loopscale.study.own import run_own
 
     began = time.perf_counter()
     own, values, rows = sections(config)
@@ -62,7 +62,7 @@ def run_trial(key: str, cell: dict[str, Any], config: dict[str, Any]) -> dict[st
 
 def sections(config: dict[str, Any]) -> tuple[Own | None, dict[str, Any], list[list[float]]]:
     """A job's config apart: the user's own code if any, the values of a `TrainConfig`, the rows of early stopping."""
-    from loopscale.transfer.own import Own
+    from loopscale.study.own import Own
 
     values = {name: section for name, section in config.items() if name not in ("own", "stop")}
     return Own.from_json(config.get("own")), values, config.get("stop", [])
@@ -74,8 +74,8 @@ def record_of(key: str, cell: dict[str, Any], config: dict[str, Any], fit: Fit, 
 
 
 def _house(values: dict[str, Any], rows: list[list[float]]) -> Fit:
+    from loopscale.study.stopping import stopper
     from loopscale.train import TrainConfig, fit
-    from loopscale.transfer.stopping import stopper
 
     observe, hopeless = stopper(rows)
     return fit(

@@ -1,0 +1,22 @@
+"""Run any module as its user would and see what happens in it: one forward pass noted as a tape, read by visit."""
+
+from loopscale.probe.batch import call_model, first_float, prepare
+from loopscale.probe.passes import record
+from loopscale.probe.tape import Node, Tape, tensors_in
+from loopscale.probe.untouched import untouched, unwrap
+from loopscale.probe.watch import Reading, Watch, watch
+
+__all__ = [
+    "Node",
+    "Reading",
+    "Tape",
+    "Watch",
+    "call_model",
+    "first_float",
+    "prepare",
+    "record",
+    "tensors_in",
+    "untouched",
+    "unwrap",
+    "watch",
+]
