@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loopscale import RULES, Depth, Role, UserError, Width, residual_scale
-from loopscale.parameterization import check_roles, get_rule, infer_roles, prescription
+from loopscale.parameterization import check_roles, get_rule, prescription, role_by_name
 
 PRE_NORM = [rule for rule in RULES.values() if rule.norm == "pre"]
 counts = st.integers(1, 512)
@@ -131,14 +131,17 @@ def test_mistakes_get_a_sentence(make, words):
     assert words in str(caught.value)
 
 
-def test_roles_are_inferred_from_names():
-    roles = infer_roles(
-        {
-            "transformer.wte.weight": 2,
-            "transformer.h.0.attn.c_attn.weight": 2,
-            "transformer.h.0.attn.c_attn.bias": 1,
-            "transformer.ln_f.weight": 1,
-            "lm_head.weight": 2,
-        }
-    )
-    assert [role.value for role in roles.values()] == ["embedding", "hidden", "gain", "outer_gain", "readout"]
+def test_roles_are_told_by_names():
+    names = {
+        "transformer.wte.weight": (False, False),
+        "transformer.h.0.attn.c_attn.weight": (False, True),
+        "transformer.h.0.attn.c_attn.bias": (True, True),
+        "transformer.h.0.mixer.a_log": (False, True),
+        "transformer.ln_f.weight": (True, False),
+        "lm_head.weight": (False, False),
+        "memory.weight": (False, False),
+    }
+    roles = [role_by_name(name, vector, inside) for name, (vector, inside) in names.items()]
+    assert [role and role.value for role in roles] == [
+        "embedding", "hidden", "gain", "gain", "outer_gain", "readout", None,
+    ]  # fmt: skip

@@ -8,19 +8,7 @@ from typing import Any
 from torch import nn
 
 from loopscale.errors import UserError
-from loopscale.parameterization import Role, check_roles
-
-# Words of a name's components outside the branches; `in`: anywhere in the name.
-_ENTRY = frozenset(
-    "stem tok token tokens pos position positions inp input inputs in_proj proj_in to_stream lift".split()
-)
-_ENTRY_IN = ("embed", "wte", "wpe", "patch", "cls_token", "class_token", "register", "tokenizer")
-_EXIT = frozenset("head heads fc out output outputs logits to_logits proj_out out_proj decoder score unpatch".split())
-_EXIT_IN = ("lm_head", "readout", "unembed", "classifier", "output_layer", "logit", "_head", "head_")
-# Per-channel numbers that come as a table inside a branch: no matrix of a linear map.
-_TABLES = ("a_log", "decay", "log_dt", "gamma", "layer_scale", "gate_logit")
-# Biases of attention over relative positions, kept in an nn.Embedding.
-_BIASES = ("relative_attention_bias", "relative_position_bias", "rel_pos_bias")
+from loopscale.parameterization import Role, check_roles, role_by_name
 
 
 def roles_of(model: nn.Module, roles: Mapping[str, Role] | None = None) -> dict[str, Role]:
@@ -125,17 +113,19 @@ def _told(model: nn.Module, inside: Collection[str]) -> dict[str, Role | None]:
         holder = holders[name.rpartition(".")[0]]
         # A vector in more axes (a gain of shape C x 1 x 1); a linear map onto one number is a matrix all the same.
         flat = parameter.ndim < 2 or (parameter.numel() == max(parameter.shape) and not name.endswith("weight"))
-        if name in inside:
-            found[name] = _inner(name, holder, flat)
-        elif (
-            isinstance(holder, nn.Linear)
+        within = name in inside
+        if (
+            not within
+            and isinstance(holder, nn.Linear)
             and not flat
             and tuple(parameter.shape) in tables
             and len({*parameter.shape}) > 1
         ):
             found[name] = Role.READOUT  # back onto the rows of an embedding
         else:
-            found[name] = _outer(name, holder, flat)
+            role = role_by_name(name, flat, within)
+            table = isinstance(holder, (nn.Embedding, nn.EmbeddingBag)) and not (within and role is Role.GAIN)
+            found[name] = Role.EMBEDDING if table else role
     return found
 
 
@@ -149,27 +139,6 @@ def _inside(model: nn.Module) -> set[str]:
     if not found and hasattr(model, "rule") and hasattr(model, "depth"):
         found = {name for name, _ in model.named_parameters()}
     return found
-
-
-def _inner(name: str, holder: Any, flat: bool) -> Role:
-    last = name.rpartition(".")[2].lower()
-    if flat or any(word in last for word in _TABLES) or any(word in name.lower() for word in _BIASES):
-        return Role.GAIN
-    return Role.EMBEDDING if isinstance(holder, (nn.Embedding, nn.EmbeddingBag)) else Role.HIDDEN
-
-
-def _outer(name: str, holder: Any, flat: bool) -> Role | None:
-    lowered = name.lower()
-    parts = set(lowered.split("."))
-    if isinstance(holder, (nn.Embedding, nn.EmbeddingBag)):
-        return Role.EMBEDDING
-    entry = bool(parts & _ENTRY) or any(word in lowered.replace("unembed", "") for word in _ENTRY_IN)
-    leaves = bool(parts & _EXIT) or any(word in lowered for word in _EXIT_IN)
-    if flat and not (entry and lowered.endswith("token")):
-        return Role.OUTER_GAIN
-    if entry == leaves:
-        return None
-    return Role.EMBEDDING if entry else Role.READOUT
 
 
 def taken_as_hidden(names: Sequence[str], how: str) -> str:

@@ -2,7 +2,7 @@
 
 from loopscale.parameterization.depth import Depth, Width, relative_layers
 from loopscale.parameterization.explain import prescription
-from loopscale.parameterization.roles import Role, check_roles, infer_roles
+from loopscale.parameterization.roles import Role, check_roles, role_by_name
 from loopscale.parameterization.rules import OPTIMIZERS, Optimizer, RoleValues, Rule, Value
 from loopscale.parameterization.table import RULES, get_rule, residual_scale
 
@@ -18,8 +18,8 @@ __all__ = [
     "Width",
     "check_roles",
     "get_rule",
-    "infer_roles",
     "prescription",
     "relative_layers",
     "residual_scale",
+    "role_by_name",
 ]

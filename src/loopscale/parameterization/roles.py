@@ -62,38 +62,37 @@ def _listed(names: list[str]) -> str:
     return shown if len(names) <= 4 else f"{shown} and {len(names) - 4} more"
 
 
-_EMBEDDING = ("embed", "wte", "wpe", "tok_emb", "pos_emb", "word_embeddings", "cls_token", "patch")
-_READOUT = ("lm_head", "readout", "unembed", "output_layer", "classifier", "score", "head.weight", "head.bias")
-# Two-dimensional by layout, not by role: a state-space model's decay rates, tables of biases over relative positions.
-_TABLES = ("a_log", "relative_attention_bias", "relative_position_bias", "rel_pos_bias")
+# Words of a name's components outside the branches; `_IN`: anywhere in the name.
+_ENTRY = frozenset(
+    "stem tok token tokens pos position positions inp input inputs in_proj proj_in to_stream lift".split()
+)
+_ENTRY_IN = ("embed", "wte", "wpe", "patch", "cls_token", "class_token", "register", "tokenizer")
+_EXIT = frozenset("head heads fc out output outputs logits to_logits proj_out out_proj decoder score unpatch".split())
+_EXIT_IN = ("lm_head", "readout", "unembed", "classifier", "output_layer", "logit", "_head", "head_")
+# Per-channel numbers that come as a table inside a branch: no matrix of a linear map.
+_TABLES = ("a_log", "decay", "log_dt", "gamma", "layer_scale", "gate_logit")
+# Biases of attention over relative positions, kept as a table.
+_BIASES = ("relative_attention_bias", "relative_position_bias", "rel_pos_bias")
 
 
-def infer_roles(dimensions: Mapping[str, int], in_branch: Iterable[str] | None = None) -> dict[str, Role]:
-    """Guess the role of each parameter of a foreign model from its name and number of dimensions.
+def role_by_name(name: str, vector: bool, inside: bool) -> Role | None:
+    """Tell a parameter's role from its name; None for a matrix outside the layers whose name tells nothing.
 
-    `dimensions` maps a parameter's name to `tensor.ndim`. `in_branch` names the parameters inside the layers; when
-    absent, a name with a numbered component (`layers.3.`) counts as inside. Print the result: a guess wants eyes.
+    `vector` says that the parameter is no matrix, `inside` that it lies in the layers.
 
-    >>> infer_roles({"wte.weight": 2, "h.0.mlp.up.weight": 2, "h.0.ln.weight": 1, "ln_f.weight": 1})["ln_f.weight"].value
-    'outer_gain'
+    >>> role_by_name("lm_head.weight", vector=False, inside=False).value
+    'readout'
     """
-    inside = None if in_branch is None else set(in_branch)
-    return {
-        name: _infer(name, ndim, _numbered(name) if inside is None else name in inside)
-        for name, ndim in dimensions.items()
-    }
-
-
-def _numbered(name: str) -> bool:
-    return any(part.isdigit() for part in name.split("."))
-
-
-def _infer(name: str, ndim: int, inside: bool) -> Role:
     lowered = name.lower()
-    if not inside and any(mark in lowered for mark in _READOUT):
-        return Role.READOUT if ndim >= 2 else Role.OUTER_GAIN
-    if not inside and any(mark in lowered for mark in _EMBEDDING):
-        return Role.EMBEDDING if ndim >= 2 else Role.OUTER_GAIN
-    if ndim >= 2 and not (inside and any(mark in lowered for mark in _TABLES)):
-        return Role.HIDDEN
-    return Role.GAIN if inside else Role.OUTER_GAIN
+    if inside:
+        last = lowered.rpartition(".")[2]
+        table = any(word in last for word in _TABLES) or any(word in lowered for word in _BIASES)
+        return Role.GAIN if vector or table else Role.HIDDEN
+    parts = set(lowered.split("."))
+    entry = bool(parts & _ENTRY) or any(word in lowered.replace("unembed", "") for word in _ENTRY_IN)
+    leaves = bool(parts & _EXIT) or any(word in lowered for word in _EXIT_IN)
+    if vector and not (entry and lowered.endswith("token")):
+        return Role.OUTER_GAIN
+    if entry == leaves:
+        return None
+    return Role.EMBEDDING if entry else Role.READOUT
