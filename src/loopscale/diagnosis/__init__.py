@@ -2,11 +2,12 @@
 
 from loopscale.diagnosis.arnoldi import Spectrum, leading_eigenvalues
 from loopscale.diagnosis.callback import trainer_callback
-from loopscale.diagnosis.check import CheckRow, ParameterizationCheck, check_parameterization
+from loopscale.diagnosis.check import check_parameterization
 from loopscale.diagnosis.diagnosis import SEVERITIES, Diagnosis, Finding
 from loopscale.diagnosis.monitor import Monitor, Sample
 from loopscale.diagnosis.run import diagnose
 from loopscale.diagnosis.schema import diagnosis_schema
+from loopscale.parameterization import CheckRow, ParameterizationCheck
 
 __all__ = [
     "SEVERITIES",

@@ -6,7 +6,6 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,56 +13,16 @@ from torch import Tensor, nn
 
 from loopscale.diagnosis.branches import rms
 from loopscale.diagnosis.endnode import at_two
-from loopscale.diagnosis.growth import power_fit
 from loopscale.diagnosis.knob import Knob, find_knob
 from loopscale.diagnosis.loops import find_loops
 from loopscale.diagnosis.onestep import MakeLoss, MakeOptimizer, train_a_little
 from loopscale.errors import UserError
-from loopscale.parameterization import Depth, Role, Rule, get_rule
+from loopscale.parameterization import CheckRow, Depth, ParameterizationCheck, Role, Rule, get_rule
 from loopscale.probe.batch import prepare
 from loopscale.probe.passes import record
 from loopscale.probe.untouched import untouched, unwrap
 
 Factory = Callable[..., nn.Module]
-# A slope within this of 0 passes: 1/N gives 0.06 where 1/sqrt(N) gives 0.4 and no scale 0.55 or more.
-FLAT = 0.25
-
-
-@dataclass(frozen=True)
-class CheckRow:
-    """One number of loops: RMS of the stream at initialisation, RMS of its change after 1 and after k steps."""
-
-    loops: int
-    stream: float
-    change_first: float
-    change_last: float
-
-
-@dataclass(frozen=True)
-class ParameterizationCheck:
-    """`slopes` over log N of stream, change after 1 step, change after `steps`; passed when all are within 0.25 of 0."""
-
-    rule: str
-    steps: int
-    rows: tuple[CheckRow, ...]
-    slopes: dict[str, float]
-    passed: bool
-
-    def __str__(self) -> str:
-        """What `print` shows: the table."""
-        return self.table()
-
-    def table(self) -> str:
-        """For a terminal; with `steps` = 1 the last column, which would repeat the one before, is left out."""
-        columns = {"stream": "stream RMS", "change_first": "change, 1 step", "change_last": f"{self.steps} steps"}
-        if self.steps == 1:
-            del columns["change_last"]
-        wide = {name: max(14, len(title) + 4) for name, title in columns.items()}
-        lines = [f"{'loops':>6}" + "".join(f"{title:>{wide[name]}}" for name, title in columns.items())]
-        lines += [f"{r.loops:>6}" + "".join(f"{getattr(r, n):>{wide[n]}.4g}" for n in columns) for r in self.rows]
-        lines.append(f"{'slope':>6}" + "".join(f"{round(self.slopes[n], 2) + 0.0:>{wide[n]}.2f}" for n in columns))
-        said = "passes: the slopes over N are flat" if self.passed else f"fails: a slope over N is beyond {FLAT} of 0"
-        return "\n".join([*lines, f"{self.rule} {said}"])
 
 
 def check_parameterization(
@@ -103,9 +62,7 @@ def check_parameterization(
         rate = lr * chosen.for_role(Role.HIDDEN, Depth(count, 1)).lr.value
         with _at(model_or_factory, count, batch) as (model, used, extra, end):
             rows.append(_row(model, used, extra, end, count, steps, rate, optimizer, loss))
-    slopes = {name: _slope(rows, name) for name in ("stream", "change_first", "change_last")}
-    passed = all(abs(slope) <= FLAT for slope in slopes.values())
-    return ParameterizationCheck(chosen.name, steps, tuple(rows), slopes, passed)
+    return ParameterizationCheck.of(chosen.name, steps, rows)
 
 
 Setting = tuple[nn.Module, Any, dict[str, Any], int]
@@ -177,8 +134,3 @@ def _row(
     if steps > 1:
         train_a_little(model, batch, steps - 1, optimizer=lambda _: own, extra=extra, loss_of=loss)
     return CheckRow(count, rms(before), first, rms(stream() - before))
-
-
-def _slope(rows: Sequence[CheckRow], name: str) -> float:
-    fit = power_fit([row.loops for row in rows], [getattr(row, name) for row in rows])
-    return fit[0] if fit else float("nan")

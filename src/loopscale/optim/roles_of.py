@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from loopscale.errors import UserError
-from loopscale.parameterization import Role, check_roles, role_by_name
+from loopscale.parameterization import Role, check_roles, role_by_name, spread_roles
 
 
 def roles_of(model: nn.Module, roles: Mapping[str, Role] | None = None) -> dict[str, Role]:
@@ -29,7 +29,7 @@ def roles_of(model: nn.Module, roles: Mapping[str, Role] | None = None) -> dict[
     {'stem.weight': 'embedding', 'core.stack.0.branch.weight': 'hidden', 'head.weight': 'readout'}
     """
     names = {name: parameter.ndim for name, parameter in model.named_parameters()}
-    given = {**_spread(names, _stated_roles(model)), **_spread(names, roles or {})}
+    given = {**spread_roles(names, _stated_roles(model)), **spread_roles(names, roles or {})}
     inferred = _inferred(model, given) if len(given) < len(names) else {}
     return check_roles(names, {**inferred, **given})
 
@@ -64,19 +64,6 @@ def states_depth(model: Any) -> Iterator[Any]:
         return
     for child in model.children():
         yield from states_depth(child)
-
-
-def _spread(names: Mapping[str, int], roles: Mapping[str, Role]) -> dict[str, Role]:
-    """A module's name stands for the parameters below it, for vectors as gains; the longer name wins."""
-    known: dict[str, Role] = {}
-    for key in sorted(roles, key=len):
-        role = Role(roles[key])
-        below = [name for name in names if name.startswith(f"{key}.")]
-        vector = Role.GAIN if role in (Role.HIDDEN, Role.GAIN) else Role.OUTER_GAIN
-        known.update({name: role if names[name] >= 2 else vector for name in below})
-        if not below:
-            known[key] = role
-    return known
 
 
 def tell_roles(model: nn.Module, inside: Collection[str] | None = None) -> tuple[dict[str, Role], list[str]]:

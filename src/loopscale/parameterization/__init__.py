@@ -2,15 +2,19 @@
 
 from loopscale.parameterization.depth import Depth, Width, relative_layers
 from loopscale.parameterization.explain import prescription
-from loopscale.parameterization.roles import Role, check_roles, role_by_name
+from loopscale.parameterization.flat import FLAT, CheckRow, ParameterizationCheck
+from loopscale.parameterization.roles import Role, check_roles, role_by_name, spread_roles
 from loopscale.parameterization.rules import OPTIMIZERS, Optimizer, RoleValues, Rule, Value
 from loopscale.parameterization.table import RULES, get_rule, residual_scale
 
 __all__ = [
+    "FLAT",
     "OPTIMIZERS",
     "RULES",
+    "CheckRow",
     "Depth",
     "Optimizer",
+    "ParameterizationCheck",
     "Role",
     "RoleValues",
     "Rule",
@@ -22,4 +26,5 @@ __all__ = [
     "relative_layers",
     "residual_scale",
     "role_by_name",
+    "spread_roles",
 ]

@@ -62,6 +62,22 @@ def _listed(names: list[str]) -> str:
     return shown if len(names) <= 4 else f"{shown} and {len(names) - 4} more"
 
 
+def spread_roles(names: Mapping[str, int], roles: Mapping[str, Role]) -> dict[str, Role]:
+    """Give the role of every parameter that `roles` covers; `names` maps each to its number of dimensions.
+
+    A module's name stands for the parameters below it, for vectors as gains; the longer name wins.
+    """
+    known: dict[str, Role] = {}
+    for key in sorted(roles, key=len):
+        role = Role(roles[key])
+        below = [name for name in names if name.startswith(f"{key}.")]
+        vector = Role.GAIN if role in (Role.HIDDEN, Role.GAIN) else Role.OUTER_GAIN
+        known.update({name: role if names[name] >= 2 else vector for name in below})
+        if not below:
+            known[key] = role
+    return known
+
+
 # Words of a name's components outside the branches; `_IN`: anywhere in the name.
 _ENTRY = frozenset(
     "stem tok token tokens pos position positions inp input inputs in_proj proj_in to_stream lift".split()
