@@ -29,7 +29,7 @@ DAMAGES = {
     "deep": lambda p: p.write_text("[" * 100_000),
     "older schema": lambda p: set_key(p, ["schema"], 0),
     "no schema": lambda p: set_key(p, ["schema"], None),
-    "newer schema": lambda p: set_key(p, ["schema"], 2),
+    "newer schema": lambda p: set_key(p, ["schema"], 99),
     "no rule": lambda p: set_key(p, ["rules"], {}),
     "rules a list": lambda p: set_key(p, ["rules"], [1]),
     "no loops": lambda p: set_key(p, ["loops"], []),
@@ -65,7 +65,7 @@ def test_messages_name_the_state_and_the_fix(copied, tmp_path):
     trial = next((copied / "trials").glob("*.json"))
     text = trial.read_text()
     trial.write_text(text[:50])
-    with pytest.raises(UserError, match=f"{trial.name} is damaged .* delete that file"):
+    with pytest.raises(UserError, match=f"{trial.name} is damaged .* delete it"):
         write_report(copied)
     trial.write_text(text)
     (copied / "result.json").unlink()

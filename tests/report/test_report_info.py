@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_study import LOOPS, RATES, result
 
+from loopscale.records import Result, RuleRecord
 from loopscale.report.info import (
     StudyInfo,
     any_diverged,
@@ -22,7 +23,6 @@ from loopscale.report.info import (
     window,
 )
 from loopscale.report.palette import log_ticks, looks, nice_ticks, number, power, sequential, whole_ticks
-from loopscale.report.records import Result, RuleRecord
 
 
 def test_curves_hold_every_point_of_the_result(study):

@@ -13,13 +13,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from made_study import LOOPS, SHAPES, result, trial
 
+from loopscale.records import Result, Trial, clean
 from loopscale.report import Section, Table, readme_figure, render_page, study_info, write_figures
 from loopscale.report.chart import plot_text
 from loopscale.report.info import StudyInfo
 from loopscale.report.interactive import charts
 from loopscale.report.page import embed_json, escape
 from loopscale.report.palette import number
-from loopscale.report.records import Result, Trial, clean
 from loopscale.report.study_page import page
 from loopscale.report.tables import tables
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from loopscale.records import RuleRecord
 from loopscale.report.info import StudyInfo
 from loopscale.report.page import escape
 from loopscale.report.palette import Ink, interval, looks, number
-from loopscale.report.records import RuleRecord
 
 _SIGNS = {"transfers": "\N{CHECK MARK}", "drifts": "\N{SOUTH EAST ARROW}", "undecided": "?"}
 

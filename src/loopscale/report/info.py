@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
-from loopscale.report.records import Optimum, Point, Result, RuleRecord, Trial, read_result, read_trials
+from loopscale.records import Optimum, Point, Result, RuleRecord, Trial, read_result, read_trials
 
 
 @dataclass(frozen=True)

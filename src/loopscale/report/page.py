@@ -12,8 +12,8 @@ from importlib.resources import files
 from typing import Any
 
 from loopscale.errors import require
+from loopscale.records import clean
 from loopscale.report.chart import Chart
-from loopscale.report.records import clean
 
 # The browser itself refuses any request: the page can be mailed, archived and opened years later.
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from loopscale.errors import UserError
-from loopscale.report.records import clean, read_json
+from loopscale.records import clean, read_json
 
 Series = tuple[tuple[int, float], ...]
 
@@ -58,7 +58,7 @@ def run_info(run_dir: Path) -> RunInfo:
         series={name: thinned(_series(lines, name), MOST_POINTS) for name in numbers},
         profiles=profiles,
         config=_config(run_dir / "config.toml", fix),
-        provenance=read_json(provenance, fix) if provenance.exists() else {},
+        provenance=clean(read_json(provenance, fix)) if provenance.exists() else {},
     )
 
 

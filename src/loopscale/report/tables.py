@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from loopscale.records import Optimum
 from loopscale.report.info import StudyInfo, curves, seed_range, share, shares, streams, strength_curves
 from loopscale.report.page import Table
 from loopscale.report.palette import interval, number, power
-from loopscale.report.records import Optimum
 
 _NB = "\N{NO-BREAK SPACE}"
 

@@ -7,11 +7,12 @@ from pathlib import Path
 from statistics import fmean
 
 from loopscale.files import write_text
+from loopscale.records import Proxy, Row, Sweep, Trial, Verification
 from loopscale.report.chart import Axis, Chart, LegendEntry, Trace, on_panel, power_ticks
 from loopscale.report.page import Section, Table, render_page
 from loopscale.report.palette import Ink, nice_ticks, number, plain, sequential, whole_ticks
 from loopscale.report.tables import provenance
-from loopscale.report.tune_info import Proxy, Row, Sweep, TuneInfo, TuneTrial, Verification, tune_info
+from loopscale.report.tune_info import TuneInfo, tune_info
 
 _POINT, _BEST = Ink("#0b7a75", "#3fd0c4"), Ink("#a85b00", "#f2b04a")
 _UNVERIFIED = "Nothing of it has been verified yet."
@@ -150,7 +151,7 @@ def _explored(tuning: TuneInfo, name: str) -> Section:
     )
 
 
-def _told(trial: TuneTrial) -> str:
+def _told(trial: Trial) -> str:
     values = "<br>".join(f"{name} {plain(value)}" for name, value in trial.cell.values.items())
     return f"{values}<br>seed {trial.cell.seed}: loss {number(trial.loss, 4)}"
 

@@ -1,0 +1,169 @@
+"""Type the records of a study folder: study.json, its trials, result.json."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
+
+from loopscale.errors import UserError
+from loopscale.records.record import Interval, Record, read_record
+
+AGAIN = "run the same command again on this folder to rebuild it from its trials"
+
+
+class StudyRecord(Record):
+    """study.json: what the study asks. `own` is the user's model or objective: kind, place and fingerprint."""
+
+    SCHEMA: ClassVar[int] = 2
+    OLDER: ClassVar[tuple[int | None, ...]] = (1,)
+    FIX: ClassVar[str] = "delete it and run the same `loopscale transfer` command again, the trials are kept"
+
+    base: dict[str, Any]
+    rules: tuple[str, ...]
+    loops: tuple[PositiveInt, ...]
+    lrs: tuple[PositiveFloat, ...] | None
+    seeds: PositiveInt
+    cheap_seeds: tuple[tuple[int, int], ...] = ()
+    strengths: tuple[FiniteFloat, ...]
+    center_lr: PositiveFloat
+    preset: str
+    own: dict[str, Any] | None = None
+
+
+class Cell(Record):
+    """Where in a study a trial stands. In a tuning: `values` by name, and whether the sampler chose them (`explored`)."""
+
+    rule: str
+    loops: PositiveInt
+    lr: PositiveFloat
+    strength: FiniteFloat | None = None
+    seed: int
+    values: dict[str, FiniteFloat] = Field(default_factory=dict)
+    explored: bool = False
+
+
+class Trial(Record):
+    """One finished trial. Its loss is None when it diverged, was stopped early, or raised (`error`).
+
+    A visit that overflowed has no RMS (None).
+    """
+
+    OLDER: ClassVar[tuple[int | None, ...]] = (None,)
+    FIX: ClassVar[str] = "delete it and run the same command again, that repeats the trial"
+
+    key: str = ""
+    cell: Cell
+    config: dict[str, Any] = Field(default_factory=dict)
+    loss: FiniteFloat | None
+    diverged: bool
+    diverged_at: int | None = None
+    stopped: bool = False
+    error: str | None = None
+    steps: NonNegativeInt = 0
+    seconds: FiniteFloat = 0.0
+    curve: tuple[tuple[int, FiniteFloat | None], ...] = ()
+    stream_rms: dict[str, tuple[float | None, ...] | None] = Field(default_factory=dict)
+
+
+class Optimum(Record):
+    """The fitted optimum at one number of loops: the learning rate, its interval, and the loss there (nats)."""
+
+    lr: PositiveFloat
+    lr_interval: Interval | None = None
+    loss: FiniteFloat
+    loss_interval: Interval | None = None
+    n_seeds: int = 1
+    edge: bool = False
+
+    @field_validator("lr_interval", "loss_interval")
+    @classmethod
+    def _with_a_width(cls, ends: Interval | None) -> Interval | None:
+        """Drop an interval without a width: an optimum at the edge has none, and earlier versions wrote one."""
+        return None if ends is None or ends[0] == ends[1] else ends
+
+
+class Point(Record):
+    """One learning rate of the sweep: the mean loss and the loss of each seed; None says diverged."""
+
+    lr: PositiveFloat
+    loss: FiniteFloat | None
+    losses: tuple[FiniteFloat | None, ...] = ()
+
+
+class Applied(Record):
+    """One number that the rule applied, and why."""
+
+    name: str
+    value: Any
+    why: str = ""
+    source: str = ""
+
+
+class RuleRecord(Record):
+    """The verdict on one rule and the numbers it rests on; the keys of the maps are loops."""
+
+    claims_transfer: bool = False
+    verdict: str
+    sentence: str
+    strength: FiniteFloat | None = None
+    slope: FiniteFloat | None = None
+    slope_interval: Interval | None = None
+    regret: FiniteFloat | None = None
+    regret_interval: Interval | None = None
+    optima: dict[PositiveInt, Optimum] = Field(default_factory=dict)
+    points: dict[PositiveInt, tuple[Point, ...]] = Field(default_factory=dict)
+    applied: dict[PositiveInt, tuple[Applied, ...]] = Field(default_factory=dict)
+
+    @field_validator("optima", mode="before")
+    @classmethod
+    def _without_missing_optima(cls, optima: Any) -> Any:
+        """Accept null where every trial diverged and there is no optimum."""
+        if not isinstance(optima, dict):
+            return optima
+        return {n: o for n, o in optima.items() if o and (not isinstance(o, dict) or o.get("lr", 0) is not None)}
+
+
+class Result(Record):
+    """result.json: the verdict, the fitted numbers and where they come from."""
+
+    SCHEMA: ClassVar[int] = 2
+    OLDER: ClassVar[tuple[int | None, ...]] = (1,)
+    FIX: ClassVar[str] = "run `loopscale transfer` again on this folder to rebuild it from its trials"
+
+    preset: str = ""
+    own: str = ""
+    sentence: str
+    rules: dict[str, RuleRecord]
+    strengths: tuple[FiniteFloat, ...] = ()
+    loops: tuple[PositiveInt, ...]
+    by_strength: dict[str, dict[PositiveInt, dict[float, Optimum]]] = Field(default_factory=dict)
+    provenance: dict[str, Any] = Field(default_factory=dict)
+
+
+def read_result(study_dir: Path) -> Result:
+    """Read and check result.json.
+
+    Raises `UserError` when the folder is no study, is unfinished, damaged, or of another schema.
+    """
+    path = study_dir / "result.json"
+    if not study_dir.is_dir():
+        raise UserError(f"there is no folder {study_dir}: give the folder that `loopscale transfer` wrote")
+    if not path.exists():
+        if (study_dir / "study.json").exists():
+            raise UserError(f"the study in {study_dir} has no result yet: run `loopscale transfer` again to finish it")
+        raise UserError(f"{study_dir} holds no result.json: give the folder that `loopscale transfer` wrote")
+    result = read_record(path, Result)
+    if not result.rules or not result.loops:
+        raise UserError(f"{path} is damaged (it names no rule or no loops): {Result.FIX}")
+    return result
+
+
+def read_trials(folder: Path) -> tuple[Trial, ...]:
+    """Read every trial of a study or tuning, in the order of their keys; none where there is no trial yet.
+
+    Raises `UserError` for a damaged record, naming the file.
+    """
+    paths = sorted(path for path in (folder / "trials").glob("*.json") if not path.name.startswith("."))
+    return tuple(read_record(path, Trial) for path in paths)

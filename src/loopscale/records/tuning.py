@@ -1,0 +1,124 @@
+"""Type the records of a tuning folder: tune.json and plan.json; its trials are those of a study."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from pydantic import Field, FiniteFloat, PositiveInt
+
+from loopscale.records.record import Interval, Record
+
+FIX = "run `loopscale tune` again on this folder, its trials are kept"
+
+
+class TuneRecord(Record):
+    """tune.json: what the tuning asks; `proxy` and `target` are sizes."""
+
+    SCHEMA: ClassVar[int] = 2
+    OLDER: ClassVar[tuple[int | None, ...]] = (1,)
+    FIX: ClassVar[str] = "delete it and run the same `loopscale tune` command again, the trials are kept"
+
+    base: dict[str, Any]
+    proxy: dict[str, int]
+    target: dict[str, int]
+    tuned: tuple[str, ...]
+    trials: PositiveInt
+    seeds: PositiveInt
+    own: dict[str, Any] | None = None
+
+
+class Row(Record):
+    """One number at the target: tuned, or set by the rule from what was tuned."""
+
+    name: str
+    value: FiniteFloat
+    interval: Interval | None = None
+    why: str = ""
+    source: str = ""
+    rate: FiniteFloat | None = None
+
+
+class Moved(Record):
+    """A tuned value that a published rule moved to the target's steps or batch."""
+
+    name: str
+    factor: FiniteFloat
+    why: str
+    source: str
+
+
+class Proxy(Record):
+    """What was tuned, where, and how sure it is."""
+
+    values: dict[str, FiniteFloat]
+    intervals: dict[str, Interval | None]
+    loss: FiniteFloat
+    seed_noise: FiniteFloat | None
+    edges: tuple[str, ...] = ()
+    interval_note: str = ""
+    open: dict[str, str] = Field(default_factory=dict)
+
+
+class Sweep(Record):
+    """A local sweep of the verification: losses by seed below, at and above the plan; None diverged."""
+
+    axis: str
+    along: str
+    label: str
+    losses: tuple[tuple[FiniteFloat | None, ...], ...]
+    regret: FiniteFloat | None
+    interval: Interval | None
+    in_seed_noise: FiniteFloat | None
+    verdict: str
+
+
+class Trend(Record):
+    """A regret carried to the target along one axis."""
+
+    axis: str
+    along: str
+    rule: str
+    at: int
+    regret: FiniteFloat | None
+    interval: Interval | None
+    slope: FiniteFloat | None
+    verdict: str
+
+
+class Exponent(Record):
+    """b = 1/2 against b = 1 at so many layers."""
+
+    layers: int
+    says: str
+    difference: FiniteFloat | None = None
+    interval: Interval | None = None
+
+
+class Verification(Record):
+    """What `loopscale verify` added to the plan."""
+
+    verdict: str
+    sentence: str
+    local: tuple[Sweep, ...]
+    target: tuple[Trend, ...]
+    exponents: tuple[Exponent, ...] = ()
+    not_verified: tuple[str, ...]
+
+
+class Plan(Record):
+    """plan.json: the tuned values, every value at the target, what it cost, and what verification found."""
+
+    SCHEMA: ClassVar[int] = 3
+    OLDER: ClassVar[tuple[int | None, ...]] = (2,)
+    FIX: ClassVar[str] = FIX
+
+    headline: str
+    sentence: str
+    settings: dict[str, Any] = Field(default_factory=dict)
+    proxy: Proxy
+    target: dict[str, Any] = Field(default_factory=dict)
+    rows: tuple[Row, ...]
+    moved: tuple[Moved, ...] = ()
+    cost: dict[str, Any]
+    provenance: dict[str, Any] = Field(default_factory=dict)
+    verification: Verification | None = None
