@@ -12,8 +12,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("lm_eval")
 
 from loopscale.cli import main
-from loopscale.train import open_run
-from loopscale.train.load_model import load_trained
+from loopscale.train.load_model import load_model
 
 DOCUMENTS = [{"text": "loop visit", "choices": [" stream", " branch", " zz"], "answer": i % 3} for i in range(4)] + [
     {"text": "layer rate λ", "choices": [" norm", " Ā", " scale"], "answer": 1}
@@ -45,7 +44,7 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def by_hand(run: Path, loops: int) -> float:
     """The share of documents whose right choice has the highest log-likelihood."""
-    trained = load_trained(open_run(run), lambda sentence: None)
+    trained = load_model(run)
     encode, right = trained.tokenizer.encode, 0
     for document in DOCUMENTS:
         scores = []

@@ -17,8 +17,8 @@ from loopscale.cli import main  # noqa: E402
 from loopscale.data.tokenizer import BPETokenizer, ByteTokenizer  # noqa: E402
 from loopscale.integrations.export import export_run  # noqa: E402
 from loopscale.integrations.tokenizer import SEPARATOR, fast_tokenizer  # noqa: E402
-from loopscale.train import generate, open_run  # noqa: E402
-from loopscale.train.load_model import load_trained  # noqa: E402
+from loopscale.train import generate  # noqa: E402
+from loopscale.train.load_model import load_model  # noqa: E402
 
 BPE = BPETokenizer.train(["the loop visits the layers of the loop. " * 20], 290)
 PAIRS = [(ours, fast_tokenizer(ours)) for ours in (ByteTokenizer(), BPE)]
@@ -53,7 +53,7 @@ def test_an_exported_run_is_the_run(run: Path, tmp_path: Path):
     assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= set(said["files"])
     model = transformers.AutoModelForCausalLM.from_pretrained(out)
     tokenizer = transformers.AutoTokenizer.from_pretrained(out)
-    trained = load_trained(open_run(run), lambda sentence: None)
+    trained = load_model(run)
     ids = tokenizer("loop visit 圈 ", return_tensors="pt")
     assert ids["input_ids"][0].tolist() == trained.tokenizer.encode("loop visit 圈 ").tolist()
     assert torch.equal(model(**ids).logits, trained.model(ids["input_ids"]))

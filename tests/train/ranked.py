@@ -139,15 +139,15 @@ def run_on_a_full_disk(values: dict[str, Any], out: str, at: int, victim: int) -
     """The checkpoint of step `at`: what one rank writes goes to a device that is always full."""
     from loopscale.train import sharded
 
-    saved = sharded.save_parts
+    write = sharded.write_tensors
 
-    def full(folder: Path, model: Any, optimizer: Any) -> None:
+    def full(folder: Path, name: str, tensors: Any, **ranks: Any) -> None:
         if world.rank == victim and folder.name.startswith(f".step-{at:06d}"):
-            (folder / f"__{victim}_0.distcp").symlink_to("/dev/full")
-        saved(folder, model, optimizer)
+            (folder / f"shard-{victim + 1:05d}-model-00001-of-00001.safetensors").symlink_to("/dev/full")
+        write(folder, name, tensors, **ranks)
 
     with joined() as world:
-        sharded.save_parts = full
+        sharded.write_tensors = full
         train_run(config_of(values), Path(out), world=world)
 
 

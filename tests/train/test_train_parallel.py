@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 import ranked
+import torch
 from changed import changed
 from ranks import begin, finish, on_ranks
+from safetensors.torch import load_file
 
 from loopscale.errors import UserError
 from loopscale.train import TrainConfig, generate, open_run, resume_run, train_run
+from loopscale.train.load_model import load_model
 from loopscale.train.parallel import check_share
 from loopscale.train.training import prepare, train_step
 from loopscale.train.world import World
@@ -111,7 +114,11 @@ def test_a_run_is_continued_on_another_number_of_ranks(
     config = with_(values, train={"strategy": strategy})
     stopped = on_ranks(before, ranked.run, config, str(tmp_path / "run"), 23, 0, signal.SIGTERM)
     assert all((answer["status"], answer["step"], answer["code"]) == ("stopped", 23, 143) for answer in stopped)
-    assert (tmp_path / "run/checkpoints/step-000023/.metadata").exists() is (strategy == "fsdp" and before == 2)
+    newest = tmp_path / "run/checkpoints/step-000023"
+    assert (newest / "model-00002-of-00002.safetensors").exists() is (strategy == "fsdp" and before == 2)
+    weights = load_model(tmp_path / "run").model.state_dict()
+    if strategy == "ddp" or before == 1:
+        assert all(torch.equal(value, weights[name]) for name, value in load_file(newest / "model.safetensors").items())
     answers = on_ranks(after, ranked.run, config, str(tmp_path / "run"))
     assert [answer["status"] for answer in answers] == ["finished"] * after
     assert curve(tmp_path / "run") == pytest.approx(alone["losses"], abs=1e-5)
@@ -122,14 +129,15 @@ def test_sharded_checkpoints_are_checked_too(values: dict[str, Any], tmp_path: P
     config = with_(values, train={"strategy": "fsdp", "steps": 20})
     on_ranks(2, ranked.run, config, str(tmp_path / "run"))
     newest, before = tmp_path / "run/checkpoints/step-000020", tmp_path / "run/checkpoints/step-000010"
-    part = newest / "__1_0.distcp"
+    part = newest / "optimizer-00002-of-00002.safetensors"
     content = bytearray(part.read_bytes())
     content[len(content) // 2] ^= 1
     part.write_bytes(content)
     said: list[str] = []
     assert resume_run(tmp_path / "run", warn=said.append).status == "finished"
     assert said == [
-        "checkpoint step-000020 is damaged (__1_0.distcp does not match its checksum): the one before it is used"
+        "checkpoint step-000020 is damaged (optimizer-00002-of-00002.safetensors does not match its checksum): "
+        "the one before it is used"
     ]
     assert before.is_dir() and open_run(tmp_path / "run").newest_whole(said.append) == newest
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import pickle
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,18 +105,10 @@ def _folder(path: Path) -> nn.Module:
 
 
 def _run(path: Path) -> nn.Module:
-    from loopscale.nn import LoopedTransformer
-    from loopscale.train import checkpoint, open_run
+    from loopscale.cli.progress import warn
+    from loopscale.train.load_model import load_model
 
-    run = open_run(path)
-    newest = run.newest_whole(lambda sentence: print(f"loopscale: {sentence}", file=sys.stderr))
-    if newest is None:
-        vocab = run.config.model.vocab_size or 256
-        return LoopedTransformer(run.config.network(vocab), seed=run.config.train.seed)
-    vocab = read_weights(newest / "model.safetensors")["embedding.weight"].shape[0]
-    model = LoopedTransformer(run.config.network(vocab))
-    checkpoint.load_weights(newest, model)
-    return model
+    return load_model(path, warn, untrained=True).model
 
 
 def _hugging_face(name: str) -> nn.Module:

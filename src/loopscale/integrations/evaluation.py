@@ -122,10 +122,9 @@ def _model(place: Path, warn: Warn) -> tuple[Any, Any, int]:
     """Model, tokenizer and context of a run, or of a folder that `loopscale export` wrote."""
     if (place / "config.toml").is_file():
         from loopscale.integrations.export import for_transformers
-        from loopscale.train import open_run
-        from loopscale.train.load_model import load_trained
+        from loopscale.train.load_model import load_model
 
-        trained = load_trained(open_run(place), warn)
+        trained = load_model(place, warn)
         return *for_transformers(trained), trained.run.config.data.context
     if (place / "config.json").is_file():
         from loopscale.integrations.huggingface import LoopedForCausalLM

@@ -15,8 +15,7 @@ from loopscale.errors import UserError
 from loopscale.files import disk_error
 from loopscale.integrations.versions import transformers
 from loopscale.parameterization import Depth
-from loopscale.train import open_run
-from loopscale.train.load_model import Trained, load_trained
+from loopscale.train.load_model import Trained, load_model
 from loopscale.train.run import Warn
 
 
@@ -31,7 +30,7 @@ def export_run(run_dir: str | Path, out: str | Path, *, warn: Warn = lambda sent
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} already exists and is no empty folder: name another one")
     transformers()
-    trained = load_trained(open_run(Path(run_dir)), warn)
+    trained = load_model(run_dir, warn)
     model, tokenizer = for_transformers(trained)
     with _folder(out) as aside:
         model.save_pretrained(aside)

@@ -2,10 +2,10 @@
 
 checkpoints/step-000100/
   model.safetensors       the model's state_dict
-  optimizer.safetensors   the tensors of the optimizer's state_dict
-  state.json              the rest of it, and the step
+  optimizer.safetensors   "optimizer/PARAMETER/KEY" for each tensor that the optimizer keeps
+  state.json              the step, the config, the place in the data, and what the optimizer keeps besides tensors
   SHA256SUMS              `sha256sum -c` reads it
-A sharded training (train.strategy = "fsdp") writes torch's distributed format in place of the two safetensors files.
+A sharded training (train.strategy = "fsdp") writes a pair of safetensors files per rank, read by any number of ranks.
 """
 
 from __future__ import annotations
@@ -13,25 +13,23 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from loopscale.errors import UserError
 from loopscale.files import disk_error
 from loopscale.train import sharded
 from loopscale.train.config import TrainConfig
-from loopscale.train.pack import pack, unpack
 from loopscale.train.training import Training
 
-FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
-SUMS = "SHA256SUMS"
+STATE, SUMS = "state.json", "SHA256SUMS"
 # What may change between a run and its continuation without making it another training.
 FREE = {
     *("train.checkpoint_every", "train.keep", "train.eval_every", "train.stream_every", "train.device"),
@@ -48,18 +46,23 @@ def save(folder: Path, training: Training, keep: int) -> Path:
     """
     world = training.world
     target = folder / f"step-{training.done:06d}"
-    aside = folder / world.of_main(f".{target.name}.{os.getpid()}")
+    # Not the process id: in a container it is the same for every process, and a killed one may have left its folder.
+    aside = folder / world.of_main(f".{target.name}.{secrets.token_hex(4)}")
+    parted = sharded.is_sharded(training.model)
     try:
-        if sharded.is_sharded(training.model):
-            _write_parts(aside, target, training)
-        else:
-            with world.together():
-                if world.main:
-                    with _disk_errors(target):
-                        aside.mkdir(parents=True)
-                        _write(aside, training)
         with world.together():
             if world.main:
+                with _disk_errors(target):
+                    aside.mkdir(parents=True)
+        sums: dict[str, str] = {}
+        with world.together():
+            if parted or world.main:
+                sums = _write(aside, target, training, (world.rank, world.size) if parted else (0, 1))
+        parts = world.texts(json.dumps(sums))
+        with world.together():
+            if world.main:
+                with _disk_errors(target):
+                    _write_sums(aside, {name: digest for part in parts for name, digest in json.loads(part).items()})
                 _put_in_place(aside, target, training.done, keep)
     finally:
         if world.main:
@@ -71,8 +74,6 @@ def save(folder: Path, training: Training, keep: int) -> Path:
 def _disk_errors(target: Path) -> Iterator[None]:
     try:
         yield
-    except SafetensorError as cause:
-        raise disk_error(target, _os_error(cause)) from cause
     except OSError as cause:
         raise disk_error(target, cause) from cause
 
@@ -102,13 +103,17 @@ def step_of(checkpoint: Path) -> int:
 
 
 def damage(checkpoint: Path) -> str | None:
-    """Say what is wrong with a checkpoint ("state.json does not match its checksum"), or None when it is whole."""
+    """Say what is wrong with a checkpoint ("state.json does not match its checksum"), or None when it is whole.
+
+    Raises `UserError` for one in a pickled format, which nothing here reads.
+    """
+    sharded.refuse_pickled(checkpoint)
     try:
         lines = (checkpoint / SUMS).read_text(encoding="utf-8").splitlines()
         sums = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
     except (OSError, ValueError):
         return f"{SUMS} is missing or unreadable"
-    for name in sorted(sums) if sharded.INDEX in sums else FILES:
+    for name in sorted({*sums, STATE, *(path.name for path in checkpoint.glob("*.safetensors"))}):
         try:
             digest = _digest(checkpoint / name)
         except OSError:
@@ -121,116 +126,171 @@ def damage(checkpoint: Path) -> str | None:
 def load(checkpoint: Path, training: Training) -> None:
     """Put a whole checkpoint (see `damage`) into the training.
 
-    Raises `UserError` when it belongs to another network or optimizer.
+    Raises `UserError` when it belongs to a different network or optimizer.
     """
-    state: dict[str, Any] = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-    _check_config(checkpoint, state.get("config"), training)
-    if "optimizer_keys" in state:
-        sharded.load_parts(checkpoint, training.model, training.optimizer, state["optimizer_keys"])
-    else:
-        load_weights(checkpoint, training.model)
-        packed = unpack(state["optimizer"], load_file(checkpoint / "optimizer.safetensors"))
-        try:
-            if sharded.is_sharded(training.model):
-                sharded.spread_optimizer(training.optimizer, packed)
-            else:
-                training.optimizer.load_state_dict(packed)
-        except (ValueError, KeyError, IndexError):
-            raise _misfit(checkpoint, "optimizer") from None
-    training.done = int(state["step"])
+    state = read_state(checkpoint)
+    _check_config(checkpoint, state["config"], training.config)
+    load_weights(checkpoint, training.model)
+    _load_optimizer(checkpoint, training.model, training.optimizer, state)
+    training.done = state["step"]
     training.dataset.restore(state.get("data"))
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """Read state.json; raises `UserError`, naming the field, when it is not what `save` writes."""
+    try:
+        state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        raise UserError(f"{checkpoint / STATE} is missing or unreadable: remove {checkpoint}") from None
+    for key, kind in {"step": int, "config": dict}.items():
+        if not isinstance(state, dict) or not isinstance(state.get(key), kind):
+            raise UserError(f"{checkpoint / STATE} is damaged (its {key!r}): remove {checkpoint}")
+    return dict(state)
 
 
 def changes(checkpoint: Path, training: Training) -> list[str]:
     """Say which config values are others than when the checkpoint was written: "optim.lr was 0.1 and is now 0.2"."""
-    state: dict[str, Any] = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-    return [f"{key} was {then} and is now {now}" for key, then, now in _differing(state.get("config"), training)]
+    differing = _differing(read_state(checkpoint)["config"], training.config)
+    return [f"{key} was {then} and is now {now}" for key, then, now in differing]
 
 
-def _check_config(checkpoint: Path, then: dict[str, Any] | None, training: Training) -> None:
-    """Refuse, by name, a checkpoint of another model, rule or optimizer: shapes alone would not tell a rule."""
-    for key, old, now in _differing(then, training):
-        if key.startswith("model.") or key == "optim.optimizer":
+def check_model(checkpoint: Path, config: TrainConfig) -> None:
+    """Refuse a checkpoint of another model than `config` describes: the rule and the strength are in no shape.
+
+    Raises `UserError` that names the first differing key, its value there and here.
+    """
+    _check_config(checkpoint, read_state(checkpoint)["config"], config, ("model.",))
+
+
+def _check_config(
+    checkpoint: Path, then: dict[str, Any], now: TrainConfig, keys: tuple[str, ...] = ("model.", "optim.optimizer")
+) -> None:
+    for key, old, new in _differing(then, now):
+        if key.startswith(keys):
             kind = "optimizer" if key.startswith("optim") else "model"
             raise UserError(
-                f"{checkpoint} is of another {kind}: {key} is {old} there and {now} in config.toml: "
+                f"{checkpoint} is of another {kind}: {key} is {old} there and {new} in config.toml: "
                 "restore the run's own config"
             )
 
 
-def _differing(config: dict[str, Any] | None, training: Training) -> list[tuple[str, Any, Any]]:
+def _differing(then: dict[str, Any], now: TrainConfig) -> list[tuple[str, Any, Any]]:
     """(key, value in the checkpoint, value now); the rule first. A key that did not exist then had its default."""
-    if not config:
-        return []
-    default, now = TrainConfig().flat(), training.config.flat()
-    then = {f"{name}.{key}": value for name, section in config.items() for key, value in section.items()}
-    rows = [(key, then.get(key, default.get(key)), now.get(key)) for key in {*then, *now}]
+    default, current = TrainConfig().flat(), now.flat()
+    sections = {name: section for name, section in then.items() if isinstance(section, dict)}
+    old = {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
+    rows = [(key, old.get(key, default.get(key)), current.get(key)) for key in {*old, *current}]
     return sorted(
-        ((key, old, new) for key, old, new in rows if old != new and key not in FREE),
+        ((key, before, after) for key, before, after in rows if before != after and key not in FREE),
         key=lambda row: (row[0] != "model.rule", row[0]),
     )
 
 
-def load_weights(checkpoint: Path, model: Any) -> None:
+def load_weights(checkpoint: Path, model: nn.Module) -> None:
     """Put the weights of a whole checkpoint into `model`; raises `UserError` when they are of another network."""
-    if (checkpoint / sharded.INDEX).exists():
-        sharded.load_parts(checkpoint, model, None, {})
-        return
-    weights = load_file(checkpoint / "model.safetensors")
+    weights = {name: value.detach() for name, value in model.state_dict().items()}
+    there = sharded.stored(checkpoint)
+    for name in sorted({*weights, *(name for name in there if not _of_optimizer(name))}):
+        shapes = [tuple(tensors[name].shape) if name in tensors else "absent" for tensors in (there, weights)]
+        if shapes[0] != shapes[1]:
+            raise UserError(
+                f"{checkpoint} does not fit the model of config.toml ({name} is {shapes[0]} there and {shapes[1]} by "
+                "the config): restore the run's own config"
+            )
+    sharded.read_tensors(checkpoint, weights)
+
+
+def _load_optimizer(
+    checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
+) -> None:
+    """Put back what the optimizer keeps; rates, decay and the like are those of the config."""
+    packed = optimizer.state_dict()
+    members = [p for group in optimizer.param_groups for p in group["params"]]
+    names = _ordered(model, members)
+    room: dict[str, Tensor] = {}
+    kept: dict[int, dict[str, Any]] = {}
     try:
-        if sharded.is_sharded(model):
-            sharded.spread(model, weights)
-        else:
-            model.load_state_dict(weights)
-    except (RuntimeError, KeyError):
-        raise _misfit(checkpoint, "model") from None
+        for key, there in sharded.stored(checkpoint).items():
+            if _of_optimizer(key):
+                index, field = _position(key, names)
+                like = members[index].detach()
+                same = there.shape == like.shape
+                room[key] = torch.zeros_like(like if same else there, dtype=there.dtype, device=None if same else "cpu")
+                kept.setdefault(index, {})[field] = room[key]
+        for name, values in state.get("optimizer_values", {}).items():
+            kept.setdefault(names.index(name), {}).update(values)
+        sharded.read_tensors(checkpoint, room)
+        optimizer.load_state_dict({"state": kept, "param_groups": packed["param_groups"]})
+    except (ValueError, KeyError, IndexError, AttributeError) as cause:
+        if isinstance(cause, UserError):
+            raise
+        raise UserError(
+            f"{checkpoint} does not fit the optimizer of config.toml: restore the run's own config"
+        ) from None
 
 
-def _misfit(checkpoint: Path, part: str) -> UserError:
-    return UserError(f"{checkpoint} does not fit the {part} of config.toml: restore the run's own config")
+def _of_optimizer(key: str) -> bool:
+    return key.startswith(("optimizer/", "state.state."))
 
 
-def _write(folder: Path, training: Training) -> None:
-    weights: dict[str, Tensor] = pack(training.model.state_dict())[1]
-    packed, tensors = pack(training.optimizer.state_dict())
-    save_file({name.removeprefix("state."): tensor for name, tensor in weights.items()}, folder / FILES[0])
-    save_file(tensors, folder / FILES[1])
-    _write_state(folder, training, {"optimizer": packed})
-    _write_sums(folder, {name: _digest(folder / name) for name in FILES})
+def _position(key: str, names: list[str]) -> tuple[int, str]:
+    """Which parameter a tensor of the optimizer belongs to, and as what; version 0.3 counted "state.state.0.exp_avg"."""
+    if key.startswith("state.state."):
+        index, _, field = key.removeprefix("state.state.").partition(".")
+        return int(index), field
+    name, _, field = key.removeprefix("optimizer/").rpartition("/")
+    return names.index(name), field
 
 
-def _write_state(folder: Path, training: Training, optimizer: dict[str, Any]) -> None:
-    config = training.config
-    bookmark = training.dataset.bookmark(training.done, config.data.batch_size, config.data.context)
-    state = {"step": training.done, "config": config.to_dict(), "data": bookmark, **optimizer}
-    (folder / "state.json").write_text(json.dumps(state, allow_nan=False), encoding="utf-8")
+def _ordered(model: nn.Module, members: list[Tensor]) -> list[str]:
+    names = {id(p): name for name, p in model.named_parameters()}
+    return [names[id(p)] for p in members]
+
+
+def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Split what the optimizer keeps by parameter into tensors and plain values."""
+    names = _ordered(model, [p for group in optimizer.param_groups for p in group["params"]])
+    tensors: dict[str, Tensor] = {}
+    plain: dict[str, dict[str, Any]] = {}
+    for index, values in optimizer.state_dict()["state"].items():
+        for key, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer/{names[index]}/{key}"] = value
+            else:
+                plain.setdefault(names[index], {})[key] = value
+    return tensors, plain
+
+
+def _write(folder: Path, target: Path, training: Training, ranks: tuple[int, int]) -> dict[str, str]:
+    """Write this rank's part, the first rank state.json too; give the checksums of what it wrote."""
+    tensors, plain = _optimizer_state(training.model, training.optimizer)
+    weights = training.model.state_dict()
+    _check_tensors(weights)
+    sharded.write_tensors(folder, "model", weights, ranks=ranks)
+    sharded.write_tensors(folder, "optimizer", tensors, ranks=ranks)
+    with _disk_errors(target):
+        if ranks[0] == 0:
+            config = training.config
+            bookmark = training.dataset.bookmark(training.done, config.data.batch_size, config.data.context)
+            state = {"step": training.done, "config": config.to_dict(), "data": bookmark, "optimizer_values": plain}
+            (folder / STATE).write_text(json.dumps(state, allow_nan=False), encoding="utf-8")
+        part = "" if ranks[1] == 1 else f"-{ranks[0] + 1:05d}-of-{ranks[1]:05d}"
+        mine = [f"model{part}.safetensors", f"optimizer{part}.safetensors", *([STATE] if ranks[0] == 0 else [])]
+        return {name: _digest(folder / name) for name in mine if (folder / name).exists()}
+
+
+def _check_tensors(weights: Mapping[str, Any]) -> None:
+    for name, value in weights.items():
+        if not isinstance(value, Tensor):
+            raise UserError(
+                f"the model's state_dict holds {name!r}, a {type(value).__name__}: let it hold tensors alone"
+            )
 
 
 def _write_sums(folder: Path, sums: dict[str, str]) -> None:
     (folder / SUMS).write_text("".join(f"{digest}  {name}\n" for name, digest in sums.items()), encoding="utf-8")
     for name in (*sums, SUMS):
         _sync(folder / name)
-
-
-def _write_parts(aside: Path, target: Path, training: Training) -> None:
-    """Every rank writes its part and its checksums; rank 0 puts them together."""
-    world = training.world
-    with world.together():
-        if world.main:
-            with _disk_errors(target):
-                aside.mkdir(parents=True)
-    with world.together():
-        sharded.save_parts(aside, training.model, training.optimizer)
-    with world.together(), _disk_errors(target):
-        mine = {path.name: _digest(path) for path in aside.glob(f"__{world.rank}_*")}
-    parts = [json.loads(text) for text in world.texts(json.dumps(mine))]
-    with world.together():
-        if world.main:
-            with _disk_errors(target):
-                keys = sharded.optimizer_keys(training.model, training.optimizer)
-                _write_state(aside, training, {"optimizer_keys": keys})
-                own = {name: _digest(aside / name) for name in (sharded.INDEX, "state.json")}
-                _write_sums(aside, {name: digest for part in (*parts, own) for name, digest in part.items()})
 
 
 def _digest(path: Path) -> str:
@@ -244,10 +304,3 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _os_error(cause: Exception) -> OSError:
-    """Read the number out of safetensors' text ("... (os error 28)"): its errors carry no errno."""
-    digits = "".join(filter(str.isdigit, str(cause).rpartition("os error")[2]))
-    number = int(digits) if digits else 5
-    return OSError(number, os.strerror(number))

@@ -14,8 +14,8 @@ from torch import Tensor
 from loopscale.errors import UserError, nearest
 from loopscale.nn import KeyValueCache, LoopedTransformer, Past, last_visit, per_visit
 from loopscale.nn.past import Sharing
-from loopscale.train.load_model import load_trained
-from loopscale.train.run import Warn, open_run
+from loopscale.train.load_model import load_model
+from loopscale.train.run import Warn
 
 CACHES: dict[str, Sharing | None] = {"per-visit": per_visit, "last-visit": last_visit, "none": None}
 
@@ -49,10 +49,9 @@ def generate(
         raise UserError(f"temperature must be 0 (the likeliest token) or a positive number, not {temperature}")
     if cache not in CACHES:
         raise UserError(f"unknown cache {cache!r}: {nearest(cache, CACHES)}")
-    run = open_run(Path(run_dir))
     if exit_below is not None and not (math.isfinite(exit_below) and exit_below >= 0):
         raise UserError(f"exit_below must be a number of at least 0, not {exit_below}")
-    trained = load_trained(run, warn)
+    trained = load_model(run_dir, warn)
     start = [int(token) for token in trained.tokenizer.encode(prompt)]
     if not start:
         raise UserError("the prompt is empty: give at least one character to continue")
@@ -60,7 +59,7 @@ def generate(
     pick = partial(_pick, temperature=temperature, generator=generator)
     sharing = CACHES[cache] if exit_below is None else None
     options = {"scale": scale, "exit_below": exit_below}
-    added = continued(trained.model, start, tokens, pick, loops, run.config.data.context, sharing, **options)
+    added = continued(trained.model, start, tokens, pick, loops, trained.run.config.data.context, sharing, **options)
     return prompt + trained.tokenizer.decode(added)
 
 

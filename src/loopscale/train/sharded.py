@@ -1,26 +1,31 @@
-"""Checkpoints of a sharded training: torch's distributed format, each rank writes its part, any number of ranks reads it.
+"""Named tensors in safetensors files, through torch's distributed checkpoint: any number of ranks reads what any wrote.
 
-The tensors are named "model/NAME" and "optimizer/NAME/KEY"; state.json lists the keys of the optimizer's state.
+A process alone writes NAME.safetensors, a rank of several NAME-00001-of-00002.safetensors. Nothing here is pickled.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from loopscale.errors import UserError
 from loopscale.files import disk_error
 
-INDEX = ".metadata"  # torch's name for the list of what lies where
+PICKLED = ".metadata"  # torch's older format: reading it runs whatever it holds
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -28,78 +33,84 @@ def is_sharded(model: nn.Module) -> bool:
     return any(isinstance(p, DTensor) for p in model.parameters())
 
 
-def optimizer_keys(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, list[str]]:
-    """Which tensors the optimizer keeps for each parameter."""
+def write_tensors(folder: Path, name: str, tensors: Mapping[str, Tensor], *, ranks: tuple[int, int] = (0, 1)) -> None:
+    """Write `tensors` into `folder`; with several ranks (which, of how many) each calls this and writes its part.
+
+    Raises `UserError` when the disk of one of them is full.
+    """
+    rank, count = ranks
+    part = f"-{rank + 1:05d}-of-{count:05d}" if count > 1 else ""
+    path = folder / f"{name}{part}.safetensors"
+    logging.getLogger("torch.distributed.checkpoint").setLevel(logging.ERROR)
+    try:
+        if count == 1:
+            save_file({key: tensor.cpu() for key, tensor in _apart(tensors).items()}, path, {"format": "pt"})
+            return
+        save(_apart(tensors), storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+        written = folder / f"shard-{rank + 1:05d}-model-00001-of-00001.safetensors"  # torch's name
+        if written.exists():  # not where the other ranks hold all
+            written.rename(path)
+    except CheckpointException as cause:
+        raise _sentence(path, cause) from cause
+    except SafetensorError as cause:
+        raise disk_error(path, _os_error(cause)) from cause
+    except OSError as cause:
+        raise disk_error(path, cause) from cause
+
+
+def stored(folder: Path) -> dict[str, Tensor]:
+    """Give an empty tensor (on the meta device) for each that the files of `folder` hold.
+
+    Raises `UserError` when they are pickled or cannot be read.
+    """
+    refuse_pickled(folder)
+    try:
+        known = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as cause:
+        raise UserError(f"{folder} cannot be read ({cause}): remove it, and the checkpoint before it is used") from None
     return {
-        name: [key for key, value in optimizer.state.get(p, {}).items() if isinstance(value, Tensor)]
-        for name, p in model.named_parameters()
+        name: torch.empty(value.size, dtype=value.properties.dtype, device="meta")
+        for name, value in known.items()
+        if isinstance(value, TensorStorageMetadata)
     }
 
 
-def save_parts(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Write this rank's part; every rank calls it. Raises `UserError` when the disk of one of them is full."""
-    state = {f"model/{name}": p.detach() for name, p in model.state_dict().items()}
-    named = dict(model.named_parameters())
-    for name, keys in optimizer_keys(model, optimizer).items():
-        state |= {f"optimizer/{name}/{key}": optimizer.state[named[name]][key] for key in keys}
-    logging.getLogger("torch.distributed.checkpoint").setLevel(logging.ERROR)
-    try:
-        save(state, checkpoint_id=folder, storage_writer=FileSystemWriter(folder, overwrite=True))
-    except CheckpointException as cause:
-        raise _sentence(folder, cause) from cause
-    except OSError as cause:
-        raise disk_error(folder, cause) from cause
+def refuse_pickled(folder: Path) -> None:
+    """Raise `UserError` for a checkpoint whose index is a pickle, or that holds links out of the folder."""
+    if (folder / PICKLED).exists() or any(folder.glob("*.distcp")):
+        raise UserError(
+            f"{folder} is in a pickled format, which could run a program and is not read: if you trust it, convert it "
+            'once (docs/training.md, "Checkpoints of older versions")'
+        )
+    if folder.is_symlink() or any(path.is_symlink() for path in folder.iterdir()):
+        raise UserError(f"{folder} holds links to other places and is not read: copy the files themselves into it")
 
 
-def load_parts(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None, keys: dict[str, list[str]]
-) -> None:
-    """Put a sharded checkpoint into the model (and the optimizer), sharded otherwise or not at all."""
-    weights = {name: value.detach() for name, value in model.state_dict().items()}
-    state: dict[str, Tensor] = {f"model/{name}": value for name, value in weights.items()}
-    moments: dict[str, dict[str, Tensor]] = {}
-    if optimizer is not None:
-        for name, p in model.named_parameters():
-            moments[name] = {key: _room_for(key, p) for key in keys.get(name, [])}
-            state |= {f"optimizer/{name}/{key}": value for key, value in moments[name].items()}
+def read_tensors(folder: Path, into: Mapping[str, Tensor]) -> None:
+    """Fill the tensors of `into`, sharded or not, from the files that hold those names.
+
+    Raises `UserError` when one is absent or cannot be read.
+    """
     alone = not torch.distributed.is_initialized()
     try:
-        load(state, checkpoint_id=folder, no_dist=alone)
-    except (CheckpointException, RuntimeError, ValueError):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            load(dict(into), storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=alone)
+    except (CheckpointException, SafetensorError, OSError, RuntimeError, ValueError):
         raise UserError(f"{folder} does not fit the model of config.toml: restore the run's own config") from None
-    if optimizer is not None:
-        for name, p in model.named_parameters():
-            optimizer.state[p] = dict(moments[name])
 
 
-def spread(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Put whole tensors into a sharded model: each rank keeps its part."""
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            p.copy_(part_of(weights[name], p))
-
-
-def spread_optimizer(optimizer: torch.optim.Optimizer, packed: dict[str, Any]) -> None:
-    """Put a whole optimizer state_dict into the optimizer of a sharded model; parameters go by their order in it."""
-    order = [p for group in optimizer.param_groups for p in group["params"]]
-    for index, kept in packed["state"].items():
-        p = order[int(index)]
-        optimizer.state[p] = {
-            key: part_of(value, p) if isinstance(value, Tensor) and value.shape == p.shape else value
-            for key, value in kept.items()
-        }
-
-
-def part_of(value: Tensor, like: Tensor) -> Tensor:
-    """This rank's part of a whole tensor, laid out as `like`."""
-    if not isinstance(like, DTensor):
-        return value.to(like.device)
-    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
-
-
-def _room_for(key: str, p: Tensor) -> Tensor:
-    """Empty space of the kind that a key of the state has: torch's optimizers count steps in a 0-dim fp32 tensor."""
-    return torch.zeros((), dtype=torch.float32) if key == "step" else torch.zeros_like(p.detach())
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copy what is not contiguous or shares memory with a tensor before it: safetensors refuses both."""
+    seen, apart = set[int](), dict[str, Tensor]()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach()
+        local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        place = local.data_ptr()
+        fresh = place in seen or not local.is_contiguous()
+        apart[name] = tensor.clone(memory_format=torch.contiguous_format) if fresh and local.numel() else tensor
+        seen.add(place)
+    return apart
 
 
 def _sentence(folder: Path, cause: CheckpointException) -> UserError:
@@ -108,3 +119,10 @@ def _sentence(folder: Path, cause: CheckpointException) -> UserError:
             return disk_error(folder, failure[0])
     reason = next((str(failure[0]).splitlines()[0] for failure in cause.failures.values()), "unknown")
     return UserError(f"cannot write {folder} ({reason}): look at the disk, then continue the run with --resume")
+
+
+def _os_error(cause: Exception) -> OSError:
+    """Read the number out of safetensors' text ("... (os error 28)"): its errors carry no errno."""
+    digits = "".join(filter(str.isdigit, str(cause).rpartition("os error")[2]))
+    number = int(digits) if digits else 5
+    return OSError(number, os.strerror(number))
