@@ -79,7 +79,7 @@ def test_the_gradient_goes_through_the_last_visits_only():
     got = gradients(model, loops)
     # By hand: three visits without a gradient, the stream's entry reached along the skip path, two visits with one.
     full.zero_grad()
-    from loopscale.nn.transformer import rotary
+    from loopscale.nn.layers import rotary
 
     rotation, scale = rotary(12, 16, TOKENS.device), full.residual_scale(loops)
     entry = full.embedding(TOKENS)

@@ -102,7 +102,7 @@ def test_loops_is_a_run_time_knob_and_follows_the_rule():
 
 def test_an_unlooped_reference_written_by_hand_agrees():
     model = make(loops=3)
-    from loopscale.nn.transformer import rotary
+    from loopscale.nn.layers import rotary
 
     x, rotation, scale = model.embedding(TOKENS), rotary(12, 16, TOKENS.device), 1 / (3 * math.sqrt(2))
     for _ in range(3):
@@ -113,7 +113,7 @@ def test_an_unlooped_reference_written_by_hand_agrees():
 
 
 def test_rotary_attention_depends_on_distance_alone():
-    from loopscale.nn.transformer import rotary, rotate
+    from loopscale.nn.layers import rotary, rotate
 
     q, k = torch.randn(2, 1, 1, 1, 16)
     at = rotary(40, 16, q.device)
@@ -235,7 +235,7 @@ def test_a_config_that_makes_no_network_is_refused(change, words):
 
 
 def test_the_norm_is_torch_s_rms_norm():
-    from loopscale.nn.transformer import RMSNorm
+    from loopscale.nn.layers import RMSNorm
 
     norm, x = RMSNorm(24), torch.randn(3, 5, 24, requires_grad=True)
     with torch.no_grad():

@@ -6,7 +6,6 @@ The stream is fp32 also under autocast; the branches run in the autocast dtype.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from loopscale.errors import UserError
 from loopscale.nn.chunked_loss import chunked_cross_entropy
 from loopscale.nn.config import SCALES, ModelConfig, check_scale
 from loopscale.nn.initialise import initialise
+from loopscale.nn.layers import Attention, RMSNorm, SwiGLU, rotary, rotary_at
 from loopscale.nn.looped_core import LoopedCore, Pace
 from loopscale.nn.past import Past, Sight, Slot, slot_of
 from loopscale.nn.placement import PLACEMENTS
@@ -24,82 +24,6 @@ from loopscale.nn.residual import Scale
 from loopscale.parameterization import Depth, Role, Width, get_rule
 
 Paces = tuple[Pace, Pace]  # outside the core, and in it
-
-
-class RMSNorm(nn.Module):
-    """x / RMS(x) * gain over the last axis; `gain=False` leaves the gain out."""
-
-    def __init__(self, size: int, gain: bool = True) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size)) if gain else None
-        self.size = (size,)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Any shape with `size` last; keeps the dtype."""
-        if x.is_cuda:
-            return F.rms_norm(x, self.size, self.weight, eps=1e-6)
-        # On CPUs F.rms_norm is not fused; forward and backward of this take 0.79 of its time (d = 256, fp32).
-        square = torch.linalg.vecdot(x.float(), x.float())
-        normed = x * (square / self.size[0] + 1e-6).rsqrt()[..., None].to(x.dtype)
-        gained: Tensor = normed if self.weight is None else normed * self.weight.to(x.dtype)
-        return gained
-
-
-class Attention(nn.Module):
-    """Causal grouped-query attention with rotary positions. [B, T, D] -> [B, T, D]."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.heads, self.head_dim = config.heads, config.head_dim
-        self.kv_heads = config.kv_heads or config.heads
-        kv_width = self.kv_heads * self.head_dim
-        # Queries and keys share a matrix because they are rotated together; a shared value or gate would cost a copy in
-        # the backward pass (measured: 4 % of a step).
-        self.qk = nn.Linear(config.width, config.width + kv_width, bias=False)
-        self.value = nn.Linear(config.width, kv_width, bias=False)
-        self.out = nn.Linear(config.width, config.width, bias=False)
-        self.norm_q = RMSNorm(self.head_dim) if config.qk_norm else None
-        self.norm_k = RMSNorm(self.head_dim) if config.qk_norm else None
-        self.attend: Callable[..., Tensor] = F.scaled_dot_product_attention  # a stack of models puts another here
-
-    def forward(self, x_BTD: Tensor, rotation: Tensor, slot: Slot | None = None) -> Tensor:
-        """`rotation` [2, T, E/2] from `rotary`; queries and keys (G = H + K heads) are rotated at once.
-
-        `slot`: keys and values of earlier tokens, and a mask over them; without it attention is causal over the call.
-        """
-        B, T, _ = x_BTD.shape
-        qk_BTGE = self.qk(x_BTD).view(B, T, self.heads + self.kv_heads, self.head_dim)
-        if self.norm_q is not None and self.norm_k is not None:
-            q, k = torch.split(qk_BTGE, [self.heads, self.kv_heads], dim=2)
-            qk_BTGE = torch.cat((self.norm_q(q), self.norm_k(k)), dim=2)
-        qk_BGTE = rotate(qk_BTGE.transpose(1, 2), rotation)
-        q_BHTE, k_BKTE = torch.split(qk_BGTE, [self.heads, self.kv_heads], dim=1)
-        v_BKTE = self.value(x_BTD).view(B, T, self.kv_heads, self.head_dim).transpose(1, 2)
-        mask = None
-        if slot is not None:
-            k_BKTE, v_BKTE = slot.extend(k_BKTE, v_BKTE)
-            mask = slot.sight.mask
-        causal = mask is None and k_BKTE.shape[2] == T
-        mixed_BHTE = self.attend(
-            q_BHTE, k_BKTE, v_BKTE, attn_mask=mask, is_causal=causal, enable_gqa=self.kv_heads != self.heads
-        )
-        out_BTD: Tensor = self.out(mixed_BHTE.transpose(1, 2).reshape(B, T, -1))
-        return out_BTD
-
-
-class SwiGLU(nn.Module):
-    """down(silu(gate x) * up x). [B, T, D] -> [B, T, D]."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.gate = nn.Linear(config.width, config.mlp_width, bias=False)
-        self.up = nn.Linear(config.width, config.mlp_width, bias=False)
-        self.down = nn.Linear(config.mlp_width, config.width, bias=False)
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        """The hidden width F is `config.mlp_width`."""
-        down_BTD: Tensor = self.down(F.silu(self.gate(x_BTD)) * self.up(x_BTD))
-        return down_BTD
 
 
 class Block(nn.Module):
@@ -299,22 +223,3 @@ def _role(name: str, ndim: int) -> Role:
     if name.split(".")[0] not in ("prelude", "core", "coda"):
         raise UserError(f"parameter {name!r} has no role: add it to LoopedTransformer.roles")
     return Role.HIDDEN if ndim >= 2 else Role.GAIN
-
-
-def rotary(length: int, head_dim: int, device: torch.device) -> Tensor:
-    """Angles as complex-free pairs: [2, T, E/2], cosine and sine of position * 10000^(-2i/E)."""
-    return rotary_at(torch.arange(length, device=device), head_dim)
-
-
-def rotary_at(positions: Tensor, head_dim: int) -> Tensor:
-    """As `rotary`, for positions of any shape: [2, ..., E/2]."""
-    pairs = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32)
-    angle = positions.float()[..., None] * 10000.0 ** -(pairs / head_dim)
-    return torch.stack((angle.cos(), angle.sin()))
-
-
-def rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """Rotate pairs (i, i + E/2) of the last axis of [B, H, T, E] by the position's angle."""
-    cos, sin = rotation.to(x.dtype)
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
