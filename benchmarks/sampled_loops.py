@@ -18,6 +18,7 @@ from paired import ratio, rounds, train_step
 from loopscale import LoopedTransformer, ModelConfig
 from loopscale.files import write_json
 from loopscale.nn.sampler import PoissonLoops
+from loopscale.nn.transformer import PreNormBlock
 from loopscale.train import provenance
 
 
@@ -48,18 +49,17 @@ def sampled(steps: int, blocks: int, compiled: bool) -> dict[str, object]:
 
 
 def cost_of_scale(pairs: int) -> dict[str, object]:
-    import loopscale.nn.placement as placement
-
     config = ModelConfig(vocab_size=256, width=256, layers=2, loops=8)
     tokens = torch.randint(0, 256, (2, 256), generator=torch.Generator().manual_seed(0))
     scaled, plain = LoopedTransformer(config), LoopedTransformer(config)
 
-    def unscaled(x, branch, norm, after, scale, skip):
-        return x + branch(norm(x))
+    class Unscaled(PreNormBlock):
+        def forward(self, x, rotation, scale, skip, slot=None):
+            x = x + self.attention(self.attention_norm(x), rotation, slot)
+            return x + self.mlp(self.mlp_norm(x))
 
     for block in plain.core:
-        block.place = unscaled
-    assert placement.PLACEMENTS["pre"].step is not unscaled
+        block.__class__ = Unscaled
     actions = {}
     for name, model in (("scaled", scaled), ("plain", plain)):
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, foreach=True)

@@ -69,7 +69,7 @@ def test_a_compiler_that_fails_gets_a_sentence():
 @pytest.mark.parametrize("sampler", ['{kind="poisson", mean=3}', '{kind="grow", stages=[[0, 1], [0.4, 2], [0.8, 4]]}'])
 def test_sampled_or_growing_loops_never_recompile(sampler, monkeypatch):
     counter = CompileCounter()
-    monkeypatch.setattr("loopscale.nn.looped_core.torch.compile", _with_backend(counter))
+    monkeypatch.setattr("loopscale.nn.transformer.torch.compile", _with_backend(counter))
     training = prepare(make_config(TINY, [f"model.sampler={sampler}", "train.compile=true"]))
     after_check = counter.frame_count
     drawn = [train_step(training).loops for _ in range(8)]

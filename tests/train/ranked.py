@@ -34,10 +34,10 @@ def compiled(values: dict[str, Any], steps: int) -> dict[str, Any]:
     """Losses and N of some steps with a compiled body, and how many graphs there are before them and after."""
     from torch._dynamo.testing import CompileCounterWithBackend
 
-    from loopscale.nn import looped_core
+    from loopscale.nn import transformer
 
     counter, compile = CompileCounterWithBackend("aot_eager"), torch.compile
-    looped_core.torch.compile = lambda function, **options: compile(function, **{**options, "backend": counter})
+    transformer.torch.compile = lambda function, **options: compile(function, **{**options, "backend": counter})
     with joined() as world:
         training = prepare(config_of(values), world=world)
         before = counter.frame_count

@@ -191,7 +191,7 @@ class OneN:
 
     def __call__(self, module: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         """What torch calls before the core's forward."""
-        asked = kwargs["loops"] if "loops" in kwargs else args[4]
+        asked = kwargs["loops"]
         if asked != self.loops:
             raise UserError(
                 f"the model is folded for N = {self.loops}, not {asked}: fold(model, loops={asked}), or unfold(model)"

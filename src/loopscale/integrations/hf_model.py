@@ -84,7 +84,7 @@ class LoopedForCausalLM(_hf.PreTrainedModel, _hf.GenerationMixin):  # type: igno
         keep = bool(self.config.output_hidden_states if output_hidden_states is None else output_hidden_states)
         past = _past(held, attention_mask, position_ids)
         visits = next(n for n in (loops, self.drawn_loops, self.config.loops) if n is not None)
-        streams = self.model.flow(x_BTD, visits, keep, past, scale, exit_below)
+        streams = self.model.flow(x_BTD, visits, keep, past=past, scale=scale, exit_below=exit_below)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits_BTV = self.model.read(streams[-1][:, kept, :])
         loss = None

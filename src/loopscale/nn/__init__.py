@@ -7,12 +7,11 @@ from loopscale.nn.folded import folded_attention
 from loopscale.nn.gain import apply_branch_gain
 from loopscale.nn.layers import Attention
 from loopscale.nn.loop import Loop
-from loopscale.nn.looped_core import LoopedCore, Pace
 from loopscale.nn.past import KeyValueCache, Past, last_visit, per_visit
 from loopscale.nn.recompute import Recompute
 from loopscale.nn.residual import PostNormResidual, ScaledResidual, ScaledUpdate
 from loopscale.nn.sampler import FixedLoops
-from loopscale.nn.transformer import LoopedTransformer
+from loopscale.nn.transformer import LoopedCore, LoopedTransformer, Pace
 
 __all__ = [
     "Attention",

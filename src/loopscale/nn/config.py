@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 from loopscale.errors import UserError, nearest
 from loopscale.nn.choose import choose, number
 from loopscale.nn.injection import INJECTIONS, Injection, NoInjection
-from loopscale.nn.looped_core import ORDERS
-from loopscale.nn.placement import PLACEMENTS
 from loopscale.nn.sampler import SAMPLERS, FixedLoops, GrowLoops, Sampler
+from loopscale.nn.visits import ORDERS, STACK
 from loopscale.parameterization import Depth, Width, get_rule, relative_layers
 from loopscale.parameterization.depth import check_strength
 
+NORMS = ("pre", "sandwich", "post")  # a block class each, in transformer.py
 # What eps does when a call's N is not the configured one: (configured N, the call's N) -> the N in eps.
 SCALES: dict[str, Callable[[int, int], int]] = {
     "rescale": lambda configured, asked: asked,
@@ -87,7 +87,7 @@ class ModelConfig:
         object.__setattr__(self, "injection", choose("injection", INJECTIONS, self.injection))
         object.__setattr__(self, "sampler", choose("sampler", SAMPLERS, self.sampler))
         rule = get_rule(self.rule)
-        for name, value, known in (("norm", self.placement, PLACEMENTS), ("order", self.order, ORDERS)):
+        for name, value, known in (("norm", self.placement, NORMS), ("order", self.order, (STACK, *ORDERS))):
             if value not in known:
                 raise UserError(f"{name} has no kind {value!r}: {nearest(str(value), known)}")
         if rule.norm == "post" and self.placement != "post":
@@ -105,6 +105,13 @@ class ModelConfig:
     def placement(self) -> str:
         """Where norms stand: `norm`, or the rule's own."""
         return get_rule(self.rule).norm if self.norm is None else self.norm
+
+    def paced_loops(self, loops: int, scale: str | None = None) -> int:
+        """The N whose eps is used: the call's under "rescale", the configured one under "freeze" (default: `scale`).
+
+        Raises `UserError` when loops < 1 or the scale is another word.
+        """
+        return SCALES[check_scale(self.scale if scale is None else scale)](self.loops, Depth(loops, 1).loops)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; `ModelConfig(**values)` is equal to this.

@@ -1,4 +1,4 @@
-"""Initial values of the house model, in one place.
+"""Initial values and roles of the house model's parameters, in one place.
 
 | parameter                  | initial value                       | why                                            |
 |----------------------------|-------------------------------------|------------------------------------------------|
@@ -20,9 +20,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from loopscale.errors import UserError
 from loopscale.nn.config import ModelConfig
 from loopscale.nn.injection import Linear
-from loopscale.parameterization import get_rule
+from loopscale.parameterization import Role, get_rule
 
 
 def initialise(model: Any, config: ModelConfig, seed: int) -> None:
@@ -57,3 +58,18 @@ def _normal(weight: nn.Parameter, std: float, generator: torch.Generator) -> Non
         return
     with torch.no_grad():
         weight.copy_(torch.randn(weight.shape, generator=generator) * std)
+
+
+def role_of(name: str, ndim: int) -> Role:
+    """The role of a parameter of the house model; raises `UserError` for a name that has none."""
+    if name.startswith("embedding.") or name == "core.visit_embedding":
+        return Role.EMBEDDING
+    if name.startswith("readout."):
+        return Role.READOUT
+    if name.startswith("final_norm."):
+        return Role.OUTER_GAIN
+    if name.startswith("core.injection."):
+        return Role.VISIT if ndim >= 2 else Role.OUTER_GAIN
+    if name.split(".")[0] not in ("prelude", "core", "coda"):
+        raise UserError(f"parameter {name!r} has no role: add it to role_of")
+    return Role.HIDDEN if ndim >= 2 else Role.GAIN

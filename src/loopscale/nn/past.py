@@ -168,6 +168,12 @@ class Slot(NamedTuple):
         return (keys, values) if cache is None else cache.extend(self.part, self.visit, self.layer, keys, values)
 
 
-def slot_of(sight: Sight | None, part: str, visit: int, layer: int) -> Slot | None:
-    """The slot of a layer of `part` ("prelude", "core", "coda") at a visit; None where there is nothing to see."""
-    return None if sight is None else Slot(sight, part, visit, layer)
+class Place(NamedTuple):
+    """Where the tokens of a call stand, as rotary angles, and what they may look at (None: each other, causally)."""
+
+    rotation: Tensor
+    sight: Sight | None = None
+
+    def slot(self, part: str, visit: int, layer: int) -> Slot | None:
+        """The slot of a layer of `part` ("prelude", "core", "coda") at a visit; None where there is nothing to see."""
+        return None if self.sight is None else Slot(self.sight, part, visit, layer)

@@ -18,8 +18,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from loopscale.errors import UserError
-from loopscale.nn import Loop
-from loopscale.nn.looped_core import LoopedCore
+from loopscale.nn import Loop, LoopedCore
 from loopscale.train.config import TrainConfig
 from loopscale.train.world import World
 
