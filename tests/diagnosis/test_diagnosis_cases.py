@@ -1,0 +1,88 @@
+"""Reported failures: what a right diagnosis says of each, fixed before it was run. The scoreboard in the docs reads the table."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import jsonschema
+import pytest
+import torch
+
+from loopscale.diagnosis import diagnose, diagnosis_schema
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+NONE = frozenset({"unscaled-residual"})
+CLEAN: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Truth:
+    """`codes`: all findings; `law`: growth over the visits (None: not the point); `says`: words of its text."""
+
+    codes: frozenset[str]
+    law: str | None
+    loops: int
+    layers: int | None = None
+    says: tuple[str, ...] = ()
+
+
+CASES = {
+    "universal_signals:make_model": Truth(NONE | {"unscaled-injection"}, "linear", 6, 1, ("where", "when", "halt")),
+    "shared_attention_block:make_model": Truth(CLEAN, "bounded", 4),
+    "only_experts_tied:make_model": Truth(CLEAN, None, 4),
+    "hyper_streams:make_model": Truth(frozenset({"nested-skip"}), "exponential", 3, 2, ("2.9",)),
+    "message_passing:make_model": Truth(frozenset({"expanding-map"}), "exponential", 6),
+    "attach_layers:make": Truth(NONE, "linear", 8, 2, ("0.08839",)),
+    "attach_layers:once": Truth(CLEAN, "bounded", 8, 2, ("measured 0.08839", "prescribed 0.08839")),
+    "batch_is_injected:make": Truth(frozenset({"norm-bounded"}), "bounded", 6),
+    "constant_injection:make": Truth(NONE | {"unscaled-injection"}, "linear", 8, 1, ("signal",)),
+    "constant_injection:fixed": Truth(frozenset({"unscaled-injection"}), "linear", 8, 1, ("signal",)),
+    "constant_injection:learned": Truth(frozenset({"unscaled-injection"}), "linear", 8, 1, ("signal",)),
+    "routed_calls:make": Truth(NONE, "linear", 8, 1),
+    "routed_calls:crash": Truth(NONE, "linear", 8, 1),
+    "routed_calls:wrong": Truth(NONE, "linear", 8, 1),
+    "layerwise:make": Truth(NONE, "linear", 4, 2, ("prescribed 0.1768", "0.1768 = 1/(N sqrt(L))")),
+    "gain_of_one:make": Truth(CLEAN, "bounded", 8, 1),
+    "blended_experts:make": Truth(NONE, "linear", 8, 1),
+    "named_argument:make": Truth(NONE, "linear", 8, 1, ("N set by L",)),
+    "named_argument:bare": Truth(NONE, "linear", 4, 1),
+    "placeholder_loss:make": Truth(NONE, "linear", 8, 1, ("one step",)),
+    "sdpa_strides:make": Truth(NONE, None, 6, 1),
+    "sqrt_by_init:make": Truth(frozenset({"sqrt-scaled"}), "linear", 8, 2, ("initialis",)),
+    "sqrt_by_init:fixed": Truth(frozenset({"double-depth-scale"}), "bounded", 8, 2),
+    "private_by_design:prelude": Truth(CLEAN, "bounded", 4, 2, ("tied: yes",)),
+    "private_by_design:constants": Truth(CLEAN, "bounded", 8, 2, ("tied: yes",)),
+}
+
+
+def built(case):
+    name, _, factory = case.partition(":")
+    module = importlib.import_module(f"cases.{name}")
+    made = getattr(module, factory)()
+    model, batch = made if isinstance(made, tuple) else (made, None)
+    return model, module.make_batch() if hasattr(module, "make_batch") else batch
+
+
+def agrees(found, truth):
+    """Every field as the truth has it; nothing with a symptom is called healthy."""
+    assert found.codes == truth.codes, found.text()
+    assert (found.looped, found.loops) == (truth.loops > 1, truth.loops), found.text()
+    assert truth.law is None or found.growth == truth.law, found.text()
+    assert truth.layers is None or found.layers == truth.layers, found.text()
+    assert found.tied == (truth.loops > 1 and "untied" not in truth.codes)
+    assert all(word in found.text() for word in truth.says), found.text()
+    beyond = [s for s in found.details["symptoms"] if s["beyond"]]
+    assert not (beyond and found.verdict.startswith("healthy")), found.text()
+    assert not found.verdict.startswith("healthy") or all(s["value"] is not None for s in found.details["symptoms"])
+    jsonschema.validate(found.to_json(), diagnosis_schema())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_reported_case_is_told_right(case):
+    torch.manual_seed(0)
+    model, batch = built(case)
+    agrees(diagnose(model, batch), CASES[case])
