@@ -20,7 +20,7 @@ from loopscale.diagnosis.loops import FoundLoop, Group
 from loopscale.diagnosis.stream import Stream
 from loopscale.probe.batch import first_float
 from loopscale.probe.passes import record
-from loopscale.probe.tape import Key, tensors_in
+from loopscale.probe.tape import Key, Tape, tensors_in
 
 _PRODUCTS = frozenset({"linear", "addmm", "matmul", "__matmul__", "mm", "bmm", "__rmatmul__"})
 # Gradients of other calls (convolutions, recurrent cells, torch's own attention) are formed visit by visit, up to this many
@@ -44,37 +44,30 @@ class Gradients:
     left_out: tuple[str, ...] = ()
 
 
-def gradients(
-    model: nn.Module,
-    batch: Any,
-    extra: Mapping[str, Any] | None,
-    loop: FoundLoop,
-    stream: Stream | None,
-    names: dict[Key, list[str]],
-    ops: list[str],
-) -> Gradients:
-    """One backward pass of a loss: the model's own, cross-entropy on made-up targets, or a random projection."""
+def gradients(model: nn.Module, batch: Any, loop: FoundLoop, stream: Stream | None, like: Tape) -> Gradients:
+    """Run one backward pass of a loss: the model's own, cross-entropy on made-up targets, or a random projection."""
     try:
-        return _gradients(model, batch, extra, loop, stream, names, ops, guard=False)
+        return _gradients(model, batch, loop, stream, like, guard=False)
     except RuntimeError:  # the model changes in place what a gradient needs: once more with copies
-        return _gradients(model, batch, extra, loop, stream, names, ops, guard=True)
+        return _gradients(model, batch, loop, stream, like, guard=True)
 
 
 def _gradients(
-    model: nn.Module,
-    batch: Any,
-    extra: Mapping[str, Any] | None,
-    loop: FoundLoop,
-    stream: Stream | None,
-    names: dict[Key, list[str]],
-    ops: list[str],
-    guard: bool,
+    model: nn.Module, batch: Any, loop: FoundLoop, stream: Stream | None, like: Tape, guard: bool
 ) -> Gradients:
+    names, ops = like.names, [node.op for node in like.nodes]
     uses, formed, beyond = _kinds(loop, ops)
     nodes = frozenset(i for chain in uses.values() for i in chain)
     states = frozenset(stream.states if stream else ())
     tape, output = record(
-        model, batch, extra, keep=nodes | states, keep_inputs=nodes, graph=True, alias=frozenset(formed), guard=guard
+        model,
+        batch,
+        keep=nodes | states,
+        keep_inputs=nodes,
+        graph=True,
+        alias=frozenset(formed),
+        guard=guard,
+        like=like,
     )
     loss = pretend_loss(output, batch)
     if loss is None or not loss.requires_grad:
@@ -177,8 +170,8 @@ def _formed_gram(parts: list[Tensor], visits: int) -> Tensor:
 
 def pretend_loss(output: Any, batch: Any) -> Tensor | None:
     """A scalar to differentiate: `output.loss` if there is one, else made up; None when there is no float output."""
-    own = getattr(output, "loss", None)
-    if isinstance(own, Tensor) and own.ndim == 0:
+    own = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    if isinstance(own, Tensor) and own.ndim == 0 and own.requires_grad:  # else a placeholder
         return own
     value = first_float(output)
     if value is None:

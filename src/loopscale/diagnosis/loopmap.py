@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor, nn
 
 from loopscale.probe.passes import record
+from loopscale.probe.tape import Tape
 
 
 class LoopMap:
@@ -19,22 +19,22 @@ class LoopMap:
     `jvp` falls back to a central difference, right to about three digits.
     """
 
-    def __init__(self, model: nn.Module, batch: Any, extra: Mapping[str, Any] | None, start: int, end: int) -> None:
-        self.model, self.batch, self.extra = model, batch, extra
+    def __init__(self, model: nn.Module, batch: Any, like: Tape, start: int, end: int) -> None:
+        self.model, self.batch, self.like = model, batch, like
         self.start, self.end = start, end
-        tape, _ = record(model, batch, extra, keep=frozenset({start, end}), stop=end)
+        tape, _ = record(model, batch, keep=frozenset({start, end}), stop=end, like=like)
         self.point, self.image = tape.values[start], tape.values[end]
         self.exact = True
 
     def __call__(self, stream: Tensor) -> Tensor:
-        """F at another point."""
+        """Run F at another point; raises `LookupError` where the model takes another way there."""
         tape, _ = record(
             self.model,
             self.batch,
-            self.extra,
             keep=frozenset({self.end}),
             stop=self.end,
             replace={self.start: lambda _: stream.clone()},
+            like=self.like,
         )
         return tape.values[self.end]
 
@@ -54,11 +54,12 @@ class LoopMap:
             tape, _ = record(
                 self.model,
                 self.batch,
-                self.extra,
                 keep=frozenset({self.end}),
                 stop=self.end,
                 replace={self.start: lambda _: dual},
                 graph=True,
+                like=self.like,
+                plain=True,
             )
             tangent = forward_ad.unpack_dual(tape.values[self.end]).tangent  # type: ignore[no-untyped-call]
             if tangent is None:
@@ -72,11 +73,11 @@ class LoopMap:
         tape, _ = record(
             self.model,
             self.batch,
-            self.extra,
             keep=frozenset({self.end}),
             stop=self.end,
             replace={self.start: lambda _: leaf * 1.0},
             graph=True,
+            like=self.like,
         )
         (found,) = torch.autograd.grad(tape.values[self.end], leaf, direction, allow_unused=True)
         if found is None:
@@ -86,10 +87,13 @@ class LoopMap:
     def far_gain(self, factor: float = 1e3) -> float | None:
         """|F(c h)| / |c h| for large c: 1 pre-norm, 0 when a norm resets the stream, 2 nested skip, < 1 contractive.
 
-        None where the stream is zero and has no direction to scale.
+        None where the stream is zero and has no direction to scale, or where the model goes another way at that size.
         """
         if not float(self.point.abs().max()):
             return None
         scale = 1e2 if self.point.dtype == torch.float16 else factor
-        far = self(self.point * scale).double().norm() / (scale * self.point.double().norm()).clamp_min(1e-30)
+        try:
+            far = self(self.point * scale).double().norm() / (scale * self.point.double().norm()).clamp_min(1e-30)
+        except LookupError:
+            return None
         return float(far)

@@ -68,13 +68,12 @@ def _measured(
     stream = follow(tape, loop, rank)
     if stream is None:
         return Pass(tape, loop, None, (), None, "unknown")
-    again, _ = record(model, batch, extra, keep=wanted(tape, stream))
+    again, _ = record(model, batch, extra, keep=wanted(tape, stream), like=tape)
     values = again.values
-    if any(state not in values and state >= len(tape.nodes) for state in stream.states):
+    for index, root in enumerate(again._roots):
+        values.setdefault(index, root)
+    if not wanted(tape, stream) <= values.keys():
         return Pass(tape, loop, None, (), None, "unknown")
-    for index in stream.states:
-        if index not in values:
-            values[index] = again._roots[index]
     branches = tuple(measure(tape, stream, values))
     states = [values[index] for index in stream.states]
     moved = [rms(s.float() - states[0].float()) if s.shape == states[0].shape else rms(s) for s in states]
@@ -115,7 +114,7 @@ def loop_map(model: nn.Module, batch: Any, seen: Pass, seconds: float) -> tuple[
     if seen.stream is None or len(seen.stream.states) < 3:
         return None, None
     start, end = seen.stream.states[1], seen.stream.states[2]
-    made = LoopMap(model, batch, None, start, end)
+    made = LoopMap(model, batch, seen.tape, start, end)
     far = made.far_gain()
     if made.point.shape != made.image.shape or not seconds:
         return far, None

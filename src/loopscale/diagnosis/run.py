@@ -200,8 +200,7 @@ def _base(stated: Stated | None) -> int | None:
 
 def _gradients(model: nn.Module, batch: Any, seen: Pass) -> Gradients:
     try:
-        ops = [node.op for node in seen.tape.nodes]
-        return gradients(model, batch, None, seen.loop, seen.stream, seen.tape.names, ops)
+        return gradients(model, batch, seen.loop, seen.stream, seen.tape)
     except RuntimeError:  # the model detaches or changes in place what a gradient would need
         return Gradients(None, {}, (), ())
 

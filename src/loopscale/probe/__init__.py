@@ -2,14 +2,16 @@
 
 from loopscale.probe.batch import call_model, first_float, prepare
 from loopscale.probe.passes import record
-from loopscale.probe.tape import Node, Tape, tensors_in
+from loopscale.probe.tape import Node, Site, Tape, TooLong, tensors_in
 from loopscale.probe.untouched import untouched, unwrap
 from loopscale.probe.watch import Reading, Watch, watch
 
 __all__ = [
     "Node",
     "Reading",
+    "Site",
     "Tape",
+    "TooLong",
     "Watch",
     "call_model",
     "first_float",

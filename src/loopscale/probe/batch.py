@@ -16,6 +16,7 @@ from loopscale.errors import UserError
 LOOP_WORDS = re.compile(
     r"loop|recur|cycle|repeat|iter|unroll|visit|ponder|hops|num_steps|n_steps|ut_steps|thinking|steps$", re.I
 )
+_ANSWERS = ("logits", "output", "outputs", "prediction", "predictions", "preds", "y")
 TOKENS, SEQUENCES, LOOPS, SIDE = 16, 2, 4, 16
 LARGE = 25_000_000
 
@@ -38,24 +39,9 @@ def prepare(model: nn.Module, batch: Any, extra: Mapping[str, Any] | None = None
     if batch is not None:
         if not isinstance(batch, (Tensor, Mapping, tuple, list)):
             raise UserError(f"the batch is a {type(batch).__name__}: give a tensor, a tuple or a dict of tensors")
-        batch = _with_required(model, _plain(model, batch))
-        try:
-            _try(model, batch, extra)
-        except UserError:
-            if not isinstance(batch, Mapping):
-                raise
-            # A model may also read one dict, as a collator gives it.
-            single = (batch,)
-            try:
-                _try(model, single, extra)
-            except UserError:
-                pass
-            else:
-                return single
-            raise
-        return batch
+        return _first_that_fits(model, [*_with_required(model, _plain(model, batch)), *_as_one(batch)], extra)
     problem: UserError | None = None
-    for made in (_with_required(model, made) for made in _candidates(model)):
+    for made in (filled for plain in _candidates(model) for filled in _with_required(model, plain)):
         try:
             _try(model, made, extra)
             return made
@@ -64,6 +50,24 @@ def prepare(model: nn.Module, batch: Any, extra: Mapping[str, Any] | None = None
     if problem is not None:
         raise UserError(f"no made-up batch fits the model: pass a batch ({problem})")
     raise UserError("cannot tell what the model reads, it has no embedding and no linear layer: pass a batch")
+
+
+def _first_that_fits(model: nn.Module, ways: list[Any], extra: Mapping[str, Any] | None) -> Any:
+    """Give the first of several spellings of a batch that the model runs on; raises what the first one raised."""
+    problem: UserError | None = None
+    for way in ways:
+        try:
+            _try(model, way, extra)
+            return way
+        except UserError as mistake:
+            problem = problem or mistake
+    assert problem is not None
+    raise problem
+
+
+def _as_one(batch: Any) -> list[Any]:
+    """Spell the batch as the one argument that it may be: a dict as a collator gives it, a tuple of tensors (a graph)."""
+    return [(batch,)] if isinstance(batch, (Mapping, tuple, list)) else []
 
 
 def _plain(model: nn.Module, batch: Any) -> Any:
@@ -143,17 +147,22 @@ def _candidates(model: nn.Module) -> list[Any]:
     return made
 
 
-def _with_required(model: nn.Module, batch: Any) -> Any:
-    """Add what forward demands besides a single tensor: a number of loops by its name, else the same tensor again."""
+def _with_required(model: nn.Module, batch: Any) -> list[Any]:
+    """Add what forward demands besides a single tensor: numbers of loops by name, else the same tensor, else a number."""
     if not isinstance(batch, Tensor):
-        return batch
+        return [batch]
     parameters = list(inspect.signature(model.forward).parameters.values())
     demanded = [
         p.name for p in parameters[1:] if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
     ]
     if not demanded or parameters[0].kind in (parameters[0].VAR_POSITIONAL, parameters[0].POSITIONAL_ONLY):
-        return batch
-    return {parameters[0].name: batch, **{name: LOOPS if LOOP_WORDS.search(name) else batch for name in demanded}}
+        return [batch]
+    first, loops = {parameters[0].name: batch}, {name for name in demanded if LOOP_WORDS.search(name)}
+    numbers = {p.name for p in parameters if p.annotation in (int, "int")} | loops
+    return [
+        {**first, **{name: LOOPS if name in numbers else batch for name in demanded}},
+        {**first, **dict.fromkeys(demanded, LOOPS)},
+    ]
 
 
 def _decoder_tokens(model: nn.Module, tokens: Tensor) -> dict[str, Tensor]:
@@ -180,15 +189,26 @@ def _widths(model: nn.Module) -> list[int]:
 def first_float(output: Any) -> Tensor | None:
     """The main floating-point tensor of a model's output: of tensors, the first of more than a number; a loss last.
 
-    Of a list of one shape, as models give that answer at every visit, the last.
+    Of a list of one shape, or of dicts with the same keys, as models give that answer at every visit, the last.
     """
     from loopscale.probe.tape import tensors_in
 
     if not isinstance(output, (Tensor, list, tuple, Mapping)) and hasattr(output, "__dict__"):
         output = vars(output)
     first = output[0] if isinstance(output, tuple) and output else output
-    if isinstance(first, list) and len({tuple(t.shape) for t in tensors_in(first)}) == 1:
+    if isinstance(output, Mapping):
+        # A dict of lists: the entry that answers, at its last visit.
+        answers = sorted(output.items(), key=lambda item: item[0] not in _ANSWERS)
+        output = {name: value[::-1] if _visits(value) else value for name, value in answers}
+    elif isinstance(first, list) and (_visits(first) or (first and isinstance(first[0], Mapping))):
         output = first[::-1]
     found = [t for t in tensors_in(output) if t.is_floating_point()]
     found = [t for t in found if t.ndim > 0] or found
     return found[0] if found else None
+
+
+def _visits(value: Any) -> bool:
+    """Whether this is a list of answers of one shape, one for each visit."""
+    from loopscale.probe.tape import tensors_in
+
+    return isinstance(value, list) and len({tuple(t.shape) for t in tensors_in(value)}) == 1

@@ -5,15 +5,16 @@ from __future__ import annotations
 import random
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.modules.module import register_module_forward_hook
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from loopscale.probe.batch import call_model
-from loopscale.probe.tape import Key, Stop, Tape
+from loopscale.probe.tape import Key, Site, Stop, Tape
 
 
 def record(
@@ -28,26 +29,34 @@ def record(
     graph: bool = False,
     alias: frozenset[Key] = frozenset(),
     guard: bool = False,
+    like: Tape | None = None,
+    factors: Mapping[Site, tuple[int, float]] | None = None,
+    plain: bool = False,
 ) -> tuple[Tape, Any]:
-    """One forward pass on a tape; gives the tape and the model's output (None after an early stop).
+    """Run one forward pass on a tape; give the tape and the model's output (None after an early stop).
 
-    Only to be called inside `untouched`, which puts the random state back. Attention runs in its plain form, which
-    forward-mode differentiation can follow on every device.
+    Only to be called inside `untouched`, which puts the random state back. Attention runs with the kernel that the model
+    runs with; with `plain` in the form that forward-mode differentiation can follow on every device.
     """
     # The same random numbers in every pass: a random initial state or number of loops must not differ between them.
     torch.manual_seed(0)
     random.seed(0)
-    tape = Tape(model, batch, keep, keep_inputs, replace or {}, stop, graph, alias, guard)
+    tape = Tape(model, batch, keep, keep_inputs, replace or {}, stop, graph, alias, guard, like, factors or {}, plain)
     output = None
-    with torch.set_grad_enabled(graph), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+    attention = sdpa_kernel(SDPBackend.MATH) if plain else nullcontext()
+    with torch.set_grad_enabled(graph), attention, warnings.catch_warnings():
         # The model's own warnings came when the user ran it; those about hooks are about ours.
         warnings.simplefilter("ignore")
-        handle = register_module_forward_hook(tape.after_module)
+        handles = [
+            register_module_forward_pre_hook(tape.before_module),
+            register_module_forward_hook(tape.after_module),
+        ]
         try:
             with tape:
                 output = call_model(model, batch, extra)
         except Stop:
             pass
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
     return tape, output

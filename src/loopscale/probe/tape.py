@@ -6,10 +6,13 @@ parameters as well as modules: a loop is found even where no module is called tw
 
 from __future__ import annotations
 
+import os
+import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,15 +22,38 @@ _TAG = "_loopscale_node"
 # Not id(): a tensor that outlives a tape (a buffer changed in place) must not be taken for one of the next tape.
 _SERIALS = count(1)
 Key = tuple[int, int, tuple[int, ...]]
+# What a pass may note at most: a longer one ends with `TooLong`, before it fills the memory.
+MOST_NODES = 200_000
 
 
 class Stop(Exception):
     """Ends a forward pass early."""
 
 
+class TooLong(Exception):
+    """The pass makes more torch calls than a tape holds."""
+
+
+class Site(NamedTuple):
+    """The place of a call in the code: the module that was running, the file and line of its frame, the operation."""
+
+    module: str
+    file: str
+    line: int
+    op: str
+
+    def __str__(self) -> str:
+        """Spell it as file:line."""
+        return f"{self.file}:{self.line}"
+
+
 @dataclass
 class Node:
-    """One tensor that a torch call made. `params` are the parameters it read, directly or through pure reshaping."""
+    """One tensor that a torch call made. `params` are the parameters it read, directly or through pure reshaping.
+
+    `turn` counts the nodes of one site: site and turn name the same call in every pass, also where the data decide how
+    many calls are made.
+    """
 
     op: str
     parents: tuple[int, ...]
@@ -37,6 +63,9 @@ class Node:
     args: tuple[Any, ...] = ()
     dtype: torch.dtype = torch.float32
     call: int = -1
+    site: Site | None = None
+    turn: int = 0
+    strides: tuple[int, ...] = ()
 
 
 def storage_key(tensor: Tensor) -> Key:
@@ -72,7 +101,10 @@ class Tape(TorchFunctionMode):
 
     `graph=True` keeps values with their autograd history; with `guard` they are safe from later changes in place.
     `aliases[key]` collects one stand-in for each call that reads a parameter of `alias`, to tell its visits apart.
-    Node numbers repeat from pass to pass on the same batch.
+    Numbers of nodes given or kept are those of `like`, a tape of the same model, where there is one: calls are matched by
+    site and turn, so that a pass that makes other calls (routing) is never read at the wrong one. `factors[site]` is
+    (operand, factor): what the call there reads is multiplied first. With `plain` attention runs in the form that
+    forward-mode differentiation follows, its result laid out as in `like`.
     """
 
     model: nn.Module
@@ -84,10 +116,18 @@ class Tape(TorchFunctionMode):
     graph: bool = False
     alias: frozenset[Key] = frozenset()
     guard: bool = False
+    like: Tape | None = None
+    factors: Mapping[Site, tuple[int, float]] = field(default_factory=dict)
+    plain: bool = False
 
     def __post_init__(self) -> None:
         super().__init__()
         self.serial = next(_SERIALS)
+        self.turns: Counter[Site] = Counter()
+        self.sites: dict[Site, Site] = {}
+        self.places: dict[tuple[Site, int], int] = {}
+        self.stack: list[str] = []
+        self.module_names = {id(module): name for name, module in self.model.named_modules()}
         self.nodes: list[Node] = []
         self.values: dict[int, Tensor] = {}
         self.inputs: dict[int, Tensor] = {}
@@ -96,6 +136,7 @@ class Tape(TorchFunctionMode):
         self.call = -1
         self.keys = {id(p): storage_key(p) for p in self.model.parameters()}
         self.names = parameter_names(self.model)
+        self.buffers = {id(buffer): name for name, buffer in self.model.named_buffers()}
         self.given: dict[int, int] = {}
         self._roots = list(tensors_in(self.batch))
         for tensor in self._roots:
@@ -105,9 +146,14 @@ class Tape(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one torch call and note it."""
         kwargs = kwargs or {}
+        name = getattr(func, "__name__", str(func))
+        self.site = self._site(name)
+        if self.factors and self.site in self.factors:
+            args = self._scaled(args, *self.factors[self.site])
         given = self._stand_in((args, kwargs)) if self.alias else (args, kwargs)
         out = func(*given[0], **given[1])
-        name = getattr(func, "__name__", str(func))
+        if self.plain and name == "scaled_dot_product_attention" and isinstance(out, Tensor):
+            out = self._laid_out(out)
         if name == "__setitem__" and isinstance(args[0], Tensor):
             self._note(name, args, kwargs, args[0])
             self._write(*args)
@@ -133,14 +179,15 @@ class Tape(TorchFunctionMode):
             if isinstance(tensor, nn.Parameter) or (not inplace and any(tensor is source for source in sources)):
                 continue
             index = self._add(name, parents, tensor, data, params, self._spell(args, kwargs))
-            replaced = self._handed_on(index, tensor, inplace)
+            known = self._known(index)
+            replaced = self._handed_on(known, tensor, inplace)
             setattr(replaced, _TAG, (self.serial, index))
-            if index in self.keep_inputs and sources:
+            if known in self.keep_inputs and sources:
                 read = next((t for t in sources if self.node_of(t) is not None), sources[0])
-                self.inputs[index] = read.detach().clone() if self.guard else read if self.graph else read.detach()
+                self.inputs[known] = read.detach().clone() if self.guard else read if self.graph else read.detach()
             if replaced is not tensor:
                 new[id(tensor)] = replaced
-            if index == self.stop:
+            if known == self.stop:
                 raise Stop
         if not new:
             return out
@@ -197,12 +244,63 @@ class Tape(TorchFunctionMode):
             hidden = self.node_of(tensor) is None and not isinstance(tensor, nn.Parameter)
             if hidden and tensor.is_floating_point() and not any(tensor is given for given in tensors_in(args)):
                 parents, params, data = self._sources([*tensors_in(args), *module.parameters()])
+                self.site = self._kept(Site(self.module_names.get(id(module), ""), "", 0, "opaque"))
                 index = self._add("opaque", parents, tensor, data, params, ())
+                known = self._known(index)
                 setattr(tensor, _TAG, (self.serial, index))
-                if index in self.keep:
-                    self.values[index] = tensor if self.graph else tensor.detach().clone()
-                if index == self.stop:
+                if known in self.keep:
+                    self.values[known] = tensor if self.graph else tensor.detach().clone()
+                if known == self.stop:
                     raise Stop
+        self._left(module)
+
+    def before_module(self, module: nn.Module, _args: Any) -> None:
+        """Note which module is running, for the sites of the calls within it."""
+        self.stack.append(self.module_names.get(id(module), self.stack[-1] if self.stack else ""))
+
+    def _left(self, module: nn.Module) -> None:
+        if self.stack:
+            self.stack.pop()
+
+    def _site(self, op: str) -> Site:
+        frame: Any = sys._getframe(2)
+        while frame is not None and _hidden(frame.f_code.co_filename):
+            frame = frame.f_back
+        file, line = (frame.f_code.co_filename, frame.f_lineno) if frame is not None else ("", 0)
+        return self._kept(Site(self.stack[-1] if self.stack else "", file, line, op))
+
+    def _kept(self, site: Site) -> Site:
+        return self.sites.setdefault(site, site)
+
+    def _known(self, index: int) -> int:
+        """The number of this node on the tape that numbers are given by; -1 when that tape has no such call."""
+        if self.like is None:
+            return index
+        node = self.nodes[index]
+        if node.site is None:
+            return index
+        return self.like.places.get((node.site, node.turn), -1)
+
+    def _scaled(self, args: tuple[Any, ...], operand: int, factor: float) -> tuple[Any, ...]:
+        """Multiply one operand of a call; an in-place call whose own tensor is meant keeps that tensor."""
+        value = args[operand] if operand < len(args) else None
+        if isinstance(value, Tensor):
+            scaled: Any = value * factor if factor else torch.zeros_like(value)
+            if self.node_of(value) is not None:
+                setattr(scaled, _TAG, (self.serial, self.node_of(value)))
+        elif isinstance(value, float):
+            scaled = value * factor
+        else:
+            return args
+        return (*args[:operand], scaled, *args[operand + 1 :])
+
+    def _laid_out(self, out: Tensor) -> Tensor:
+        """Give the result of plain attention the strides that the model's own kernel gives."""
+        place = self.like.places.get((self.site, self.turns[self.site])) if self.like is not None else None
+        strides = self.like.nodes[place].strides if self.like is not None and place is not None else ()
+        if out.ndim != 4 or not strides or strides == out.stride():
+            return out
+        return out.transpose(1, 2).contiguous().transpose(1, 2)
 
     def node_of(self, tensor: Tensor) -> int | None:
         """The node of a tensor made on this tape, or given in the batch."""
@@ -231,12 +329,14 @@ class Tape(TorchFunctionMode):
         return tuple(self._word(item) for item in (*args, *kwargs.values()))
 
     def _word(self, item: Any) -> Any:
-        """How an argument is noted: a node as ("node", i), a parameter by its key, a constant by size, a number as is."""
+        """How an argument is noted: a node as ("node", i), a parameter by its key, a constant by size and name."""
         if isinstance(item, Tensor):
             index = self.node_of(item)
             if index is not None:
                 return ("node", index)
-            return ("param", self.keys[id(item)]) if id(item) in self.keys else ("constant", tuple(item.shape))
+            if id(item) in self.keys:
+                return ("param", self.keys[id(item)])
+            return ("constant", tuple(item.shape), self.buffers.get(id(item), ""))
         if isinstance(item, (list, tuple)) and len(item) < 9:
             return tuple(self._word(part) for part in item)
         return item if isinstance(item, (bool, int, float, str)) else type(item).__name__
@@ -244,8 +344,33 @@ class Tape(TorchFunctionMode):
     def _add(
         self, op: str, parents: tuple[int, ...], made: Tensor, data: bool, params: frozenset[Key], args: Any
     ) -> int:
-        self.nodes.append(Node(op, parents, tuple(made.shape), data, params, args, made.dtype, self.call))
-        return len(self.nodes) - 1
+        index = len(self.nodes)
+        if index >= MOST_NODES:
+            raise TooLong
+        site, turn = (None, 0) if op == "input" else (self.site, self.turns[self.site])
+        strides = made.stride() if op == "scaled_dot_product_attention" else ()
+        self.nodes.append(
+            Node(op, parents, tuple(made.shape), data, params, args, made.dtype, self.call, site, turn, strides)
+        )
+        if site is not None:
+            self.places[site, turn] = index
+            self.turns[site] += 1
+        return index
+
+
+_TORCH = os.path.dirname(torch.__file__) + os.sep
+_SHOWN = os.path.join(_TORCH, "nn", "modules") + os.sep
+_HERE = os.path.dirname(__file__) + os.sep
+_HIDDEN: dict[str, bool] = {}
+
+
+def _hidden(file: str) -> bool:
+    """Whether a frame of this file only passes a call on: torch itself but its layers, and this package."""
+    known = _HIDDEN.get(file)
+    if known is None:
+        layer = file.startswith(_SHOWN) and not file.endswith(("module.py", "container.py"))
+        known = _HIDDEN[file] = file.startswith((_TORCH, _HERE, "<")) and not layer
+    return known
 
 
 def _in_place(name: str) -> bool:
