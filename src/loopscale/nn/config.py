@@ -107,7 +107,7 @@ class ModelConfig:
         return get_rule(self.rule).norm if self.norm is None else self.norm
 
     def paced_loops(self, loops: int, scale: str | None = None) -> int:
-        """The N whose eps is used: the call's under "rescale", the configured one under "freeze" (default: `scale`).
+        """Give the N whose eps is used: the call's under "rescale", the configured one under "freeze" (default: `scale`).
 
         Raises `UserError` when loops < 1 or the scale is another word.
         """

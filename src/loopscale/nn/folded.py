@@ -1,4 +1,4 @@
-"""Attention for a stack of models under `torch.vmap`: K is folded into the batch, so one fused kernel serves all.
+"""Attention for models trained together under `torch.vmap`: K is folded into the batch, so one fused kernel serves all.
 
 Shapes: K models, B sequences, H heads, T positions, E head_dim.
 """
@@ -45,7 +45,7 @@ def folded_attention(
     is_causal: bool = False,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """`scaled_dot_product_attention` of a model that is one of K in a stack.
+    """`scaled_dot_product_attention` of one of K models that are trained together.
 
     torch has no batching rule for its CPU kernel (it would loop over K, and warn), and this is the same on a GPU.
     """

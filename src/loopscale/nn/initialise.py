@@ -61,7 +61,7 @@ def _normal(weight: nn.Parameter, std: float, generator: torch.Generator) -> Non
 
 
 def role_of(name: str, ndim: int) -> Role:
-    """The role of a parameter of the house model; raises `UserError` for a name that has none."""
+    """Give the role of a parameter of the house model; raises `UserError` for a name that has none."""
     if name.startswith("embedding.") or name == "core.visit_embedding":
         return Role.EMBEDDING
     if name.startswith("readout."):

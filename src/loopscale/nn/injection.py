@@ -33,7 +33,7 @@ class NoInjection:
     kind: str = "none"
 
     def build(self, width: int) -> nn.Module | None:
-        """Nothing to build."""
+        """Build nothing."""
         return None
 
 
@@ -51,7 +51,7 @@ class AdditiveInjection:
         number("injection.amount", self.amount, 0)
 
     def build(self, width: int) -> nn.Module | None:
-        """The module, without parameters."""
+        """Build the module, which has no parameters."""
         return Additive(self.amount)
 
 
@@ -62,7 +62,7 @@ class LinearInjection:
     kind: str = "linear"
 
     def build(self, width: int) -> nn.Module | None:
-        """The module, for a stream of `width`."""
+        """Build the module for a stream of `width`."""
         return Linear(width)
 
 
@@ -80,7 +80,7 @@ class DiagonalInjection:
         number("injection.decay", self.decay, 0.02, 10)
 
     def build(self, width: int) -> nn.Module | None:
-        """The module, for a stream of `width`."""
+        """Build the module for a stream of `width`."""
         return Diagonal(width, self.decay)
 
 
@@ -96,11 +96,11 @@ class Additive(nn.Module):
         self.amount = amount
 
     def source(self, entry: Tensor) -> Tensor:
-        """What does not change over visits."""
+        """Compute what does not change over visits."""
         return entry if self.amount == 1 else self.amount * entry
 
     def forward(self, x: Tensor, source: Tensor, step: Scale) -> Tensor:
-        """One injection; `source` from the method of that name."""
+        """Inject once; `source` comes from the method of that name."""
         return add_scaled(x, step, source)
 
 
@@ -113,12 +113,12 @@ class Linear(nn.Module):
         self.entry = nn.Linear(width, width, bias=False)
 
     def source(self, entry: Tensor) -> Tensor:
-        """What does not change over visits."""
+        """Compute what does not change over visits."""
         fixed: Tensor = self.entry(entry)
         return fixed
 
     def forward(self, x: Tensor, source: Tensor, step: Scale) -> Tensor:
-        """One injection; `source` from the method of that name."""
+        """Inject once; `source` comes from the method of that name."""
         return add_scaled(x, step, self.stream(x) + source)
 
 
@@ -134,13 +134,13 @@ class Diagonal(nn.Module):
         self.drive = nn.Parameter(torch.full((width,), float(decay)))
 
     def decay(self) -> Tensor:
-        """A, [D], positive."""
+        """Give A, [D], positive."""
         return self.FLOOR + F.softplus(self.raw_decay)
 
     def source(self, entry: Tensor) -> Tensor:
-        """What does not change over visits."""
+        """Compute what does not change over visits."""
         return self.drive * entry
 
     def forward(self, x: Tensor, source: Tensor, step: Scale) -> Tensor:
-        """One injection; `source` from the method of that name."""
+        """Inject once; `source` comes from the method of that name."""
         return add_scaled(torch.exp(-step * self.decay()) * x, step, source)

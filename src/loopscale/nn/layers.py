@@ -24,7 +24,7 @@ class RMSNorm(nn.Module):
         self.size = (size,)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any shape with `size` last; keeps the dtype."""
+        """Normalise any shape with `size` last; the dtype stays."""
         if x.is_cuda:
             return F.rms_norm(x, self.size, self.weight, eps=1e-6)
         # On CPUs F.rms_norm is not fused; forward and backward of this take 0.79 of its time (d = 256, fp32).
@@ -52,7 +52,7 @@ class Attention(nn.Module):
         self.attend: Callable[..., Tensor] = F.scaled_dot_product_attention  # a stack of models puts another here
 
     def forward(self, x_BTD: Tensor, rotation: Tensor, slot: Slot | None = None) -> Tensor:
-        """`rotation` [2, T, E/2] from `rotary`; queries and keys (G = H + K heads) are rotated at once.
+        """Mix values by attention; `rotation` is [2, T, E/2] from `rotary`, for queries and keys at once (G = H + K heads).
 
         `slot`: keys and values of earlier tokens, and a mask over them; without it attention is causal over the call.
         """
@@ -86,18 +86,18 @@ class SwiGLU(nn.Module):
         self.down = nn.Linear(config.mlp_width, config.width, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        """The hidden width F is `config.mlp_width`."""
+        """Compute the MLP; its hidden width F is `config.mlp_width`."""
         down_BTD: Tensor = self.down(F.silu(self.gate(x_BTD)) * self.up(x_BTD))
         return down_BTD
 
 
 def rotary(length: int, head_dim: int, device: torch.device) -> Tensor:
-    """Angles as complex-free pairs: [2, T, E/2], cosine and sine of position * 10000^(-2i/E)."""
+    """Give angles as complex-free pairs: [2, T, E/2], cosine and sine of position * 10000^(-2i/E)."""
     return rotary_at(torch.arange(length, device=device), head_dim)
 
 
 def rotary_at(positions: Tensor, head_dim: int) -> Tensor:
-    """As `rotary`, for positions of any shape: [2, ..., E/2]."""
+    """Give the angles of `rotary` for positions of any shape: [2, ..., E/2]."""
     pairs = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32)
     angle = positions.float()[..., None] * 10000.0 ** -(pairs / head_dim)
     return torch.stack((angle.cos(), angle.sin()))

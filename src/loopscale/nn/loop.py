@@ -65,13 +65,13 @@ class Loop(nn.Module):
         return Depth(self.loops, self.layers)
 
     def depth_at(self, loops: int) -> Depth:
-        """N and L of the branches at this many loops, the loops around this one included."""
+        """Give N and L of the branches at this many loops, the loops around this one included."""
         Depth(loops, self.layers)
         outer, layers = self.around or (1, self.layers)
         return Depth(loops * outer, layers)
 
     def residual_scale(self, loops: int) -> float:
-        """eps for this many loops."""
+        """Give eps for this many loops."""
         return self.rule.residual_scale(self.depth_at(loops), self.strength, self.base_layers).value
 
     def forward(self, stream: Tensor, *args: Any, loops: int | None = None, **kwargs: Any) -> Any:
@@ -96,7 +96,10 @@ class Loop(nn.Module):
 
 
 def _visit(stack: nn.Module, carried: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, tuple[Any, ...]]:
-    """What the stack returns, and what its next visit is given. A plain Sequential takes one argument: open it then."""
+    """Visit the stack once; give its result and the arguments of its next visit.
+
+    A plain Sequential takes one argument, so with more of them its blocks are called one by one.
+    """
     opened = isinstance(stack, nn.ModuleList) or (type(stack) is nn.Sequential and (len(carried) > 1 or kwargs))
     result: Any = None
     for block in stack.children() if opened else [stack]:
@@ -122,7 +125,7 @@ def _carry(block: nn.Module, result: Any, carried: tuple[Any, ...]) -> tuple[Any
 
 
 def _parts(module: nn.Module) -> Iterator[HoldsScale | Loop]:
-    """The scaled branches and inner loops below a module; an inner loop sets what is inside it."""
+    """Yield the scaled branches and inner loops below a module; an inner loop sets what is inside it."""
     if isinstance(module, Loop):
         yield module
         return

@@ -18,12 +18,12 @@ Sharing = Callable[[str, int, int], Hashable]
 
 
 def per_visit(part: str, visit: int, layer: int) -> Hashable:
-    """A slot for every visit of every layer: exact, N times the memory of one visit."""
+    """Give a slot to every visit of every layer: exact, N times the memory of one visit."""
     return part, visit, layer
 
 
 def last_visit(part: str, visit: int, layer: int) -> Hashable:
-    """One slot a layer, holding the last visit's: every visit looks back at that. An approximation, 1/N of the memory."""
+    """Give one slot to each layer, which holds the last visit's: an approximation with 1/N of the memory."""
     return part, layer
 
 
@@ -62,7 +62,7 @@ class KeyValueCache:
         self._slots: dict[Hashable, tuple[Tensor, Tensor]] = {}
 
     def begin(self, loops: int) -> None:
-        """Raises `UserError` when the loops change while tokens are held."""
+        """Begin a call; raise `UserError` when the loops change while tokens are held."""
         self.length = next((keys.shape[-2] for keys, _ in self._slots.values()), 0)
         check_loops(self.length, self.loops, loops)
         self.loops = loops
@@ -104,7 +104,7 @@ class Past:
     places: Tensor | None = None
 
     def positions(self, count: int, device: torch.device) -> Tensor:
-        """Of the tokens of this call: [T], or [B, 1, T] (for all heads) when padding shifts them."""
+        """Give the positions of the tokens of this call: [T], or [B, 1, T] (for all heads) when padding shifts them."""
         if self.places is not None:
             return self.places[:, None, -count:]
         if self.padding is None:
@@ -113,7 +113,7 @@ class Past:
         return (self.padding.long().cumsum(-1) - 1).clamp(min=0)[:, None, -count:]
 
     def mask(self, count: int, device: torch.device) -> Tensor | None:
-        """True where a query may look, [T, S] or [B, 1, T, S]; None is plain causal attention, or one token seeing all.
+        """Give True where a query may look, [T, S] or [B, 1, T, S]; None: plain causal attention, or one token seeing all.
 
         A padded position sees itself: a softmax over nothing is not a number.
         """
@@ -131,7 +131,7 @@ class Past:
         return causal & self.padding.bool()[:, None, None, :] | itself
 
     def _packed(self, count: int) -> Tensor | None:
-        """Where places start anew, another text begins: the number of each token's text [B, T], None when there is one."""
+        """Give the number of each token's text [B, T], or None for one text; a text begins where the places start anew."""
         if self.places is None or count == 1:
             return None
         begins = self.places.diff(dim=-1) != 1
@@ -163,7 +163,7 @@ class Slot(NamedTuple):
     layer: int
 
     def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Cache.extend`."""
+        """Do what `Cache.extend` says, where there is a cache."""
         cache = self.sight.cache
         return (keys, values) if cache is None else cache.extend(self.part, self.visit, self.layer, keys, values)
 
@@ -175,5 +175,5 @@ class Place(NamedTuple):
     sight: Sight | None = None
 
     def slot(self, part: str, visit: int, layer: int) -> Slot | None:
-        """The slot of a layer of `part` ("prelude", "core", "coda") at a visit; None where there is nothing to see."""
+        """Give the slot of a layer of `part` ("prelude", "core", "coda") at a visit; None where there is nothing to see."""
         return None if self.sight is None else Slot(self.sight, part, visit, layer)

@@ -14,7 +14,7 @@ Scale = float | Tensor
 
 
 def add_scaled(x: Tensor, scale: Scale, update: Tensor) -> Tensor:
-    """`x + scale * update`, in one pass over memory where both have one dtype; the result has the dtype of `x`."""
+    """Give `x + scale * update`, in one pass over memory where both have one dtype; the result has the dtype of `x`."""
     if update.dtype != x.dtype:
         return x + scale * update
     if isinstance(scale, Tensor):  # rounds once, as below: a member of a stack gets the sum that it gets alone
@@ -65,7 +65,7 @@ class ScaledUpdate(HoldsScale):
     """
 
     def forward(self, update: Tensor) -> Tensor:
-        """Any shape; keeps the dtype."""
+        """Scale an update of any shape; the dtype stays."""
         return self.scale * update
 
 
@@ -90,7 +90,7 @@ class ScaledResidual(HoldsScale):
         self.norm = norm
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """`x` of any shape, in the stream's dtype; extra arguments go to the branch."""
+        """Add the scaled branch to `x` of any shape, in the stream's dtype; extra arguments go to the branch."""
         result = self.branch(x if self.norm is None else self.norm(x), *args, **kwargs)
         update, rest = split_update(self.branch, result, x)
         added = (x + self.scale * update).to(x.dtype)
@@ -116,14 +116,14 @@ class PostNormResidual(HoldsScale):
         self.norm = norm
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """`x` of any shape; extra arguments go to the branch."""
+        """Add the branch to `x` of any shape, then norm; extra arguments go to the branch."""
         update, rest = split_update(self.branch, self.branch(x, *args, **kwargs), x)
         normed = self.norm(self.skip * x + self.scale * update).to(x.dtype)
         return (normed, *rest) if rest else normed
 
 
 def split_update(branch: Any, result: Any, x: Tensor) -> tuple[Tensor, tuple[Any, ...]]:
-    """The tensor to add to the stream, and what the branch returned behind it. Raises `UserError` when it does not fit."""
+    """Split a branch's result into the update and what follows it; raise `UserError` when the update does not fit."""
     update, rest = (result[0], tuple(result[1:])) if isinstance(result, (tuple, list)) and result else (result, ())
     name = getattr(branch, "__name__", type(branch).__name__)
     if not isinstance(update, Tensor):

@@ -71,7 +71,7 @@ class PreNormBlock(Block):
     """The stream is never normed: the paper's setting."""
 
     def forward(self, x: Tensor, rotation: Tensor, scale: Scale, skip: Scale, slot: Slot | None = None) -> Tensor:
-        """`scale` is eps; `skip` is 1 and unused."""
+        """Run the layer; `scale` is eps, `skip` is 1 and unused."""
         # x = x + scale * branch(norm(x)), in one pass over memory
         x = add_scaled(x, scale, self.attention(self.attention_norm(x), rotation, slot))
         return add_scaled(x, scale, self.mlp(self.mlp_norm(x)))
@@ -85,7 +85,7 @@ class SandwichBlock(Block):
         self.attention_after, self.mlp_after = RMSNorm(config.width), RMSNorm(config.width)
 
     def forward(self, x: Tensor, rotation: Tensor, scale: Scale, skip: Scale, slot: Slot | None = None) -> Tensor:
-        """`scale` is eps; `skip` is 1 and unused."""
+        """Run the layer; `scale` is eps, `skip` is 1 and unused."""
         # x = x + scale * norm'(branch(norm(x))), in one pass over memory
         x = add_scaled(x, scale, self.attention_after(self.attention(self.attention_norm(x), rotation, slot)))
         return add_scaled(x, scale, self.mlp_after(self.mlp(self.mlp_norm(x))))
@@ -95,7 +95,7 @@ class PostNormBlock(Block):
     """The stream is normed at every step, so eps governs the size of updates only."""
 
     def forward(self, x: Tensor, rotation: Tensor, scale: Scale, skip: Scale, slot: Slot | None = None) -> Tensor:
-        """`scale` is eps, `skip` is alpha of the Post-LN rules."""
+        """Run the layer; `scale` is eps, `skip` is alpha of the Post-LN rules."""
         x = self.attention_norm(skip * x + scale * self.attention(x, rotation, slot))
         normed: Tensor = self.mlp_norm(skip * x + scale * self.mlp(x))
         return normed
@@ -154,7 +154,7 @@ class LoopedCore(nn.Module):
         kept: list[Tensor] | None = None,
         exit_below: float | None = None,
     ) -> Tensor:
-        """The stream after `loops` visits; `kept` gets the stream after each visit (and nothing is recomputed then)."""
+        """Visit the blocks `loops` times; `kept` gets the stream after each visit (and nothing is recomputed then)."""
         if self.order in ORDERS or self.gradient_visits or self.recompute.every or exit_below is not None:
             return visit_by_options(self, x_BTD, place, pace, loops, kept=kept, exit_below=exit_below)
         x, source = x_BTD, self.source(x_BTD)
@@ -167,11 +167,11 @@ class LoopedCore(nn.Module):
         return x
 
     def source(self, entry: Tensor) -> Tensor | None:
-        """What an injection adds at every visit, computed once."""
+        """Compute what an injection adds at every visit, once."""
         return None if self.injection is None else self.injection.source(entry)
 
     def enter(self, x: Tensor, source: Tensor | None, visit: int, steps: int) -> Tensor:
-        """What comes before the layers in a visit: the injection and the visit's own vector, in steps of unit time."""
+        """Add what comes before the layers in a visit: the injection and the visit's own vector, in steps of unit time."""
         if self.injection is not None:
             x = self.injection(x, source, 1 / steps)
         if self.visit_embedding is not None:
@@ -180,7 +180,7 @@ class LoopedCore(nn.Module):
         return x
 
     def step(self, block: nn.Module, x: Tensor, place: Place, pace: Pace, at: tuple[str, int, int]) -> Tensor:
-        """One block at one visit. With a slot it is not compiled: a cache grows at every call."""
+        """Run one block at one visit. With a slot it is not compiled: a cache grows at every call."""
         slot = place.slot(*at)
         return (self.body if slot is None else run_block)(block, x, place.rotation, pace.scale, pace.skip, slot)
 
@@ -253,7 +253,7 @@ class LoopedTransformer(nn.Module):
         return Width(self.config.width, self.config.base_width)
 
     def residual_scale(self, loops: int) -> float:
-        """eps of the core at this many loops; `loops=1` gives that of prelude and coda."""
+        """Give eps of the core at this many loops; `loops=1` gives that of prelude and coda."""
         depth = Depth(loops, self.config.layers)
         return self.rule.residual_scale(depth, self.config.strength, self.config.base_layers).value
 
@@ -265,7 +265,7 @@ class LoopedTransformer(nn.Module):
         loss_rows: int = 256,
         **options: Unpack[Options],
     ) -> Tensor:
-        """Logits [B, T, V]; with `targets_BT` [B, T] the mean cross entropy [], `loss_rows` positions at a time.
+        """Compute logits [B, T, V]; with `targets_BT` [B, T] the mean cross entropy [], `loss_rows` positions at a time.
 
         Raises `UserError` when loops < 1, the scale is another word, or an early exit is asked for with a cache.
         """
@@ -277,11 +277,11 @@ class LoopedTransformer(nn.Module):
     def run(
         self, tokens_BT: Tensor, loops: int | None = None, keep: bool = False, **options: Unpack[Options]
     ) -> list[Tensor]:
-        """The stream [B, T, D] at the end; with `keep`, also at entry to the core and after each visit."""
+        """Give the stream [B, T, D] at the end; with `keep`, also at entry to the core and after each visit."""
         return self.flow(self.embedding(tokens_BT), loops, keep, **options)
 
     def flow(self, x: Tensor, loops: int | None = None, keep: bool = False, **options: Unpack[Options]) -> list[Tensor]:
-        """As `run`, from embedded tokens [B, T, D]."""
+        """Do what `run` does, from embedded tokens [B, T, D]."""
         visits = self.config.loops if loops is None else loops
         past, exit_below = options.get("past"), options.get("exit_below")
         outside, pace = options.get("paces") or self.paces(visits, options.get("scale"))
@@ -307,7 +307,7 @@ class LoopedTransformer(nn.Module):
         return Place(rotation, Sight(past.cache, past.mask(T, x_BTD.device)))
 
     def paces(self, loops: int, scale: str | None = None) -> Paces:
-        """The numbers of prelude and coda, which are visited once, and those of the core, at this many loops."""
+        """Give the numbers of prelude and coda, which are visited once, and of the core, at this many loops."""
         once, core = self._pace(1), self._pace(self.config.paced_loops(loops, scale))
         # Post-LN: the skip scale of the whole network counts outside the core too.
         return Pace(once.scale, core.skip), core
@@ -317,16 +317,16 @@ class LoopedTransformer(nn.Module):
         return Pace(self._number(self.residual_scale(loops)), self._number(skip), loops)
 
     def _number(self, value: float) -> Scale:
-        """A compiled body gets numbers as tensors, so that another N is no other graph."""
+        """Give a compiled body its numbers as tensors, so that one graph serves every N."""
         return torch.tensor(value, device=self.embedding.weight.device) if self.core.compiled else value
 
     def read(self, x_BTD: Tensor) -> Tensor:
-        """Final norm and readout."""
+        """Apply final norm and readout."""
         logits_BTV = F.linear(self.final_norm(x_BTD), self._readout)
         return logits_BTV if self._multiplier == 1 else logits_BTV * self._multiplier
 
     def _final(self, x_BTD: Tensor) -> Tensor:
-        """What the readout's matrix is applied to, the multiplier of the logits in it."""
+        """Give the input of the readout's matrix, which includes the multiplier of the logits."""
         normed: Tensor = self.final_norm(x_BTD)
         return normed if self._multiplier == 1 else normed * self._multiplier
 
@@ -340,10 +340,10 @@ class LoopedTransformer(nn.Module):
 
     @torch.no_grad()
     def visit_rms(self, tokens_BT: Tensor, loops: int | None = None) -> list[float]:
-        """RMS of the stream at entry to the core and after each visit: loops + 1 numbers (stack-wise order)."""
+        """Measure the RMS of the stream at entry to the core and after each visit: loops + 1 numbers (stack-wise order)."""
         streams = self.run(tokens_BT, loops, keep=True)[:-1]
         return [float(x.float().square().mean().sqrt()) for x in streams]
 
     def roles(self) -> dict[str, Role]:
-        """The role of every parameter, by name."""
+        """Give the role of every parameter by name."""
         return {name: role_of(name, parameter.ndim) for name, parameter in self.named_parameters()}
