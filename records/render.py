@@ -58,11 +58,13 @@ def documents() -> dict[str, dict[str, Callable[[], str]]]:
     import adapt_tables
     import block_tables
     import performance_tables
+    import schema_tables
     import tune_tables
 
     return {
         "README.md": {"study": lambda: study(load("transfer_laptop")), "benchmarks": benchmarks},
         "docs/adapt.md": adapt_tables.BLOCKS,
+        "docs/architecture.md": schema_tables.BLOCKS,
         "docs/blocks.md": block_tables.BLOCKS,
         "docs/performance.md": performance_tables.BLOCKS,
         "docs/tuning.md": tune_tables.BLOCKS,
