@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import ModuleType
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class UserError(ValueError):
@@ -36,3 +40,15 @@ def require(module: str, extra: str) -> ModuleType:
         raise MissingExtraError(
             f"this needs {module!r}, which is not installed: pip install 'loopscale[{extra}]'"
         ) from cause
+
+
+def settings(kind: type[T], given: Mapping[str, Any], where: str) -> T:
+    """Make a dataclass of a call's keywords.
+
+    Raises `UserError` naming the nearest keyword for one that the dataclass does not have.
+    """
+    known = [one.name for one in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    for name in given:
+        if name not in known:
+            raise UserError(f"{where} has no keyword {name!r}: {nearest(name, known)}")
+    return kind(**given)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from adapt_architectures import MODELS, batch_for, make
+from adapt_architectures import MODELS, VISITS, batch_for, make
 from torch import nn
 
 from loopscale import attach, detach
@@ -34,7 +34,8 @@ def examine(name: str, backend: str) -> dict[str, Any]:
     state, before = copy.deepcopy(model.state_dict()), output(model, batch)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        handle = attach(model, loops=1, layers=2, base_layers=2, rule="looped")
+        visits = VISITS.get(name, 1)
+        handle = attach(model, loops=visits, strength=visits, layers=2, base_layers=2, rule="looped")
         row = {"architecture": name, "class": type(model).__name__, "branches": len(handle.branches)}
         row |= {"found_by": handle.found_by, "post_norm": handle.post_norm}
         row["trace_agrees"] = traced == [branch.name for branch in handle.branches]

@@ -12,6 +12,7 @@ from torch import nn
 
 import loopscale as ls
 from loopscale import UserError, attach, attachment, detach
+from loopscale.adapt.branch_hook import hook_of
 
 
 def names(model):
@@ -94,9 +95,12 @@ def test_it_survives_assign_and_meta():
 
 def test_it_lowers_to_bfloat16_without_losing_the_scale():
     model = llama()
-    handle = attach(model, loops=3)
+    attach(model, loops=3)
     model.bfloat16()
-    assert handle.scales.core.dtype == torch.float32 and model(tokens()).logits.dtype == torch.bfloat16
+    assert (
+        hook_of(model.model.layers[0].mlp).scale.dtype == torch.float32
+        and model(tokens()).logits.dtype == torch.bfloat16
+    )
 
 
 @pytest.mark.parametrize("make", [llama, gpt2])
@@ -126,10 +130,8 @@ def test_layers_visited_once_get_no_n():
     model = llama(4)
     handle = attach(model, loops=8, once=["model.layers.0", "model.layers.3"])
     assert handle.layers == 2
-    scales = [layer.mlp._forward_hooks[next(iter(layer.mlp._forward_hooks))] for layer in model.model.layers]
-    assert [hook.once for hook in scales] == [True, False, False, True]
-    assert float(handle.scales.once) == pytest.approx(2**-0.5)
-    assert float(handle.scales.core) == pytest.approx(2**-0.5 / 8)
+    scales = [float(hook_of(layer.mlp).scale) for layer in model.model.layers]
+    assert scales == pytest.approx([2**-0.5, 2**-0.5 / 8, 2**-0.5 / 8, 2**-0.5])
 
 
 def test_post_norm_takes_the_skip_scale_and_a_pre_norm_rule_is_told():
@@ -329,7 +331,9 @@ def test_other_precisions_are_verified_too(dtype):
     model = llama().to(dtype).train()
     handle = attach(model, loops=4)
     assert "verified: bit-identical" in handle.verified and model.training and model.config.use_cache is True
-    assert handle.scales.core.dtype == (torch.float64 if dtype is torch.float64 else torch.float32)
+    assert hook_of(model.model.layers[0].mlp).scale.dtype == (
+        torch.float64 if dtype is torch.float64 else torch.float32
+    )
 
 
 class Mlp(nn.Module):

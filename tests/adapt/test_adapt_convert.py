@@ -366,3 +366,46 @@ def test_layers_that_change_the_stream_are_refused_in_a_sentence():
     with pytest.raises(UserError, match="keep the shape of the stream"):
         convert(model, 0, 2, loops=3, batch=x)
     assert torch.equal(model(x), before) and type(model.layers[0]) is nn.Linear
+
+
+@pytest.mark.parametrize("kind", ["T5", "BART"])
+@pytest.mark.parametrize("side", ["encoder", "decoder"])
+def test_tying_one_side_of_an_encoder_decoder_saves_this_very_network(kind, side, tmp_path):
+    import transformers as tf
+
+    torch.manual_seed(0)
+    common = dict(vocab_size=64, d_model=32, decoder_start_token_id=0, pad_token_id=0)
+    if kind == "T5":
+        config = tf.T5Config(d_kv=16, d_ff=48, num_layers=3, num_decoder_layers=3, num_heads=2, **common)
+        model, stack = tf.T5ForConditionalGeneration(config).eval(), f"{side}.block"
+    else:
+        sizes = {f"{one}_{what}": n for one in ("encoder", "decoder") for what, n in (("layers", 3), ("ffn_dim", 48))}
+        heads = dict(encoder_attention_heads=2, decoder_attention_heads=2, max_position_embeddings=32)
+        model = tf.BartForConditionalGeneration(tf.BartConfig(**sizes, **heads, **common)).eval()
+        stack = f"model.{side}.layers"
+    batch = dict(input_ids=X, decoder_input_ids=X, use_cache=False)
+    before, config = model(**batch).logits, model.config.to_dict()
+    handle = convert(model, 1, 3, loops=2, layers=1, stack=stack)
+    expected = model(**batch).logits
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path).eval()
+    with pytest.raises(UserError, match=r"call loopscale\.restore\(model\)"):
+        ls.param_groups(again, lr=0.1)
+    restore(again)
+    assert torch.equal(again(**batch).logits, expected)
+    handle.detach()
+    assert torch.equal(model(**batch).logits, before) and model.config.to_dict() == config
+
+
+def test_a_pair_of_layers_names_the_core_and_even_steps_start_at_full_strength():
+    model = llama(4)
+    handle = convert(model, layers=(1, 2), loops=4, steps="even")
+    assert (handle.record()["start"], handle.record()["stop"], handle.strength) == (1, 3, 1.0)
+    assert "eps 0.25 = strength 1 x 0.25 (L / base_layers = 2 / 2)" in str(handle)
+    handle.set_loops(8)
+    assert "are visited N = 8 times" in str(handle) and "eps 0.125" in str(handle) and "4" not in handle.verified
+    handle.detach()
+    assert convert(model, 1, 3, loops=4).strength == 0.1
+    for wrong in (dict(layers=(1, 2), start=1), dict(loops=4), dict(layers=(1, 2, 3)), dict(layers=(2, 9))):
+        with pytest.raises(UserError, match=r"layers|range"):
+            convert(llama(4), **{"loops": 4, **wrong})

@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 import torch
-from adapt_architectures import MODELS, batch_for, make
+from adapt_architectures import MODELS, VISITS, batch_for, make
 from adapt_models import llama, tokens
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -27,13 +27,13 @@ def exact(model, state):
     return all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
-def attached(name, loops=3):
+def attached(name):
     model, more = make(name), {}
     if hasattr(model.config, "use_cache"):
         more = {"use_cache": False}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        attach(model, loops=loops)
+        attach(model, loops=VISITS.get(name, 3))
     return model, {**batch_for(model), **more}
 
 

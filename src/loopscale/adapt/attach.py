@@ -4,86 +4,94 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
-from loopscale.adapt.find import Branch, by_convention, by_glob, marked_once
-from loopscale.adapt.handle import PLACE, Attachment, attached_to, compare
-from loopscale.adapt.hook import BranchHook, Scales, drop_compiled, install
-from loopscale.adapt.stacking import DepthRuleWarning, factor_in_config, factor_in_modules, in_weights
+from loopscale.adapt.attachment import Attachment
+from loopscale.adapt.branches import Branch, by_convention, by_glob, marked_once
+from loopscale.adapt.count import counted, layers_of
+from loopscale.adapt.handle import Scaling, compare
+from loopscale.adapt.present_rules import DepthRuleWarning, factor_in_config, factor_in_modules, in_weights
 from loopscale.adapt.trace import by_trace
 from loopscale.adapt.verify import Verdict, evaluating, verify
-from loopscale.errors import UserError
+from loopscale.errors import UserError, settings
 from loopscale.parameterization import Depth, Rule, get_rule
 from loopscale.probe.batch import prepare
+from loopscale.speaker import handle_of
 
 Patterns = str | Sequence[str] | None
 TRACED = "tracing the additions"
 
 
+@dataclass(frozen=True)
+class AttachSettings:
+    """What to scale, and how strongly; `attach` takes each as a keyword."""
+
+    layers: int | None = None
+    rule: str | Rule = "looped"
+    strength: float = 1.0
+    base_layers: int | None = None
+    branches: Patterns = None
+    once: Patterns = None
+    stacked: Literal["refuse", "allow"] = "refuse"
+
+
 def attach(
-    model: nn.Module,
-    loops: int | None = None,
-    *,
-    layers: int | None = None,
-    rule: str | Rule = "looped",
-    strength: float = 1.0,
-    base_layers: int | None = None,
-    branches: Patterns = None,
-    once: Patterns = None,
-    batch: Any = None,
-    check: bool = True,
-    stacked: Literal["refuse", "allow"] = "refuse",
+    model: nn.Module, loops: int | None = None, *, batch: Any = None, check: bool = True, **keywords: Any
 ) -> Attachment:
-    """Scale every residual branch of `model` in place: x + eps * f(x), eps = lambda / (N sqrt(m_L)) (or another
-    `rule`). `loops`: how often the model's own forward visits its layers (1: it does not loop); always to be given.
+    """Scale every residual branch of `model` in place: x + eps * f(x), eps = lambda / (N sqrt(m_L)).
 
-    Parameter names, state dict and modules stay as they are; forward hooks do the work. `branches`: globs of modules
-    whose output is added to the stream; left out, they are found by the names of known families, else by tracing the
-    additions. `once`: globs of layers or branches visited once (prelude, coda): N = 1 for them. `layers`: L, counted
-    when left out. `batch`: what to check on (a tensor, tuple or dict; made up when left out); `check=False` leaves the
-    check out.
+    `loops`: N, how often the model's own forward visits its layers (1: it does not loop); always to be given, and
+    compared with what one pass on `batch` (a tensor, tuple or dict; made up when left out) shows. Layers visited once
+    (prelude, coda) get the scale of N = 1; they, layers never called and further modules with the same weights do not
+    count as L. `check=False` leaves pass and check out.
 
-    Raises `UserError`, the model untouched: a pattern without a match, a norm or another module that is no branch, a
-    model that is attached already, one with a residual factor of its own (a `Loop`, `ScaledResidual` or `ScaledUpdate`
-    in it, a factor in its config; unless stacked="allow"), no `loops`, a check that fails.
+    Keywords, those of `AttachSettings`: `rule` ("looped"), `strength` lambda (1.0), `base_layers`; `branches`, globs of
+    modules whose output is added to the stream (left out: found by the names of known families, else by tracing the
+    additions); `once`, globs of layers or branches visited once; `layers`, L in the place of the counted one;
+    `stacked="allow"` for a model with a residual factor of its own.
+
+    Parameter names, state dict and modules stay as they are; forward hooks do the work.
+
+    Raises `UserError`, the model untouched: another N than the pass shows, a pattern without a match, a norm or another
+    module that is not a branch, a model that is attached already, one with a residual factor of its own (a `Loop`,
+    `ScaledResidual` or `ScaledUpdate` in it, a factor in its config), no `loops`, a check that fails.
 
     >>> block = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, norm_first=True)
-    >>> handle = attach(nn.TransformerEncoder(block, 2, enable_nested_tensor=False), loops=8)
+    >>> handle = attach(nn.TransformerEncoder(block, 2, enable_nested_tensor=False), loops=1)
     >>> round(handle.residual_scale, 4), handle.layers
-    (0.0884, 2)
+    (0.7071, 2)
 
     Source: arXiv:2606.18524; the skip scale of Post-LN rules is carried by the branch (`Attachment.factor`).
     """
-    _attachable(model)
+    chosen = settings(AttachSettings, keywords, "attach")
+    refuse(model)
     if loops is None:
         raise UserError(
             "attach needs loops=, how often the model's forward visits its layers, since eps depends on it: "
             "attach(model, loops=8), or loops=1 for plain depth"
         )
-    row = get_rule(rule)
     refusal = factor_in_modules(model) or factor_in_config(model)
-    if refusal is not None and stacked != "allow":
+    if refusal is not None and chosen.stacked != "allow":
         raise UserError(refusal)
-    found, how = _find(model, branches, batch)
-    if once is not None:
-        found = marked_once(found, _list(once))
-    depth = Depth(loops, _layers(model, found) if layers is None else layers)
-    handle = Attachment(model, found, row, depth, strength, base_layers)
+    found, how = find(model, chosen.branches, batch)
+    if chosen.once is not None:
+        found = marked_once(found, _list(chosen.once))
+    depth = Depth(loops, chosen.layers or layers_of(model, found))
+    scaling = Scaling(get_rule(chosen.rule), chosen.strength, chosen.base_layers)
+    handle = Attachment(model, found, depth, scaling)
     handle.found_by = how
-    given = {"branches": branches, "once": once}
+    given = {"branches": chosen.branches, "once": chosen.once}
     handle.patterns = {name: _list(value) for name, value in given.items() if value is not None}
     if check:
-        _check(model, handle, batch)
-    stored = getattr(getattr(model, "config", None), "loopscale", None)
-    if stored is not None:
-        compare(stored, handle.record())
-    handle.warnings += in_weights(model, found)
+        _check(handle, batch, chosen.layers)
+    compare(model, handle.record())
+    handle.warnings += in_weights(model, handle.branches)
     for text in handle.warnings:
         warnings.warn(text, DepthRuleWarning, stacklevel=2)
-    _install(model, handle)
+    handle.install()
     return handle
 
 
@@ -96,22 +104,23 @@ def detach(model: nn.Module) -> nn.Module:
 
 
 def attachment(model: nn.Module) -> Attachment:
-    """The handle of an attached model (also of a deepcopy of one).
+    """Return the handle of an attached model (also of a deepcopy of one).
 
     Raises `UserError` when nothing is attached.
     """
-    handle: Attachment | None = attached_to(model)
+    handle: Attachment | None = handle_of(model)
     if handle is None:
         raise UserError(f"nothing is attached to this {type(model).__name__}: call attach(model, loops=...) first")
     return handle
 
 
-def _attachable(model: nn.Module) -> None:
+def refuse(model: nn.Module) -> None:
+    """Raise `UserError` for a model that can be neither attached nor converted."""
     if not isinstance(model, nn.Module):
         raise UserError(f"attach needs a torch module, got {type(model).__name__}")
     if hasattr(model, "_orig_mod"):
         raise UserError("the model is compiled already: attach(model) first, then torch.compile(model)")
-    if attached_to(model) is not None:
+    if handle_of(model) is not None:
         raise UserError("the model is attached already: change N with handle.set_loops(n), or detach(model) first")
     if callable(getattr(model, "residual_scale", None)):
         raise UserError(
@@ -119,16 +128,13 @@ def _attachable(model: nn.Module) -> None:
         )
 
 
-def _find(model: nn.Module, patterns: Patterns, batch: Any) -> tuple[list[Branch], str]:
+def find(model: nn.Module, patterns: Patterns, batch: Any) -> tuple[list[Branch], str]:
+    """Return the branches, and the way by which they were found."""
     if patterns is not None:
         return by_glob(model, _list(patterns)), f"the pattern {patterns!r}"
     found, families = by_convention(model)
     if found:
         return found, f"convention: {'; '.join(families)}"
-    return _traced(model, batch), TRACED
-
-
-def _traced(model: nn.Module, batch: Any) -> list[Branch]:
     with evaluating(model):
         made = prepare(model, batch)
     found = by_trace(model, made)
@@ -137,34 +143,30 @@ def _traced(model: nn.Module, batch: Any) -> list[Branch]:
             f"no residual branches found in {type(model).__name__}, neither by name nor by tracing the additions: "
             "name the modules whose output is added to the stream, branches='layers.*.attn' or a list"
         )
-    return found
+    return found, TRACED
 
 
-def _layers(model: nn.Module, found: list[Branch]) -> int:
-    """L: the layers of the core; of an encoder and a decoder, which have a stream each, those of the longer."""
-    layers = {branch.layer for branch in found if not branch.once}
-    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-        stacks = [layer.rpartition(".")[0] for layer in layers]
-        return max(stacks.count(stack) for stack in stacks)
-    return len(layers)
-
-
-def _check(model: nn.Module, handle: Attachment, batch: Any) -> None:
+def _check(handle: Attachment, batch: Any, layers: int | None) -> None:
+    model = handle.model
     if any(p.is_meta for p in model.parameters()):
         handle.verified = "not verified: the model is on the meta device"
         return
     with evaluating(model):
         made = prepare(model, batch)
+    branches = handle.branches
     try:
-        verdict = verify(model, handle.branches, made)
+        verdict = verify(model, branches, made)
     except UserError:
-        # The names misled: a model of one's own may use a family's names for something else.
+        # The names misled: a user's model may use a family's names for something else.
         traced = by_trace(model, made) if handle.found_by.startswith("convention") else []
-        if not traced or any(branch.once for branch in handle.branches):
+        if not traced or any(branch.visits == 1 for branch in branches):
             raise
-        handle.branches, handle.found_by = traced, TRACED
-        handle.depth = Depth(handle.loops, _layers(model, traced))
-        verdict = verify(model, traced, made)
+        branches, handle.found_by = traced, TRACED
+        verdict = verify(model, branches, made)
+    branches, unique, warning = counted(model, branches, verdict.visits, handle.loops)
+    handle.recount(branches, Depth(handle.loops, layers or unique))
+    if warning:
+        handle.warnings.append(warning)
     _norm_placement(handle, verdict)
     core = "its norms alone" if handle.post_norm else "the identity"
     handle.verified = (
@@ -185,19 +187,6 @@ def _norm_placement(handle: Attachment, verdict: Verdict) -> None:
             f"rule {handle.rule.name!r} is for Post-LN models and this one passes its stream on unnormed: "
             "use a pre-norm rule such as 'looped'"
         )
-
-
-def _install(model: nn.Module, handle: Attachment) -> None:
-    if any(p.dtype == torch.float64 for p in model.parameters()):
-        handle.scales = Scales(torch.float64)
-    for branch in handle.branches:
-        install(model.get_submodule(branch.name), BranchHook(handle.scales, branch.once))
-    handle.set_loops(handle.loops)
-    vars(model)[PLACE] = handle
-    config = getattr(model, "config", None)
-    if config is not None and hasattr(config, "to_dict"):
-        config.loopscale = handle.record()
-    drop_compiled()
 
 
 def _list(patterns: str | Sequence[str]) -> list[str]:

@@ -4,56 +4,69 @@ from __future__ import annotations
 
 import sys
 import warnings
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from loopscale.adapt.attach import _attachable, _find
+from loopscale.adapt.attach import find, refuse
+from loopscale.adapt.branch_hook import install
+from loopscale.adapt.branches import Branch, by_convention
 from loopscale.adapt.conversion import Conversion, Steps
-from loopscale.adapt.core import Core, enlist
-from loopscale.adapt.find import Branch, by_convention
-from loopscale.adapt.handle import PLACE, compare
-from loopscale.adapt.hook import BranchHook, drop_compiled, install
-from loopscale.adapt.stacking import DepthRuleWarning, factor_in_modules
-from loopscale.adapt.tie import Undo, tie
+from loopscale.adapt.handle import Scaling, compare
+from loopscale.adapt.looped_layers import Core, dismiss, enlist
+from loopscale.adapt.present_rules import DepthRuleWarning, factor_in_modules
+from loopscale.adapt.tie import tie
 from loopscale.adapt.verify import evaluating, sentences, verify
-from loopscale.errors import UserError, nearest
+from loopscale.errors import UserError, nearest, settings
 from loopscale.parameterization import Depth, Rule, get_rule
 from loopscale.parameterization.depth import check_strength
 from loopscale.probe.batch import call_model, first_float, prepare
+from loopscale.probe.noting import Given, noting
+from loopscale.speaker import leave
 
 OLDEST_TRANSFORMERS = (4, 57)
+STRENGTHS = {"damped": 0.1, "even": 1.0}
+
+
+@dataclass(frozen=True)
+class ConvertSettings:
+    """How the core is made and visited; `convert` takes each as a keyword."""
+
+    layers: int | tuple[int, int] | None = None
+    tie: Literal["first", "average"] = "first"
+    steps: Steps = "damped"
+    strength: float | None = None
+    rule: str | Rule = "looped"
+    base_layers: int | None = None
+    stack: str | None = None
 
 
 def convert(
     model: nn.Module,
-    start: int,
-    stop: int,
-    loops: int,
+    start: int | None = None,
+    stop: int | None = None,
+    loops: int | None = None,
     *,
-    layers: int | None = None,
-    tie: Literal["first", "average"] = "first",
-    steps: Steps = "damped",
-    strength: float = 0.1,
-    rule: str | Rule = "looped",
-    base_layers: int | None = None,
-    stack: str | None = None,
     batch: Any = None,
     check: bool = True,
+    **keywords: Any,
 ) -> Conversion:
     """Loop the layers start..stop-1 of `model` in place: prelude / core / coda, the core visited `loops` times.
 
-    steps="damped" (for a pretrained model): the first visit is as it was, each of the N - 1 others is mixed in,
-    x <- x + s (stack(x) - x) with s = strength / (N - 1) under rule "looped"; at strength 0 (or N = 1) the model is bit
-    by bit the original, and its loss moves away continuously. steps="even" (to train from the start): every visit
-    scales each branch by the rule, eps = strength / (N sqrt(m_L)), layers outside the core by that of N = 1.
+    steps="damped" (for pretrained weights): the first visit is as it was, each of the N - 1 others is mixed in,
+    x <- x + s (stack(x) - x) with s = strength / (N - 1) under rule "looped", strength 0.1 if not given; at strength 0
+    (or N = 1) the model is bit by bit the original, and its loss moves away continuously. steps="even" (to train from
+    the start): every visit scales each branch by the rule, eps = strength / (N sqrt(m_L)), strength 1 if not given;
+    layers outside the core by that of N = 1.
 
-    `layers`: L unique layers of the core, a divisor of stop - start (default: all of them); layer i then stands for
-    start + i, start + i + L, ... and `tie` says whether with the "first" one's weights or their "average".
-    `base_layers` defaults to L. `stack` names the list of layers where there are several (encoder and decoder). A KV
-    cache gets a slot for each visit.
+    Keywords, those of `ConvertSettings`: `layers`, a pair (2, 5) for layers 2..5 in the place of start=2, stop=6, or L
+    unique layers of the core, a divisor of stop - start (default: all of them); layer i then stands for start + i,
+    start + i + L, ... and `tie` says whether with the "first" one's weights or their "average". `base_layers` is L if
+    not given. `stack` names the list of layers where there are several (encoder and decoder). `batch` and `check` are
+    those of `attach`. A KV cache gets a slot for each visit.
 
     Raises `UserError`, the model untouched: a range out of bounds, layers of different shapes to be tied, a model
     attached or converted already, steps="even" on one that scales its branches itself, transformers older than 4.57, a
@@ -67,20 +80,20 @@ def convert(
 
     Source: damped steps are relaxed fixed-point iteration; the exponents of the step are arXiv:2606.18524's.
     """
-    _attachable(model)
+    chosen = settings(ConvertSettings, keywords, "convert")
+    refuse(model)
     _new_enough(model)
-    row = get_rule(rule)
-    if steps not in ("damped", "even"):
-        raise UserError(f"unknown steps {steps!r}: {nearest(str(steps), ('damped', 'even'))}")
-    if row.norm == "post" and steps == "damped":
+    row = get_rule(chosen.rule)
+    if chosen.steps not in STRENGTHS:
+        raise UserError(f"unknown steps {chosen.steps!r}: {nearest(str(chosen.steps), STRENGTHS)}")
+    if row.norm == "post" and chosen.steps == "damped":
         raise UserError(f"rule {row.name!r} has no damped steps: use 'looped'")
-    refusal = factor_in_modules(model) if steps == "even" else None
+    refusal = factor_in_modules(model) if chosen.steps == "even" else None
     if refusal is not None:
         raise UserError(refusal)
-    name, members = _stack(model, stack)
-    unique = _range(start, stop, len(members), name) if layers is None else layers
-    _range(start, stop, len(members), name)
-    handle = _make(model, name, members, (start, stop, unique, tie), (steps, row, strength, base_layers, loops))
+    if loops is None:
+        raise UserError("convert needs loops=, how often the core is visited: convert(model, 2, 6, loops=4)")
+    handle = _make(model, _span(start, stop, chosen.layers), Depth(loops, 1).loops, chosen)
     try:
         _set_up(handle, loops, batch, check)
     except BaseException:
@@ -91,47 +104,55 @@ def convert(
     return handle
 
 
-def _make(model: nn.Module, name: str, members: nn.ModuleList, span: Any, scaling: Any) -> Conversion:
-    (start, stop, unique, how), (steps, row, strength, base_layers, loops) = span, scaling
-    Depth(loops, unique)
-    check_strength(strength)
-    undo = Undo()
-    tie(model, members, start, stop, unique, how, undo)
-    core = Core(list(members)[start : start + unique], start, len(members))
-    handle = Conversion(model, core, steps, row, strength, unique if base_layers is None else base_layers)
-    handle.stack, handle.undo = name, undo
-    handle.tied = "layers as they were" if unique == stop - start else f"{stop - start} layers tied to {unique} ({how})"
+def _span(start: int | None, stop: int | None, layers: int | tuple[int, int] | None) -> tuple[Any, Any, int | None]:
+    """Return start, stop and L; a pair of layers names the first and the last of the core."""
+    if isinstance(layers, int) or layers is None:
+        if start is None or stop is None:
+            raise UserError("convert needs the layers of the core: convert(model, layers=(2, 5), loops=4) for 2..5")
+        return start, stop, layers
+    if start is not None or stop is not None or len(layers) != 2:
+        raise UserError(f"layers={layers!r} names the core, first and last layer: leave start and stop out")
+    first, last = layers
+    return first, last + 1 if isinstance(last, int) else last, None
+
+
+def _make(model: nn.Module, span: tuple[Any, Any, int | None], loops: int, chosen: ConvertSettings) -> Conversion:
+    start, stop, layers = span
+    name, members = _stack(model, chosen.stack)
+    count = _range(start, stop, len(members), name)
+    unique = Depth(loops, count if layers is None else layers).layers
+    strength = check_strength(STRENGTHS[chosen.steps] if chosen.strength is None else chosen.strength)
+    core = Core(list(members)[start : start + unique], start, len(members) - count + unique)
+    base = unique if chosen.base_layers is None else chosen.base_layers
+    handle = Conversion(model, core, chosen.steps, Scaling(get_rule(chosen.rule), strength, base))
+    tie(model, (name, members), (start, stop, unique), chosen.tie, handle.undo)
+    handle.stack = name
+    handle.tied = "layers as they were" if unique == count else f"{count} layers tied to {unique} ({chosen.tie})"
     return handle
 
 
 def _set_up(handle: Conversion, loops: int, batch: Any, check: bool) -> None:
-    model, core = handle.model, handle.core
-    stored = getattr(getattr(model, "config", None), "loopscale", None)
-    if stored is not None:
-        handle.undo.steps.insert(0, partial(setattr, model.config, "loopscale", stored))
-        compare(stored, handle.record())
-    vars(model)[PLACE] = handle
+    model = handle.model
+    compare(model, handle.record())
+    leave(model, handle)
     made = None
-    meta = any(p.is_meta for p in model.parameters())
-    if check and not meta:
+    if check and not any(p.is_meta for p in model.parameters()):
         with evaluating(model):
             made = prepare(model, batch)
     if handle.steps == "even":
         _scale_branches(handle, made)
-    enlist(core)
+    handle.undo.steps.append(partial(dismiss, handle.core))
+    enlist(handle.core)
     handle.set_loops(loops)
     if made is not None:
         _check(handle, made)
-    config = getattr(model, "config", None)
-    if config is not None and hasattr(config, "to_dict"):
-        config.loopscale = handle.record()
-    drop_compiled()
+    handle.enter()
 
 
 def _scale_branches(handle: Conversion, made: Any) -> None:
-    found, _ = _find(handle.model, None, made)
-    inside = tuple(f"{handle.stack}.{handle.core.first + place}." for place in range(handle.depth.layers))
-    handle.branches = [Branch(b.name, b.layer, not b.name.startswith(inside)) for b in found]
+    found, _ = find(handle.model, None, made)
+    inside = tuple(f"{handle.stack}.{handle.core.first + place}." for place in range(handle.layers))
+    handle.branches = [Branch(b.name, b.layer, None if b.name.startswith(inside) else 1) for b in found]
     if made is not None:
         verdict = verify(handle.model, handle.branches, made)
         post = 2 * len(verdict.post_norm) > verdict.layers
@@ -142,7 +163,7 @@ def _scale_branches(handle: Conversion, made: Any) -> None:
                 f"{verdict.post_norm[0]!r} norms the sum (Post-LN): eps does not damp a visit there, use steps='damped'"
             )
     for branch in handle.branches:
-        install(handle.model.get_submodule(branch.name), BranchHook(handle.scales, branch.once))
+        install(handle.model.get_submodule(branch.name))
 
 
 def _check(handle: Conversion, made: Any) -> None:
@@ -150,30 +171,30 @@ def _check(handle: Conversion, made: Any) -> None:
     core, loops, mix = handle.core, handle.loops, handle.core.mix
     visits = 0
 
-    def count(module: nn.Module, args: Any, output: Any) -> None:
+    def count(name: str, module: nn.Module, given: Given, output: Any) -> None:
         nonlocal visits
         visits += 1
 
     what = f"the layers {core.first}.. of {handle.stack!r} cannot be looped, does each keep the shape of the stream?"
-    with evaluating(handle.model), torch.no_grad(), sentences(what):
+    with (
+        evaluating(handle.model),
+        torch.no_grad(),
+        sentences(what),
+        noting(handle.model, count, [f"{handle.stack}.{core.first}"]),
+    ):
         core.loops, core.mix = 1, None
         once = first_float(call_model(handle.model, made))
-        core.loops, core.mix = loops, None if mix is None else handle.scales.tensor(0.0)
-        hook = core.layers[0].register_forward_hook(count)
-        try:
-            still = first_float(call_model(handle.model, made))
-            core.mix = mix
-            moved = first_float(call_model(handle.model, made))
-        finally:
-            hook.remove()
-            core.mix = mix
+        core.loops, core.mix = loops, None if mix is None else torch.zeros_like(mix)
+        still = first_float(call_model(handle.model, made))
+        core.mix = mix
+        moved = first_float(call_model(handle.model, made))
     assert once is not None and still is not None and moved is not None
-    if visits != 2 * loops:
-        times = visits // (2 * loops)
+    if visits != 1 + 2 * loops:
+        times = visits // (1 + 2 * loops)
         raise UserError(
             f"the model itself runs {handle.stack!r} {times} times in a forward pass: it loops already, attach is for it"
             if times > 1
-            else f"the core was visited {visits / 2:g} times instead of {loops}: it cannot be looped"
+            else f"the core was visited {visits} times in three passes instead of {1 + 2 * loops}: it cannot be looped"
         )
     if once.shape != moved.shape:
         raise UserError(f"looping turned the output {tuple(once.shape)} into {tuple(moved.shape)}: it cannot be looped")
@@ -181,7 +202,7 @@ def _check(handle: Conversion, made: Any) -> None:
         raise UserError(
             f"at strength 0 the output {tuple(once.shape)} differs from the original's: the core cannot be damped"
         )
-    handle.verified = f"verified: the core is visited {loops} times" + (
+    handle.verified = "verified: every visit happens" + (
         ", at strength 0 the output is the original's bit by bit" if mix is not None else ""
     )
 
@@ -198,7 +219,7 @@ def _new_enough(model: nn.Module) -> None:
 
 
 def _stack(model: nn.Module, name: str | None) -> tuple[str, nn.ModuleList]:
-    """The list of layers: the one named, or the only longest one that is not inside a layer of another."""
+    """Return the list of layers: the one named, or the only longest one that is not inside a layer of another."""
     lists = {key: module for key, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module)}
     outer = {key: m for key, m in lists.items() if not any(key.startswith(f"{other}.") for other in lists)}
     if name is not None:

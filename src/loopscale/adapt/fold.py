@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from loopscale.adapt.absorb import absorb, check_same
-from loopscale.adapt.handle import attached_to
-from loopscale.adapt.hook import BranchHook, drop_compiled, install, remove
+from loopscale.adapt.branch_hook import drop_compiled, install, remove
+from loopscale.adapt.output_weights import absorb, check_same
 from loopscale.adapt.verify import evaluating, sentences
 from loopscale.errors import UserError
 from loopscale.nn import LoopedTransformer, ModelConfig
 from loopscale.nn.sampler import FixedLoops
 from loopscale.parameterization import RULES, Depth, Rule
 from loopscale.probe.batch import call_model, first_float, prepare
+from loopscale.speaker import handle_of
 
 PLACE = "_loopscale_folded"
 
@@ -47,7 +47,7 @@ class Folded:
                 self.model.core._forward_pre_hooks_with_kwargs.pop(key, None)
         else:
             for branch in self.handle.branches:
-                install(self.model.get_submodule(branch.name), BranchHook(self.handle.scales, branch.once))
+                install(self.model.get_submodule(branch.name))
             self.handle.folded = None
             self.handle.set_loops(self.loops)
         vars(self.model).pop(PLACE, None)
@@ -78,7 +78,7 @@ def fold(model: nn.Module, loops: int | None = None, *, batch: Any = None) -> Fo
         unfold(model)
     if isinstance(model, LoopedTransformer):
         return _house(model, model.config.loops if loops is None else loops)
-    handle = attached_to(model)
+    handle = handle_of(model)
     if handle is None:
         raise UserError(
             f"{type(model).__name__} carries no scale to fold: attach(model, loops=...) or convert it first"
@@ -114,11 +114,9 @@ def _foreign(handle: Any, loops: int, batch: Any) -> Folded:
     remove(model)
     try:
         with evaluating(model), sentences("a branch cannot be called by itself, to fold its scale into its weights"):
-            for names, scale in (
-                (_names(handle, False), handle.scales.core),
-                (_names(handle, True), handle.scales.once),
-            ):
-                absorb(model, names, float(scale), made, folded.kept)
+            for visits in dict.fromkeys(handle.visits(branch) for branch in handle.branches):
+                names = [branch.name for branch in handle.branches if handle.visits(branch) == visits]
+                absorb(model, names, handle.factor(visits), made, folded.kept)
         folded.verified = check_same(_output(model, made), reference)
     except BaseException:
         folded.unfold()
@@ -129,10 +127,6 @@ def _foreign(handle: Any, loops: int, batch: Any) -> Folded:
     handle.note()
     drop_compiled()
     return folded
-
-
-def _names(handle: Any, once: bool) -> list[str]:
-    return [branch.name for branch in handle.branches if branch.once is once]
 
 
 def _output(model: nn.Module, batch: Any) -> Tensor:

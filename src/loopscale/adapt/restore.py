@@ -7,9 +7,9 @@ from typing import Any
 from torch import nn
 
 from loopscale.adapt.attach import attach
+from loopscale.adapt.attachment import Attachment
 from loopscale.adapt.conversion import Conversion
 from loopscale.adapt.convert import convert
-from loopscale.adapt.handle import Attachment
 from loopscale.errors import UserError
 
 

@@ -1,40 +1,31 @@
 """Make K layers of a stack into L: the first of each group stays, as it is or with the group's mean weights.
 
 Layer i of the core stands for the layers start + i, start + i + L, start + i + 2L, ...: those it would be at visits 1,
-2, 3. Every change is noted, so that it can be taken back bit by bit.
+2, 3. Every change is noted and can be taken back bit by bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from loopscale.adapt.shorten_config import shorten
+from loopscale.adapt.undo import Undo
 from loopscale.errors import UserError, nearest
 
 TIES = ("first", "average")
 
 
-class Undo:
-    """Steps back, in reverse order. Partials, not closures: a deepcopy of the model then undoes itself."""
+def tie(model: nn.Module, stack: tuple[str, nn.ModuleList], span: tuple[int, int, int], how: str, undo: Undo) -> None:
+    """Leave L of the layers start..stop-1 in the stack (`span`: start, stop, L), and say so in the model's config.
 
-    def __init__(self) -> None:
-        self.steps: list[Callable[[], None]] = []
-
-    def run(self) -> None:
-        """Take every change back."""
-        while self.steps:
-            self.steps.pop()()
-
-
-def tie(model: nn.Module, stack: nn.ModuleList, start: int, stop: int, layers: int, how: str, undo: Undo) -> None:
-    """Leave `layers` of the layers start..stop-1 in the stack.
-
-    Raises `UserError` when K is no multiple of L, for an unknown tie, or when layers that shall be one differ in shape.
+    Raises `UserError` when K is no multiple of L, for an unknown tie, when layers that shall be one differ in shape, or
+    when no field of the config holds the number of layers of this stack.
     """
+    name, holder = stack
+    start, stop, layers = span
     count = stop - start
     if how not in TIES:
         raise UserError(f"unknown tie {how!r}: {nearest(str(how), TIES)}")
@@ -42,7 +33,7 @@ def tie(model: nn.Module, stack: nn.ModuleList, start: int, stop: int, layers: i
         raise UserError(f"layers={layers} must divide the {count} layers {start}..{stop - 1} that become the core")
     if layers == count:
         return
-    members = list(stack)
+    members = list(holder)
     groups = [[start + place + turn * layers for turn in range(count // layers)] for place in range(layers)]
     for group in groups:
         for other in group[1:]:
@@ -52,9 +43,14 @@ def tie(model: nn.Module, stack: nn.ModuleList, start: int, stop: int, layers: i
             _average([members[index] for index in group], undo)
     kept = members[:start] + members[start : start + layers] + members[stop:]
     gone = set(range(start + layers, stop))
-    _refill(stack, members, kept, undo)
+    undo.steps.append(partial(_fill, holder, members))
+    _fill(holder, kept)
     _renumber(kept, undo)
-    _shorten_config(model, len(members), gone, undo)
+    try:
+        shorten(model, name, len(members), gone, undo)
+    except BaseException:
+        undo.run()
+        raise
 
 
 def _same_shapes(one: nn.Module, other: nn.Module, first: int, second: int) -> None:
@@ -83,11 +79,6 @@ def _write(target: Tensor, kept: Tensor) -> None:
         target.copy_(kept)
 
 
-def _refill(stack: nn.ModuleList, members: list[nn.Module], kept: list[nn.Module], undo: Undo) -> None:
-    _fill(stack, kept)
-    undo.steps.append(partial(_fill, stack, members))
-
-
 def _fill(stack: nn.ModuleList, modules: list[nn.Module]) -> None:
     stack._modules.clear()
     stack._modules.update({str(place): module for place, module in enumerate(modules)})
@@ -102,28 +93,3 @@ def _renumber(kept: list[nn.Module], undo: Undo) -> None:
                 if isinstance(before, int) and before != place:
                     setattr(module, name, place)
                     undo.steps.append(partial(setattr, module, name, before))
-
-
-def _shorten_config(model: nn.Module, total: int, gone: set[int], undo: Undo) -> None:
-    """`num_hidden_layers`, under whatever name, and every list with an entry for each layer."""
-    seen: dict[int, Any] = {}
-    for module in model.modules():
-        config = getattr(module, "config", None)
-        if hasattr(config, "to_dict"):
-            seen[id(config)] = config
-    for config in seen.values():
-        values: dict[str, Any] = config.__dict__
-        before = dict(values)
-        for name, value in before.items():
-            if isinstance(value, list) and len(value) == total:
-                values[name] = [item for place, item in enumerate(value) if place not in gone]
-        known = getattr(config, "attribute_map", {}).get("num_hidden_layers", "num_hidden_layers")
-        if before.get(known) == total:
-            values[known] = total - len(gone)
-        undo.steps.append(partial(_refresh, config, before))
-
-
-def _refresh(config: Any, before: dict[str, Any]) -> None:
-    values: dict[str, Any] = config.__dict__
-    values.clear()
-    values.update(before)

@@ -6,17 +6,16 @@ and the update b comes from the output of a module by linear steps alone. That m
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from loopscale.adapt.find import Branch, layer_of
+from loopscale.adapt.branches import Branch, layer_of
 from loopscale.adapt.verify import evaluating
 from loopscale.probe.batch import call_model
+from loopscale.probe.noting import Given, noting
 from loopscale.probe.tape import Node, Tape, tensors_in
 
 ADDITIONS = frozenset({"add", "__add__", "__radd__", "add_", "__iadd__"})
@@ -42,9 +41,17 @@ class Addition:
 def by_trace(model: nn.Module, batch: Any) -> list[Branch]:
     """The branches seen in one forward pass on `batch`; empty when no addition has a module behind it."""
     tape = Tape(model, batch)
-    outputs: dict[int, list[str]] = {}
-    with evaluating(model), torch.no_grad(), _noting(model, tape, outputs), tape:
-        call_model(model, batch)
+    outputs: dict[int, list[str]] = {}  # of each node, the modules whose (first) output it is, inner ones first
+
+    def note(name: str, module: nn.Module, given: Given, out: Any) -> None:
+        tape.after_module(module, given[0], out)
+        node = next((tape.node_of(tensor) for tensor in tensors_in(out)), None)
+        if node is not None:
+            outputs.setdefault(node, []).append(name)
+
+    with evaluating(model), torch.no_grad(), noting(model, note, [name for name, _ in model.named_modules() if name]):
+        with tape:
+            call_model(model, batch)
     found = _additions(tape.nodes, outputs, {name for name, m in model.named_modules() if _has_weights(m)})
     named = dict.fromkeys(name for addition in found for name in addition.sources)
     order = [name for name, _ in model.named_modules() if name in named]
@@ -57,28 +64,6 @@ def _has_weights(module: nn.Module) -> bool:
 
 def _inside(name: str, others: list[str]) -> bool:
     return any(name.startswith(other + ".") for other in others)
-
-
-@contextmanager
-def _noting(model: nn.Module, tape: Tape, outputs: dict[int, list[str]]) -> Iterator[None]:
-    """Note which node each module's (first) output is, inner modules first."""
-
-    def note(name: str) -> Any:
-        def hook(module: nn.Module, args: Any, out: Any) -> None:
-            tape.after_module(module, args, out)
-            first = next(tensors_in(out), None)
-            node = None if first is None else tape.node_of(first)
-            if node is not None:
-                outputs.setdefault(node, []).append(name)
-
-        return hook
-
-    handles = [module.register_forward_hook(note(name)) for name, module in model.named_modules() if name]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _additions(nodes: list[Node], outputs: dict[int, list[str]], weighted: set[str]) -> list[Addition]:

@@ -15,24 +15,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from loopscale.adapt.find import Branch
-from loopscale.adapt.hook import scaled
+from loopscale.adapt.branch_hook import scaled
+from loopscale.adapt.branches import Branch
 from loopscale.errors import UserError
 from loopscale.probe.batch import call_model, first_float
+from loopscale.probe.noting import Given, noting
 
 
 @dataclass
 class Verdict:
-    """What the check saw. `post_norm`: layers that norm the sum."""
+    """What the check saw. `visits`: calls of each branch in one pass; `post_norm`: layers that norm the sum."""
 
+    visits: dict[str, int]
     post_norm: list[str] = field(default_factory=list)
     layers: int = 0
-    calls: int = 0
 
 
 @dataclass
 class Call:
-    """One call of a layer: the stream it got and gave, and the arguments to call it again."""
+    """The first call of a layer: the stream it got and gave, and the arguments to call it again."""
 
     before: Tensor
     after: Tensor
@@ -48,24 +49,22 @@ def verify(model: nn.Module, branches: Sequence[Branch], batch: Any) -> Verdict:
     layers = list(dict.fromkeys(branch.layer for branch in branches))
     scale = dict.fromkeys((branch.name for branch in branches), 1.0)
     with evaluating(model), _probes(model, scale) as seen:
-        _same(_run(model, batch, None), _run_without(model, scale, batch))
-        unused = [name for name in scale if not seen.get(name)]
-        if len(unused) == len(scale):
+        ours = _run(model, batch)
+        verdict = Verdict({name: seen.get(name, 0) for name in scale}, layers=len(layers))
+        _same(ours, _run_without(model, scale, batch))
+        if not any(verdict.visits.values()):
             raise UserError(
-                f"the model never calls {unused[0]!r}: name modules that its forward pass runs in branches="
+                f"the model never calls {branches[0].name!r}: name modules that its forward pass runs in branches="
             )
         scale.update(dict.fromkeys(scale, 0.0))
-        calls = _calls(model, layers, batch)
-        verdict = Verdict(layers=len(layers), calls=sum(map(len, calls.values())))
-        for layer in layers:
-            for call in calls.get(layer, [])[:1]:
-                own = [branch.name for branch in branches if branch.layer == layer and branch.name not in unused]
-                if _identity(call):
-                    _linear(model, layer, own, call, scale, seen)
-                elif _only_norms(model, layer, call):
-                    verdict.post_norm.append(layer)
-                else:
-                    raise UserError(_not_identity(layer, own, call))
+        for layer, call in _calls(model, layers, batch).items():
+            own = [b.name for b in branches if b.layer == layer and verdict.visits[b.name]]
+            if _identity(call):
+                _linear(model, layer, own, call, scale, seen)
+            elif _only_norms(model, layer, call):
+                verdict.post_norm.append(layer)
+            else:
+                raise UserError(_not_identity(layer, own, call))
     return verdict
 
 
@@ -113,37 +112,30 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _probes(model: nn.Module, scale: Mapping[str, float]) -> Iterator[dict[str, int]]:
+    """Multiply the output of every branch by its number in `scale`, if any; gives the calls of each."""
     seen: dict[str, int] = {}
 
-    def probe(name: str) -> Any:
-        def hook(module: nn.Module, args: Any, output: Any) -> Any:
-            seen[name] = seen.get(name, 0) + 1
-            try:
-                return scaled(output, scale[name]) if name in scale else None
-            except UserError as mistake:
-                raise UserError(f"{name!r}: {mistake}") from None
+    def note(name: str, module: nn.Module, given: Given, output: Any) -> Any:
+        seen[name] = seen.get(name, 0) + 1
+        try:
+            return scaled(output, scale[name]) if name in scale else None
+        except UserError as mistake:
+            raise UserError(f"{name!r}: {mistake}") from None
 
-        return hook
-
-    handles = [model.get_submodule(name).register_forward_hook(probe(name), prepend=True) for name in scale]
-    try:
+    with noting(model, note, list(scale)):
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _run_without(model: nn.Module, scale: dict[str, float], batch: Any) -> Any:
-    # The hooks stay, and do nothing: torch's fused encoder path is left while a module has hooks.
     kept = dict(scale)
     scale.clear()
     try:
-        return _run(model, batch, None)
+        return _run(model, batch)
     finally:
         scale.update(kept)
 
 
-def _run(model: nn.Module, batch: Any, stop: Any) -> Any:
+def _run(model: nn.Module, batch: Any) -> Any:
     torch.manual_seed(0)
     with torch.no_grad():
         return call_model(model, batch)
@@ -156,28 +148,21 @@ def _same(scaled_output: Any, output: Any) -> None:
     if not torch.equal(ours.nan_to_num(), theirs.nan_to_num()):
         raise UserError(
             f"two runs of the model with scale 1 differ, {tuple(theirs.shape)}: is it random in evaluation mode? pass a "
-            "batch= on which it is not, or verify=False"
+            "batch= on which it is not, or check=False"
         )
 
 
-def _calls(model: nn.Module, layers: list[str], batch: Any) -> dict[str, list[Call]]:
-    calls: dict[str, list[Call]] = {}
+def _calls(model: nn.Module, layers: list[str], batch: Any) -> dict[str, Call]:
+    calls: dict[str, Call] = {}
 
-    def watch(layer: str) -> Any:
-        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            before, after = stream_of((args, kwargs)), stream_of(output)
-            if before is not None and after is not None:
-                calls.setdefault(layer, []).append(Call(before.clone(), after.clone(), args, kwargs))
+    def note(name: str, module: nn.Module, given: Given, output: Any) -> None:
+        before, after = stream_of(given), stream_of(output)
+        if name not in calls and before is not None and after is not None:
+            calls[name] = Call(before.clone(), after.clone(), *given)
 
-        return hook
-
-    handles = [model.get_submodule(name).register_forward_hook(watch(name), with_kwargs=True) for name in layers]
-    try:
-        _run(model, batch, None)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return calls
+    with noting(model, note, layers):
+        _run(model, batch)
+    return {layer: calls[layer] for layer in layers if layer in calls}
 
 
 def stream_of(value: Any) -> Tensor | None:
@@ -202,9 +187,18 @@ def _again(model: nn.Module, layer: str, call: Call) -> Tensor:
         torch.no_grad(),
         sentences(f"the layer {layer!r} cannot be called by itself to check its branches (check=False)"),
     ):
-        after = stream_of(model.get_submodule(layer)(*call.args, **call.kwargs))
+        after = stream_of(model.get_submodule(layer)(*_copied(call.args), **_copied(call.kwargs)))
     assert after is not None
     return after.double()
+
+
+def _copied(value: Any) -> Any:
+    """Return arguments anew, for a layer that adds to its stream in place."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        return {name: _copied(item) for name, item in value.items()}
+    return type(value)(map(_copied, value)) if type(value) in (tuple, list) else value
 
 
 def _linear(
@@ -243,7 +237,7 @@ def _only_norms(model: nn.Module, layer: str, call: Call) -> bool:
             parameter.requires_grad_(True)
         torch.manual_seed(0)
         with torch.enable_grad():
-            after = stream_of(module(*call.args, **call.kwargs))
+            after = stream_of(module(*_copied(call.args), **_copied(call.kwargs)))
             assert after is not None
             weight = torch.randn(after.shape, device=after.device, dtype=after.dtype)
             grads = torch.autograd.grad((after * weight).sum(), matrices, allow_unused=True)

@@ -12,8 +12,7 @@ from typing import Any
 
 from torch import nn
 
-# Where `attach` keeps its handle.
-PLACE = "_loopscale"
+from loopscale.speaker import handle_of
 
 
 @dataclass(frozen=True)
@@ -74,8 +73,8 @@ def stated_for(model: nn.Module, modules: tuple[str, ...], heard: Mapping[str, S
 
 def attachment_in(model: nn.Module) -> Any:
     """The handle of `attach` in the model or a part of it; None without. That of `convert` loops by itself: none."""
-    found = (vars(module).get(PLACE) for module in model.modules())
-    return next((handle for handle in found if hasattr(handle, "factor")), None)
+    handle = handle_of(model)
+    return handle if handle is not None and handle.kind == "attached" else None
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from loopscale.optim.build import MuonAdamW, build_optimizer
 from loopscale.optim.groups import check_partition, param_groups
-from loopscale.optim.roles_of import holds_loop, roles_of
+from loopscale.optim.roles_of import roles_of
 from loopscale.optim.schedule import SCHEDULES, schedule
 from loopscale.optim.stacked import StackedOptimizer
 
@@ -12,7 +12,6 @@ __all__ = [
     "StackedOptimizer",
     "build_optimizer",
     "check_partition",
-    "holds_loop",
     "param_groups",
     "roles_of",
     "schedule",

@@ -8,8 +8,10 @@ from typing import Any
 from torch import nn
 
 from loopscale.errors import UserError
-from loopscale.optim.roles_of import roles_of, speaker, states_depth
+from loopscale.optim.roles_of import roles_of
 from loopscale.parameterization import Depth, Optimizer, Role, Rule, Width, get_rule
+from loopscale.speaker import Speaker, speaker, speakers
+from loopscale.speaker import base_layers as stated_base
 
 
 def param_groups(
@@ -43,12 +45,11 @@ def param_groups(
     if not (lr > 0 and lr < float("inf")):
         raise UserError(f"lr must be a positive number, got {lr!r}")
     parameters = dict(model.named_parameters())
-    who = speaker(model)
-    assigned = roles_of(model, roles)
-    chosen = get_rule(_stated(who, "rule", rule))
-    size = _stated(who, "depth", depth)
-    ratio = width if width is not None else getattr(who, "width_ratio", None)
-    base = base_layers if base_layers is not None else _base_layers(who)
+    assigned, said = roles_of(model, roles), speakers(model)
+    chosen = get_rule(_stated(model, said, "rule", rule))
+    size = _stated(model, said, "depth", depth)
+    ratio = width if width is not None else getattr(speaker(model), "width_ratio", None)
+    base = base_layers if base_layers is not None or not said else stated_base(said[0])
     groups = []
     for role in Role:
         members = [p for name, p in parameters.items() if assigned[name] is role and p.requires_grad]
@@ -80,21 +81,15 @@ def check_partition(model: nn.Module, groups: list[dict[str, Any]]) -> None:
         raise UserError(f"parameter {missing[0]!r} is in no group: give it a role")
 
 
-def _stated(model: Any, name: str, given: Any) -> Any:
-    """What the caller gave, the model states, or all its loops agree on."""
+def _stated(model: Any, said: list[Speaker], name: str, given: Any) -> Any:
+    """Return what the caller gave, else what the model or all its loops state."""
     if given is not None:
         return given
-    said = [getattr(part, name) for part in states_depth(model)]
-    if not said:
+    values = [getattr(one, name) for one in said]
+    if not values:
         raise UserError(f"{type(model).__name__} does not state its {name}: pass {name}=, or put a Loop inside")
-    if any(other != said[0] for other in said):
-        raise UserError(f"the model's loops state different values of {name}, {said[0]} and {said[-1]}: pass {name}=")
-    return said[0]
-
-
-def _base_layers(model: Any) -> int | None:
-    said = [
-        getattr(part, "base_layers", getattr(getattr(part, "config", None), "base_layers", None))
-        for part in states_depth(model)
-    ]
-    return said[0] if said else None
+    if any(other != values[0] for other in values):
+        raise UserError(
+            f"the model's loops state different values of {name}, {values[0]} and {values[-1]}: pass {name}="
+        )
+    return values[0]

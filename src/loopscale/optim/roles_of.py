@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from loopscale.errors import UserError
 from loopscale.parameterization import Role, check_roles, role_by_name, spread_roles
+from loopscale.speaker import named_handle, speaker, states_depth
 
 
 def roles_of(model: nn.Module, roles: Mapping[str, Role] | None = None) -> dict[str, Role]:
@@ -35,35 +36,14 @@ def roles_of(model: nn.Module, roles: Mapping[str, Role] | None = None) -> dict[
 
 
 def _stated_roles(model: nn.Module) -> dict[str, Role]:
-    """What the model or its handle says; a handle knows the names below the part it is on (DDP and PEFT wrap that part)."""
+    """Return what the model or its handle states; a handle knows the names below the part it is on."""
     own: Any = getattr(speaker(model), "roles", None)
-    said: dict[str, Role] = own() if callable(own) else {}
-    parts = model.named_modules() if isinstance(model, nn.Module) else iter(())
-    place = next((name for name, part in parts if "_loopscale" in vars(part)), "")
+    stated: dict[str, Role] = own() if callable(own) else {}
+    place = (named_handle(model) or ("",))[0]
     if not place:
-        return said
+        return stated
     inside = [name for name, _ in model.named_parameters() if name.startswith(f"{place}.")]
-    return {**tell_roles(model, inside)[0], **{f"{place}.{name}": role for name, role in said.items()}}
-
-
-def speaker(model: Any) -> Any:
-    """Who states roles, depth and rule: the handle that `attach` left on a foreign model, else the model itself."""
-    parts = model.modules() if isinstance(model, nn.Module) else iter(())
-    return next((vars(part)["_loopscale"] for part in parts if "_loopscale" in vars(part)), model)
-
-
-def holds_loop(model: Any) -> bool:
-    """Whether the model, a module inside it or a handle left on it states rule and depth, as a `Loop` does."""
-    return next(states_depth(speaker(model)), None) is not None
-
-
-def states_depth(model: Any) -> Iterator[Any]:
-    """The model, or the outermost modules inside it, that state `rule` and `depth`, as a loop does."""
-    if hasattr(model, "rule") and hasattr(model, "depth"):
-        yield model
-        return
-    for child in model.children():
-        yield from states_depth(child)
+    return {**tell_roles(model, inside)[0], **{f"{place}.{name}": role for name, role in stated.items()}}
 
 
 def tell_roles(model: nn.Module, inside: Collection[str] | None = None) -> tuple[dict[str, Role], list[str]]:
@@ -120,10 +100,9 @@ def _inside(model: nn.Module) -> set[str]:
     """Names of parameters in a loop or in a branch that holds a scale."""
     found: set[str] = set()
     for prefix, module in model.named_modules():
-        loop = module is not model and hasattr(module, "rule") and hasattr(module, "depth")
-        if loop or hasattr(module, "set_scale"):
+        if (module is not model and states_depth(module)) or hasattr(module, "set_scale"):
             found |= {f"{prefix}.{name}".strip(".") for name, _ in module.named_parameters(remove_duplicate=False)}
-    if not found and hasattr(model, "rule") and hasattr(model, "depth"):
+    if not found and states_depth(model):
         found = {name for name, _ in model.named_parameters()}
     return found
 

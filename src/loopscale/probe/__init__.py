@@ -1,6 +1,7 @@
 """Run any module as its user would and see what happens in it: one forward pass noted as a tape, read by visit."""
 
 from loopscale.probe.batch import call_model, first_float, prepare
+from loopscale.probe.noting import noting
 from loopscale.probe.passes import record
 from loopscale.probe.tape import Node, Site, Tape, TooLong, tensors_in
 from loopscale.probe.untouched import untouched, unwrap
@@ -15,6 +16,7 @@ __all__ = [
     "Watch",
     "call_model",
     "first_float",
+    "noting",
     "prepare",
     "record",
     "tensors_in",

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from loopscale.errors import UserError
+from loopscale.probe.noting import Given, noting
 from loopscale.probe.tape import tensors_in
 from loopscale.probe.untouched import eager, unwrap
 
@@ -59,8 +60,8 @@ def watch(model: nn.Module) -> Iterator[Watch]:
     """Collect a `Reading` for every call of every module inside the `with`.
 
     A compiled model is unwrapped, since hooks on it would never fire: call the module you passed to `torch.compile`, or
-    the compiled one, in which case code runs eagerly while watched. Hooks are removed whatever happens. The model is
-    neither put into evaluation mode nor changed in any other way.
+    the compiled one, in which case code runs eagerly while watched. A deepcopy made meanwhile is not watched. The model
+    is neither put into evaluation mode nor changed in any other way.
 
     Raises `UserError` when no module was called inside.
 
@@ -71,32 +72,20 @@ def watch(model: nn.Module) -> Iterator[Watch]:
     [1, 2]
     """
     inner = unwrap(model)
-    seen, counts, forwards = Watch(), Counter[int](), [0]
-    handles = []
+    seen, counts, forwards = Watch(), Counter[str](), 0
 
-    def enter(_module: nn.Module, _args: Any) -> None:
-        counts.clear()
-        forwards[0] += 1
+    def enter(name: str) -> None:
+        nonlocal forwards
+        if not name:
+            counts.clear()
+            forwards += 1
 
-    def leave(name: str) -> Any:
-        def hook(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
-            counts[id(module)] += 1
-            given = [*tensors_in(args), *tensors_in(kwargs)]
-            seen.readings.append(_read(name, counts[id(module)], given, out, forwards[0]))
+    def leave(name: str, module: nn.Module, given: Given, out: Any) -> None:
+        counts[name] += 1
+        seen.readings.append(_read(name or type(module).__name__, counts[name], [*tensors_in(given)], out, forwards))
 
-        return hook
-
-    with eager():
-        try:
-            handles.append(inner.register_forward_pre_hook(enter))
-            handles += [
-                module.register_forward_hook(leave(name or type(module).__name__), with_kwargs=True)
-                for name, module in inner.named_modules()
-            ]
-            yield seen
-        finally:
-            for handle in handles:
-                handle.remove()
+    with eager(), noting(inner, leave, before=enter):
+        yield seen
     if not seen.readings:
         raise UserError("nothing was collected: call the watched model itself inside the with block")
 

@@ -23,9 +23,10 @@ from torch.nn import functional as F
 
 from loopscale.errors import UserError
 from loopscale.factory import OFFERED, heard
-from loopscale.optim import holds_loop, roles_of
+from loopscale.optim import roles_of
 from loopscale.optim.roles_of import taken_as_hidden, tell_roles
 from loopscale.parameterization import Depth, Role, Width, check_roles, get_rule
+from loopscale.speaker import speakers
 from loopscale.train.config import TrainConfig
 from loopscale.train.place import describe, load_place
 from loopscale.train.training import pick_device
@@ -210,7 +211,7 @@ def _roles(model: nn.Module, module: ModuleType) -> tuple[dict[str, Role], bool,
     if stated is not None:
         return {name: Role(role) for name, role in stated(model).items()}, False, ()
     said = callable(getattr(model, "roles", None))
-    if said or holds_loop(model):
+    if said or speakers(model):
         return roles_of(model), not said, ()
     roles, unsure = tell_roles(model)
     return roles, True, tuple(unsure)

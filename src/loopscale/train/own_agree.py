@@ -9,8 +9,8 @@ from torch import nn
 
 from loopscale.nn import Loop
 from loopscale.nn.residual import HoldsScale
-from loopscale.optim.roles_of import speaker, states_depth
 from loopscale.parameterization import Depth, Role, Rule, Width, get_rule
+from loopscale.speaker import speaker, speakers
 from loopscale.train.config import ModelSection, TrainConfig
 
 
@@ -21,7 +21,7 @@ def disagreements(model: nn.Module, config: TrainConfig, target: TrainConfig | N
     carried to: what the model's loop does there is worked out from what it was given here.
     """
     here, there = config.model, (target or config).model
-    loops = list(states_depth(speaker(model)))
+    loops = speakers(model)
     if not loops:
         return _of_parts(model, here)
     return [*_of_loop(loops[0], len(loops) == 1, here, there), *_of_width(model, there)]

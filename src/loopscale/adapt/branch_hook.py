@@ -1,13 +1,13 @@
-"""The hook that scales one branch of a foreign model, and the numbers that all hooks of a model share.
+"""The hook that scales one branch of a foreign model.
 
 Why a forward hook: names and state dict stay as they are (`parametrize` renames weights, a wrapper module renames
 everything), FSDP2 may swap the module's class (a class swap of ours would fight with it), and torch's fused encoder
-path looks for hooks. A hook *object*, not a closure: deepcopy then copies the hooks together with the numbers they
-share.
+path looks for hooks. A hook *object*, not a closure: deepcopy then copies it together with its scale.
 """
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -16,37 +16,23 @@ from torch import Tensor, nn
 from loopscale.errors import UserError
 
 
-class Scales:
-    """The scale of the core's branches and of those visited once, as 0-dim CPU tensors.
+class BranchHook:
+    """Multiply a module's output (the first of several) by `scale`, a 0-dim CPU tensor.
 
-    Tensors, so that a compiled graph serves every value; no buffers, so that `to_empty`, `.to(bfloat16)` and the state
-    dict leave them alone; replaced, never changed in place, so that a recorded graph keeps its own.
+    A tensor, so that a compiled graph serves every value; no buffer, so that `to_empty`, `.to(bfloat16)` and the state
+    dict leave it alone; replaced, never changed in place, so that a recorded graph keeps its own.
     """
 
-    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
-        self.dtype = dtype
-        self.core = torch.ones((), dtype=dtype)
-        self.once = torch.ones((), dtype=dtype)
-
-    def tensor(self, value: float) -> Tensor:
-        """A scale as a hook reads it."""
-        return torch.tensor(value, dtype=self.dtype)
-
-
-class BranchHook:
-    """Multiply a module's output (the first of several) by the shared scale."""
-
-    def __init__(self, scales: Scales, once: bool = False) -> None:
-        self.scales = scales
-        self.once = once
+    def __init__(self) -> None:
+        self.scale = torch.ones(())
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
-        """What torch calls after the module's forward."""
-        return scaled(output, self.scales.once if self.once else self.scales.core)
+        """Scale what the module's forward returned."""
+        return scaled(output, self.scale)
 
 
 def scaled(output: Any, scale: Tensor | float) -> Any:
-    """`scale * output`; of a tuple or list, its first element: attention returns its weights besides.
+    """Return `scale * output`; of a tuple or list, its first element: attention returns its weights besides.
 
     Raises `UserError` when there is no tensor to scale.
     """
@@ -61,9 +47,14 @@ def scaled(output: Any, scale: Tensor | float) -> Any:
     )
 
 
-def install(module: nn.Module, hook: BranchHook) -> None:
-    """Add the hook, the first of all: hooks that read outputs then see what the stream gets."""
-    module.register_forward_hook(hook, prepend=True)
+def install(module: nn.Module) -> None:
+    """Add a hook, the first of all: hooks that read outputs then see what the stream gets."""
+    module.register_forward_hook(BranchHook(), prepend=True)
+
+
+def hook_of(module: nn.Module) -> BranchHook | None:
+    """Return the hook that scales this module, if any."""
+    return next((hook for hook in module._forward_hooks.values() if isinstance(hook, BranchHook)), None)
 
 
 def remove(model: nn.Module) -> None:
@@ -80,7 +71,5 @@ def remove(model: nn.Module) -> None:
 
 def drop_compiled() -> None:
     """Forget compiled graphs: they do not look at hooks that come or go after compilation, and would be silently wrong."""
-    import sys
-
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()

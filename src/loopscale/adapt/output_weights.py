@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from loopscale.adapt.stacking import OUTPUTS
+from loopscale.adapt.present_rules import OUTPUTS
 from loopscale.adapt.verify import stream_of
 from loopscale.errors import UserError
 from loopscale.probe.batch import call_model
+from loopscale.probe.noting import Given, noting
 
 EXPERTS = (*OUTPUTS, "output_linear", "w2_weight", "down_proj_weight")
 
@@ -99,21 +100,13 @@ def _close(ours: Tensor, wanted: Tensor) -> bool:
     return gap <= 1e3 * torch.finfo(wanted.dtype).eps * float(wanted.double().norm())
 
 
-def _arguments(model: nn.Module, branches: Sequence[str], batch: Any) -> dict[str, tuple[Any, dict[str, Any]]]:
-    """What each branch is called with, the first time, in one pass over the batch."""
-    calls: dict[str, tuple[Any, dict[str, Any]]] = {}
+def _arguments(model: nn.Module, branches: Sequence[str], batch: Any) -> dict[str, Given]:
+    """Return what each branch is called with, the first time, in one pass over the batch."""
+    calls: dict[str, Given] = {}
 
-    def note(name: str) -> Any:
-        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            calls.setdefault(name, (args, kwargs))
+    def note(name: str, module: nn.Module, given: Given, out: Any) -> None:
+        calls.setdefault(name, given)
 
-        return hook
-
-    hooks = [model.get_submodule(name).register_forward_pre_hook(note(name), with_kwargs=True) for name in branches]
-    try:
-        with torch.no_grad():
-            call_model(model, batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with torch.no_grad(), noting(model, note, branches):
+        call_model(model, batch)
     return calls

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from loopscale.adapt.find import Branch
+from loopscale.adapt.branches import Branch
 from loopscale.nn import Loop
 from loopscale.nn.residual import HoldsScale
 

@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from loopscale.adapt import slots
-from loopscale.adapt.hook import Scales
+from loopscale.adapt import cache_slots as slots
 from loopscale.errors import UserError
 
 PLAN = "_loopscale_core"
@@ -37,7 +36,7 @@ class Core:
         self.first = first
         self.total = total
         self.loops = 1
-        self.mix: Tensor | None = Scales().tensor(0.0)
+        self.mix: Tensor | None = torch.tensor(0.0)
         self.calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
     def enter(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

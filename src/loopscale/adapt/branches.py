@@ -1,4 +1,4 @@
-"""Find the residual branches of a foreign model by convention or by glob, and the layers they belong to."""
+"""The residual branches of a foreign model, by convention or by glob, and the layers they belong to."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ from loopscale.errors import UserError, nearest
 
 @dataclass(frozen=True)
 class Branch:
-    """A module whose output is added to the stream (by way of linear steps), and the layer it belongs to."""
+    """A module whose output is added to the stream (by way of linear steps), and the layer it belongs to.
+
+    `visits`: how often it acts in a forward pass, where that is not N (1 for prelude and coda).
+    """
 
     name: str
     layer: str
-    once: bool = False
+    visits: int | None = None
 
 
 def layer_of(model: nn.Module, name: str) -> str:
-    """The layer of a branch: the innermost numbered module above it whose siblings are of its kind; else its parent.
+    """Return the layer of a branch: the innermost numbered module above it whose siblings are of its kind; else its parent.
 
     Siblings of another kind (T5's attention and MLP are numbered too) are parts of one layer, which is further out.
     """
@@ -36,7 +39,7 @@ def layer_of(model: nn.Module, name: str) -> str:
 
 
 def by_convention(model: nn.Module) -> tuple[list[Branch], list[str]]:
-    """The branches named as a known family names them, and the families recognised; empty when none is."""
+    """Return the branches named as a known family names them, and the families recognised; empty when none is."""
     names = dict(model.named_modules())
     found: dict[str, Branch] = {}
     families: list[str] = []
@@ -77,7 +80,7 @@ def _has(layer: nn.Module, path: str) -> bool:
 
 
 def by_glob(model: nn.Module, patterns: Sequence[str]) -> list[Branch]:
-    """The modules whose names match one of the patterns (`*` also crosses dots).
+    """Return the modules whose names match one of the patterns (`*` also crosses dots).
 
     Raises `UserError` when a pattern matches nothing, or a branch inside another branch.
     """
@@ -98,21 +101,21 @@ def by_glob(model: nn.Module, patterns: Sequence[str]) -> list[Branch]:
 
 
 def _hint(pattern: str, names: list[str]) -> str:
-    """The nearest known last component, with the number of layers left out."""
+    """Return the nearest known last component, with the number of layers left out."""
     ends = sorted({name.rpartition(".")[2] for name in names if not name.rpartition(".")[2].isdigit()})
     return nearest(pattern.rpartition(".")[2], ends)
 
 
 def marked_once(branches: list[Branch], patterns: Sequence[str]) -> list[Branch]:
-    """The branches again, those whose layer or name matches a pattern marked as visited once (prelude, coda).
+    """Mark the branches whose layer or name matches a pattern as visited once (prelude, coda).
 
     Raises `UserError` when a pattern matches no branch, or all of them.
     """
     for pattern in patterns:
         if not any(_outside(branch, [pattern]) for branch in branches):
             raise UserError(f"once= pattern {pattern!r} matches no branch: known: {branches[0].name}, ...")
-    marked = [Branch(b.name, b.layer, _outside(b, patterns)) for b in branches]
-    if all(branch.once for branch in marked):
+    marked = [Branch(b.name, b.layer, 1 if _outside(b, patterns) else None) for b in branches]
+    if all(branch.visits == 1 for branch in marked):
         raise UserError("once= matches every branch: leave out the layers that are looped")
     return marked
 
