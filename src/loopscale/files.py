@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import json
 import os
+import secrets
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from loopscale.errors import UserError
 
@@ -38,6 +39,90 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         if aside is not None:
             aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone(path: Path, busy: str) -> Iterator[None]:
+    """Hold the lock on the file at `path`, which is made and stays; the kernel frees it when its holder dies.
+
+    Nothing is held where the system or the file system has no such locks. `busy` may name the holder by {process}.
+
+    Raises `UserError`, with `busy`, while another process holds it.
+    """
+    handle = None
+    try:
+        while handle is None:
+            handle = path.open("a+", encoding="utf-8")
+            try:
+                _take(handle, busy)
+                if not path.exists() or not os.path.samestat(os.fstat(handle.fileno()), path.stat()):
+                    handle.close()  # its folder was removed meanwhile
+                    handle = None
+            except UserError:
+                handle.close()
+                raise
+    except OSError as cause:
+        raise disk_error(path, cause) from cause
+    with handle:
+        yield
+
+
+def _take(handle: TextIO, busy: str) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        handle.seek(0)
+        raise UserError(busy.replace("{process}", f"process {handle.read(20).strip() or 'unknown'}")) from None
+    except OSError:  # a file system without locks
+        return
+    handle.truncate(0)
+    handle.write(f"{os.getpid()}\n")
+    handle.flush()
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[None]:
+    """Make `path` for the block; when the block fails, the folders made here that are still empty are taken away.
+
+    Raises `UserError` when it cannot be made.
+    """
+    made = [folder for folder in (path, *path.absolute().parents) if not folder.exists()]
+    try:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as cause:
+            raise disk_error(path, cause) from cause
+        yield
+    except BaseException:
+        with suppress(OSError):
+            for folder in made:
+                folder.rmdir()
+        raise
+
+
+@contextmanager
+def folder_aside(path: Path) -> Iterator[Path]:
+    """Give a new folder beside `path` that takes its place, an empty one's at most, when the block is done.
+
+    Raises `UserError` when the disk refuses; nothing is left behind then.
+    """
+    aside = path.parent / f".{path.name[:200]}.{secrets.token_hex(4)}"
+    try:
+        with new_folder(path.parent):
+            try:
+                aside.mkdir()
+                yield aside
+                if path.exists():
+                    path.rmdir()
+                os.rename(aside, path)
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
+    except OSError as cause:
+        raise disk_error(path, cause) from cause
 
 
 def disk_error(path: Path, cause: OSError) -> UserError:

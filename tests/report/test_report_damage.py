@@ -112,7 +112,7 @@ def test_a_damaged_run_is_one_sentence(tmp_path):
     lines = metrics.read_text()
     for damaged, message in (
         ("", "holds no step yet"),
-        ("{\n" + lines, "damaged at line 1"),
+        ("{\n" + lines, "at line 1 is damaged"),
         ("7\n" + lines, "line 1"),
     ):
         metrics.write_text(damaged)

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import loopscale
 from loopscale.errors import UserError
-from loopscale.files import disk_error
+from loopscale.files import folder_aside
 from loopscale.integrations.versions import transformers
 from loopscale.parameterization import Depth
+from loopscale.records import Provenance, read_record, read_steps
 from loopscale.train.load_model import Trained, load_model
 from loopscale.train.run import Warn
 
@@ -32,7 +28,7 @@ def export_run(run_dir: str | Path, out: str | Path, *, warn: Warn = lambda sent
     transformers()
     trained = load_model(run_dir, warn)
     model, tokenizer = for_transformers(trained)
-    with _folder(out) as aside:
+    with folder_aside(out) as aside:
         model.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
         (aside / "README.md").write_text(model_card(trained), encoding="utf-8")
@@ -59,26 +55,10 @@ def for_transformers(trained: Trained) -> tuple[Any, Any]:
     return model.eval(), tokenizer
 
 
-@contextmanager
-def _folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that becomes `out` when all is written."""
-    aside = out.parent / f".{out.name}.{os.getpid()}"
-    try:
-        aside.mkdir(parents=True)
-        yield aside
-        if out.exists():
-            out.rmdir()
-        os.rename(aside, out)
-    except OSError as cause:
-        raise disk_error(out, cause) from cause
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
 def model_card(trained: Trained) -> str:
     """The README.md of the folder: what it is, how it was trained, how to use it."""
     run, config = trained.run, trained.model.config
-    origin = _provenance(run.path)
+    origin = read_record(run.path / "provenance.json", Provenance)
     eps = trained.model.residual_scale(config.loops)
     last = _last_losses(run.metrics)
     rows = {
@@ -89,11 +69,11 @@ def model_card(trained: Trained) -> str:
         "parameters": f"{sum(p.numel() for p in trained.model.parameters()):,}",
         "context": run.config.data.context,
         "tokenizer": trained.tokenizer.name,
-        "data": (origin.get("data") or {}).get("source", "not recorded"),
+        "data": origin.data.get("source", "not recorded"),
         "training": f"{trained.step} of {run.config.train.steps} steps, {run.config.optim.optimizer}, "
         f"lr {run.config.optim.lr:g}, seed {run.config.train.seed}",
         **last,
-        "made with": f"loopscale {loopscale.__version__}, torch {origin.get('torch', 'not recorded')}",
+        "made with": f"loopscale {loopscale.__version__}, torch {origin.torch}",
     }
     table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows.items())
     scales = ", ".join(
@@ -110,26 +90,12 @@ def _cell(value: object) -> str:
     return str(value).replace("|", "\\|").replace("\n", " ")
 
 
-def _provenance(run: Path) -> dict[str, Any]:
-    try:
-        read: dict[str, Any] = json.loads((run / "provenance.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return read
-
-
 def _last_losses(metrics: Path) -> dict[str, str]:
-    """The last validation loss of the run, where there is one."""
-    found: dict[str, str] = {}
-    try:
-        lines = metrics.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return found
-    for line in lines:
-        values = json.loads(line)
-        if isinstance(values.get("val_loss"), float):
-            found["validation loss"] = f"{values['val_loss']:.4f} nats per token at step {values['step']}"
-    return found
+    """Give the last validation loss of the run, where there is one."""
+    known = [line for line in read_steps(metrics) if line.get("val_loss") is not None]
+    if not known:
+        return {}
+    return {"validation loss": f"{known[-1]['val_loss']:.4f} nats per token at step {known[-1]['step']}"}
 
 
 _CARD = """---

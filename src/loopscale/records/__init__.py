@@ -12,6 +12,7 @@ from loopscale.records.record import (
     sealed,
     write_record,
 )
+from loopscale.records.run import Provenance, Step, read_steps, step_line
 from loopscale.records.study import (
     Applied,
     Cell,
@@ -45,11 +46,13 @@ __all__ = [
     "Optimum",
     "Plan",
     "Point",
+    "Provenance",
     "Proxy",
     "Record",
     "Result",
     "Row",
     "RuleRecord",
+    "Step",
     "StudyRecord",
     "Sweep",
     "Trend",
@@ -63,7 +66,9 @@ __all__ = [
     "read_json",
     "read_record",
     "read_result",
+    "read_steps",
     "read_trials",
     "sealed",
+    "step_line",
     "write_record",
 ]

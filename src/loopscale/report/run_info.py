@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import tomllib
 from collections.abc import Iterable
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from loopscale.errors import UserError
-from loopscale.records import clean, read_json
+from loopscale.records import Provenance, clean, content_hash, read_record, read_steps
 
 Series = tuple[tuple[int, float], ...]
 
@@ -41,7 +40,7 @@ def run_info(run_dir: Path) -> RunInfo:
         raise UserError(f"there is no folder {run_dir}: give the folder that `loopscale train` wrote")
     if not path.exists():
         raise UserError(f"{run_dir} holds no metrics.jsonl: give the folder that `loopscale train` wrote")
-    lines = _lines(path)
+    lines = read_steps(path)
     if not lines:
         raise UserError(f"{path} holds no step yet: wait for the first step, or run `loopscale train` again")
     numbers = ("loss", "val_loss", "grad_norm", "tokens_per_second", "lr")
@@ -51,14 +50,18 @@ def run_info(run_dir: Path) -> RunInfo:
         if isinstance(line.get("stream_rms"), list) and line["stream_rms"]
     )
     fix = "restore it, or delete it to make the page without it"
-    provenance = run_dir / "provenance.json"
+    origin = run_dir / "provenance.json"
+    provenance = read_record(origin, Provenance) if origin.exists() else Provenance()
+    config = _config(run_dir / "config.toml", fix)
+    if provenance.config is not None and config and content_hash(config) != provenance.config:
+        raise UserError(f"{run_dir / 'config.toml'} was edited since the run was trained with it: {fix}, or resume the run")
     return RunInfo(
         name=clean(run_dir.resolve().name),
         last_step=lines[-1]["step"],
         series={name: thinned(_series(lines, name), MOST_POINTS) for name in numbers},
         profiles=profiles,
-        config=_config(run_dir / "config.toml", fix),
-        provenance=clean(read_json(provenance, fix)) if provenance.exists() else {},
+        config=config,
+        provenance=clean(provenance.model_dump(exclude_unset=True)),
     )
 
 
@@ -71,27 +74,6 @@ def thinned(series: Series, most: int) -> Series:
     if len(series) <= most:
         return series
     return tuple(series[round(i * (len(series) - 1) / (most - 1))] for i in range(most))
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError as cause:
-        raise UserError(
-            f"cannot read {path} ({cause.strerror}): give the folder that `loopscale train` wrote"
-        ) from cause
-    written = text.splitlines()
-    lines = []
-    for number, line in enumerate(written, start=1):
-        try:
-            value = json.loads(line)
-            lines.append(value | {"step": int(value["step"])})
-        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
-            if number < len(written):
-                raise UserError(
-                    f"{path} is damaged at line {number}: delete that line, or run `loopscale train` again"
-                ) from None
-    return lines
 
 
 def _series(lines: Iterable[dict[str, Any]], name: str) -> Series:

@@ -5,7 +5,6 @@ RUN/trackers/NAME.step holds the last step that the tracker NAME was given, so t
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,14 +13,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from loopscale.errors import UserError, nearest, require
-from loopscale.files import disk_error
+from loopscale.files import alone, disk_error
+from loopscale.records import read_steps
 from loopscale.trackers.protocol import Tracker, flat, identity
 from loopscale.trackers.table import TRACKERS
-
-try:
-    import fcntl
-except ImportError:  # not on Windows: there a second process is not noticed
-    fcntl = None  # type: ignore[assignment]
 
 Line = dict[str, Any]
 
@@ -99,7 +94,7 @@ class _Sink:
 
     def catch_up(self) -> None:
         """Send what is in metrics.jsonl and was not sent."""
-        for line in _lines(self.run / "metrics.jsonl"):
+        for line in read_steps(self.run / "metrics.jsonl"):
             self.try_to_send(line)
 
     def try_to_send(self, line: Line) -> None:
@@ -140,32 +135,10 @@ def _sink(run: Path, name: str) -> Iterator[_Sink]:
         mark = path.open("r+" if path.exists() else "w+", encoding="utf-8")
     except OSError as cause:
         raise disk_error(path, cause) from cause
-    with mark:
-        if fcntl is not None:
-            try:
-                fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise UserError(f"another process sends {run} to {name}: wait until it ends") from None
+    busy = f"another process sends {run} to {name} ({{process}}): wait until it ends"
+    with mark, alone(path.with_suffix(".lock"), busy):
         sink = _Sink(run, name, mark)
         try:
             yield sink
         finally:
             sink.close()
-
-
-def _lines(metrics: Path) -> Iterator[Line]:
-    """The whole lines; a last one that is being written is left for later."""
-    try:
-        texts = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-    except OSError:
-        return
-    for number, text in enumerate(texts, start=1):
-        if not text.endswith("\n"):
-            return
-        try:
-            line = json.loads(text)
-            step = line["step"]
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"{metrics} is damaged at line {number}: restore it") from None
-        if isinstance(step, int):
-            yield line

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+
+from loopscale.errors import UserError
+from loopscale.records import Provenance, read_record
 
 
 class Tracker(Protocol):
@@ -46,8 +48,8 @@ def identity(run: Path) -> Identity:
     except (OSError, ValueError):
         text, config = "", {}
     try:
-        date = str(json.loads((run / "provenance.json").read_text(encoding="utf-8"))["date"])
-    except (OSError, ValueError, KeyError, TypeError):
+        date = read_record(run / "provenance.json", Provenance).date
+    except UserError:
         date = ""
     digest = hashlib.sha256(f"{text}\n{date}".encode()).hexdigest()[:10]
     return Identity(run, f"{run.resolve().name}-{digest}", digest, config)

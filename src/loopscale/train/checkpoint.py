@@ -15,7 +15,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,8 @@ def save(folder: Path, training: Training, keep: int) -> Path:
         with world.together():
             if world.main:
                 with _disk_errors(target):
-                    aside.mkdir(parents=True)
+                    folder.mkdir(exist_ok=True)  # not its parents: the run may have been moved away
+                    aside.mkdir()
         sums: dict[str, str] = {}
         with world.together():
             if parted or world.main:
@@ -154,12 +155,15 @@ def changes(checkpoint: Path, training: Training) -> list[str]:
     return [f"{key} was {then} and is now {now}" for key, then, now in differing]
 
 
-def check_model(checkpoint: Path, config: TrainConfig) -> None:
-    """Refuse a checkpoint of another model than `config` describes: the rule and the strength are in no shape.
+def check_model(checkpoint: Path, config: TrainConfig, warn: Callable[[str], object]) -> None:
+    """Refuse a checkpoint of another model than `config` describes (the rule and the strength are in no shape).
 
-    Raises `UserError` that names the first differing key, its value there and here.
+    What else differs is warned about. Raises `UserError` that names the first differing key, its value there and here.
     """
-    _check_config(checkpoint, read_state(checkpoint)["config"], config, ("model.",))
+    then = read_state(checkpoint)["config"]
+    _check_config(checkpoint, then, config, ("model.",))
+    for key, old, new in _differing(then, config):
+        warn(f"config.toml was edited since this checkpoint was written: {key} was {old} and is now {new}")
 
 
 def _check_config(

@@ -51,7 +51,7 @@ def load_model(folder: str | Path, warn: Warn = lambda sentence: None, *, untrai
             network = run.config.network(run.config.model.vocab_size or 256)
             return Trained(run, LoopedTransformer(network, seed=run.config.train.seed), 0)
         raise UserError(f"{run.path} has no checkpoint to load: run loopscale train --resume {run.path}")
-    checkpoint.check_model(newest, run.config)
+    checkpoint.check_model(newest, run.config, warn)
     embedding = sharded.stored(newest).get("embedding.weight")
     if embedding is None:
         raise UserError(f"{newest} holds no embedding.weight: it is of another kind of model")

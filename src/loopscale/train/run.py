@@ -7,12 +7,12 @@ RUN/
   metrics.jsonl     one line a step
   checkpoints/      see `checkpoint`
   trackers/         what `train.trackers` wrote, if any
+  .lock             held by the process that trains
 """
 
 from __future__ import annotations
 
-import json
-import shutil
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from loopscale.errors import UserError
-from loopscale.files import disk_error, write_json, write_text
+from loopscale.files import alone, disk_error, new_folder, write_text
+from loopscale.records import Provenance, content_hash, read_record, read_steps, step_line, write_record
 from loopscale.trackers import check_trackers, following
 from loopscale.train import checkpoint
 from loopscale.train.config import TrainConfig
@@ -28,11 +29,7 @@ from loopscale.train.load import load_config
 from loopscale.train.provenance import provenance
 from loopscale.train.training import Training
 
-try:
-    import fcntl
-except ImportError:  # not on Windows: there a second process is not noticed
-    fcntl = None  # type: ignore[assignment]
-
+LOCK = ".lock"
 Warn = Callable[[str], object]
 
 
@@ -95,26 +92,33 @@ def check_new(path: Path) -> None:
 def _left_by_us(file: Path) -> bool:
     """Whether a process that was killed while it made the folder left this file: config.toml comes last."""
     name = file.name.lstrip(".")
-    return name.startswith(("provenance.json", "tokenizer.json")) or file.name.startswith(".config.toml.")
+    return name.startswith(("provenance.json", "tokenizer.json")) or file.name.startswith((".config.toml.", LOCK))
 
 
 def create_run(path: Path, training: Training) -> Run:
-    """Make the folder of a new run.
+    """Make the folder of a new run; of several processes that try at once, one does.
 
     Raises `UserError` when it is taken or cannot be written; nothing is left behind then.
     """
     check_new(path)
     check_trackers(training.config.train.trackers)
-    fresh = not path.exists()
-    try:
-        write_json(path / "provenance.json", {**provenance(), **_origin(training), "resumed": []})
-        write_text(path / "tokenizer.json", training.dataset.tokenizer.to_json())
-        write_text(path / "config.toml", training.config.to_toml())
-    except UserError:
-        if fresh:
-            shutil.rmtree(path, ignore_errors=True)
-        raise
-    return Run(path, training.config)
+    run = Run(path, training.config)
+    with new_folder(path), exclusive(run):
+        check_new(path)  # again, now that no other process can be making it
+        try:
+            write_record(path / "provenance.json", _provenance(run, {**_origin(training), "resumed": []}))
+            write_text(path / "tokenizer.json", training.dataset.tokenizer.to_json())
+            write_text(path / "config.toml", training.config.to_toml())
+        except UserError:
+            for file in path.iterdir():
+                if _left_by_us(file):
+                    file.unlink()
+            raise
+    return run
+
+
+def _provenance(run: Run, more: dict[str, Any]) -> Provenance:
+    return Provenance(**{**provenance(), **more, "config": content_hash(run.config.to_dict())})
 
 
 def note_resumption(run: Run, training: Training, warn: Warn) -> None:
@@ -123,44 +127,33 @@ def note_resumption(run: Run, training: Training, warn: Warn) -> None:
     Raises `UserError` when the data are not those that the run began with, or provenance.json is damaged.
     """
     file = run.path / "provenance.json"
-    try:
-        origin: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        resumed, data, torch_version = list(origin["resumed"]), dict(origin["data"]), str(origin["torch"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{file} is missing or damaged: restore it, or train again into another folder") from None
+    origin = read_record(file, Provenance)
     here = provenance()
-    if data.get("sha256") != _origin(training)["data"].get("sha256"):
+    if origin.data.get("sha256") != _origin(training)["data"].get("sha256"):
         raise UserError(f"the data of {run.path} have changed since it began: restore them, or begin a new run")
-    if torch_version != here["torch"]:
-        warn(f"the run began with torch {torch_version}, this is {here['torch']}: losses may differ in the last digits")
-    write_json(file, {**origin, "resumed": [*resumed, {"step": training.done, **here}]})
+    if origin.torch != here["torch"]:
+        warn(f"the run began with torch {origin.torch}, this is {here['torch']}: losses may differ in the last digits")
+    resumed = [*origin.resumed, {"step": training.done, **here}]
+    write_record(file, _provenance(run, {**origin.model_dump(mode="json", exclude_unset=True), "resumed": resumed}))
 
 
 def cut_metrics(run: Run, done: int) -> None:
     """Keep the lines of steps 1 to `done`, so that a continuation writes each step once.
 
-    Raises `UserError` when a line of these is missing.
+    Raises `UserError` when a line of these is missing or damaged.
     """
-    try:
-        text = run.metrics.read_text(encoding="utf-8") if run.metrics.exists() else ""
-    except (OSError, ValueError):
-        text = ""
-    kept = text.splitlines(keepends=True)[:done]
-    steps = [_step(line) for line in kept]
-    if steps != list(range(1, done + 1)):
+    kept = read_steps(run.metrics, last=done)
+    if [line["step"] for line in kept] != list(range(1, done + 1)):
         raise UserError(f"{run.metrics} is damaged: it does not hold one line for each of the steps 1 to {done}")
-    write_text(run.metrics, "".join(kept))
+    write_text(run.metrics, "".join(step_line(line) for line in kept))
 
 
 @contextmanager
 def exclusive(run: Run) -> Iterator[None]:
     """Keep a second process out of the run; raises `UserError` when one is at work. A killed one leaves no lock."""
-    with (run.path / "config.toml").open("rb") as handle:
-        if fcntl is not None:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise UserError(f"another process is training {run.path}: wait until it ends, or stop it") from None
+    with alone(
+        run.path / LOCK, f"another process is training {run.path} ({{process}}): wait until it ends, or stop it"
+    ):
         yield
 
 
@@ -170,13 +163,18 @@ def metrics_writer(run: Run) -> Iterator[Callable[[dict[str, Any]], None]]:
 
     Each is flushed, so that a killed run loses at most the last.
 
-    Raises `UserError` when the disk is full, or a tracker is not installed.
+    Raises `UserError` when the disk is full, the folder was moved away, or a tracker is not installed.
     """
-    with _open(run.metrics) as handle, following(run.path, run.config.train.trackers) as track:
+    with _appending(run.metrics) as handle, following(run.path, run.config.train.trackers) as track:
 
         def write(line: dict[str, Any]) -> None:
             try:
-                handle.write(json.dumps(line, allow_nan=False) + "\n")
+                if not run.metrics.exists() or not os.path.samestat(os.fstat(handle.fileno()), run.metrics.stat()):
+                    raise UserError(
+                        f"{run.path} was moved or removed while it was trained: the training ends; if it was moved, "
+                        "continue it where it lies now with loopscale train --resume"
+                    )
+                handle.write(step_line(line))
                 handle.flush()
             except OSError as cause:
                 raise disk_error(run.metrics, cause) from cause
@@ -185,19 +183,13 @@ def metrics_writer(run: Run) -> Iterator[Callable[[dict[str, Any]], None]]:
         yield write
 
 
-def _open(path: Path) -> TextIO:
+@contextmanager
+def _appending(path: Path) -> Iterator[TextIO]:
     try:
-        return path.open("a", encoding="utf-8")
-    except OSError as cause:
+        with path.open("a", encoding="utf-8") as handle:
+            yield handle
+    except OSError as cause:  # a full disk may be noticed at the close
         raise disk_error(path, cause) from cause
-
-
-def _step(line: str) -> int | None:
-    try:
-        value = json.loads(line)
-    except ValueError:
-        return None
-    return value.get("step") if isinstance(value, dict) else None
 
 
 def _origin(training: Training) -> dict[str, Any]:
