@@ -16,6 +16,7 @@ from changed import changed
 from safetensors.torch import load_file
 
 from loopscale.errors import UserError
+from loopscale.records import Provenance, read_record, write_record
 from loopscale.train import (
     StepRecord,
     TrainConfig,
@@ -254,8 +255,8 @@ def test_generate_needs_the_runs_tokenizer(run: Path) -> None:
 
 def test_data_that_changed_are_noticed(run: Path) -> None:
     file = run / "provenance.json"
-    origin = json.loads(file.read_text())
-    file.write_text(json.dumps({**origin, "data": {**origin["data"], "sha256": "0"}}))
+    origin = read_record(file, Provenance)
+    write_record(file, origin.model_copy(update={"data": {**origin.data, "sha256": "0"}}))
     with pytest.raises(UserError, match=r"^the data of .* have changed since it began: restore them"):
         resume_run(run)
 
