@@ -20,6 +20,22 @@ class MissingExtraError(UserError, ImportError):
     """An optional dependency is absent; the message names the extra that brings it."""
 
 
+LONGEST = 300  # characters of a message, whatever the input was
+
+
+def one_line(text: str, longest: int = LONGEST) -> str:
+    """Return a message as one line: what does not print is escaped, and what is too long is cut in the middle.
+
+    >>> one_line("a\\nb" + chr(27), 20), one_line("x" * 50, 12)
+    ('a\\\\nb\\\\x1b', 'xxxxx .. xxx')
+    """
+    text = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    if len(text) <= longest:
+        return text
+    tail = longest // 3 - 1
+    return f"{text[: longest - tail - 4]} .. {text[-tail:]}"
+
+
 def nearest(word: str, options: Iterable[str]) -> str:
     """Say which known word was probably meant, and list the choices.
 

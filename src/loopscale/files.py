@@ -129,7 +129,9 @@ def disk_error(path: Path, cause: OSError) -> UserError:
     """Turn an operating-system error while writing `path` into a sentence with the fix."""
     if cause.errno in (errno.ENOSPC, errno.EDQUOT):
         return UserError(f"the disk is full while writing {path}: free some space, then run the same command again")
-    return UserError(f"cannot write {path} ({cause.strerror}): name another place with --out")
+    if cause.errno == errno.ENAMETOOLONG:
+        return UserError(f"cannot write {path} (a name in it has more than 255 bytes): name a shorter one with --out")
+    return UserError(f"cannot write {path} ({cause.strerror or cause}): name another place with --out")
 
 
 def write_text(path: Path, text: str) -> None:

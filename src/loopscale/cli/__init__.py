@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 import click
 
 import loopscale
 from loopscale.cli.lazy import LazyGroup
-from loopscale.cli.sentence import usage_sentence
-from loopscale.errors import UserError
+from loopscale.cli.sentence import sentence_of
+from loopscale.errors import one_line
 
 COMMANDS = {
     "scale": "loopscale.cli.scale:command",
@@ -47,28 +48,28 @@ def group() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and give its exit code; never raises for a mistake of the caller.
+    """Run one command and give its exit code: 0, 1 (the answer is no), 2 (a mistake), 130 or 143 (a signal).
 
-    A command is a click command that returns its exit code or None for 0, and raises `UserError` for a mistake.
+    A command is a click command that returns its exit code or None for 0, and raises `UserError` for a mistake. Whatever
+    else it raises becomes one sentence too; LOOPSCALE_TRACEBACK=1 shows the traceback of what nobody foresaw.
     """
     try:
         result = group.main(args=argv, prog_name="loopscale", standalone_mode=False)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
-    except UserError as mistake:
-        return _complain(str(mistake))
     except click.exceptions.NoArgsIsHelpError as shown:
         click.echo(shown.format_message(), err=True)
         return 2
-    except click.ClickException as mistake:
-        return _complain(usage_sentence(mistake))
     except (KeyboardInterrupt, click.Abort):
         _complain("stopped by Ctrl-C")
         return CTRL_C
     except BrokenPipeError:
-        # The reader of stdout went away (`| head`); Python would complain again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _forget_stdout()  # the reader went away (`| head`); Python would complain again at exit
         return 0
+    except Exception as raised:
+        if isinstance(raised, OSError) and raised.filename is None:
+            _forget_stdout()
+        return _complain(sentence_of(raised))
 
 
 def entry() -> None:
@@ -77,5 +78,11 @@ def entry() -> None:
 
 
 def _complain(sentence: str) -> int:
-    print(f"loopscale: {sentence}", file=sys.stderr)
+    with suppress(OSError):
+        print(f"loopscale: {one_line(sentence)}", file=sys.stderr)
     return 2
+
+
+def _forget_stdout() -> None:
+    with suppress(OSError, ValueError):  # under a test stdout has no number
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

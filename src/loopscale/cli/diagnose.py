@@ -95,7 +95,7 @@ def _span(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     low, colon, high = text.partition(":")
-    if not (colon and low.isdigit() and high.isdigit() and int(low) and int(high)):
+    if not (colon and low.isdecimal() and high.isdecimal() and int(low) and int(high)):
         raise UserError(f"--loops-range {text!r} is not of the form LOW:HIGH, both at least 1, for example 1:32")
     if int(low) > int(high):
         raise UserError(f"--loops-range {text!r} goes down, LOW must be smaller than HIGH: give {high}:{low}")

@@ -52,6 +52,6 @@ def _size(name: str) -> tuple[str, int | None]:
     kind, colon, size = name.partition(":")
     if kind != "stacks" or not colon:
         return name, None
-    if not size.isdigit():
+    if not size.isdecimal():
         raise UserError(f"how many trials a stack holds is a whole number, got {size!r}: such as stacks:8")
     return kind, int(size)

@@ -10,12 +10,14 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from loopscale.errors import one_line
+
 OnStep = Callable[[dict[str, Any], int], None]
 
 
 def warn(sentence: str) -> None:
     """Print a warning."""
-    click.echo(f"loopscale: warning: {sentence}", err=True)
+    click.echo(f"loopscale: warning: {one_line(sentence)}", err=True)
 
 
 @contextmanager

@@ -1,10 +1,60 @@
-"""click's complaints as one sentence with the fix."""
+"""Whatever a command raises as one sentence with the fix: the caller's mistakes, click's, the system's, and our own."""
 
 from __future__ import annotations
 
+import errno
+import os
+import traceback
+from pathlib import Path
+
 import click
 
-from loopscale.errors import nearest
+from loopscale.errors import UserError, nearest
+
+_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "DefaultCPUAllocator")
+_PLACES = {
+    errno.EACCES: "mend its permissions, or name another place",
+    errno.EPERM: "mend its permissions, or name another place",
+    errno.EROFS: "name a place that can be written",
+    errno.ENAMETOOLONG: "a name has at most 255 bytes: name a shorter one",
+    errno.ENOSPC: "free some space, then run the same command again",
+    errno.EDQUOT: "free some space, then run the same command again",
+    errno.ENOENT: "name one that is there",
+    errno.EISDIR: "name a file",
+    errno.ENOTDIR: "name a folder",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+}
+
+
+def sentence_of(raised: Exception) -> str:
+    """Say in one sentence what went wrong and what to do about it."""
+    if isinstance(raised, UserError):
+        return str(raised)
+    if isinstance(raised, click.ClickException):
+        return usage_sentence(raised)
+    if isinstance(raised, RecursionError):
+        return "the input is nested too deeply to be read: mend the file, or give a smaller one"
+    if isinstance(raised, MemoryError) or any(word in str(raised) for word in _MEMORY):
+        return "there is not enough memory for this: try a smaller model, batch or context, or fewer loops or workers"
+    if isinstance(raised, OSError):
+        return _system_sentence(raised)
+    if isinstance(raised, UnicodeError):
+        return f"a name or text cannot be written in this encoding ({raised.reason}): use UTF-8 (PYTHONUTF8=1)"  # type: ignore[attr-defined]
+    if os.environ.get("LOOPSCALE_TRACEBACK"):
+        traceback.print_exception(raised)
+    last = traceback.extract_tb(raised.__traceback__)[-1:]
+    place = "".join(f" at {Path(frame.filename).name}:{frame.lineno}" for frame in last)
+    said = f"{type(raised).__name__}: {raised}" if str(raised) else type(raised).__name__
+    return f"this is a mistake of loopscale's, please report it ({said}{place}): LOOPSCALE_TRACEBACK=1 shows more"
+
+
+def _system_sentence(raised: OSError) -> str:
+    reason = raised.strerror or str(raised) or type(raised).__name__
+    if raised.filename is None:
+        fix = _PLACES.get(raised.errno or 0, "look at the disk and the device that is written to")
+        return f"the system refused to write or read ({reason}): {fix}"
+    name = os.fsdecode(raised.filename) if isinstance(raised.filename, (str, bytes)) else str(raised.filename)
+    return f"cannot use {name} ({reason}): {_PLACES.get(raised.errno or 0, 'name another place')}"
 
 
 def usage_sentence(mistake: click.ClickException) -> str:

@@ -27,7 +27,7 @@ def parse_axes(text: str, option: str) -> dict[str, int]:
         name, equals, number = (word.strip() for word in part.partition("="))
         if name not in AXES:
             raise UserError(f"{option} has no axis {name!r}: {nearest(name, AXES)}")
-        if not equals or not number.isdigit() or int(number) < 1:
+        if not equals or not number.isdecimal() or int(number) < 1:
             raise UserError(f"{option} {part.strip()!r} is not axis=whole number, such as loops=32")
         found[name] = int(number)
     return found

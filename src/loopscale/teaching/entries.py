@@ -100,7 +100,7 @@ def explain(word: str) -> Entry:
     for entry in entries():
         if asked in entry.also:
             return entry
-    if asked.lstrip("-").isdigit():
+    if asked.lstrip("-").isdecimal():
         raise UserError(f"unknown prediction {word!r}: they are numbered 1 to {len(_predictions())}")
     close = _close(asked)
     hint = f"did you mean {' or '.join(map(repr, close[:3]))}? " if close else ""

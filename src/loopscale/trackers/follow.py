@@ -88,7 +88,7 @@ class _Sink:
     def __init__(self, run: Path, name: str, mark: TextIO) -> None:
         self.run, self.name, self.mark = run, name, mark
         text = mark.read().strip()
-        self.last = int(text) if text.isdigit() else 0
+        self.last = int(text) if text.isdecimal() else 0
         self.sent, self.failed = 0, ""
         self.tracker: Tracker | None = None
 

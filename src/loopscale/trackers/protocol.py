@@ -56,7 +56,7 @@ def identity(run: Path) -> Identity:
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """The numbers in a line of metrics.jsonl: lists by index, tables by key, nulls and texts left out.
+    """Return the numbers in a line of metrics.jsonl: lists by index, tables by key, nulls and texts left out.
 
     >>> flat({"step": 3, "loss": 1.5, "val_loss": None, "stream_rms": [1.0, 2.0]})
     {'loss': 1.5, 'stream_rms/0': 1.0, 'stream_rms/1': 2.0}

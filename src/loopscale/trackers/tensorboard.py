@@ -18,7 +18,7 @@ class Board:
         self.writer = writer
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """One scalar a name."""
+        """Write one scalar per name."""
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
         self.writer.flush()
@@ -29,7 +29,7 @@ class Board:
 
 
 def open_tracker(identity: Identity) -> Board:
-    """A new event file beside those of earlier parts of the run; TensorBoard shows them as one."""
+    """Open a new event file beside those of earlier parts of the run; TensorBoard shows them as one."""
     from torch.utils.tensorboard import SummaryWriter
 
     folder = identity.folder / "tensorboard"
@@ -42,13 +42,17 @@ def open_tracker(identity: Identity) -> Board:
 
 
 def _wait_for_a_later_second(folder: Path) -> None:
-    """Event files sort by the second in their names: one of the same second could be read before what it continues."""
-    stamps = [file.name.split(".")[3] for file in folder.glob("events.out.tfevents.*")]
-    while any(stamp.isdigit() and int(stamp) >= int(time.time()) for stamp in stamps):
+    """Wait, since event files sort by the second in their names and one of this second could come before its beginning.
+
+    A stamp further ahead is of a clock that was wrong, and is not waited for.
+    """
+    stamps = [int(stamp) for file in folder.glob("events.out.tfevents.*") if (stamp := file.name.split(".")[3]).isdecimal()]
+    ours = [stamp for stamp in stamps if stamp <= time.time() + 1]
+    while ours and max(ours) >= int(time.time()):
         time.sleep(0.05)
 
 
 def place(run: Path) -> str:
-    """Where, and what shows it."""
+    """Say where the points are, and what shows them."""
     folder = run / "trackers" / "tensorboard"
     return f"{folder}: tensorboard --logdir {folder}"

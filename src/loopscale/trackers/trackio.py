@@ -19,7 +19,7 @@ class Database:
         self.library = library
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """One row a step."""
+        """Write one row per step."""
         self.library.log(dict(values), step=step)
 
     def close(self) -> None:
@@ -29,7 +29,7 @@ class Database:
 
 
 def open_tracker(identity: Identity) -> Database:
-    """A continuation adds to the run of the same name. Nothing leaves the machine unless TRACKIO_SPACE_ID is set."""
+    """Open the run of this name, to which a continuation adds. Nothing is sent unless TRACKIO_SPACE_ID is set."""
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     import trackio
 
@@ -47,5 +47,5 @@ def open_tracker(identity: Identity) -> Database:
 
 
 def place(run: Path) -> str:
-    """Where, and what shows it."""
+    """Say where the points are, and what shows them."""
     return "trackio's own database: trackio show --project loopscale"

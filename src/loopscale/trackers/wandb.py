@@ -17,7 +17,7 @@ class Biases:
         self.run = run
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """One row a step."""
+        """Write one row per step."""
         self.run.log(dict(values), step=step)
 
     def close(self) -> None:
@@ -26,7 +26,7 @@ class Biases:
 
 
 def open_tracker(identity: Identity) -> Biases:
-    """Offline unless the environment's WANDB_MODE says otherwise."""
+    """Open a run, offline unless the environment's WANDB_MODE says otherwise."""
     import wandb
 
     identity.folder.mkdir(parents=True, exist_ok=True)
@@ -53,6 +53,6 @@ def open_tracker(identity: Identity) -> Biases:
 
 
 def place(run: Path) -> str:
-    """Where, and what sends it."""
+    """Say where the points are, and what sends them."""
     folder = run / "trackers" / "wandb"
     return f"{folder}: wandb sync {folder}/offline-run-*"

@@ -94,7 +94,7 @@ def _put_in_place(aside: Path, target: Path, done: int, keep: int) -> None:
 
 def listed(folder: Path) -> list[Path]:
     """Give the checkpoints of a run, the newest first."""
-    found = [path for path in folder.glob("step-*") if path.is_dir() and path.name[5:].isdigit()]
+    found = [path for path in folder.glob("step-*") if path.is_dir() and path.name[5:].isdecimal()]
     return sorted(found, key=step_of, reverse=True)
 
 

@@ -123,6 +123,6 @@ def _sentence(folder: Path, cause: CheckpointException) -> UserError:
 
 def _os_error(cause: Exception) -> OSError:
     """Read the number out of safetensors' text ("... (os error 28)"): its errors carry no errno."""
-    digits = "".join(filter(str.isdigit, str(cause).rpartition("os error")[2]))
+    digits = "".join(filter(str.isdecimal, str(cause).rpartition("os error")[2]))
     number = int(digits) if digits else 5
     return OSError(number, os.strerror(number))
