@@ -93,3 +93,45 @@ def test_train_then_generate(capsys: pytest.CaptureFixture[str], tmp_path: Path)
     assert "step 4/4, loss " in err
     code, out, _ = said(capsys, "generate", str(tmp_path / "run"), "--prompt", "hello", "--tokens", "5")
     assert code == 0 and out.startswith("hello")
+
+
+def raising(monkeypatch: pytest.MonkeyPatch, raised: BaseException) -> None:
+    def fail(**_: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(cli.group, "main", fail)
+
+
+@pytest.mark.parametrize(
+    ("raised", "sentence"),
+    [
+        (PermissionError(13, "Permission denied", "/x/y"), "cannot use /x/y (Permission denied): mend its permissions"),
+        (OSError(36, "File name too long", "n" * 999), "cannot use nnn"),
+        (OSError(28, "No space left on device"), "the system refused to write or read (No space left on device): free"),
+        (MemoryError(), "there is not enough memory for this: try a smaller model"),
+        (RuntimeError("[enforce] DefaultCPUAllocator: can't allocate memory: 8 bytes"), "there is not enough memory"),
+        (RecursionError("deep"), "the input is nested too deeply to be read"),
+        (UnicodeEncodeError("utf-8", "\udc80", 0, 1, "surrogates not allowed"), "a name or text cannot be written"),
+        (KeyError("x"), "this is a mistake of loopscale's, please report it (KeyError: 'x' at test_cli.py:"),
+    ],
+)
+def test_whatever_is_raised_is_one_sentence_and_exit_2(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, raised: BaseException, sentence: str
+) -> None:
+    raising(monkeypatch, raised)
+    code, out, err = said(capsys)
+    assert (code, out) == (2, "") and err.startswith(f"loopscale: {sentence}")
+    assert err.count("\n") == 1 and len(err) <= 315 and "Traceback" not in err
+
+
+def test_a_message_is_one_line_whatever_the_input(capsys: pytest.CaptureFixture[str]) -> None:
+    for word in ("w" * 5000, "a\nb\x1b[31m\u202e", "\udc80"):
+        code, _, err = said(capsys, "generate", word, "--prompt", "a")
+        assert code == 2 and err.count("\n") == 1 and len(err) <= 315 and "\x1b" not in err and "\u202e" not in err
+
+
+@pytest.mark.parametrize("number", ["²", "٣٣٣٣٣٣x", "１e", "Ⅷ", "-", "9" * 5000, "9" * 400])
+def test_numbers_of_other_scripts_are_read_or_refused(capsys: pytest.CaptureFixture[str], number: str) -> None:
+    for arguments in (["scale", "--loops", number], ["diagnose", "x", "--loops-range", f"{number}:{number}"]):
+        code, _, err = said(capsys, *arguments)
+        assert code == 2 and err.count("\n") == 1 and "mistake of loopscale" not in err

@@ -36,6 +36,8 @@ def sentence_of(raised: Exception) -> str:
         return "the input is nested too deeply to be read: mend the file, or give a smaller one"
     if isinstance(raised, MemoryError) or any(word in str(raised) for word in _MEMORY):
         return "there is not enough memory for this: try a smaller model, batch or context, or fewer loops or workers"
+    if isinstance(raised, OverflowError) or "set_int_max_str_digits" in str(raised):
+        return "a number is too large: give a smaller one"
     if isinstance(raised, OSError):
         return _system_sentence(raised)
     if isinstance(raised, UnicodeError):
