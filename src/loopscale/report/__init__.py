@@ -1,6 +1,6 @@
 """Numbers of a study or a run -> figures and one self-contained interactive page.
 
-Public names load on first use, so that `import loopscale.report` needs neither plotly nor matplotlib.
+Public names load on first use, so that `import loopscale.report` needs neither Altair nor torch.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from loopscale.report.chart import Chart, LegendEntry
+    from loopscale.report.figure import Axis, Figure, Guide, Mark, render
     from loopscale.report.info import study_info
     from loopscale.report.page import Section, Table, render_page
     from loopscale.report.readme import readme_figure
@@ -18,11 +18,14 @@ if TYPE_CHECKING:
     from loopscale.report.tune_page import write_tune_report
 
 __all__ = [
-    "Chart",
-    "LegendEntry",
+    "Axis",
+    "Figure",
+    "Guide",
+    "Mark",
     "Section",
     "Table",
     "readme_figure",
+    "render",
     "render_page",
     "study_info",
     "write_figures",
@@ -32,8 +35,11 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Chart": "chart",
-    "LegendEntry": "chart",
+    "Figure": "figure",
+    "Axis": "figure",
+    "Guide": "figure",
+    "Mark": "figure",
+    "render": "figure",
     "Section": "page",
     "Table": "page",
     "render_page": "page",

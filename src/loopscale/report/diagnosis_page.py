@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from loopscale.diagnosis import Diagnosis, Finding
-    from loopscale.report.chart import Chart
+    from loopscale.report.figure import Figure
     from loopscale.report.page import Section, Table
 
 _READINGS = {
@@ -50,7 +50,7 @@ _LABELS = {
 
 
 def page(target: str, found: Diagnosis) -> str:
-    """The page as HTML; raises `MissingExtraError` without plotly."""
+    """The page as HTML; raises `MissingExtraError` without Altair."""
     from loopscale.report.page import Section, render_page
 
     sections = [_finding(finding, found) for finding in found.findings]
@@ -80,42 +80,34 @@ def _finding(finding: Finding, found: Diagnosis) -> Section:
     return Section(title, text, figure=chart, how_to_read=_READINGS[kind] if chart else "")
 
 
-def _chart(kind: str, found: Diagnosis, place: str = "all") -> Chart | None:
-    from loopscale.report.chart import Axis, Chart, LegendEntry
-    from loopscale.report.palette import looks, short
+def _chart(kind: str, found: Diagnosis, place: str = "all") -> Figure | None:
+    from loopscale.report.figure import Axis, Figure, Mark
+    from loopscale.report.figures import log_axis
+    from loopscale.report.palette import MEASURED, REFERENCE, looks
 
     lines = [(name, x, y) for name, x, y in _lines(kind, found) if any(value > 0 for value in y)]
     if not lines:
         return None
     across, up = _LABELS[kind]
     names = _numbered(found) if kind == "scales" else {}
-    styles = looks([name for name, _, _ in lines])
-    traces = [
-        {
-            "type": "scatter",
-            "mode": "lines" if name in _LEVELS else "lines+markers",
-            "line": {"color": styles[name].ink.light, "dash": "dash" if name in _LEVELS else "solid"},
-            "marker": {"symbol": styles[name].plotly_symbol, "size": 7},
-            "name": name,
-            "legendgroup": name,
-            "x": list(x),
-            "y": list(y),
-            "hoverinfo": "text",
-            "hovertext": [f"{names.get(at, name)}: {value:.4g}" for at, value in zip(x, y, strict=True)],
-        }
+    measured = [name for name, _, _ in lines if name not in _LEVELS]
+    styles = looks(measured) if len(measured) > 1 else dict.fromkeys(measured, MEASURED)
+    marks = [
+        Mark(at, value, name, {"what": names.get(at, name), across.split(" (")[0]: f"{at:g}", up: f"{value:.4g}"},
+             line="dashed" if name in _LEVELS else "solid", shape="none" if name in _LEVELS else "")
         for name, x, y in lines
-    ]
+        for at, value in zip(x, y, strict=True)
+    ]  # fmt: skip
     said = "; ".join(f"{name} from {y[0]:.3g} to {y[-1]:.3g}" for name, _, y in lines[:4])
     log = kind in ("ratios", "scales") or (kind in ("norms", "over_loops") and found.growth == "exponential")
-    legend = [LegendEntry(name, short(name, 40), styles[name].ink) for name, _, _ in lines]
-    return Chart(
+    heights = [mark.y for mark in marks if mark.y is not None and mark.y > 0]
+    return Figure(
         f"{kind}-{place}",
         f"{up} over {across}: {said}.",
         Axis(across, ticks=_whole(x for _, across_line, _ in lines for x in across_line)),
-        Axis(up, log=log),
-        traces,
-        legend=legend if len(legend) > 1 else (),
-        inks=[styles[name].ink for name, _, _ in lines],
+        log_axis(up, heights) if log else Axis(up),
+        {name: REFERENCE if name in _LEVELS else styles[name] for name, _, _ in lines},
+        marks,
     )
 
 

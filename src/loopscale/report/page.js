@@ -1,108 +1,88 @@
 "use strict";
-// Draws the charts of the page: panels are placed by the width at hand, colours follow the reader's light or dark mode.
+// Draws the figures of the page: panels are laid out by the width at hand, colours follow the reader's light or dark mode.
 (() => {
   const dark = matchMedia("(prefers-color-scheme: dark)");
-  const coarse = matchMedia("(pointer: coarse)");
-  const said = document.getElementById("said");
-  const charts = JSON.parse(document.getElementById("charts").textContent).map((spec) => ({
-    spec, box: document.getElementById(spec.name), hidden: new Set(), at: null, width: 0,
-  }));
-  const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  const said = document.getElementById("said"), tip = document.getElementById("tip");
+  const { themes, figures } = JSON.parse(document.getElementById("figures").textContent);
+  const MARGIN = 76, GAP = 18;
 
-  // Swap every colour of the light page by its partner for the dark one.
-  const themed = (value, partners) => {
-    if (typeof value === "string") return partners[value] || value;
-    if (Array.isArray(value)) return value.map((item) => themed(item, partners));
-    if (value && typeof value === "object") {
-      return Object.fromEntries(Object.entries(value).map(([key, item]) =>
-        [key, key === "hovertext" || key === "x" || key === "y" ? item : themed(item, partners)]));
-    }
-    return value;
+  // As many panels in a row as the width allows, the rows as full as can be.
+  const arranged = (figure, width) => {
+    const spec = structuredClone(figure.spec), inside = spec.spec || spec;
+    const most = Math.max(1, Math.floor((width - MARGIN) / 230));
+    const columns = Math.ceil(figure.panels / Math.ceil(figure.panels / most));
+    inside.width = Math.floor((width - MARGIN - GAP * (columns - 1)) / columns);
+    if (width < 560) inside.height = Math.min(inside.height, figure.panels > 1 ? 220 : 260);
+    if (spec.spec) spec.columns = columns;
+    return spec;
   };
 
-  // Lay the panels out in as many columns as the width allows, and keep the tick labels of the outer ones only.
-  const arrange = (spec, layout, width) => {
-    const narrow = width < 560;
-    const margin = { l: narrow ? 58 : 66, r: 14, t: spec.titled ? 40 : 18, b: 58 };
-    const most = spec.panels === 1 ? 1 : Math.max(1, Math.floor(width / 290));
-    const rows = Math.ceil(spec.panels / most);
-    const columns = Math.ceil(spec.panels / rows);
-    const each = narrow ? 230 : columns === 1 && spec.panels > 1 ? 240 : spec.panels === 1 ? 330 : 320;
-    const gapX = 18 / (width - margin.l - margin.r);
-    const inner = rows * each + (rows - 1) * 62;
-    const wide = (1 - gapX * (columns - 1)) / columns;
-    for (let i = 0; i < spec.panels; i++) {
-      const column = i % columns, row = Math.floor(i / columns), key = i ? String(i + 1) : "";
-      const x = layout["xaxis" + key], y = layout["yaxis" + key];
-      const top = 1 - row * (each + 62) / inner;
-      x.domain = [column * (wide + gapX), Math.min(1, column * (wide + gapX) + wide)];
-      y.domain = [Math.max(0, top - each / inner), top];
-      const lowest = i + columns >= spec.panels;
-      x.title = { text: lowest ? spec.x_title : "", standoff: 8, font: { size: 13 } };
-      y.title = { text: column === 0 ? spec.y_title : "", standoff: 6, font: { size: 13 } };
-      y.showticklabels = column === 0;
-      for (const axis of [x, y]) {
-        Object.assign(axis, { gridcolor: css("--grid"), linecolor: css("--line"), tickcolor: css("--line"),
-          showline: true, fixedrange: coarse.matches, tickfont: { size: 12, color: css("--muted") } });
-      }
-    }
-    return { margin, height: inner + margin.t + margin.b, width };
+  const show = (figure, datum, x, y) => {
+    tip.textContent = datum.said;
+    tip.hidden = false;
+    tip.style.left = `${Math.max(8, Math.min(x + 14, innerWidth - tip.offsetWidth - 8))}px`;
+    tip.style.top = `${y + 16 + tip.offsetHeight > innerHeight ? y - tip.offsetHeight - 12 : y + 16}px`;
+  };
+  const hide = () => { tip.hidden = true; };
+
+  const draw = async (figure) => {
+    figure.width = figure.box.clientWidth;
+    const scheme = dark.matches ? "dark" : "light", theme = themes[scheme];
+    const config = { ...theme, range: { ...theme.range, category: figure.inks[scheme] } };
+    const { view } = await embed(figure.box, arranged(figure, figure.width),
+      { config, actions: false, ast: true, tooltip: false, hover: false, renderer: "svg", defaultStyle: false });
+    figure.view = view;
+    view.addEventListener("mousemove", (event, item) =>
+      item?.datum?.said ? show(figure, item.datum, event.clientX, event.clientY) : hide());
+    view.addEventListener("mouseout", hide);
+    await view.signal("hidden", [...figure.hidden]).signal("at", figure.at ?? -1).runAsync();
   };
 
-  const draw = (chart) => {
-    const width = chart.box.clientWidth;
-    const partners = dark.matches ? chart.spec.dark : {};
-    const data = themed(chart.spec.data, partners).map((trace) =>
-      ({ ...trace, visible: !chart.hidden.has(trace.legendgroup) }));
-    const layout = themed(structuredClone(chart.spec.layout), partners);
-    Object.assign(layout, arrange(chart.spec, layout, width), {
-      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-      font: { family: css("--sans"), size: 13, color: css("--ink") },
-      hoverlabel: { bgcolor: css("--card"), bordercolor: css("--muted"), align: "left",
-        font: { family: css("--sans"), size: 13, color: css("--ink") } },
-      dragmode: coarse.matches ? false : "zoom", uirevision: "keep",
-    });
-    chart.width = width;
-    Plotly.react(chart.box, data, layout, {
-      displaylogo: false, displayModeBar: coarse.matches ? false : "hover", doubleClick: "reset",
-      modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d"],
-    });
-  };
-
-  // What a hover label says, as plain words for the live region.
-  const plain = (text) => text.replace(/<br>/g, ", ").replace(/<[^>]*>/g, "")
-    .replace(/&lt;/g, "<").replace(/&gt;/g, ">").replace(/&amp;/g, "&");
-
-  const step = (chart, event) => {
-    const lines = chart.spec.data.map((trace, curve) => ({ trace, curve }))
-      .filter(({ trace }) => trace.hovertext && trace.x.length && !chart.hidden.has(trace.legendgroup));
+  // Arrow keys go from point to point along a line, and from line to line.
+  const step = (figure, event) => {
+    if (event.key === "Escape") { figure.at = -1; said.textContent = ""; figure.view.signal("at", -1).runAsync(); hide(); }
     const move = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0] }[event.key];
-    if (event.key === "Escape") { Plotly.Fx.unhover(chart.box); chart.at = null; return; }
-    if (!move || !lines.length) return;
+    const lines = new Map();
+    for (const row of figure.spec.data.values) {
+      if (!row.said || figure.hidden.has(row.series)) continue;
+      const key = `${row.panel}\n${row.series}`;
+      lines.set(key, [...(lines.get(key) || []), row]);
+    }
+    const all = [...lines.values()];
+    if (!move || !all.length) return;
     event.preventDefault();
-    const [line, point] = chart.at || [0, move[0] ? 0 : -1];
-    const next = Math.min(Math.max(line + move[0], 0), lines.length - 1);
-    const { trace, curve } = lines[next];
-    chart.at = [next, Math.min(Math.max(point + move[1], 0), trace.x.length - 1)];
-    const key = (trace.xaxis || "x") + (trace.yaxis || "y");
-    Plotly.Fx.hover(chart.box, [{ curveNumber: curve, pointNumber: chart.at[1] }], [key]);
-    said.textContent = plain(trace.hovertext[chart.at[1]]);
+    const line = all.findIndex((rows) => rows.some((row) => row.id === figure.at));
+    const next = line < 0 ? 0 : Math.min(Math.max(line + move[0], 0), all.length - 1);
+    const point = line < 0 ? 0 : all[line].findIndex((row) => row.id === figure.at) + move[1];
+    const row = all[next][Math.min(Math.max(point, 0), all[next].length - 1)];
+    figure.at = row.id;
+    said.textContent = row.said.replaceAll("\n", ", ");
+    figure.view.signal("at", row.id).runAsync();
+    const box = figure.box.getBoundingClientRect();
+    show(figure, row, box.left + 60, Math.max(box.top, 0));
   };
 
-  for (const chart of charts) {
-    draw(chart);
-    chart.box.addEventListener("keydown", (event) => step(chart, event));
-    new ResizeObserver(() => { if (Math.abs(chart.box.clientWidth - chart.width) > 1) draw(chart); }).observe(chart.box);
-  }
-  dark.addEventListener("change", () => charts.forEach(draw));
   document.addEventListener("click", (event) => {
-    const button = event.target.closest("button[data-chart]");
+    const button = event.target.closest("button[data-figure]");
     if (!button) return;
-    const chart = charts.find(({ spec }) => spec.name === button.dataset.chart);
+    const figure = figures.find(({ name }) => name === button.dataset.figure);
     const shown = button.getAttribute("aria-pressed") === "true";
     button.setAttribute("aria-pressed", String(!shown));
-    chart.hidden[shown ? "add" : "delete"](button.dataset.group);
-    draw(chart);
+    figure.hidden[shown ? "add" : "delete"](button.dataset.series);
+    figure.view.signal("hidden", [...figure.hidden]).runAsync();
   });
-  document.documentElement.dataset.ready = "true";
+  dark.addEventListener("change", () => figures.forEach(draw));
+
+  const start = async () => {
+    for (const figure of figures) {
+      Object.assign(figure, { box: document.getElementById(figure.name), hidden: new Set(), at: -1, width: 0 });
+      await draw(figure);
+      figure.box.addEventListener("keydown", (event) => step(figure, event));
+      figure.box.addEventListener("blur", hide);
+      new ResizeObserver(() => { if (Math.abs(figure.box.clientWidth - figure.width) > 1) draw(figure); })
+        .observe(figure.box);
+    }
+    document.documentElement.dataset.ready = "true";
+  };
+  start();
 })();

@@ -1,4 +1,4 @@
-"""Assemble one self-contained HTML page: sections with charts, their reading and their numbers. Works offline."""
+"""Assemble one self-contained HTML page: sections with figures, their reading and their numbers. Works offline."""
 
 from __future__ import annotations
 
@@ -6,17 +6,22 @@ import html
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from loopscale.errors import require
 from loopscale.records import clean
-from loopscale.report.chart import Chart
+from loopscale.report.figure import Figure, bundle, one_line
+from loopscale.report.palette import GLYPHS, theme
 
 # The browser itself refuses any request: the page can be mailed, archived and opened years later.
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
+
+
+# On a page the figures speak with the page's voice.
+_PAGE = {"font": "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'Liberation Sans', Arial, sans-serif"}
+MOST_ROWS = 400
 
 
 @dataclass(frozen=True)
@@ -33,13 +38,13 @@ class Section:
     """One part of a page.
 
     `text` is plain and gets escaped; `body_html` is trusted and must come from this package, with its data passed
-    through `escape`. `table` is the text alternative of `figure`; without a figure it is shown openly.
+    through `escape`. A figure brings its numbers as a table that unfolds; `table` is shown openly.
     """
 
     title: str
     text: str = ""
     body_html: str = ""
-    figure: Chart | None = None
+    figure: Figure | None = None
     how_to_read: str = ""
     table: Table | None = None
 
@@ -64,12 +69,20 @@ def embed_json(value: Any) -> str:
 
 
 def render_page(
-    title: str, lead: str, sections: Sequence[Section], provenance: Sequence[tuple[str, str]], *, kind: str = ""
+    title: str,
+    lead: str,
+    sections: Sequence[Section],
+    provenance: Sequence[tuple[str, str]],
+    *,
+    kind: str = "",
+    files: str = "",
 ) -> str:
     """Make the page: the lead sentence first and large, then the sections in order, provenance last.
 
-    `kind` is the small line above the title ("transfer study"). Figures are numbered in their order.
-    Raises `MissingExtraError` when there is a figure and plotly is not installed.
+    `kind` is the small line above the title ("transfer study"). Figures are numbered in their order; `files` is the
+    folder beside the page in which each lies as SVG, PNG and PDF.
+
+    Raises `MissingExtraError` when there is a figure and Altair or vl-convert is not installed.
     """
     parts = [*sections]
     if provenance:
@@ -77,11 +90,11 @@ def render_page(
             Section("Provenance", "Where these numbers come from.", table=Table(("what", "value"), provenance))
         )
     names = _anchors([part.title for part in parts])
-    parts, specs = _unique_charts(parts)
+    drawn = [part.figure for part in parts if part.figure]
     number, body = 0, []
     for part, name in zip(parts, names, strict=True):
         number += part.figure is not None
-        body.append(_section(part, name, number))
+        body.append(_section(part, name, number, files))
     links = "".join(f'<li><a href="#{n}">{escape(p.title)}</a></li>' for p, n in zip(parts, names, strict=True))
     return f"""<!doctype html>
 <html lang="en">
@@ -106,23 +119,38 @@ def render_page(
 </header>
 <nav class="wide" aria-label="Sections"><ul>{links}</ul></nav>
 <main class="wide" id="main">
-<noscript><p class="note">The charts need JavaScript; the numbers of each stand in the table below it.</p></noscript>
+<noscript><p class="note">The figures need JavaScript; the numbers of each stand in the table below it.</p></noscript>
 {"".join(body)}</main>
 <footer class="wide"><p>Made by loopscale. This page is one file and makes no network request.</p></footer>
 <p class="unseen" id="said" aria-live="polite"></p>
-{_scripts(specs)}</body>
+<div id="tip" aria-hidden="true" hidden></div>
+{_scripts(drawn)}</body>
 </html>
 """
 
 
-def _scripts(specs: list[dict[str, Any]]) -> str:
-    if not specs:
+def _scripts(figures: Sequence[Figure]) -> str:
+    if not figures:
         return ""
-    plotly_js: str = require("plotly.offline", "report").get_plotlyjs()
+    themes = {"light": theme([]) | _PAGE, "dark": theme([], dark=True) | _PAGE}
+    made = [
+        {
+            "name": _identity(number, figure),
+            "spec": figure.spec(page=True),
+            "panels": len(figure.panels),
+            "inks": {"light": [ink.light for ink in figure.inks], "dark": [ink.dark for ink in figure.inks]},
+        }
+        for number, figure in enumerate(figures, start=1)
+    ]
     return (
-        f'<script type="application/json" id="charts">{embed_json(specs)}</script>\n'
-        f"<script>{plotly_js}</script>\n<script>\n{_asset('page.js')}</script>\n"
+        f'<script type="application/json" id="figures">{embed_json({"themes": themes, "figures": made})}</script>\n'
+        f"<script>{bundle()}</script>\n<script>\n{_asset('page.js')}</script>\n"
     )
+
+
+def _identity(number: int, figure: Figure) -> str:
+    """An id of its own for every figure, so that two sections may show figures of one name."""
+    return f"figure-{number}-" + re.sub(r"[^a-z0-9]+", "-", figure.name.lower())
 
 
 @cache
@@ -139,52 +167,43 @@ def _anchors(titles: Sequence[str]) -> list[str]:
     return made
 
 
-def _unique_charts(parts: list[Section]) -> tuple[list[Section], list[dict[str, Any]]]:
-    """Give every chart its own id, so that two sections may show charts of one name."""
-    specs: list[dict[str, Any]] = []
-    for i, part in enumerate(parts):
-        if part.figure:
-            name = f"chart-{len(specs) + 1}-" + re.sub(r"[^a-z0-9]+", "-", part.figure.name.lower())
-            parts[i] = replace(part, figure=replace(part.figure, name=name))
-            specs.append(replace(part.figure, name=name).spec())
-    return parts, specs
-
-
-def _section(part: Section, name: str, number: int) -> str:
+def _section(part: Section, name: str, number: int, files: str) -> str:
     text = f"<p>{escape(part.text)}</p>\n" if part.text else ""
-    figure = _figure(part, number) if part.figure else ""
-    table = _table(part.table) if part.table and not part.figure else ""
+    figure = _figure(part.figure, part.how_to_read, number, files) if part.figure else ""
+    table = _table(part.table) if part.table else ""
     return (
         f'<section id="{name}" aria-labelledby="{name}-title">\n<h2 id="{name}-title">{escape(part.title)}</h2>\n'
         f"{text}{part.body_html}{figure}{table}</section>\n"
     )
 
 
-def _figure(part: Section, number: int) -> str:
-    chart = part.figure
-    assert chart is not None
-    reading = f"<p><b>How to read this.</b> {escape(part.how_to_read)}</p>" if part.how_to_read else ""
-    numbers = (
-        f"<details><summary>The numbers of figure {number}</summary>{_table(part.table)}</details>"
-        if part.table
-        else ""
+def _figure(figure: Figure, how_to_read: str, number: int, files: str) -> str:
+    reading = f"<p><b>How to read this.</b> {escape(how_to_read)}</p>" if how_to_read else ""
+    kinds = " \N{MIDDLE DOT} ".join(
+        f'<a href="{escape(files)}/{escape(figure.name)}.{kind}">{kind.upper()}</a>' for kind in ("svg", "png", "pdf")
     )
+    header, rows = figure.table()
+    cut = f"The first {MOST_ROWS} of {len(rows)}; all are in the folder's records." if len(rows) > MOST_ROWS else ""
+    numbers = _table(Table(header, rows[:MOST_ROWS], cut))
     return (
-        f'<figure>\n{_legend(chart)}<div class="chart" id="{escape(chart.name)}" role="img" tabindex="0" '
-        f'aria-label="{escape(chart.label)} Arrow keys step through the points."></div>\n'
-        f'<figcaption><p class="count">Figure {number}</p>{reading}</figcaption>\n{numbers}</figure>\n'
+        f'<figure>\n{_legend(figure, _identity(number, figure))}'
+        f'<div class="chart" id="{_identity(number, figure)}" role="img" tabindex="0" '
+        f'aria-label="{escape(figure.label)} Arrow keys step through the points."></div>\n'
+        f'<figcaption><p class="count">Figure {number}{f" <span>{kinds}</span>" if files else ""}</p>{reading}</figcaption>\n'
+        f"<details><summary>The numbers of figure {number}</summary>{numbers}</details></figure>\n"
     )
 
 
-def _legend(chart: Chart) -> str:
+def _legend(figure: Figure, identity: str) -> str:
+    if len(figure.series) < 2:
+        return ""
     buttons = "".join(
-        f'<li><button type="button" aria-pressed="true" data-chart="{escape(chart.name)}" '
-        f'data-group="{escape(entry.group)}">'
-        f'<span class="swatch" style="--light:{entry.ink.light};--dark:{entry.ink.dark}"></span>'
-        f"{escape(entry.label)}</button></li>"
-        for entry in chart.legend
+        f'<li><button type="button" aria-pressed="true" data-figure="{identity}" data-series="{escape(one_line(name))}">'
+        f'<span class="swatch" aria-hidden="true" style="--light:{look.ink.light};--dark:{look.ink.dark}">'
+        f"{GLYPHS[look.shape]}</span>{escape(figure.labels.get(name, name))}</button></li>"
+        for name, look in figure.series.items()
     )
-    return f'<ul class="legend" aria-label="Show or hide lines">{buttons}</ul>\n' if buttons else ""
+    return f'<ul class="legend" aria-label="Show or hide lines">{buttons}</ul>\n'
 
 
 def _table(table: Table) -> str:

@@ -1,10 +1,10 @@
-"""Colours, marks and number words shared by both back ends, so that a rule looks the same in every figure."""
+"""Colours by role and number words, shared by every figure, so that a role looks the same wherever it appears."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 
 class Ink(NamedTuple):
@@ -15,35 +15,59 @@ class Ink(NamedTuple):
 
 
 class Look(NamedTuple):
-    """How a rule is drawn: colour and marker differ together, so that colour is never the only difference."""
+    """How a rule is drawn: colour and mark differ together, so that colour is never the only difference."""
 
     ink: Ink
-    plotly_symbol: str
-    mpl_marker: str
+    shape: str = "circle"
 
 
 _KNOWN = {
-    "looped": Look(Ink("#0b7a75", "#3fd0c4"), "circle", "o"),
-    "sqrt": Look(Ink("#a85b00", "#f2b04a"), "square", "s"),
-    "none": Look(Ink("#b8304a", "#ff8296"), "diamond", "D"),
+    "looped": Look(Ink("#0b7a75", "#3fd0c4"), "circle"),
+    "sqrt": Look(Ink("#a85b00", "#f2b04a"), "square"),
+    "none": Look(Ink("#8a2f9e", "#dd94ee"), "diamond"),
 }
 _OTHERS = (
-    Look(Ink("#4450b8", "#98a4ff"), "triangle-up", "^"),
-    Look(Ink("#8a2f9e", "#dd94ee"), "triangle-down", "v"),
-    Look(Ink("#1f6fa8", "#74bdf0"), "pentagon", "p"),
-    Look(Ink("#55701c", "#b3cf6a"), "hexagon", "h"),
-    Look(Ink("#5d5f66", "#b9bcc4"), "star", "*"),
+    Look(Ink("#4450b8", "#98a4ff"), "triangle-up"),
+    Look(Ink("#1f6fa8", "#74bdf0"), "triangle-down"),
+    Look(Ink("#a3425b", "#ff9db1"), "triangle-right"),
+    Look(Ink("#55701c", "#b3cf6a"), "triangle-left"),
+    Look(Ink("#5d5f66", "#b9bcc4"), "cross"),
 )
 _VIRIDIS = ("#440154", "#472d7b", "#3b528b", "#2c728e", "#21918c", "#28ae80", "#5ec962", "#addc30", "#fde725")
 
-GREY = Ink("#767b82", "#8f959c")
-PAPER = Ink("#ffffff", "#181c20")
+MEASURED = Look(Ink("#1f6fa8", "#74bdf0"), "circle")
+SECOND = Look(Ink("#a3425b", "#ff9db1"), "square")
+TUNED = Look(Ink("#1a1e22", "#f4f2ec"), "diamond")
+REFERENCE = Look(Ink("#5d646c", "#a3abb3"), "stroke")
+VERDICTS = {
+    "pass": Ink("#2b7035", "#7fd08a"),
+    "fail": Ink("#bb2727", "#ff8a80"),
+    "open": Ink("#5d646c", "#a3abb3"),
+}
+GLYPHS = {
+    "circle": "\N{BLACK CIRCLE}",
+    "square": "\N{BLACK SQUARE}",
+    "diamond": "\N{BLACK DIAMOND}",
+    "triangle-up": "\N{BLACK UP-POINTING TRIANGLE}",
+    "triangle-down": "\N{BLACK DOWN-POINTING TRIANGLE}",
+    "triangle-right": "\N{BLACK RIGHT-POINTING TRIANGLE}",
+    "triangle-left": "\N{BLACK LEFT-POINTING TRIANGLE}",
+    "cross": "\N{HEAVY GREEK CROSS}",
+    "stroke": "\N{EM DASH}",
+}
+FONT = "Liberation Sans, Arial, Helvetica, sans-serif"  # comes with vl-convert: a file is the same on every machine
 
 
 def looks(rules: Sequence[str]) -> dict[str, Look]:
     """Give every rule its look: the known ones always the same, the others from the rest of the palette in order."""
     others = [rule for rule in rules if rule not in _KNOWN]
     return {rule: _KNOWN.get(rule) or _OTHERS[others.index(rule) % len(_OTHERS)] for rule in rules}
+
+
+def loop_looks(loops: Iterable[int]) -> dict[str, Look]:
+    """Give every number of loops its colour, from few to many: "N = 4" -> look."""
+    names = [f"N = {n}" for n in loops]
+    return {name: Look(ink) for name, ink in zip(names, sequential(len(names)), strict=True)}
 
 
 def sequential(count: int) -> list[Ink]:
@@ -62,6 +86,39 @@ def _viridis(t: float) -> str:
         for i in (1, 3, 5)
     )
     return "#" + "".join(f"{channel:02x}" for channel in mixed)
+
+
+def theme(inks: Sequence[Ink], dark: bool = False) -> dict[str, Any]:
+    """Make Vega's `config` for a light or a dark page; `inks` colours the series in their order."""
+    ink, muted, line, grid = (
+        ("#e9e7e2", "#a3abb3", "#4a525a", "#262b31") if dark else ("#1a1e22", "#59616a", "#b4b9bd", "#ecece7")
+    )
+    axis = {
+        "labelColor": muted, "titleColor": ink, "gridColor": grid, "domainColor": line, "tickColor": line,
+        "labelFontSize": 12, "titleFontSize": 13, "titleFontWeight": "normal", "tickSize": 4, "labelPadding": 4,
+    }  # fmt: skip
+    return {
+        "background": None,
+        "font": FONT,
+        "view": {"stroke": None},
+        "axis": axis,
+        "axisY": {"minExtent": 42, "maxExtent": 42, "domain": False, "ticks": False},
+        "header": {"labelColor": ink, "labelFontSize": 13, "labelFontWeight": "bold", "labelAnchor": "start",
+                   "labelPadding": 6},
+        "legend": {"labelColor": ink, "titleColor": muted, "labelFontSize": 12, "titleFontSize": 12,
+                   "titleFontWeight": "normal", "labelLimit": 0, "titleLimit": 0},
+        "range": {
+            "category": [each.dark if dark else each.light for each in inks],
+            "ramp": [each.dark if dark else each.light for each in sequential(7)],
+        },
+        "style": {
+            "guide": {"color": muted},
+            "note": {"color": muted, "fontSize": 11.5},
+            "ring": {"stroke": ink},
+            "hollow": {"fill": "#181c20" if dark else "#ffffff"},
+            "edged": {"stroke": "#181c20" if dark else "#ffffff"},
+        },
+    }  # fmt: skip
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -104,6 +161,15 @@ def power(value: float) -> str:
     """
     exponent = math.log2(value)
     return f"2^{round(exponent)}" if abs(exponent - round(exponent)) < 5e-3 else f"2^{exponent:.2f}"
+
+
+def power_ticks(low: float, high: float, most: int = 9) -> dict[float, str]:
+    """Label the whole exponents inside [low, high] as powers of two, for an axis in log2.
+
+    >>> power_ticks(-2.5, -0.5)
+    {-2.0: '2^-2', -1.0: '2^-1'}
+    """
+    return {float(tick): f"2^{tick}" for tick in whole_ticks(low, high, most)}
 
 
 def whole_ticks(low: float, high: float, most: int = 9) -> list[int]:

@@ -1,53 +1,49 @@
-"""The one picture of a README: losses of an unscaled and a scaled rule, and the optimum of every rule over loops."""
+"""The one picture of a README: losses without a scale and with one; side by side, or stacked for a phone."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import replace
 
-from loopscale.files import replacing
-from loopscale.report.info import StudyInfo, study_info
-from loopscale.report.palette import number, short
-from loopscale.report.static import blank, optimum_axes, power_axis, rate_panel, render, style
+from loopscale.records import Result
+from loopscale.report.figure import render
+from loopscale.report.figures import loss_over_rate, rule_name
+from loopscale.report.info import StudyInfo
+from loopscale.report.palette import number
+
+_LARGE = {"labelFontSize": 15, "titleFontSize": 15, "symbolSize": 130, "columnPadding": 22}
 
 
-def readme_figure(study_dir: Path, out_svg_path: Path) -> Path:
-    """Write one compact SVG, legible at 900 pixels: two panels of loss over rate, one of the optimum over loops.
+def readme_figure(result: Result, stacked: bool = False) -> bytes:
+    """Draw one SVG from a study's result: loss over rate, a panel without transfer and one with.
 
-    Raises `UserError` for a damaged study or a path that cannot be written, `MissingExtraError` without matplotlib.
+    Raises `MissingExtraError` without Altair or vl-convert.
     """
-    study = study_info(study_dir)
-    with style():
-        content = _draw(study)
-    with replacing(out_svg_path) as aside:
-        aside.write_bytes(content)
-    return out_svg_path
+    names = compared(result)
+    study = StudyInfo(result.model_copy(update={"rules": {name: result.rules[name] for name in names}}), ())
+    drawn = loss_over_rate(study)
+    titles = {rule_name(name): _title(result, name) for name in names}
+    marks = [mark._replace(panel=titles[mark.panel]) for mark in drawn.marks]
+    guides = [guide._replace(panel=titles[guide.panel]) for guide in drawn.guides]
+    figure = replace(drawn, marks=marks, guides=guides, panels=list(titles.values()), height=230 if stacked else 300)
+    spec = figure.spec(columns=1 if stacked else 2, width=400 if stacked else 330)
+    config = spec["config"]
+    config["axis"] |= _LARGE
+    config["legend"] |= _LARGE
+    config["header"] |= {"labelFontSize": 16}
+    config["axisY"] |= {"minExtent": 50, "maxExtent": 50}
+    return render(spec)["svg"]
 
 
-def compared(study: StudyInfo) -> list[str]:
-    """The two rules to show side by side: one that does not claim transfer ("none" if there), then one that does."""
-    rules = study.rules
+def compared(result: Result) -> list[str]:
+    """The two rules to show: one that does not claim transfer ("none" if there), then one that does."""
+    rules = result.rules
     against = sorted((n for n, r in rules.items() if not r.claims_transfer), key=lambda name: name != "none")[:1]
     chosen = sorted((n for n, r in rules.items() if r.claims_transfer), key=lambda name: name != "looped")[:1]
     return against + chosen or list(rules)[:1]
 
 
-def _draw(study: StudyInfo) -> bytes:
-    names = compared(study)
-    figure = blank(9.0, 3.05)
-    grid = figure.subplots(1, len(names) + 1, width_ratios=[*([1.0] * len(names)), 1.05], squeeze=False)[0]
-    panels, last = list(grid[:-1]), grid[-1]
-    for axes, name in zip(panels, names, strict=True):
-        rate_panel(axes, study, name)
-        low, high = axes.get_xlim()
-        power_axis(axes, "x", low, high, most=5)
-        axes.set_title(f"residual rule: {short(name, 16)}")
-    panels[0].set_ylabel("validation loss (nats)")
-    for axes in panels[1:]:
-        axes.tick_params(labelleft=False)
-    panels[0].legend(loc="best", fontsize=7, handlelength=1.0, labelspacing=0.25, borderaxespad=0.2)
-    optimum_axes(last, study)
-    last.set_title("best rate over loops")
-    handles, _ = last.get_legend_handles_labels()
-    labels = [f"{short(name, 14)}: slope {number(rule.slope, 2)}" for name, rule in study.rules.items()]
-    last.legend(handles, labels, loc="best", fontsize=7.5, handlelength=1.0, borderaxespad=0.2)
-    return render(figure, "svg")
+def _title(result: Result, name: str) -> str:
+    """What is seen: how far the best rate moves."""
+    slope = result.rules[name].slope
+    words = "without a scale" if name == "none" else "eps = 1 / (N \N{SQUARE ROOT}L)" if name == "looped" else name
+    return words if slope is None else f"{words}: best rate moves {number(slope, 2)}"

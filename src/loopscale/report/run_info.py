@@ -14,7 +14,7 @@ from loopscale.records import Provenance, clean, content_hash, read_record, read
 
 Series = tuple[tuple[int, float], ...]
 
-MOST_POINTS = 1500
+MOST_POINTS = 300
 
 
 @dataclass(frozen=True)
@@ -66,14 +66,19 @@ def run_info(run_dir: Path) -> RunInfo:
 
 
 def thinned(series: Series, most: int) -> Series:
-    """Keep at most `most` evenly chosen points, the first and the last among them.
+    """Keep at most `most` points: of each stretch the lowest and the highest, so that no spike is lost.
 
-    >>> thinned(((0, 1.0), (1, 2.0), (2, 3.0)), 2)
-    ((0, 1.0), (2, 3.0))
+    >>> thinned(((0, 1.0), (1, 9.0), (2, 3.0), (3, 2.0), (4, 2.5), (5, 2.2)), 4)
+    ((0, 1.0), (1, 9.0), (3, 2.0), (4, 2.5))
     """
     if len(series) <= most:
         return series
-    return tuple(series[round(i * (len(series) - 1) / (most - 1))] for i in range(most))
+    stretches = most // 2
+    bounds = [round(i * len(series) / stretches) for i in range(stretches + 1)]
+    kept: set[tuple[int, float]] = set()
+    for start, end in zip(bounds, bounds[1:], strict=False):
+        kept |= {extreme(series[start:end], key=lambda point: point[1]) for extreme in (min, max)}
+    return tuple(sorted(kept))
 
 
 def _series(lines: Iterable[dict[str, Any]], name: str) -> Series:

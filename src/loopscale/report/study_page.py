@@ -7,9 +7,11 @@ from pathlib import Path
 from loopscale.files import replacing, write_text
 from loopscale.report.cards import cards_html
 from loopscale.report.info import StudyInfo, study_info
-from loopscale.report.interactive import charts
+from loopscale.report.figure import render
+from loopscale.report.figures import rule_name, study_figures
 from loopscale.report.page import Section, render_page
-from loopscale.report.tables import applied, provenance, tables
+from loopscale.report.palette import number
+from loopscale.report.tables import applied, provenance
 
 TITLES = {
     "loss-over-rate": "Loss over learning rate",
@@ -29,19 +31,21 @@ CRITERION = (
 
 READINGS = {
     "loss-over-rate": (
-        "Each line is one number of loops N; the bars span the seeds, the large diamond is the fitted optimum with its "
-        "interval, and the dotted line stands at the optimum of the fewest loops. Crosses above the window are rates "
-        "at which training diverged; a triangle marks a loss above the window. A rule passes when its diamonds stay "
-        "on the dotted line; it makes good use of its loops when the lines sink as N grows."
+        "Each line is one number of loops N, each point the mean over seeds. The upright bars go from the best seed to the "
+        "worst; the large diamond is the fitted optimum and its level bar the 95 % interval of the rate. The dotted line "
+        "stands at the optimum of the fewest loops. Crosses above the window are rates at which a seed diverged; a "
+        "triangle marks a loss above the window. A rule passes when its diamonds stay on the dotted line; it makes good "
+        "use of its loops when the lines sink as N grows."
     ),
     "optimum-over-loops": (
-        "The fitted best rate of each rule with its interval, over N, both in powers of two; the slope is that of the "
-        "dotted line (where there is none, the line joins the marks). Hollow marks lie at the edge of the swept rates "
+        "The fitted best rate of each rule over N, both in powers of two; the bars are 95 % intervals. The dotted line has "
+        "the fitted slope (where there is none, it joins the marks). Hollow marks lie at the edge of the swept rates "
         "and are bounds, not optima. A rule passes when its line is flat: slope 0 means that a rate tuned at few loops "
         "is right at many."
     ),
     "loss-over-loops": (
-        "The loss that each rule reaches at its own best rate, so no rule suffers from a badly chosen rate. At N = 1 "
+        "The loss that each rule reaches at its own best rate, so no rule suffers from a badly chosen rate; the bars are "
+        "95 % intervals. At N = 1 "
         "the rules are the same network and share one point. A rule passes when more loops give a lower, or at least "
         "no higher, loss."
     ),
@@ -51,8 +55,8 @@ READINGS = {
         "with the visits is what forces the rate down."
     ),
     "diverged-cells": (
-        "A dot is a cell of the sweep in which every seed finished, a cross one in which some or all diverged (hover "
-        "for the count). A rule passes when the rates that train at N = 1 train at every N."
+        "A dot is a cell of the sweep in which every seed finished, a square one in which some seeds diverged, a cross "
+        "one in which all did. A rule passes when the rates that train at N = 1 train at every N."
     ),
     "loss-over-strength": (
         "The best loss over the swept rates at each strength. A rule passes when the lowest point stays at the same "
@@ -63,24 +67,35 @@ READINGS = {
 
 def sections(study: StudyInfo) -> list[Section]:
     """The parts of the page in order: the cards, every figure that has numbers, the applied rules."""
-    drawn, numbers = charts(study), tables(study)
     from loopscale.transfer.verdict import REGRET_TOLERANCE, SLOPE_TOLERANCE
 
     criterion = CRITERION.format(slope=SLOPE_TOLERANCE, regret=REGRET_TOLERANCE)
-    parts = [Section("Verdict by rule", criterion, cards_html(study, SLOPE_TOLERANCE))]
-    for name, chart in drawn.items():
-        parts.append(Section(TITLES[name], figure=chart, how_to_read=READINGS[name], table=numbers[name]))
+    verdict = f"{study.result.sentence} {criterion}"
+    parts = [Section("Verdict by rule", verdict, cards_html(study, SLOPE_TOLERANCE))]
+    for name, figure in study_figures(study).items():
+        parts.append(Section(TITLES[name], figure=figure, how_to_read=READINGS[name]))
     if not study.trials:
         text = "This folder holds no trial records, so the figures drawn from single trials are left out."
         parts.append(Section("Left out", text))
     rules = applied(study)
     if rules.rows:
-        parts.append(Section("What each rule applied", "Every number a rule set, and why.", table=rules))
+        text = "Every number a rule set, and why; first those that differ from 1."
+        parts.append(Section("What each rule applied", text, table=rules))
     return parts
 
 
-def page(study: StudyInfo) -> str:
-    """The study's page as HTML."""
+def headline(study: StudyInfo) -> str:
+    """The number that the study was run for: how far the best rate moves with each rule."""
+    moved = [f"{number(rule.slope, 2)} {'with ' * (name != 'none')}{rule_name(name)}"
+             for name, rule in study.rules.items() if rule.slope is not None]  # fmt: skip
+    if not moved:
+        return study.result.sentence
+    first, *rest = moved
+    return ", ".join([f"Per doubling of loops the best learning rate moves by {first.replace(' ', ' octaves ', 1)}", *rest]) + "."
+
+
+def page(study: StudyInfo, files: str = "figures") -> str:
+    """The study's page as HTML; `files` is the folder of its drawn figures, "" without them."""
     rows = provenance(study.result.provenance)
     if study.trials:
         rows.append(("trial records read", str(len(study.trials))))
@@ -89,7 +104,7 @@ def page(study: StudyInfo) -> str:
         f" of {said.own}" if said.own else f", preset {said.preset}" if said.preset else ""
     )
     title = "Does the best learning rate stay put when the loops grow?"
-    return render_page(title, study.result.sentence, sections(study), rows, kind=kind)
+    return render_page(title, headline(study), sections(study), rows, kind=kind, files=files)
 
 
 def write_report(study_dir: Path) -> Path:
@@ -97,14 +112,13 @@ def write_report(study_dir: Path) -> Path:
 
     Everything is drawn before the first file is written.
     Raises `UserError` when the folder is missing, damaged or of another schema, or the disk is full, and
-    `MissingExtraError` without plotly or matplotlib.
+    `MissingExtraError` without Altair or vl-convert.
     """
     study = study_info(study_dir)
-    text, figures = page(study), _drawn(study)
-    _write(study_dir / "figures", figures)
-    target = study_dir / "report.html"
-    write_text(target, text)
-    return target
+    text, drawn = page(study), _drawn(study)
+    _write(study_dir / "figures", drawn)
+    write_text(study_dir / "report.html", text)
+    return study_dir / "report.html"
 
 
 def write_figures(study_dir: Path) -> list[Path]:
@@ -116,9 +130,11 @@ def write_figures(study_dir: Path) -> list[Path]:
 
 
 def _drawn(study: StudyInfo) -> dict[str, bytes]:
-    from loopscale.report.static import rendered_figures
-
-    return rendered_figures(study)
+    return {
+        f"{name}.{kind}": content
+        for name, figure in study_figures(study).items()
+        for kind, content in render(figure.spec()).items()
+    }
 
 
 def _write(folder: Path, drawn: dict[str, bytes]) -> list[Path]:

@@ -8,13 +8,13 @@ from statistics import fmean
 
 from loopscale.files import write_text
 from loopscale.records import Proxy, Row, Sweep, Trial, Verification
-from loopscale.report.chart import Axis, Chart, LegendEntry, Trace, on_panel, power_ticks
+from loopscale.report.figure import Axis, Figure, Mark
 from loopscale.report.page import Section, Table, render_page
-from loopscale.report.palette import Ink, nice_ticks, number, plain, sequential, whole_ticks
+from loopscale.report.palette import MEASURED, TUNED, Look, nice_ticks, number, plain, power_ticks, sequential
 from loopscale.report.tables import provenance
 from loopscale.report.tune_info import TuneInfo, tune_info
 
-_POINT, _BEST = Ink("#0b7a75", "#3fd0c4"), Ink("#a85b00", "#f2b04a")
+MOST_POINTS = 600
 _UNVERIFIED = "Nothing of it has been verified yet."
 _VERDICTS = {
     "holds": "Verified in between: the plan holds.",
@@ -22,8 +22,8 @@ _VERDICTS = {
     "undecided": "Verified in between: the data do not decide whether the plan holds.",
 }
 _EXPLORED = (
-    "Every explored point that finished, with one seed; the large diamond is the tuned value at its mean over seeds, "
-    "{bar}. The tuning is sound when the points fall towards the diamond from both sides; one at the end of the points is "
+    "Each point is a trial of the search that finished, with one seed{shade}; the large diamond is the tuned value at its "
+    "mean over seeds, {bar}. The tuning is sound when the points fall towards the diamond from both sides; one at the end of the points is "
     "a bound, not an optimum."
 )
 _SWEPT = (
@@ -35,7 +35,7 @@ _SWEPT = (
 def write_tune_report(folder: Path) -> Path:
     """Write report.html into a tuning's folder; return its path.
 
-    Raises `UserError` when the folder is missing, unfinished or damaged, `MissingExtraError` without plotly.
+    Raises `UserError` when the folder is missing, unfinished or damaged, `MissingExtraError` without Altair.
     """
     text = page(tune_info(folder))
     write_text(folder / "report.html", text)
@@ -93,67 +93,76 @@ def _bar(name: str, proxy: Proxy) -> str:
 
 
 def _applied(tuning: TuneInfo) -> Table:
+    """Every number that the rule set: first what differs from 1."""
     rows = [
         (row.name, plain(row.value), "" if row.rate is None else plain(row.rate), row.why, row.source)
         for row in tuning.plan.rows
         if row.source != "this tuning"
     ]
-    return Table(("name", "value", "as a rate", "why", "source"), rows)
+    return Table(("name", "value", "as a rate", "why", "source"), sorted(rows, key=lambda row: row[1] == "1"))
 
 
 def _explored(tuning: TuneInfo, name: str) -> Section:
-    proxy, linear = tuning.plan.proxy, name == "warmup"
-    finished = [t for t in tuning.trials if t.cell.explored and t.loss is not None and name in t.cell.values]
-
-    def at(value: float) -> float:
-        return value if linear else math.log2(value)
-
-    xs, ys = [at(t.cell.values[name]) for t in finished], [t.loss for t in finished if t.loss is not None]
-    best, ends = at(proxy.values[name]), proxy.intervals.get(name)
-    diamond: Trace = {
-        "type": "scatter",
-        "mode": "markers",
-        "x": [best],
-        "y": [proxy.loss],
-        "marker": {"color": _BEST.light, "size": 12, "symbol": "diamond"},
-        "hoverinfo": "text",
-        "hovertext": [f"<b>tuned</b><br>{name} {plain(proxy.values[name])}<br>loss {number(proxy.loss, 4)}"],
-        "legendgroup": "tuned",
-    }
-    if ends:
-        low, high = (abs(best - at(end)) for end in ends)
-        diamond["error_x"] = {"type": "data", "symmetric": False, "array": [high], "arrayminus": [low], "thickness": 2}
-    points: Trace = {
-        "type": "scatter",
-        "mode": "markers",
-        "x": xs,
-        "y": ys,
-        "marker": {"color": _POINT.light, "size": 7},
-        "hoverinfo": "text",
-        "hovertext": [_told(trial) for trial in finished],
-        "legendgroup": "explored",
-    }
-    ticks = None if linear else power_ticks(whole_ticks(min([*xs, best]) - 0.5, max([*xs, best]) + 0.5))
-    chart = Chart(
+    """Loss over one tuned value; colour shows the next one."""
+    proxy, axis = tuning.plan.proxy, _value_axis(name)
+    names = list(proxy.values)
+    other = names[(names.index(name) + 1) % len(names)]
+    shade = None if other == name else Axis(other.replace("_", " "), log=_log(other))
+    finished = lowest([t for t in tuning.trials if t.cell.explored and t.loss is not None and name in t.cell.values], name)
+    marks = [
+        Mark(_place(name, t.cell.values[name]), t.loss, "explored", _told(t),
+             shade=t.cell.values.get(other) if shade else None)
+        for t in finished
+    ]  # fmt: skip
+    best, ends = _place(name, proxy.values[name]), proxy.intervals.get(name)
+    said = {"what": "tuned", name: plain(proxy.values[name]), "loss": number(proxy.loss, 4)}
+    across = (_place(name, ends[0]), _place(name, ends[1])) if ends else None
+    marks.append(Mark(best, proxy.loss, "tuned", said, shape="diamond", across=across))
+    if axis.log:
+        xs = [mark.x for mark in marks]
+        axis = Axis(axis.title, power_ticks(min(xs) - 0.5, max(xs) + 0.5))
+    figure = Figure(
         f"loss-over-{name}",
         f"Loss over {name}, explored points and the tuned value.",
-        Axis(name.replace("_", " "), ticks),
+        axis,
         Axis("validation loss (nats)"),
-        [points, diamond],
-        legend=[LegendEntry("explored", "explored", _POINT), LegendEntry("tuned", "tuned", _BEST)],
+        {"explored": MEASURED, "tuned": TUNED},
+        marks,
+        shade=shade,
     )
-    rows = [(plain(t.cell.values[name]), number(t.loss, 4), str(t.cell.seed)) for t in finished]
-    return Section(
-        f"Loss over {name.replace('_', ' ')}",
-        figure=chart,
-        how_to_read=_EXPLORED.format(bar=_bar(name, proxy)),
-        table=Table((name, "loss", "seed"), sorted(rows, key=lambda row: float(row[0]))),
-    )
+    shaded = f", and its colour is {shade.title}" if shade else ""
+    reading = _EXPLORED.format(bar=_bar(name, proxy), shade=shaded)
+    return Section(f"Loss over {name.replace('_', ' ')}", figure=figure, how_to_read=reading)
 
 
-def _told(trial: Trial) -> str:
-    values = "<br>".join(f"{name} {plain(value)}" for name, value in trial.cell.values.items())
-    return f"{values}<br>seed {trial.cell.seed}: loss {number(trial.loss, 4)}"
+def _log(name: str) -> bool:
+    return name != "warmup"
+
+
+def _value_axis(name: str) -> Axis:
+    return Axis(name.replace("_", " "), log=_log(name))
+
+
+def _place(name: str, value: float) -> float:
+    """Where a value stands on its axis."""
+    return math.log2(value) if _log(name) else value
+
+
+def lowest(trials: list[Trial], name: str) -> list[Trial]:
+    """Of very many trials those that tell: the ten lowest losses in each of 60 stretches of the axis."""
+    if len(trials) <= MOST_POINTS:
+        return trials
+    places = [_place(name, trial.cell.values[name]) for trial in trials]
+    low, wide = min(places), (max(places) - min(places)) / 60 or 1.0
+    stretches: dict[int, list[Trial]] = {}
+    for place, trial in zip(places, trials, strict=True):
+        stretches.setdefault(int((place - low) / wide), []).append(trial)
+    return [t for group in stretches.values() for t in sorted(group, key=lambda t: (t.loss or 0.0, t.cell.seed))[:10]]
+
+
+def _told(trial: Trial) -> dict[str, str]:
+    values = {name: plain(value) for name, value in trial.cell.values.items()}
+    return {"what": "explored", **values, "seed": str(trial.cell.seed), "loss": number(trial.loss, 4)}
 
 
 def _verified(found: Verification) -> list[Section]:
@@ -166,8 +175,7 @@ def _verified(found: Verification) -> list[Section]:
     ]  # fmt: skip
     last = ("carried to the target", *header[1:3], "octaves per doubling", "verdict")
     parts = [
-        Section(f"Verification: {found.verdict}", found.sentence, figure=_sweeps(found), how_to_read=_SWEPT,
-                table=_losses(found)),
+        Section(f"Verification: {found.verdict}", found.sentence, figure=_sweeps(found), how_to_read=_SWEPT),
         Section("Regret at each size", table=Table(header, local)),
         Section("Regret at the target", "Extrapolated, not trained.", table=Table(last, carried)),
     ]  # fmt: skip
@@ -205,54 +213,33 @@ def _noise(row: Sweep) -> str:
     return "n/a" if row.in_seed_noise is None else f"{row.in_seed_noise:.2g}"
 
 
-def _sweeps(found: Verification) -> Chart:
-    """A line a size, a panel a tuned value: loss minus the plan's, over octaves from the plan."""
-    alongs = list(dict.fromkeys(row.along for row in found.local))
+def _sweeps(found: Verification) -> Figure:
+    """A line per size, a panel per tuned value: loss minus the plan's, over octaves from the plan."""
     labels = list(dict.fromkeys(_where(row) for row in found.local))
-    inks = dict(zip(labels, sequential(len(labels)), strict=True))
-    traces, heights = [], [0.0]
+    marks = []
     for row in found.local:
         means = _means(row)
         plan = means[1]
-        shown = [] if plan is None else [(o, m - plan) for o, m in zip((-1, 0, 1), means, strict=True) if m is not None]
-        heights += [y for _, y in shown]
-        where, ink = _where(row), inks[_where(row)]
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "lines+markers",
-                "x": [x for x, _ in shown],
-                "y": [y for _, y in shown],
-                "line": {"color": ink.light, "width": 1.6},
-                "marker": {"color": ink.light, "size": 7},
-                "hoverinfo": "text",
-                "hovertext": [f"<b>{where}</b><br>{row.along} x {2.0**x:g}: {number(y, 4)} nats" for x, y in shown],
-                "legendgroup": where,
-                **on_panel(alongs.index(row.along) + 1),
-            }
-        )
-    ticks = {tick: f"{tick:g}" for tick in nice_ticks(min(heights), max(heights), 6)}
-    return Chart(
+        for octave, mean in zip((-1, 0, 1), means, strict=True):
+            above = None if mean is None or plan is None else mean - plan
+            loss = "diverged" if mean is None else number(mean, 4)
+            said = {"where": row.label, "value": f"{row.along} x {2.0**octave:g}", "mean loss": loss}
+            marks.append(Mark(octave, above, _where(row), said, row.along, "solid"))
+    heights = [0.0, *(mark.y for mark in marks if mark.y is not None)]
+    return Figure(
         "verification",
         "Loss of the plan's neighbours minus the plan's, at each size that was verified.",
         Axis("octaves from the plan", {-1: "\N{MINUS SIGN}1", 0: "0", 1: "+1"}),
-        Axis("loss minus the plan's (nats)", ticks),
-        traces,
-        panels=alongs,
-        legend=[LegendEntry(label, label, inks[label]) for label in labels],
+        Axis("loss minus the plan's (nats)", {tick: f"{tick:g}" for tick in nice_ticks(min(heights), max(heights), 6)}),
+        {label: Look(ink) for label, ink in zip(labels, sequential(len(labels)), strict=True)},
+        marks,
+        panels=list(dict.fromkeys(row.along for row in found.local)),
     )
 
 
 def _means(row: Sweep) -> list[float | None]:
     columns = zip(*row.losses, strict=True)
     return [None if None in column else fmean(x for x in column if x is not None) for column in columns]
-
-
-def _losses(found: Verification) -> Table:
-    rows = [
-        (row.label, *("diverged" if mean is None else number(mean, 4) for mean in _means(row))) for row in found.local
-    ]
-    return Table(("where", "mean loss an octave below", "at the plan", "an octave above"), rows)
 
 
 def _where(row: Sweep) -> str:

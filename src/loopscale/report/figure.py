@@ -1,0 +1,260 @@
+"""A figure as a value: marks on shared axes. One Altair specification draws the page's chart and SVG, PNG and PDF."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from loopscale.errors import require
+from loopscale.report.palette import Ink, Look, theme
+
+if TYPE_CHECKING:
+    import altair as alt
+
+Pair = tuple[float, float]
+
+
+class Axis(NamedTuple):
+    """An axis that all panels share. `ticks` maps a position to its label, `span` is what is shown."""
+
+    title: str
+    ticks: Mapping[float, str] | None = None
+    span: Pair | None = None
+    log: bool = False
+
+
+class Mark(NamedTuple):
+    """One thing that is measured. `said` is its text: the hover label, what a keyboard reads out, a row of the table.
+
+    `up` and `across` are intervals along the axes; `line` joins marks of one series ("solid" or "dotted"). A `shape`
+    stands instead of the shape of the series; "" draws the series' own, "none" only the line. `shade` is a third value,
+    shown by colour.
+    """
+
+    x: float
+    y: float | None
+    series: str
+    said: Mapping[str, str] = {}
+    panel: str = ""
+    line: str = ""
+    shape: str = ""
+    up: Pair | None = None
+    across: Pair | None = None
+    hollow: bool = False
+    shade: float | None = None
+
+
+class Guide(NamedTuple):
+    """A thin line across a panel at `x` or at `y`, with a short note."""
+
+    panel: str = ""
+    x: float | None = None
+    y: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Marks, guides and axes. `label` is the sentence that a screen reader says for the picture.
+
+    `series` gives every series its look, in the order of the legend; `labels` its words there. `panels` is their order.
+    """
+
+    name: str
+    label: str
+    x: Axis
+    y: Axis
+    series: Mapping[str, Look]
+    marks: Sequence[Mark]
+    guides: Sequence[Guide] = ()
+    panels: Sequence[str] = ("",)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    shade: Axis | None = None
+    height: int = 260
+
+    @property
+    def inks(self) -> list[Ink]:
+        """The colours of the series, in their order."""
+        return [look.ink for look in self.series.values()]
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Header and rows of the numbers that the figure shows: its text alternative."""
+        rows = [mark.said for mark in self.marks if mark.said]
+        header = list(dict.fromkeys(name for said in rows for name in said))
+        return header, [[said.get(name, "") for name in header] for said in rows]
+
+    def spec(self, *, page: bool = False, columns: int = 3, width: int = 0) -> dict[str, Any]:
+        """Make the Vega-Lite specification: with colours and legend for a file; without, and with handles, for a page.
+
+        Raises `MissingExtraError` without Altair.
+        """
+        alt = require("altair", "report")
+        rows = _rows(self)
+        chart = alt.layer(*_layers(alt, self, rows, page), data=alt.NamedData("marks"))
+        if page:  # what is hidden by the legend, and where the keyboard is
+            chart = chart.add_params(alt.param(name="hidden", value=[]), alt.param(name="at", value=-1))
+        width = width or (250 if any(self.panels) else 440)
+        chart = chart.properties(width=width, height=self.height)
+        if any(self.panels):
+            head = alt.Header(title=None, labelLimit=width)
+            facet = alt.Facet("panel:N", sort=[one_line(panel) for panel in self.panels], header=head)
+            chart = chart.facet(facet, columns=columns, bounds="flush").properties(spacing={"row": 34, "column": 18})
+        made: dict[str, Any] = chart.properties(description=self.label).to_dict(validate=False)
+        made["data"] = {"values": rows}
+        made["config"] = {} if page else theme(self.inks) | {"background": "white", "padding": 8}
+        return made
+
+
+def render(spec: Mapping[str, Any]) -> dict[str, bytes]:
+    """Draw a specification as {"svg", "png", "pdf"}: the same bytes for the same specification.
+
+    Raises `MissingExtraError` without vl-convert.
+    """
+    convert = require("vl_convert", "report")
+    svg: str = convert.vegalite_to_svg(dict(spec), vl_version=_version())
+    return {"svg": svg.encode(), "png": convert.svg_to_png(svg, scale=2), "pdf": convert.svg_to_pdf(svg)}
+
+
+@cache
+def bundle() -> str:
+    """Vega, Vega-Lite and vega-embed as one script, for a page that needs no network; made once per process."""
+    made: str = require("vl_convert", "report").javascript_bundle("window.embed = vegaEmbed;", vl_version=_version())
+    return made
+
+
+def _version() -> str:
+    return ".".join(require("altair", "report").SCHEMA_VERSION.lstrip("v").split(".")[:2])
+
+
+def one_line(text: str) -> str:
+    """Put a name on one line: a label has no other."""
+    return " ".join(text.split())
+
+
+def said_text(said: Mapping[str, str]) -> str:
+    """What a hover label says: a line for each number."""
+    return "\n".join(f"{name} {value}".strip() for name, value in said.items() if value)
+
+
+def _rows(figure: Figure) -> list[dict[str, Any]]:
+    """The data of the specification; what is empty is left out."""
+    rows: list[dict[str, Any]] = []
+    for mark in figure.marks:
+        low, high = mark.up or (None, None)
+        left, right = mark.across or (None, None)
+        rows.append({
+            "id": len(rows), "x": mark.x, "y": mark.y, "series": one_line(mark.series), "panel": one_line(mark.panel),
+            "line": mark.line, "shape": mark.shape, "hollow": mark.hollow, "shade": mark.shade, "low": low, "high": high,
+            "left": left, "right": right, "said": said_text(mark.said),
+        })  # fmt: skip
+    for guide in figure.guides:
+        rows.append({"panel": one_line(guide.panel), "guide_x": guide.x, "guide_y": guide.y, "note": guide.note})
+    return [{key: value for key, value in row.items() if not (value is None or value is False or value == "")}
+            for row in rows]  # fmt: skip
+
+
+_CROSS = "M-.7,-.7L.7,.7M.7,-.7L-.7,.7"
+_DASHES = {"solid": [1, 0], "dotted": [2, 3], "dashed": [6, 4]}
+
+
+def _layers(alt: Any, figure: Figure, rows: list[dict[str, Any]], page: bool) -> list[alt.Chart]:
+    """From back to front: guides, lines, intervals, marks, and the ring around the mark that the keyboard is at."""
+
+    def x(name: str = "x") -> Any:
+        return _channel(alt, alt.X, name, figure.x)
+
+    def y(name: str = "y") -> Any:
+        return _channel(alt, alt.Y, name, figure.y)
+
+    def mark(kind: str, **style: Any) -> Any:
+        return getattr(alt.Chart(), f"mark_{kind}")(aria=False, **style)
+
+    color, shape = _by_series(alt, figure, page)
+    own = color if figure.shade is None else _by_shade(alt, figure.shade)
+    other = alt.Shape("shape:N", scale=None)
+    guide, note = {"style": "guide", "strokeDash": [2, 3]}, {"style": "note", "align": "left", "baseline": "bottom"}
+    layers = [
+        ("guide_x", "", mark("rule", **guide), {"x": x("guide_x")}),
+        ("guide_y", "", mark("rule", **guide), {"y": y("guide_y")}),
+        ("guide_y", "note", mark("text", **note, dx=3, dy=-2), {"x": alt.value(0), "y": y("guide_y"), "text": "note:N"}),
+        *(("line", name, mark("line", strokeWidth=1.8, strokeDash=dash), {"x": x(), "y": y(), "color": color})
+          for name, dash in _DASHES.items()),
+        ("low", "", mark("rule", strokeWidth=1.3), {"x": x(), "y": y("low"), "y2": "high:Q", "color": color}),
+        ("left", "", mark("rule", strokeWidth=1.8), {"x": x("left"), "x2": "right:Q", "y": y(), "color": color}),
+        ("series", "own", mark("point", filled=True, size=42, opacity=1), {"shape": shape, "color": own}),
+        ("hollow", "", mark("point", style="hollow", size=48, strokeWidth=1.6), {"shape": shape, "color": color}),
+        ("shape", "cross", mark("point", shape=_CROSS, size=42, strokeWidth=1.6), {"color": color}),
+        ("shape", "other", mark("point", style="edged", filled=True, size=150, opacity=1),
+         {"shape": other, "color": color}),
+        ("said", "at", mark("point", style="ring", size=300, strokeWidth=2, fill="transparent"),
+         {"strokeOpacity": alt.condition("datum.id === at", alt.value(1), alt.value(0))}),
+    ]  # fmt: skip
+    made = []
+    for key, which, chart, channels in layers:
+        chosen = _CHOSEN.get(which) or (f"datum.line === '{which}'" if key == "line" else f"isValid(datum.{key})")
+        if which == "at" and not page or not any(_has(row, key, which) for row in rows):
+            continue
+        if page and key not in ("guide_x", "guide_y"):
+            chosen += " && indexof(hidden, datum.series) < 0"
+        place = {} if {"x", "y"} & channels.keys() else {"x": x(), "y": y()}
+        made.append(chart.encode(**place, **channels).transform_filter(chosen))
+    return made
+
+
+_CHOSEN = {
+    "note": "isValid(datum.guide_y) && isValid(datum.note)",
+    "own": "isValid(datum.series) && !isValid(datum.shape) && !isValid(datum.hollow)",
+    "cross": "datum.shape === 'cross'",
+    "other": "isValid(datum.shape) && datum.shape !== 'cross' && datum.shape !== 'none'",
+}
+
+
+def _has(row: Mapping[str, Any], key: str, which: str) -> bool:
+    """Whether a row belongs to a layer: one that draws nothing is left out."""
+    shape = row.get("shape")
+    return key in row and {
+        "note": "note" in row,
+        "own": shape is None and "hollow" not in row,
+        "cross": shape == "cross",
+        "other": shape not in (None, "cross", "none"),
+        **{dash: row.get("line") == dash for dash in _DASHES},
+    }.get(which, True)
+
+
+def _by_series(alt: Any, figure: Figure, page: bool) -> tuple[Any, Any]:
+    """Colour and shape of the series. A page has its own legend, of buttons."""
+    names = [one_line(name) for name in figure.series]
+    words = {name: figure.labels.get(key, name) for key, name in zip(figure.series, names, strict=True)}
+    legend = None
+    if not page and len(names) > 1:
+        columns = 2 if figure.labels else 6
+        legend = alt.Legend(title=None, orient="bottom", columns=columns, labelExpr=_lookup(words, "datum.label"))
+    shapes = [look.shape for look in figure.series.values()]
+    color = alt.Color("series:N", scale=alt.Scale(domain=names), legend=legend)
+    return color, alt.Shape("series:N", scale=alt.Scale(domain=names, range=shapes), legend=legend)
+
+
+def _by_shade(alt: Any, shade: Axis) -> Any:
+    """Colour by a third value, with its scale as a strip above the figure."""
+    scale = alt.Scale(type="log" if shade.log else "linear", nice=False)
+    legend = alt.Legend(orient="top", direction="horizontal", gradientLength=180, tickCount=3, format="~g", offset=8)
+    return alt.Color("shade:Q", title=shade.title, scale=scale, legend=legend)
+
+
+def _channel(alt: Any, kind: Any, name: str, axis: Axis) -> Any:
+    drawn = alt.Axis(labelFlush=False)
+    if axis.ticks:
+        labels = {f"{at:g}": label for at, label in axis.ticks.items()}
+        drawn = alt.Axis(values=list(axis.ticks), labelExpr=_lookup(labels, "datum.value"), labelOverlap="greedy")
+    span = alt.Undefined if axis.span is None else list(axis.span)
+    zero = alt.Undefined if axis.log else False
+    scale = alt.Scale(type="log" if axis.log else "linear", domain=span, zero=zero, nice=False)
+    return kind(f"{name}:Q", title=axis.title, axis=drawn, scale=scale)
+
+
+def _lookup(words: Mapping[str, str], key: str) -> str:
+    """A Vega expression: the word for `key`."""
+    return f"{json.dumps(dict(words))}[{key}]"
