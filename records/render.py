@@ -1,4 +1,4 @@
-"""Write the numbers of the records into README.md and docs/, between markers. `python records/render.py [--check]`."""
+"""Write the records into README.md and docs/: numbers between markers, pictures. `python records/render.py [--check]`."""
 
 from __future__ import annotations
 
@@ -71,6 +71,15 @@ def documents() -> dict[str, dict[str, Callable[[], str]]]:
     }
 
 
+def figures() -> dict[str, bytes]:
+    """The pictures that are drawn from the records, by place: README's, side by side and stacked for a phone."""
+    from loopscale.records import Result
+    from loopscale.report import readme_figure
+
+    study = Result.model_validate(load("transfer_laptop"))
+    return {"docs/transfer.svg": readme_figure(study), "docs/transfer-narrow.svg": readme_figure(study, stacked=True)}
+
+
 def render(name: str, text: str, blocks: dict[str, Callable[[], str]]) -> str:
     """The text with every marked block drawn anew."""
     for block, draw in blocks.items():
@@ -91,3 +100,9 @@ if __name__ == "__main__":
             raise SystemExit(f"{document} differs from the records: run python records/render.py")
         if fresh != now:
             place.write_text(fresh)
+    for picture, drawn in figures().items():
+        place = ROOT / picture
+        old = place.read_bytes() if place.exists() else b""
+        if "--check" in sys.argv and drawn != old:
+            raise SystemExit(f"{picture} differs from the records: run python records/render.py")
+        place.write_bytes(drawn)

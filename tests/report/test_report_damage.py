@@ -9,7 +9,7 @@ import pytest
 from made_study import write_run
 
 from loopscale.errors import UserError
-from loopscale.report import readme_figure, write_figures, write_report, write_run_report
+from loopscale.report import write_figures, write_report, write_run_report
 
 
 def set_key(path, keys, value):
@@ -54,8 +54,6 @@ def test_a_damaged_result_is_one_sentence_and_writes_nothing(copied, damage):
     is_one_sentence(error)
     with pytest.raises(UserError):
         write_figures(copied)
-    with pytest.raises(UserError):
-        readme_figure(copied, copied / "x.svg")
     assert sorted(copied.rglob("*")) == before
 
 
@@ -80,7 +78,7 @@ def test_a_failing_drawing_leaves_no_file(copied, monkeypatch):
     def broken(*_):
         raise UserError("the drawing failed: try again")
 
-    monkeypatch.setattr("loopscale.report.static.stream_over_visits", broken)
+    monkeypatch.setattr("loopscale.report.figures.stream_over_visits", broken)
     before = sorted(copied.rglob("*"))
     with pytest.raises(UserError):
         write_report(copied)
@@ -130,4 +128,4 @@ def test_a_run_that_was_killed_while_writing_is_drawn(tmp_path):
     run = write_run(tmp_path / "run", steps=20)
     with (run / "metrics.jsonl").open("a") as metrics:
         metrics.write('{"step": 21, "lo')
-    assert "After 20 steps" in write_run_report(run).read_text()
+    assert "after 20 steps" in write_run_report(run).read_text()

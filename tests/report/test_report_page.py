@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
-import plotly.graph_objects as go
+import altair as alt
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from made_study import LOOPS, SHAPES, result, trial
 
 from loopscale.records import Result, Trial, clean
-from loopscale.report import Section, Table, readme_figure, render_page, study_info, write_figures
-from loopscale.report.chart import plot_text
+from loopscale.report import Section, Table, readme_figure, render, render_page, study_info, write_figures
+from loopscale.report.figures import study_figures
 from loopscale.report.info import StudyInfo
-from loopscale.report.interactive import charts
 from loopscale.report.page import embed_json, escape
 from loopscale.report.palette import number
 from loopscale.report.study_page import page
-from loopscale.report.tables import tables
 
 NASTY = (
     '<script>alert(1)</script>', "</script><b>", "</style>", "%{x}", "<!--", "]]>", "&lt;i&gt;", '" onload="x', "$a$b$",
@@ -51,9 +50,11 @@ class Reader(HTMLParser):
             self.words.append(data)
 
 
-def drawn(study) -> list[dict]:
-    text = (study / "report.html").read_text()
-    return json.loads(re.search(r'<script type="application/json" id="charts">(.*?)</script>', text).group(1))
+def drawn(text: str) -> list[dict]:
+    """The specifications that the page draws."""
+    found = re.search(r'<script type="application/json" id="figures">(.*?)</script>', text, re.S).group(1)
+    assert "<" not in found
+    return json.loads(found)["figures"]
 
 
 def test_numbers_of_the_page_are_those_of_the_result(study):
@@ -66,29 +67,37 @@ def test_numbers_of_the_page_are_those_of_the_result(study):
 
 def test_the_drawn_optima_and_losses_are_those_of_the_result(study):
     record = json.loads((study / "result.json").read_text())
-    spec = drawn(study)[0]
-    heights = {y for trace in spec["data"] for y in trace["y"]}
-    for rule in record["rules"].values():
-        assert {best["loss"] for best in rule["optima"].values()} <= heights
-    optima = [trace["y"] for trace in drawn(study)[2]["data"] if "hovertext" in trace]
-    assert optima == [[best["loss"] for best in rule["optima"].values()] for rule in record["rules"].values()]
+    figures = drawn((study / "report.html").read_text())
+    over_rate, over_loops = (figures[i]["spec"]["data"]["values"] for i in (0, 2))
+    for name, rule in record["rules"].items():
+        losses = [best["loss"] for best in rule["optima"].values()]
+        assert set(losses) <= {row.get("y") for row in over_rate if row.get("shape") == "diamond"}
+        assert [row["y"] for row in over_loops if row.get("series") == name] == losses
 
 
 def test_the_verdict_comes_first_and_provenance_last(study):
-    text = (study / "report.html").read_text()
+    text = (study / "report.html").read_text().partition("<script")[0]
     titles = re.findall(r"<h2[^>]*>(.*?)</h2>", text)
     assert titles[0] == "Verdict by rule" and titles[1] == "Loss over learning rate" and titles[-1] == "Provenance"
     assert text.index('class="lead"') < text.index("<h2")
-    assert text.count("<figure>") == 6 == text.count("How to read this.") == text.count("<details>")
+    assert text.count("<figure>") == 6 == text.count("How to read this.") == text.count("The numbers of figure")
     assert "0123456789abcdef0123456789abcdef01234567" in text and text.startswith("<!doctype html>\n<html lang=")
 
 
-def test_every_figure_is_valid_for_plotly_and_has_a_table(study):
-    info = study_info(study)
-    for name, chart in charts(info).items():
-        spec = chart.spec()
-        go.Figure(spec["data"], spec["layout"])
-        assert tables(info)[name].rows
+def test_every_figure_is_valid_vega_lite_in_both_readings_and_has_a_table(study):
+    for figure in study_figures(study_info(study)).values():
+        for spec in (figure.spec(), figure.spec(page=True)):
+            alt.Chart.from_dict(spec)
+        header, rows = figure.table()
+        assert rows and all(len(row) == len(header) for row in rows)
+        shown = [mark for mark in figure.marks if mark.said]
+        assert len(rows) == len(shown)
+
+
+def test_a_page_is_small_and_holds_the_drawing_script_once(study):
+    text = (study / "report.html").read_text()
+    assert len(text.encode()) <= 1.5e6
+    assert text.count("window.embed=") == 1
 
 
 def test_the_page_and_the_figures_are_reproducible(study, tmp_path):
@@ -99,9 +108,11 @@ def test_the_page_and_the_figures_are_reproducible(study, tmp_path):
     assert page(study_info(study)) == (study / "report.html").read_text()
 
 
-def test_the_readme_figure_is_one_wide_svg(study, tmp_path):
-    root = ElementTree.fromstring(readme_figure(study, tmp_path / "deep" / "readme.svg").read_bytes())
-    assert root.get("width") == "648pt"
+def test_the_readme_figure_stands_side_by_side_and_stacked(study):
+    read = Result.model_validate_json((study / "result.json").read_text())
+    wide, stacked = (ElementTree.fromstring(readme_figure(read, narrow)) for narrow in (False, True))
+    assert float(wide.get("width")) > 700 > 500 > float(stacked.get("width"))
+    assert readme_figure(read) == readme_figure(read)
 
 
 def nasty_study(name: str, text: str) -> StudyInfo:
@@ -122,63 +133,52 @@ def test_no_string_of_a_study_becomes_markup(name, text, monkeypatch_module):
     assert set(read.tags) <= set(calm.tags) and read.attributes <= calm.attributes
     assert read.tags.count("script") == 3
     wild.encode("utf-8")
-    specs = re.search(r'id="charts">(.*?)</script>', wild, re.S).group(1)
-    assert "<" not in specs
-    labels = [note["text"] for spec in json.loads(specs) for note in spec["layout"]["annotations"]]
-    hovers = [text for spec in json.loads(specs) for trace in spec["data"] for text in trace.get("hovertext", ())]
-    for label in labels + hovers:
-        assert re.sub(r"</?(b|br|sup)>", "", label).count("<") == 0
+    assert len(drawn(wild)) == len(drawn(page(nasty_study("calm", "calm"))))
 
 
 @pytest.fixture(scope="module")
 def monkeypatch_module():
-    """Pages without the five megabytes of plotly.js: the parser need not read them forty times."""
+    """Pages without the drawing script: the parser need not read it forty times."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("plotly.offline.get_plotlyjs", lambda: "0")
+        patch.setattr("loopscale.report.page.bundle", lambda: "0")
         yield patch
 
 
 @given(nasty)
 def test_escaping_round_trips(text):
-    import html
-
     assert html.unescape(escape(text)).replace("\r", "\n") == clean(text).replace("\r", "\n")
     assert json.loads(embed_json({"a": text})) == {"a": clean(text)}
     assert not set("<>&") & set(embed_json(text))
-    assert "<" not in plot_text(text)
 
 
-@pytest.mark.parametrize("name", ["$a$ <b>", "_hidden", "x" * 200, "%{x}"])
-def test_matplotlib_draws_any_rule_name_as_text(name):
-    from loopscale.report.static import figures, render, style
-
-    with style():
-        made = figures(nasty_study(name, "text"))
-        ElementTree.fromstring(render(made["optimum-over-loops"], "svg"))
-        shown = [text.get_text() for text in made["optimum-over-loops"].axes[0].get_legend().get_texts()]
-    assert shown and shown[0].strip().startswith(name[:20])
+@pytest.mark.parametrize("name", ["$a$ <b>", "_hidden", "x" * 200, "%{x}", "'+alert(1)+'", 'a\\"]'])
+def test_a_file_draws_any_rule_name_as_text(name):
+    made = render(study_figures(nasty_study(name, "text"))["optimum-over-loops"].spec())
+    ElementTree.fromstring(made["svg"])
+    panels = render(study_figures(nasty_study(name, "text"))["loss-over-rate"].spec())["svg"].decode()
+    assert html.escape(name[:10], quote=False) in panels.replace("&quot;", '"')
 
 
 def test_any_page_can_be_made_of_sections():
-    chart = next(iter(charts(nasty_study("a", "b")).values()))
+    figure = next(iter(study_figures(nasty_study("a", "b")).values()))
     table = Table(("x",), [("<1>",)])
     parts = [
-        Section("A", "plain <text>", figure=chart, table=table),
-        Section("A", figure=chart),
+        Section("A", "plain <text>", figure=figure, table=table),
+        Section("A", figure=figure),
         Section("B", table=table),
     ]
     read = Reader(text := render_page("T & T", "lead", parts, [("k", "v")]))
     assert "plain <text>" in read.words and "T & T" in read.words and "<1>" in read.words
     ids = re.findall(r' id="([^"]+)"', text)
     assert len(ids) == len(set(ids))
-    assert "<script" not in render_page("no charts", "lead", [Section("A", "b")], [])
+    assert "<script" not in render_page("no figures", "lead", [Section("A", "b")], [])
 
 
 def test_public_names_load_lazily():
     import subprocess
     import sys
 
-    code = "import sys, loopscale.report as r; assert not {'plotly', 'matplotlib', 'torch'} & set(sys.modules); dir(r)"
+    code = "import sys, loopscale.report as r; assert not {'altair', 'vl_convert', 'torch'} & set(sys.modules); dir(r)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     assert set(SHAPES) == {"looped", "sqrt", "none"}
 
@@ -193,4 +193,4 @@ def test_one_seed_has_no_interval_and_it_says_so():
     text = page(study)
     assert "0.0826 <span>no interval: one seed, or no noise known</span>" in text
     assert "[0.0826, 0.0826]" not in text
-    assert text.count("n/a, one seed") == 2 * len(rule["optima"])
+    assert text.count("<td>none, one seed</td>") == 6 * len(rule["optima"])

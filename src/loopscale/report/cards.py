@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from loopscale.records import RuleRecord
+from loopscale.report.figures import rule_name
 from loopscale.report.info import StudyInfo
 from loopscale.report.page import escape
-from loopscale.report.figures import rule_name
 from loopscale.report.palette import VERDICTS, Ink, interval, looks, number
 
 _SIGNS = {"transfers": ("\N{CHECK MARK}", "pass"), "drifts": ("\N{SOUTH EAST ARROW}", "fail")}
@@ -34,7 +34,8 @@ def _card(name: str, rule: RuleRecord, ink: Ink, scale: tuple[float, float], tol
     regret = "n/a" if rule.regret is None else f"{number(rule.regret, 4)} <span>{_regret_span(rule)}</span>"
     return f"""<li class="card" style="--light:{ink.light};--dark:{ink.dark}">
 <h3>{escape(rule_name(name))}</h3>
-<p class="verdict" style="--light:{said.light};--dark:{said.dark}"><span aria-hidden="true">{sign}</span> {escape(rule.verdict)}</p>
+<p class="verdict" style="--light:{said.light};--dark:{said.dark}">
+<span aria-hidden="true">{sign}</span> {escape(rule.verdict)}</p>
 <p class="sentence">{escape(rule.sentence.removeprefix(f"{name}: "))}</p>
 {_gauge(rule, scale, tolerance)}<dl>
 <dt>claims transfer</dt><dd>{"yes" if rule.claims_transfer else "no"}</dd>

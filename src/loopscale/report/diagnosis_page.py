@@ -50,7 +50,7 @@ _LABELS = {
 
 
 def page(target: str, found: Diagnosis) -> str:
-    """The page as HTML; raises `MissingExtraError` without Altair."""
+    """The page as HTML."""
     from loopscale.report.page import Section, render_page
 
     sections = [_finding(finding, found) for finding in found.findings]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from loopscale.errors import require
 from loopscale.report.palette import Ink, Look, theme
 
 if TYPE_CHECKING:
@@ -87,11 +87,9 @@ class Figure:
         return header, [[said.get(name, "") for name in header] for said in rows]
 
     def spec(self, *, page: bool = False, columns: int = 3, width: int = 0) -> dict[str, Any]:
-        """Make the Vega-Lite specification: with colours and legend for a file; without, and with handles, for a page.
+        """Make the Vega-Lite specification: with colours and legend for a file; without, and with handles, for a page."""
+        import altair as alt
 
-        Raises `MissingExtraError` without Altair.
-        """
-        alt = require("altair", "report")
         rows = _rows(self)
         chart = alt.layer(*_layers(alt, self, rows, page), data=alt.NamedData("marks"))
         if page:  # what is hidden by the legend, and where the keyboard is
@@ -109,24 +107,33 @@ class Figure:
 
 
 def render(spec: Mapping[str, Any]) -> dict[str, bytes]:
-    """Draw a specification as {"svg", "png", "pdf"}: the same bytes for the same specification.
+    """Draw a specification as {"svg", "png", "pdf"}: the same bytes for the same specification."""
+    import vl_convert
 
-    Raises `MissingExtraError` without vl-convert.
-    """
-    convert = require("vl_convert", "report")
-    svg: str = convert.vegalite_to_svg(dict(spec), vl_version=_version())
-    return {"svg": svg.encode(), "png": convert.svg_to_png(svg, scale=2), "pdf": convert.svg_to_pdf(svg)}
+    svg = vl_convert.vegalite_to_svg(dict(spec), vl_version=_version())
+    pdf = _in_order(vl_convert.svg_to_pdf(svg))
+    return {"svg": svg.encode(), "png": vl_convert.svg_to_png(svg, scale=2), "pdf": pdf}
+
+
+def _in_order(pdf: bytes) -> bytes:
+    """Sort the entries of a PDF's resource tables, which vl-convert writes in random order; their length stays."""
+    tables = re.compile(rb"(?<=<<\n)(?: +/\w+ \d+ 0 R\n){2,}")
+    return tables.sub(lambda found: b"".join(sorted(found[0].splitlines(keepends=True))), pdf)
 
 
 @cache
 def bundle() -> str:
     """Vega, Vega-Lite and vega-embed as one script, for a page that needs no network; made once per process."""
-    made: str = require("vl_convert", "report").javascript_bundle("window.embed = vegaEmbed;", vl_version=_version())
-    return made
+    import vl_convert
+
+    return vl_convert.javascript_bundle("window.embed = vegaEmbed;", vl_version=_version())
 
 
 def _version() -> str:
-    return ".".join(require("altair", "report").SCHEMA_VERSION.lstrip("v").split(".")[:2])
+    """The version of Vega-Lite that Altair writes, as vl-convert names it."""
+    import altair as alt
+
+    return ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
 
 
 def one_line(text: str) -> str:
@@ -195,7 +202,7 @@ def _layers(alt: Any, figure: Figure, rows: list[dict[str, Any]], page: bool) ->
     made = []
     for key, which, chart, channels in layers:
         chosen = _CHOSEN.get(which) or (f"datum.line === '{which}'" if key == "line" else f"isValid(datum.{key})")
-        if which == "at" and not page or not any(_has(row, key, which) for row in rows):
+        if (which == "at" and not page) or not any(_has(row, key, which) for row in rows):
             continue
         if page and key not in ("guide_x", "guide_y"):
             chosen += " && indexof(hidden, datum.series) < 0"

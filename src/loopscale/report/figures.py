@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
-from loopscale.report.figure import Axis, Figure, Guide, Mark, Pair
+from loopscale.report.figure import Axis, Figure, Guide, Mark
 from loopscale.report.info import (
     Curve,
     StudyInfo,
@@ -23,14 +21,13 @@ from loopscale.report.info import (
     window,
 )
 from loopscale.report.palette import (
-    MEASURED,
     REFERENCE,
     VERDICTS,
     Look,
     interval,
     log_ticks,
-    loop_looks,
     looks,
+    loop_looks,
     nice_ticks,
     number,
     power,
@@ -247,7 +244,9 @@ def diverged_cells(study: StudyInfo) -> Figure:
             fate = list(fates)[(cell.diverged > 0) + (cell.diverged == cell.seeds)]
             said = _told(rule_name(name), cell.loops, cell.lr, fate) | {"lost": f"{cell.diverged} of {cell.seeds}"}
             at = study.loops.index(cell.loops) if cell.loops in study.loops else -1
-            marks.append(Mark(math.log2(cell.lr), at, fate, said, rule_name(name), shape="cross" * fate.startswith("e")))
+            marks.append(
+                Mark(math.log2(cell.lr), at, fate, said, rule_name(name), shape="cross" * fate.startswith("e"))
+            )
     return Figure(
         "diverged-cells",
         "Which combinations of loops and learning rate diverged, one panel per rule.",

@@ -6,7 +6,7 @@ import html
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -19,8 +19,6 @@ from loopscale.report.palette import GLYPHS, theme
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 
 
-# On a page the figures speak with the page's voice.
-_PAGE = {"font": "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'Liberation Sans', Arial, sans-serif"}
 MOST_ROWS = 400
 
 
@@ -38,7 +36,8 @@ class Section:
     """One part of a page.
 
     `text` is plain and gets escaped; `body_html` is trusted and must come from this package, with its data passed
-    through `escape`. A figure brings its numbers as a table that unfolds; `table` is shown openly.
+    through `escape`. A figure brings its numbers as a table that unfolds; `table` is shown openly, and `more` unfolds
+    from its caption.
     """
 
     title: str
@@ -47,6 +46,7 @@ class Section:
     figure: Figure | None = None
     how_to_read: str = ""
     table: Table | None = None
+    more: Table | None = None
 
 
 def escape(text: object) -> str:
@@ -81,8 +81,6 @@ def render_page(
 
     `kind` is the small line above the title ("transfer study"). Figures are numbered in their order; `files` is the
     folder beside the page in which each lies as SVG, PNG and PDF.
-
-    Raises `MissingExtraError` when there is a figure and Altair or vl-convert is not installed.
     """
     parts = [*sections]
     if provenance:
@@ -132,7 +130,12 @@ def render_page(
 def _scripts(figures: Sequence[Figure]) -> str:
     if not figures:
         return ""
-    themes = {"light": theme([]) | _PAGE, "dark": theme([], dark=True) | _PAGE}
+    themes = {"light": theme([]), "dark": theme([], dark=True)}
+    for each in themes.values():
+        each["font"] = (
+            "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'Liberation Sans', Arial, sans-serif"
+        )
+        each["header"]["labelFontWeight"] = "bold"
     made = [
         {
             "name": _identity(number, figure),
@@ -171,6 +174,9 @@ def _section(part: Section, name: str, number: int, files: str) -> str:
     text = f"<p>{escape(part.text)}</p>\n" if part.text else ""
     figure = _figure(part.figure, part.how_to_read, number, files) if part.figure else ""
     table = _table(part.table) if part.table else ""
+    if part.more and part.more.rows:
+        bare = replace(part.more, caption="")
+        table += f"<details><summary>{escape(part.more.caption)}</summary>{_table(bare)}</details>\n"
     return (
         f'<section id="{name}" aria-labelledby="{name}-title">\n<h2 id="{name}-title">{escape(part.title)}</h2>\n'
         f"{text}{part.body_html}{figure}{table}</section>\n"
@@ -182,14 +188,15 @@ def _figure(figure: Figure, how_to_read: str, number: int, files: str) -> str:
     kinds = " \N{MIDDLE DOT} ".join(
         f'<a href="{escape(files)}/{escape(figure.name)}.{kind}">{kind.upper()}</a>' for kind in ("svg", "png", "pdf")
     )
+    links = f" <span>{kinds}</span>" if files else ""
     header, rows = figure.table()
     cut = f"The first {MOST_ROWS} of {len(rows)}; all are in the folder's records." if len(rows) > MOST_ROWS else ""
     numbers = _table(Table(header, rows[:MOST_ROWS], cut))
     return (
-        f'<figure>\n{_legend(figure, _identity(number, figure))}'
+        f"<figure>\n{_legend(figure, _identity(number, figure))}"
         f'<div class="chart" id="{_identity(number, figure)}" role="img" tabindex="0" '
         f'aria-label="{escape(figure.label)} Arrow keys step through the points."></div>\n'
-        f'<figcaption><p class="count">Figure {number}{f" <span>{kinds}</span>" if files else ""}</p>{reading}</figcaption>\n'
+        f'<figcaption><p class="count">Figure {number}{links}</p>{reading}</figcaption>\n'
         f"<details><summary>The numbers of figure {number}</summary>{numbers}</details></figure>\n"
     )
 

@@ -55,7 +55,8 @@ GLYPHS = {
     "cross": "\N{HEAVY GREEK CROSS}",
     "stroke": "\N{EM DASH}",
 }
-FONT = "Liberation Sans, Arial, Helvetica, sans-serif"  # comes with vl-convert: a file is the same on every machine
+# Comes with vl-convert, so that a file is the same everywhere; in one weight, since it writes two fonts in random order.
+FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
 
 
 def looks(rules: Sequence[str]) -> dict[str, Look]:
@@ -103,7 +104,7 @@ def theme(inks: Sequence[Ink], dark: bool = False) -> dict[str, Any]:
         "view": {"stroke": None},
         "axis": axis,
         "axisY": {"minExtent": 42, "maxExtent": 42, "domain": False, "ticks": False},
-        "header": {"labelColor": ink, "labelFontSize": 13, "labelFontWeight": "bold", "labelAnchor": "start",
+        "header": {"labelColor": ink, "labelFontSize": 13, "labelFontWeight": "normal", "labelAnchor": "start",
                    "labelPadding": 6},
         "legend": {"labelColor": ink, "titleColor": muted, "labelFontSize": 12, "titleFontSize": 12,
                    "titleFontWeight": "normal", "labelLimit": 0, "titleLimit": 0},

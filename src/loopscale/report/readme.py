@@ -14,10 +14,7 @@ _LARGE = {"labelFontSize": 15, "titleFontSize": 15, "symbolSize": 130, "columnPa
 
 
 def readme_figure(result: Result, stacked: bool = False) -> bytes:
-    """Draw one SVG from a study's result: loss over rate, a panel without transfer and one with.
-
-    Raises `MissingExtraError` without Altair or vl-convert.
-    """
+    """Draw one SVG from a study's result: loss over rate, a panel without transfer and one with."""
     names = compared(result)
     study = StudyInfo(result.model_copy(update={"rules": {name: result.rules[name] for name in names}}), ())
     drawn = loss_over_rate(study)

@@ -6,6 +6,7 @@ import math
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def thinned(series: Series, most: int) -> Series:
     stretches = most // 2
     bounds = [round(i * len(series) / stretches) for i in range(stretches + 1)]
     kept: set[tuple[int, float]] = set()
-    for start, end in zip(bounds, bounds[1:], strict=False):
+    for start, end in pairwise(bounds):
         kept |= {extreme(series[start:end], key=lambda point: point[1]) for extreme in (min, max)}
     return tuple(sorted(kept))
 

@@ -26,7 +26,7 @@ _PARTS = (
 def write_run_report(run_dir: Path) -> Path:
     """Write report.html into a training run's folder; return its path.
 
-    Raises `UserError` when the folder is missing or damaged, `MissingExtraError` without Altair.
+    Raises `UserError` when the folder is missing or damaged.
     """
     text = page(run_info(run_dir))
     target = run_dir / "report.html"
@@ -79,7 +79,9 @@ def _loss(run: RunInfo) -> Section:
 def _line(label: str, series: Series) -> list[Mark]:
     bare = "none" if len(series) > 40 else ""
     return [
-        Mark(step, value, label, {"what": label, "step": str(step), "value": number(value, 4)}, line="solid", shape=bare)
+        Mark(
+            step, value, label, {"what": label, "step": str(step), "value": number(value, 4)}, line="solid", shape=bare
+        )
         for step, value in series
     ]
 

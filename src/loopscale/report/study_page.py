@@ -6,12 +6,12 @@ from pathlib import Path
 
 from loopscale.files import replacing, write_text
 from loopscale.report.cards import cards_html
-from loopscale.report.info import StudyInfo, study_info
 from loopscale.report.figure import render
 from loopscale.report.figures import rule_name, study_figures
+from loopscale.report.info import StudyInfo, study_info
 from loopscale.report.page import Section, render_page
 from loopscale.report.palette import number
-from loopscale.report.tables import applied, provenance
+from loopscale.report.tables import applied, provenance, split
 
 TITLES = {
     "loss-over-rate": "Loss over learning rate",
@@ -77,21 +77,20 @@ def sections(study: StudyInfo) -> list[Section]:
     if not study.trials:
         text = "This folder holds no trial records, so the figures drawn from single trials are left out."
         parts.append(Section("Left out", text))
-    rules = applied(study)
-    if rules.rows:
-        text = "Every number a rule set, and why; first those that differ from 1."
-        parts.append(Section("What each rule applied", text, table=rules))
+    changed, same = split(applied(study))
+    if changed.rows or same.rows:
+        text = "Every number that a rule set to something other than 1, and why."
+        parts.append(Section("What each rule applied", text, table=changed, more=same))
     return parts
 
 
 def headline(study: StudyInfo) -> str:
     """The number that the study was run for: how far the best rate moves with each rule."""
-    moved = [f"{number(rule.slope, 2)} {'with ' * (name != 'none')}{rule_name(name)}"
-             for name, rule in study.rules.items() if rule.slope is not None]  # fmt: skip
-    if not moved:
-        return study.result.sentence
-    first, *rest = moved
-    return ", ".join([f"Per doubling of loops the best learning rate moves by {first.replace(' ', ' octaves ', 1)}", *rest]) + "."
+    slopes = {name: rule.slope for name, rule in study.rules.items() if rule.slope is not None}
+    moved = [
+        f"{number(slope, 2)} {'' if name == 'none' else 'with '}{rule_name(name)}" for name, slope in slopes.items()
+    ]
+    return f"Octaves of the best rate per doubling of loops: {', '.join(moved)}." if moved else study.result.sentence
 
 
 def page(study: StudyInfo, files: str = "figures") -> str:
@@ -111,8 +110,7 @@ def write_report(study_dir: Path) -> Path:
     """Write report.html and figures/*.{svg,png,pdf} into a study folder; return the page's path.
 
     Everything is drawn before the first file is written.
-    Raises `UserError` when the folder is missing, damaged or of another schema, or the disk is full, and
-    `MissingExtraError` without Altair or vl-convert.
+    Raises `UserError` when the folder is missing, damaged or of another schema, or the disk is full.
     """
     study = study_info(study_dir)
     text, drawn = page(study), _drawn(study)

@@ -11,8 +11,15 @@ from loopscale.report.page import Table
 _NB = "\N{NO-BREAK SPACE}"
 
 
+def split(table: Table) -> tuple[Table, Table]:
+    """Part a table of what was applied: the values that differ from 1, and the rest to unfold."""
+    ones = [row for row in table.rows if row[1 + table.header.index("name")] == "1"]
+    caption = f"{len(ones)} more values that are 1"
+    return Table(table.header, [row for row in table.rows if row not in ones]), Table(table.header, ones, caption)
+
+
 def applied(study: StudyInfo) -> Table:
-    """What each rule set, at every number of loops, and why: first what differs from 1.
+    """What each rule set, at every number of loops, and why.
 
     Rules that set the same for the same reason share a row.
     """
@@ -24,8 +31,9 @@ def applied(study: StudyInfo) -> Table:
                 by_name.setdefault((item.name, item.why, item.source), []).append((loops, _value(item.value)))
         for (name, why, source), found in by_name.items():
             shared.setdefault((name, _over_loops(found), why, source), []).append(rule_name(rule))
-    rows = [(", ".join(rules), *row) for row, rules in shared.items()]
-    return Table(("rule", "name", "value", "why", "source"), sorted(rows, key=lambda row: row[2] == "1"))
+    every = len(study.rules) if len(study.rules) > 1 else 0
+    rows = [("all" if len(rules) == every else ", ".join(rules), *row) for row, rules in shared.items()]
+    return Table(("rule", "name", "value", "why", "source"), rows)
 
 
 def _over_loops(found: list[tuple[int, str]]) -> str:

@@ -11,7 +11,7 @@ from loopscale.records import Proxy, Row, Sweep, Trial, Verification
 from loopscale.report.figure import Axis, Figure, Mark
 from loopscale.report.page import Section, Table, render_page
 from loopscale.report.palette import MEASURED, TUNED, Look, nice_ticks, number, plain, power_ticks, sequential
-from loopscale.report.tables import provenance
+from loopscale.report.tables import provenance, split
 from loopscale.report.tune_info import TuneInfo, tune_info
 
 MOST_POINTS = 600
@@ -23,8 +23,8 @@ _VERDICTS = {
 }
 _EXPLORED = (
     "Each point is a trial of the search that finished, with one seed{shade}; the large diamond is the tuned value at its "
-    "mean over seeds, {bar}. The tuning is sound when the points fall towards the diamond from both sides; one at the end of the points is "
-    "a bound, not an optimum."
+    "mean over seeds, {bar}. The tuning is sound when the points fall towards the diamond from both sides; one at the "
+    "end of the points is a bound, not an optimum."
 )
 _SWEPT = (
     "At each size: the plan and its neighbours an octave below and above, as the difference of loss to the plan, mean over "
@@ -35,7 +35,7 @@ _SWEPT = (
 def write_tune_report(folder: Path) -> Path:
     """Write report.html into a tuning's folder; return its path.
 
-    Raises `UserError` when the folder is missing, unfinished or damaged, `MissingExtraError` without Altair.
+    Raises `UserError` when the folder is missing, unfinished or damaged.
     """
     text = page(tune_info(folder))
     write_text(folder / "report.html", text)
@@ -57,7 +57,9 @@ def sections(tuning: TuneInfo) -> list[Section]:
     parts = [Section("Values at the target", told, table=_values(tuning))]
     parts += [_explored(tuning, name) for name in plan.proxy.values]
     parts += _verified(plan.verification) if plan.verification else []
-    parts.append(Section("What the rule applies", "Every number at the target, and why.", table=_applied(tuning)))
+    changed, same = split(_applied(tuning))
+    text = "Every number at the target that differs from 1, and why."
+    parts.append(Section("What the rule applies", text, table=changed, more=same))
     parts.append(Section("Cost", table=Table(("what", "value"), provenance(plan.cost))))
     return parts
 
@@ -93,13 +95,12 @@ def _bar(name: str, proxy: Proxy) -> str:
 
 
 def _applied(tuning: TuneInfo) -> Table:
-    """Every number that the rule set: first what differs from 1."""
     rows = [
         (row.name, plain(row.value), "" if row.rate is None else plain(row.rate), row.why, row.source)
         for row in tuning.plan.rows
         if row.source != "this tuning"
     ]
-    return Table(("name", "value", "as a rate", "why", "source"), sorted(rows, key=lambda row: row[1] == "1"))
+    return Table(("name", "value", "as a rate", "why", "source"), rows)
 
 
 def _explored(tuning: TuneInfo, name: str) -> Section:
@@ -108,7 +109,9 @@ def _explored(tuning: TuneInfo, name: str) -> Section:
     names = list(proxy.values)
     other = names[(names.index(name) + 1) % len(names)]
     shade = None if other == name else Axis(other.replace("_", " "), log=_log(other))
-    finished = lowest([t for t in tuning.trials if t.cell.explored and t.loss is not None and name in t.cell.values], name)
+    finished = lowest(
+        [t for t in tuning.trials if t.cell.explored and t.loss is not None and name in t.cell.values], name
+    )
     marks = [
         Mark(_place(name, t.cell.values[name]), t.loss, "explored", _told(t),
              shade=t.cell.values.get(other) if shade else None)
