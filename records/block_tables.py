@@ -81,7 +81,7 @@ def _study(study: dict[str, Any]) -> str:
     for n in map(str, study["loops"]):
         cells = [f"{r['optima'][n]['loss']:.3f} at 2^{math.log2(r['optima'][n]['lr']):.1f}" for r in rules.values()]
         lines.append(f"| {n} | " + " | ".join(cells) + " |")
-    lines += ["", *(f"- {rule['sentence']}" for rule in rules.values()), ""]
+    lines += ["", *(f"- {part['sentence']}" for part in (*rules.values(), *study["paired"])), ""]
     origin = study["provenance"]
     lines.append(
         f"({study['what']}; loss at the best rate, and that rate; sqrt(2) grid, {len(origin['seeds'])} seeds, "

@@ -33,7 +33,8 @@ def optimum_table(result: dict) -> str:
 def study(result: dict) -> str:
     """The verdict sentences, the table and where they come from."""
     origin = result["provenance"]
-    sentences = "\n".join(f"- {rule['sentence']}" for rule in result["rules"].values())
+    said = [*result["rules"].values(), *result["paired"]]
+    sentences = "\n".join(f"- {part['sentence']}" for part in said)
     model = origin["model"]
     return (
         f"{optimum_table(result)}\n\n{sentences}\n\n"

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 import numpy as np
 from outcome import ABOVE, Figure, Line, Measured, Outcome, Table, about, over_seeds
-from search import SETTING, Losses, at_best, base, best_rate, searched, trained, vertex, whole
+from search import SETTING, Losses, at_best, base, searched, trained
 
-from loopscale.transfer import fit_optimum, fit_slope
+from loopscale.transfer import best_rate, complete, fit_optimum, fit_slope
 
 STRENGTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
 LAYERS, SEEDS = (1, 2, 4, 8), 8
@@ -56,6 +56,13 @@ def rate_over_layers() -> Outcome:
     return Outcome(11, measured, figure, SETTING + f", N = 2, {SEEDS} seeds", note)
 
 
+def _bottom(curve: Mapping[float, float]) -> float:
+    """log2 of the strength where one seed's parabola has its minimum."""
+    optimum = fit_optimum({(strength, 0): loss for strength, loss in curve.items()})
+    assert optimum is not None, "every strength diverged"
+    return optimum.log2_lr
+
+
 PLACES = {"N = 1, L = 1": (1, 1), "N = 4, L = 1": (4, 1), "N = 16, L = 1": (16, 1), "N = 2, L = 4": (2, 4)}
 
 
@@ -71,7 +78,7 @@ def strength_transfers() -> Outcome:
         place: [dict(zip(strengths, column, strict=True)) for column in zip(*row, strict=True)]
         for place, row in rows.items()
     }
-    best = {place: [vertex(curve) for curve in curves[place]] for place in PLACES}
+    best = {place: [_bottom(curve) for curve in curves[place]] for place in PLACES}
     start, *others = PLACES
     measured = [
         over_seeds(
@@ -108,7 +115,7 @@ def one_shot() -> Outcome:
 
 
 def _curve(losses: Losses) -> tuple[list[float], list[list[float]]]:
-    rows = whole(losses)
+    rows = complete(losses)
     return list(rows), [list(row) for row in zip(*rows.values(), strict=True)]
 
 

@@ -13,9 +13,10 @@ from functools import partial
 
 import numpy as np
 from outcome import Table, over_seeds
-from search import Losses, Make, at_best, base, best_rate, searched, trained
+from search import Losses, Make, at_best, base, searched, trained
 
 import loopscale as ls
+from loopscale.transfer import best_rate
 
 SMALL, LARGE, LAYERS, SEEDS, STEPS = 2, 32, 1, 3, 300
 STRENGTHS = (0.5, 1.0, 2.0)

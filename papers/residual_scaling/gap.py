@@ -7,7 +7,9 @@ import math
 
 import numpy as np
 from outcome import ABOVE, Figure, Line, Outcome, over_seeds
-from search import SETTING, Losses, at_best, base, searched, trained, whole
+from search import SETTING, Losses, at_best, base, searched, trained
+
+from loopscale.transfer import complete
 
 RULES = {"looped": "1/N", "sqrt": "1/sqrt(N)", "none": "none"}
 LOOPS, SEEDS = (1, 2, 4, 8, 16), 16
@@ -45,7 +47,7 @@ def basin_width() -> Outcome:
     ]
     lines = []
     for rule, name in RULES.items():
-        rows = whole(curves[rule, last])
+        rows = complete(curves[rule, last])
         by_seed = [list(row) for row in zip(*rows.values(), strict=True)]
         lines.append(Line(f"eps {name}", list(rows), by_seed))
     figure = Figure("learning rate", f"validation loss at N = {last}, nats", lines, log_y=False)
@@ -54,7 +56,7 @@ def basin_width() -> Outcome:
 
 
 def _curvatures(losses: Losses) -> list[float]:
-    rows = whole(losses)
+    rows = complete(losses)
     x = [math.log2(rate) for rate in rows]
     return [float(np.polyfit(x, row, 2)[0]) for row in zip(*rows.values(), strict=True)]
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from loopscale.teaching import explain
+from loopscale.transfer import estimate
 
-# 97.5 % quantiles of Student's t by degrees of freedom; from 10 on, 2.2 errs to the wide side.
-STUDENT = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
 Interval = tuple[float, float]
+ABOVE = math.inf
 
 
 @dataclass(frozen=True)
@@ -128,10 +128,8 @@ class Table:
 
 def over_seeds(what: str, values: Sequence[float], limits: Interval) -> Measured:
     """The mean over seeds with its 95 % interval by Student's t."""
-    array = np.asarray(values, dtype=float)
-    mean, count = float(array.mean()), len(array)
-    error = STUDENT.get(count - 1, 2.2) * float(array.std(ddof=1)) / math.sqrt(count)
-    return Measured(what, mean, (mean - error, mean + error), count, limits)
+    found = estimate.over_seeds(values)
+    return Measured(what, found.value, found.interval or (-ABOVE, ABOVE), len(values), limits)
 
 
 def slope(x: Sequence[float], y: Sequence[float]) -> float:
@@ -142,9 +140,6 @@ def slope(x: Sequence[float], y: Sequence[float]) -> float:
 def about(value: float, tolerance: float) -> Interval:
     """Limits on both sides of a value."""
     return value - tolerance, value + tolerance
-
-
-ABOVE = float("inf")
 
 
 def _figure_json(figure: Figure) -> dict[str, Any]:

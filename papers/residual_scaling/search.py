@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import kept
-import numpy as np
 from kept import Training
 
 from loopscale.train import make_config
-from loopscale.transfer import wanted
+from loopscale.transfer import best_rate, complete, wanted
 
 Losses = dict[tuple[float, int], float]  # (rate, seed) -> validation loss in nats, inf where it diverged
 Make = Callable[[float, int], Training]
@@ -70,30 +68,6 @@ def searched(study: str, arms: Mapping[K, Make], seeds: int, train: Any = traine
             found[arm].update(losses)
 
 
-def whole(losses: Losses) -> dict[float, list[float]]:
-    """rate -> losses by seed, for the rates that every seed was trained at."""
-    seeds = 1 + max(seed for _, seed in losses)
-    rates = sorted(rate for rate, seed in losses if seed == 0 and (rate, seeds - 1) in losses)
-    return {rate: [losses[rate, seed] for seed in range(seeds)] for rate in rates}
-
-
-def best_rate(losses: Losses) -> float:
-    """The rate with the smallest mean over all seeds."""
-    rows = whole(losses)
-    return min(rows, key=lambda rate: sum(rows[rate]))
-
-
 def at_best(losses: Losses) -> list[float]:
-    """Losses by seed at that rate."""
-    return whole(losses)[best_rate(losses)]
-
-
-def vertex(curve: Mapping[float, float]) -> float:
-    """log2 x where a parabola through the points within an octave of the smallest has its minimum, kept inside them."""
-    finite = {math.log2(x): y for x, y in curve.items() if math.isfinite(y)}
-    best = min(finite, key=lambda x: finite[x])
-    near = [x for x in sorted(finite) if abs(x - best) <= 1.01]
-    if len(near) < 3:
-        return best
-    c, b, _ = np.polyfit(near, [finite[x] for x in near], 2)
-    return float(np.clip(-b / (2 * c), near[0], near[-1])) if c > 0 else best
+    """Losses by seed at the rate with the smallest mean over all seeds."""
+    return complete(losses)[best_rate(losses)]

@@ -38,7 +38,7 @@ def house(loops: int, layers: int, width: int, rule: str, strength: float, base_
 
 
 def _gated(model: Any, gates: Tensor) -> nn.Module:
-    for block in model.core.blocks:
+    for block in model.core:
         block.attention, block.mlp = Gated(block.attention, gates), Gated(block.mlp, gates)
     return model
 
@@ -91,7 +91,7 @@ def damped(loops, layers, width, rule, strength, base_layers, seed) -> nn.Module
     """GPT-2's start on top: output projections by 1/sqrt(2 N L)."""
     model = house(loops, layers, width, rule, strength, base_layers, seed)
     with torch.no_grad():
-        for block in model.core.blocks:
+        for block in model.core:
             for last in (block.attention.out, block.mlp.down):
                 last.weight.div_(math.sqrt(2 * loops * layers))
     return model

@@ -10,6 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loopscale.transfer import best_rate, complete, fit_optimum
+
 PAPER = Path(__file__).parents[2] / "papers" / "residual_scaling"
 
 
@@ -33,11 +35,10 @@ def test_the_search_brackets_every_valley_and_gives_it_all_seeds(paper, bottoms,
 
     found = paper["search"].searched("", dict(enumerate(bottoms)), seeds, train)
     for arm, bottom in enumerate(bottoms):
-        rows = paper["search"].whole(found[arm])
+        rows = complete(found[arm])
         assert len(rows) >= 5 and all(len(row) == seeds for row in rows.values())
-        assert abs(math.log2(paper["search"].best_rate(found[arm])) - bottom) <= 0.2501
-        curve = {rate: row[0] for rate, row in rows.items()}
-        assert paper["search"].vertex(curve) == pytest.approx(bottom, abs=1e-6)
+        assert abs(math.log2(best_rate(found[arm])) - bottom) <= 0.2501
+        assert fit_optimum(found[arm]).log2_lr == pytest.approx(bottom, abs=1e-6)
 
 
 def test_what_is_kept_is_not_made_again_until_it_is_forgotten(paper, tmp_path, monkeypatch):

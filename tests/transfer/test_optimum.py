@@ -1,17 +1,18 @@
 """The fitted optimum, the slope and the verdict, on losses whose truth is known."""
 
 import math
-from dataclasses import replace
+import random
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from noise import D32, D64, D64_NONE, INDEPENDENT, World, curves, regret_of, study
 
-from loopscale.transfer import fit_optimum, fit_slope, judge, one_shot_regret, wanted
-from loopscale.transfer.optimum import Noise, pooled_noise
+from loopscale.transfer import Curves, Estimate, fit_optimum, fit_slope, judge, one_shot_regret, over_seeds, wanted
 from loopscale.transfer.plan import grid_index, grid_rate
-from loopscale.transfer.verdict import sentence, student95, unbracketed
+from loopscale.transfer.result import compared, overall, rule_json
+from loopscale.transfer.verdict import needed_seeds, next_step, unbracketed
 
 GRID = [grid_rate(k) for k in range(-20, -4)]
 
@@ -27,21 +28,12 @@ def valley(center, noise=0.0, seeds=3, curve=0.05, rng=None, rates=GRID, floor=2
 
 
 @given(st.floats(-8, -4), st.integers(1, 4), st.floats(0.01, 0.5))
+@settings(deadline=None)  # the first call imports scipy
 def test_a_parabola_is_recovered_exactly(center, seeds, curve):
     optimum = fit_optimum(valley(center, seeds=seeds, curve=curve))
     assert optimum.log2_lr == pytest.approx(center, abs=1e-6)
     assert optimum.loss == pytest.approx(2.2 + 0.01 * (seeds - 1) / 2, abs=1e-6)
     assert not optimum.edge
-
-
-def test_the_interval_covers_the_truth_about_as_often_as_it_says():
-    rng = np.random.default_rng(1)
-    inside = 0
-    for _ in range(200):
-        optimum = fit_optimum(valley(-6.1, noise=0.01, rng=rng))
-        low, high = optimum.interval()
-        inside += low <= 2**-6.1 <= high
-    assert 0.9 <= inside / 200 <= 1.0
 
 
 def test_divergence_is_kept_out_of_the_fit_but_not_out_of_the_choice():
@@ -63,47 +55,128 @@ def test_a_minimum_at_the_edge_is_said_not_fitted():
 @settings(deadline=None)
 def test_the_slope_of_a_drift_is_recovered(slope, start):
     optima = {n: fit_optimum(valley(start + slope * math.log2(n))) for n in (1, 2, 4)}
-    fitted = fit_slope(optima)
-    assert fitted.value == pytest.approx(slope, abs=1e-6)
-    low, high = fitted.interval
-    assert low - 1e-6 <= slope <= high + 1e-6
+    assert fit_slope(optima).value == pytest.approx(slope, abs=1e-6)
+
+
+def estimate(value, error=0.0):
+    """A value known to within an error."""
+    return Estimate(value, (value - error, value + error), (value,) * 3)
 
 
 @pytest.mark.parametrize(
-    "drift,noise,verdict",
+    ("slope", "regret", "verdict"),
     [
-        (0.0, 0.001, "transfers"),
-        (-0.5, 0.001, "drifts"),
-        (0.5, 0.001, "drifts"),
-        (0.0, 0.2, "undecided"),
+        (estimate(0.0, 0.1), estimate(0.002, 0.005), "transfers"),
+        (estimate(0.0, 0.1), estimate(0.002, 0.012), "undecided"),  # a noisy study is not judged laxer
+        (estimate(0.0, 0.2), estimate(0.0, 0.0), "undecided"),
+        (estimate(-0.3, 0.1), estimate(0.0, 0.0), "drifts"),
+        (estimate(-0.1, 0.08), estimate(0.002, 0.005), "undecided"),
+        (estimate(-0.2, 0.5), estimate(0.877, 0.42), "drifts"),  # the ViT: what it costs is certain, the slope is not
+        (estimate(0.0, 0.1), None, "drifts"),  # the tuned rate diverges
+        (None, estimate(0.0, 0.0), "undecided"),
+        (over_seeds([0.0]), over_seeds([0.0]), "undecided"),
     ],
 )
-def test_the_verdict_follows_the_data(drift, noise, verdict):
+def test_the_verdict_follows_the_intervals(slope, regret, verdict):
+    assert judge(slope, regret) == verdict
+
+
+def test_the_regret_of_the_best_rate_itself_has_an_interval_with_a_width():
+    """The rate tuned at N = 1 and the best at N = 16 may be one point of the grid, and still not the best rate."""
+    losses = study(World(np.random.default_rng(1), D64, (1, 16), 3), (1, 16), 3)
+    optimum = fit_optimum(losses[16])
+    best = min({rate for rate, _ in losses[16]}, key=lambda rate: abs(math.log2(rate) - optimum.log2_lr))
+    regret = one_shot_regret(losses[16], optimum, best)
+    assert regret.interval[1] > max(0.001, regret.value)
+    assert one_shot_regret({**losses[16], (best, 0): math.inf}, optimum, best) is None
+
+
+def test_a_rate_beyond_the_fitted_ones_costs_what_was_measured():
+    losses = valley(-6.0, rates=GRID[4:9]) | {(2.0**-2, seed): 5.0 + 0.01 * seed for seed in range(3)}
+    regret = one_shot_regret(losses, fit_optimum(losses), 2.0**-2)
+    assert regret.value == pytest.approx(2.8, abs=0.01) and regret.interval[1] - regret.interval[0] < 1e-6
+
+
+DESIGNS = [(1, 16), (1, 4, 16), (1, 2, 4, 8, 16)]
+NOISES = {"d64": D64, "d64 none": D64_NONE, "d32": D32, "independent": INDEPENDENT}
+
+
+def coverage(noise, loops, seeds, drift, repeats):
+    """By printed interval the share that holds the truth; and the verdicts."""
+    rng, held, verdicts = np.random.default_rng(5), {"slope": [], "rate": [], "loss": [], "regret": []}, []
+    for _ in range(repeats):
+        world = World(rng, noise, loops, seeds, drift)
+        found = curves(world, loops, seeds)
+        verdicts.append(judge(found.slope, found.regret))
+        if found.slope is not None:
+            held["slope"].append(inside(found.slope.interval, drift))
+        for n, optimum in found.optima.items():
+            if not optimum.edge:
+                held["rate"].append(inside(optimum.interval(), 2.0 ** world.bottom[n]))
+                held["loss"].append(inside(optimum.loss_interval(), 2.3))
+        held["regret"].append(inside(found.regret.interval, regret_of(world, found.losses, loops)))
+    return {name: float(np.mean(values)) for name, values in held.items()}, verdicts
+
+
+def inside(interval, truth):
+    """Whether the interval holds the truth."""
+    return interval[0] - 1e-12 <= truth <= interval[1] + 1e-12
+
+
+@pytest.mark.parametrize(("noise", "loops", "seeds"), [("d32", (1, 16), 3), ("d64 none", (1, 4, 16), 2)])
+def test_every_interval_holds_the_truth_about_as_often_as_it_says(noise, loops, seeds):
+    shares, verdicts = coverage(NOISES[noise], loops, seeds, 0.0, 120)
+    assert all(share >= 0.89 for share in shares.values()), shares
+    assert verdicts.count("drifts") <= 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [2, 3, 5, 8])
+@pytest.mark.parametrize("loops", DESIGNS, ids=str)
+def test_coverage_and_false_verdicts_over_the_designs_that_users_run(loops, seeds):
+    """Two standard errors of 600 repeats are 0.018: the limits of the share itself are 0.92 and 0.985."""
+    for name, noise in NOISES.items():
+        for drift in (0.0, -0.15, -0.3):
+            shares, verdicts = coverage(noise, loops, seeds, drift, 600)
+            assert all(0.92 <= share <= 0.985 + 0.01 for share in shares.values()), (name, drift, shares)
+            if drift == 0:
+                assert verdicts.count("drifts") <= 0.03 * 600, (name, verdicts.count("drifts"))
+            if drift == -0.15:
+                assert verdicts.count("transfers") <= 0.03 * 600, (name, verdicts.count("transfers"))
+
+
+def test_nothing_depends_on_the_order_in_which_trials_ended():
+    losses = study(World(np.random.default_rng(3), D32, (1, 4, 16), 3), (1, 4, 16), 3)
+    shuffled = {n: dict(random.Random(n).sample(list(known.items()), len(known))) for n, known in losses.items()}
+    assert rule_json("looped", Curves.fit(losses)) == rule_json("looped", Curves.fit(shuffled))
+
+
+def test_rules_are_compared_paired_over_seeds():
+    """Seeds move both rules alike: what differs is far better known than either."""
     rng = np.random.default_rng(2)
-    optima = {n: fit_optimum(valley(-6 + drift * math.log2(n), noise=noise, rng=rng)) for n in (1, 2, 4, 8)}
-    regret = one_shot_regret([2.2], [2.2], noise)
-    assert judge(fit_slope(optima), regret) == verdict
+    shared = 0.1 * rng.standard_normal(4)
+    found = {}
+    for rule, drift, above in (("looped", 0.0, 0.0), ("sqrt", -0.25, 0.05)):
+        arms = {
+            n: {
+                (rate, seed): 2.2 + above + 0.05 * (math.log2(rate) + 6 - drift * math.log2(n) - shared[seed]) ** 2
+                for rate in GRID[4:13]
+                for seed in range(4)
+            }
+            for n in (1, 4)
+        }
+        found[rule] = Curves.fit(arms)
+    (row,) = compared(found)
+    assert row["rules"] == ["looped", "sqrt"] and row["loops"] == 4
+    assert row["slope"] == pytest.approx(0.25, abs=0.01) and row["slope_interval"][0] > 0.2
+    assert row["loss"] == pytest.approx(-0.05, abs=0.002) and row["loss_interval"][1] < -0.04
 
 
-def test_a_tuned_rate_that_diverges_is_a_drift_and_a_large_regret_is_never_transfer():
-    still = fit_slope({n: fit_optimum(valley(-6, noise=0.001)) for n in (1, 2, 4)})
-    assert judge(still, one_shot_regret([math.inf], [2.2], 0.01)) == "drifts"
-    assert judge(still, one_shot_regret([2.5, 2.5], [2.2, 2.21], 0.01)) == "undecided"
-    moving = fit_slope({n: fit_optimum(valley(-6 - 0.1 * math.log2(n), noise=0.0001)) for n in (1, 2, 4)})
-    assert judge(moving, one_shot_regret([2.25, 2.26, 2.27], [2.20, 2.21, 2.22], 0.01)) == "drifts"
-    assert judge(moving, one_shot_regret([2.201, 2.211, 2.221], [2.20, 2.21, 2.22], 0.01)) == "transfers"
-    assert judge(None, one_shot_regret([2.2], [2.2], 0.01)) == "undecided"
-
-
-def test_one_seed_without_known_noise_gives_a_regret_and_no_interval():
-    regret = one_shot_regret([2.2826], [2.2], 0.0)
-    assert regret.value == pytest.approx(0.0826) and regret.interval is None
-
-
-def test_regret_is_paired_over_seeds():
-    regret = one_shot_regret([2.30, 2.41, 2.52], [2.29, 2.40, 2.51], 0.1)
-    assert regret.value == pytest.approx(0.01)
-    assert regret.interval[1] - regret.interval[0] < 0.001
+def test_no_scale_is_said_in_words():
+    rules = {"looped": {"verdict": "transfers"}, "sqrt": {"verdict": "drifts"}, "none": {"verdict": "drifts"}}
+    assert overall(rules) == (
+        "The best learning rate stands still over loops with looped; it drifts with sqrt and without a scale (rule none)."
+    )
 
 
 class TestSearch:
@@ -120,6 +193,7 @@ class TestSearch:
         raise AssertionError("the search does not end")
 
     @given(st.floats(-14, 0), st.integers(1, 3))
+    @settings(deadline=None)
     def test_it_brackets_the_optimum_wherever_it_is(self, center, seeds):
         known = self.run(center, seeds)
         optimum = fit_optimum(known)
@@ -129,6 +203,15 @@ class TestSearch:
     def test_it_is_cheap_where_the_guess_is_right(self):
         assert len(self.run(-6.0, seeds=1)) == 5
         assert len(self.run(-6.0, seeds=3)) == 15
+
+    def test_all_seeds_place_the_rates_and_not_the_first_alone(self):
+        """Seed 0 has its optimum an octave above the others': the rates are centred on the mean."""
+        bottoms, known = [-5.0, -6.2, -6.2, -6.2], {}
+        while asked := wanted(known, 4, 2.0**-5):
+            known.update({(rate, seed): (math.log2(rate) - bottoms[seed]) ** 2 for rate, seed in asked})
+        optimum = fit_optimum(known)
+        assert optimum.log2_lr == pytest.approx(-5.9, abs=1e-6) and optimum.n_seeds == 4
+        assert optimum.reach == pytest.approx((-7.0, -5.0))
 
     def test_it_walks_down_from_divergence(self):
         known = self.run(-9.0, seeds=1, diverges_above=2.0**-8.5)
@@ -142,52 +225,36 @@ class TestSearch:
         assert [grid_index(grid_rate(k)) for k in range(-40, 9)] == list(range(-40, 9))
 
 
-@pytest.mark.parametrize(("freedom", "quantile"), [(1, 12.706), (2, 4.303), (3, 3.182), (6, 2.447), (30, 2.042)])
-def test_students_quantile_is_the_tabulated_one(freedom, quantile):
-    assert student95(freedom) == pytest.approx(quantile, rel=0.01)
-
-
-def test_the_regrets_interval_covers_the_truth():
-    """95 % intervals from the parabola's noise: over 400 made-up studies of two seeds, 93 % to 98 % hold the truth."""
-    rng = np.random.default_rng(3)
-    held = 0
-    for _ in range(400):
-        optimum = fit_optimum(valley(-6.0, noise=0.005, seeds=2, rng=rng))
-        tuned, best = 0.02 + 0.005 * rng.standard_normal(2), 0.005 * rng.standard_normal(2)
-        low, high = one_shot_regret(list(tuned), list(best), optimum.noise, optimum.freedom).interval
-        held += low <= 0.02 <= high
-    assert 0.93 <= held / 400 <= 0.98
-
-
-@pytest.mark.parametrize("growth", [1.0, 2.0], ids=["equal noise", "noise twice as large at the largest N"])
-def test_the_slopes_interval_covers_the_truth_with_one_seed_at_the_largest_n(growth):
-    """The demo's design, 4, 2 and 1 seeds at N = 1, 4, 16, and an arm's noise known mostly from the others."""
-    rng = np.random.default_rng(5)
-    held, rates = 0, [grid_rate(k) for k in range(-14, -9)]
-    for _ in range(300):
-        shape = {1: (4, 1.0), 4: (2, 1.0), 16: (1, growth)}
-        arms = {n: valley(-6.0, 0.008 * g, s, 0.06, rng, rates) for n, (s, g) in shape.items()}
-        prior = pooled_noise(fit_optimum(arm) for arm in arms.values())
-        slope = fit_slope({n: fit_optimum(arm, prior=prior) for n, arm in arms.items()})
-        held += slope is None or slope.interval[0] <= 0 <= slope.interval[1]
-    assert held / 300 >= (0.93 if growth == 1 else 0.9)  # seen: 0.92 where the arms' noise differs twofold
-
-
-def test_pooled_noise_is_worth_little_against_an_arms_own():
-    noisy = fit_optimum(valley(-6.0, 0.02, 8, rng=np.random.default_rng(1)))
-    again = fit_optimum(valley(-6.0, 0.02, 8, rng=np.random.default_rng(1)), prior=Noise(0.001, 4))
-    assert again.noise == pytest.approx(noisy.noise, rel=0.1)
-    assert pooled_noise([None]) is None and pooled_noise([noisy, None]).weight == 4
-
-
 def test_one_seed_decides_nothing_and_claims_no_interval():
-    optima = {n: fit_optimum({(2.0 ** (k / 2), 0): (k / 2 + 6) ** 2 for k in range(-16, -8)}) for n in (1, 4, 16)}
-    regret = one_shot_regret([2.2], [2.2], 0.01)
-    assert judge(fit_slope(optima), regret) == "transfers" and judge(fit_slope(optima), regret, seeds=1) == "undecided"
-    said = sentence("looped", "undecided", fit_slope(optima), regret, optima)
-    several = {**optima, 1: replace(optima[1], n_seeds=4)}  # the noise that they know serves the others
-    assert "95 %" in sentence("looped", "transfers", fit_slope(several), regret, several)
-    assert "one seed shows no noise and gives no interval (--seeds 3 does): it moves" in said and "95 %" not in said
+    arms = {n: {(2.0 ** (k / 2), 0): (k / 2 + 6) ** 2 for k in range(-16, -8)} for n in (1, 4, 16)}
+    said = rule_json("looped", Curves.fit(arms))
+    assert said["verdict"] == "undecided" and said["slope_interval"] is None and said["regret_interval"] is None
+    assert (
+        said["sentence"].startswith("looped: undecided, one seed cannot show noise.") and "95 %" not in said["sentence"]
+    )
+    assert "--seeds 3" in said["next"]
+
+
+@pytest.mark.parametrize(
+    ("verdict", "slope", "regret", "claims", "open_at", "says"),
+    [
+        ("transfers", estimate(0.0, 0.1), estimate(0.0, 0.005), True, "", ""),
+        ("drifts", estimate(0.3, 0.1), estimate(0.1, 0.0), True, "", "loopscale exponent"),
+        ("drifts", estimate(0.3, 0.1), estimate(0.1, 0.0), False, "", "--rules looped"),
+        ("undecided", estimate(0.0, 0.2), estimate(0.0, 0.005), True, "", "--seeds 4"),
+        ("undecided", estimate(-0.2, 0.5), estimate(0.0, 0.005), True, "", "--seeds 7"),
+        ("undecided", estimate(-0.149, 0.2), estimate(0.0, 0.005), True, "", "train.steps"),
+        ("undecided", estimate(0.0, 0.1), estimate(0.0, 0.2), True, "", "train.steps"),
+        ("undecided", None, None, True, " (at N = 4 the best rate is the largest tried: add larger ones)", "at N = 4"),
+    ],
+)
+def test_after_a_verdict_comes_one_line_on_what_to_do_now(verdict, slope, regret, claims, open_at, says):
+    told = next_step(verdict, slope, regret, claims, open_at)
+    assert says in told and bool(says) == bool(told) and "\n" not in told
+
+
+def test_the_seeds_that_are_advised_are_enough():
+    assert needed_seeds(2, 2.0) == 3 and needed_seeds(3, 1.0001) == 4 and needed_seeds(3, 100.0) is None
 
 
 @pytest.mark.parametrize(

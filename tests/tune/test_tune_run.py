@@ -225,13 +225,10 @@ def test_only_the_samplers_remark_on_greenlet_is_silenced(tuned):
     assert passes("The kernel matrix is not positive definite.")
 
 
-@pytest.mark.parametrize("package", ["optuna", "scipy"])
-def test_a_missing_package_is_told_before_the_first_trial(package, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, package, None)
+def test_a_missing_package_is_told_before_the_first_trial(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
     executor = Inline()
-    with pytest.raises(
-        UserError, match=rf"needs '{package}', which is not installed: pip install 'loopscale\[sweep\]'"
-    ):
+    with pytest.raises(UserError, match=r"needs 'optuna', which is not installed: pip install 'loopscale\[sweep\]'"):
         tune(settings(), tmp_path / "t", executor=executor)
     assert executor.ran == [] and not (tmp_path / "t").exists()
 

@@ -44,7 +44,7 @@ def _rate(text: str) -> float:
 @click.option(
     "--seeds",
     type=int,
-    help="Seeds per cell; the demo gives 2 at the largest N and more where a trial is cheaper.",
+    help="Seeds per cell; two give wide intervals, three a third of that.",
 )
 @click.option("--data", help="stdlib, synthetic:TASK, a file or folder, or hf:NAME.")
 @click.option(
@@ -138,7 +138,12 @@ def _tell(result: dict[str, Any], page: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(result, indent=1))
         return
-    click.echo("\n".join([result["sentence"], *(rule["sentence"] for rule in result["rules"].values())]))
+    told = [
+        [rule["sentence"], f"  {rule['next']}"] if rule["next"] else [rule["sentence"]]
+        for rule in result["rules"].values()
+    ]
+    compared = [row["sentence"] for row in result["paired"]]
+    click.echo("\n".join([result["sentence"], *(line for lines in told for line in lines), *compared]))
     click.echo(f"page: {page}")
 
 

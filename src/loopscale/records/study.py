@@ -107,6 +107,7 @@ class RuleRecord(Record):
     claims_transfer: bool = False
     verdict: str
     sentence: str
+    next: str = ""
     strength: FiniteFloat | None = None
     slope: FiniteFloat | None = None
     slope_interval: Interval | None = None
@@ -125,6 +126,18 @@ class RuleRecord(Record):
         return {n: o for n, o in optima.items() if o and (not isinstance(o, dict) or o.get("lr", 0) is not None)}
 
 
+class Paired(Record):
+    """Two rules compared over the same seeds: slope and loss at the largest N of the first, minus those of the second."""
+
+    rules: tuple[str, str]
+    loops: PositiveInt
+    sentence: str
+    slope: FiniteFloat | None = None
+    slope_interval: Interval | None = None
+    loss: FiniteFloat | None = None
+    loss_interval: Interval | None = None
+
+
 class Result(Record):
     """result.json: the verdict, the fitted numbers and where they come from."""
 
@@ -136,6 +149,7 @@ class Result(Record):
     own: str = ""
     sentence: str
     rules: dict[str, RuleRecord]
+    paired: tuple[Paired, ...] = ()
     strengths: tuple[FiniteFloat, ...] = ()
     loops: tuple[PositiveInt, ...]
     by_strength: dict[str, dict[PositiveInt, dict[float, Optimum]]] = Field(default_factory=dict)

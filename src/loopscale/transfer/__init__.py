@@ -1,9 +1,10 @@
 """Learning-rate transfer over loops: the study, the fitted optimum, the verdict."""
 
-from loopscale.transfer.optimum import Optimum, fit_optimum
+from loopscale.transfer.estimate import Estimate, over_seeds, paired, student95
+from loopscale.transfer.optimum import Optimum, best_rate, complete, fit_optimum
 from loopscale.transfer.plan import Arm, Cell, StudyPlan, seeds_by_cost
 from loopscale.transfer.presets import PRESETS, Preset, get_preset
-from loopscale.transfer.result import failed, summarise
+from loopscale.transfer.result import Curves, failed, summarise
 from loopscale.transfer.run import run_study
 from loopscale.transfer.search import wanted
 from loopscale.transfer.study import Study
@@ -13,18 +14,25 @@ __all__ = [
     "PRESETS",
     "Arm",
     "Cell",
+    "Curves",
+    "Estimate",
     "Optimum",
     "Preset",
     "Study",
     "StudyPlan",
+    "best_rate",
+    "complete",
     "failed",
     "fit_optimum",
     "fit_slope",
     "get_preset",
     "judge",
     "one_shot_regret",
+    "over_seeds",
+    "paired",
     "run_study",
     "seeds_by_cost",
+    "student95",
     "summarise",
     "wanted",
 ]

@@ -1,46 +1,77 @@
-"""From a study to `result.json`: per rule the optima, slope, regret and verdict, plus provenance."""
+"""From a study to `result.json`: per rule the optima, slope, regret and verdict, the rules compared, plus provenance."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from loopscale.parameterization import get_rule
-from loopscale.transfer.optimum import Optimum, fit_optimum, pooled_noise
+from loopscale.transfer.estimate import Estimate, Interval, paired
+from loopscale.transfer.optimum import Losses, Optimum, best_rate, fit_optimum
 from loopscale.transfer.plan import Arm
-from loopscale.transfer.search import Losses
-from loopscale.transfer.study import Study, best_rate
+from loopscale.transfer.study import Study
 from loopscale.transfer.verdict import (
-    Regret,
-    Slope,
     Verdict,
-    few_seeds,
     fit_slope,
     judge,
+    next_step,
     one_shot_regret,
     sentence,
     unbracketed,
 )
 
 
+@dataclass(frozen=True)
+class Curves:
+    """What one rule's trials say, by loops; slope None: not bracketed, regret None: the tuned rate diverged."""
+
+    losses: dict[int, Losses]
+    optima: dict[int, Optimum]
+    slope: Estimate | None
+    regret: Estimate | None
+
+    @classmethod
+    def fit(cls, losses: dict[int, Losses]) -> Curves:
+        """Fit every arm; `losses` maps loops to those of the arm."""
+        fitted = {loops: fit_optimum(known) for loops, known in sorted(losses.items())}
+        optima = {loops: optimum for loops, optimum in fitted.items() if optimum is not None}
+        first, last = min(losses), max(losses)
+        slope = fit_slope(optima) if len(optima) == len(losses) else None
+        regret = one_shot_regret(losses[last], optima[last], best_rate(losses[first])) if last in optima else None
+        return cls(losses, optima, slope, regret)
+
+
 def summarise(study: Study, provenance: dict[str, Any]) -> dict[str, Any]:
     """The whole result of a finished study, as `result.json` keeps it."""
-    rules = {rule: _rule(study, rule, _tuned_strength(study, rule)) for rule in study.plan.rules}
+    plan, strengths = study.plan, {rule: _tuned_strength(study, rule) for rule in study.plan.rules}
+    arms = {rule: {loops: Arm(rule, strengths[rule], loops) for loops in sorted(plan.loops)} for rule in plan.rules}
+    found = {rule: Curves.fit({n: study.losses(arm) for n, arm in by_loops.items()}) for rule, by_loops in arms.items()}
+    rules = {
+        rule: {
+            "strength": strengths[rule],
+            **rule_json(rule, curves),
+            "applied": {str(loops): plan.prescription(arm) for loops, arm in arms[rule].items()},
+        }
+        for rule, curves in found.items()
+    }
     return {
         "schema": 1,
-        "preset": study.plan.preset,
-        **({} if study.plan.own is None else {"own": study.plan.own.place}),
+        "preset": plan.preset,
+        **({} if plan.own is None else {"own": plan.own.place}),
         "sentence": overall(rules),
         "rules": rules,
-        "loops": sorted(study.plan.loops),
-        "strengths": list(study.plan.strengths),
+        "paired": compared(found),
+        "loops": sorted(plan.loops),
+        "strengths": list(plan.strengths),
         "by_strength": _by_strength(study),
         "provenance": {
             **provenance,
             "trials": len(study.trials),
             **({"errors": study.errors()} if study.errors() else {}),
-            "seeds": list(range(max(map(study.plan.seeds_at, study.plan.loops)))),
-            "seeds_at": {str(n): study.plan.seeds_at(n) for n in sorted(study.plan.loops)},
+            "seeds": list(range(max(map(plan.seeds_at, plan.loops)))),
+            "seeds_at": {str(n): plan.seeds_at(n) for n in sorted(plan.loops)},
             "trial_seconds": round(sum(trial["seconds"] for trial in study.trials.values()), 1),
         },
     }
@@ -51,21 +82,54 @@ def failed(result: dict[str, Any]) -> list[str]:
     return [name for name, rule in result["rules"].items() if rule["claims_transfer"] and rule["verdict"] == "drifts"]
 
 
-def overall(rules: dict[str, dict[str, Any]]) -> str:
+def overall(rules: Mapping[str, Mapping[str, Any]]) -> str:
     """One sentence over all rules."""
     kinds: tuple[tuple[Verdict, str], ...] = (
-        ("transfers", "The best learning rate stands still over loops with {}"),
-        ("drifts", "it drifts with {}"),
-        ("undecided", "the data do not decide for {}"),
+        ("transfers", "The best learning rate stands still over loops {}"),
+        ("drifts", "it drifts {}"),
+        ("undecided", "the data do not decide {}"),
     )
     parts = []
     for verdict, text in kinds:
         names = [name for name, rule in rules.items() if rule["verdict"] == verdict]
         if names:
-            listed = ", ".join([*names[:-2], " and ".join(names[-2:])])
-            parts.append(text.format(listed))
+            scaled = [name for name in names if name != "none"]
+            listed = ", ".join([*scaled[:-2], " and ".join(scaled[-2:])])
+            spoken = [f"{'for' if verdict == 'undecided' else 'with'} {listed}"] if scaled else []
+            if len(scaled) < len(names):
+                spoken.append("without a scale (rule none)")
+            parts.append(text.format((", and " if len(scaled) > 1 else " and ").join(spoken)))
     joined = "; ".join(parts)
     return joined[:1].upper() + joined[1:] + "."
+
+
+def compared(found: Mapping[str, Curves]) -> list[dict[str, Any]]:
+    """Compare the first rule with each other one, paired over seeds: slope, and loss at the largest N at its best rate."""
+    (name, first), *others = found.items()
+    return [_compared((name, other), first, curves) for other, curves in others]
+
+
+def _compared(rules: tuple[str, str], first: Curves, second: Curves) -> dict[str, Any]:
+    """Differences first - second; null where an optimum is not bracketed."""
+    last = max(first.losses)
+    ends = (first.optima.get(last), second.optima.get(last))
+    slope = paired(first.slope, second.slope) if first.slope and second.slope else None
+    loss = paired(ends[0].at_optimum, ends[1].at_optimum) if ends[0] and ends[1] else None
+    parts = []
+    if slope:
+        parts.append(f"slope {slope.value:+.2f} octaves per doubling of loops{_within(slope, '+.2f')}")
+    if loss:
+        parts.append(f"loss at N = {last} {loss.value:+.3f} nats{_within(loss, '+.3f')}")
+    other = "no scale (rule none)" if rules[1] == "none" else rules[1]
+    said = f"{rules[0]} minus {other}, paired over seeds: {', '.join(parts) or 'an optimum is not bracketed'}."
+    numbers = {**_estimate_json("slope", slope), **_estimate_json("loss", loss)}
+    return {"rules": list(rules), "loops": last, "sentence": said, **numbers}
+
+
+def _within(estimate: Estimate, digits: str) -> str:
+    if estimate.interval is None:
+        return ""
+    return f" (95 % interval {estimate.interval[0]:{digits}} to {estimate.interval[1]:{digits}})"
 
 
 def _tuned_strength(study: Study, rule: str) -> float:
@@ -79,63 +143,44 @@ def _tuned_strength(study: Study, rule: str) -> float:
     return min(study.plan.strengths, key=loss)
 
 
-def _rule(study: Study, rule: str, strength: float) -> dict[str, Any]:
-    arms = {loops: Arm(rule, strength, loops) for loops in sorted(study.plan.loops)}
-    losses = {loops: study.losses(arm) for loops, arm in arms.items()}
-    prior = pooled_noise(fit_optimum(known) for known in losses.values())
-    fitted = {loops: fit_optimum(known, prior=prior) for loops, known in losses.items()}
-    optima = {loops: optimum for loops, optimum in fitted.items() if optimum is not None}
-    complete = len(optima) == len(arms)
-    slope = fit_slope(optima) if complete else None
-    regret = _regret(losses, optima, arms)
-    alone = few_seeds(optima)
-    verdict: Verdict = judge(slope, regret, 1 if alone else 2) if complete else "undecided"
-    said = sentence(rule, verdict, slope, regret, optima, unbracketed(losses, optima)) if optima else ""
+def rule_json(rule: str, curves: Curves) -> dict[str, Any]:
+    """The verdict on one rule and the numbers that it rests on."""
+    optima, slope, regret = curves.optima, curves.slope, curves.regret
+    claims = get_rule(rule).claims_transfer
+    verdict: Verdict = judge(slope, regret)
+    open_at = unbracketed(curves.losses, optima)
+    said = sentence(rule, verdict, slope, regret, optima, open_at) if optima else f"{rule}: every trial diverged."
     return {
-        "claims_transfer": get_rule(rule).claims_transfer,
+        "claims_transfer": claims,
         "verdict": verdict,
-        "strength": strength,
-        "sentence": said or f"{rule}: every trial diverged.",
-        **_slope_json(slope, alone),
-        **_regret_json(regret, alone),
+        "sentence": said,
+        "next": next_step(verdict, slope, regret, claims, open_at),
+        **_estimate_json("slope", slope),
+        **_estimate_json("regret", regret),
         "optima": {str(loops): _optimum_json(optimum) for loops, optimum in optima.items()},
-        "points": {str(loops): _points(known) for loops, known in losses.items()},
-        "applied": {str(loops): study.plan.prescription(arm) for loops, arm in arms.items()},
+        "points": {str(loops): _points(known) for loops, known in curves.losses.items()},
     }
 
 
-def _regret(losses: dict[int, Losses], optima: dict[int, Optimum], arms: dict[int, Arm]) -> Regret:
-    first, last = min(arms), max(arms)
-    if first not in optima or last not in optima:
-        return Regret(None, None, 0.0)
-    tuned = best_rate(losses[first])
-    best = best_rate(losses[last])
-    by_seed = [[loss for (rate, _), loss in sorted(losses[last].items()) if rate == chosen] for chosen in (tuned, best)]
-    return one_shot_regret(by_seed[0], by_seed[1], optima[last].noise, optima[last].freedom)
-
-
-def _slope_json(slope: Slope | None, alone: bool) -> dict[str, Any]:
-    interval = list(slope.interval) if slope and not alone else None  # one seed has no interval
-    return {"slope": slope.value if slope else None, "slope_interval": interval}
-
-
-def _regret_json(regret: Regret, alone: bool) -> dict[str, Any]:
-    return {
-        "regret": regret.value,
-        "regret_interval": list(regret.interval) if regret.interval and not alone else None,
-        "seed_noise": regret.noise,
-    }
+def _estimate_json(name: str, estimate: Estimate | None) -> dict[str, Any]:
+    if estimate is None:
+        return {name: None, f"{name}_interval": None}
+    return {name: estimate.value, f"{name}_interval": _ends(estimate.interval)}
 
 
 def _optimum_json(optimum: Optimum) -> dict[str, Any]:
     return {
         "lr": optimum.lr,
-        "lr_interval": None if optimum.edge else list(optimum.interval()),  # an edge is a bound, nothing is fitted
+        "lr_interval": _ends(optimum.interval()),
         "loss": optimum.loss,
-        "loss_interval": None if optimum.edge else list(optimum.loss_interval()),
+        "loss_interval": _ends(optimum.loss_interval()),
         "n_seeds": optimum.n_seeds,
         "edge": optimum.edge,
     }
+
+
+def _ends(interval: Interval | None) -> list[float] | None:
+    return None if interval is None else list(interval)
 
 
 def _points(losses: Losses) -> list[dict[str, Any]]:

@@ -9,8 +9,9 @@ from typing import Any
 
 from loopscale.errors import UserError
 from loopscale.files import write_json, write_new_json
-from loopscale.transfer.plan import Arm, Cell, StudyPlan, grid_rate
-from loopscale.transfer.search import Losses, best_index, wanted
+from loopscale.transfer.optimum import Losses, best_rate
+from loopscale.transfer.plan import Arm, Cell, StudyPlan
+from loopscale.transfer.search import wanted
 
 
 class Study:
@@ -113,17 +114,6 @@ class Study:
             return []
         known = self.losses(arm)
         return [(rate, seed) for seed in range(self.plan.seeds_at(arm.loops)) if (rate, seed) not in known]
-
-
-def best_rate(losses: Losses) -> float:
-    """The rate with the smallest mean loss among those run with the most seeds."""
-    by_rate: dict[float, list[float]] = {}
-    for (rate, _), loss in losses.items():
-        by_rate.setdefault(rate, []).append(loss)
-    most = max(map(len, by_rate.values()))
-    means = {rate: sum(values) / most for rate, values in by_rate.items() if len(values) == most}
-    best = min(means, key=lambda rate: means[rate])
-    return best if math.isfinite(means[best]) else grid_rate(best_index(losses))
 
 
 def _begun(path: Path) -> bool:

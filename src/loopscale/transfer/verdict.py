@@ -1,167 +1,154 @@
-"""From optima to a verdict: the slope of the optimum over loops, the one-shot regret, and the sentence."""
+"""From optima to a verdict: the slope of the optimum over loops, the one-shot regret, the sentences, what to do next."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from loopscale.transfer.optimum import Optimum
-from loopscale.transfer.search import Losses
+from loopscale.transfer.estimate import Estimate, over_seeds, student95
+from loopscale.transfer.optimum import Losses, Optimum, complete
 
 SLOPE_TOLERANCE = 0.15  # octaves of rate per doubling of loops: from N = 1 to 16 less than a factor 1.5
 REGRET_TOLERANCE = 0.01  # nats
+MOST_SEEDS = 32  # more than these are not advised: longer training or a larger N decides sooner
 
 Verdict = Literal["transfers", "drifts", "undecided"]
-Interval = tuple[float, float]
 
 
-@dataclass(frozen=True)
-class Slope:
-    """log2 of the best rate over log2 loops, with a 95 % interval."""
+def fit_slope(optima: Mapping[int, Optimum]) -> Estimate | None:
+    """Fit log2 of the best rate over log2 loops by least squares, for each seed.
 
-    value: float
-    interval: Interval
-
-    @property
-    def moves(self) -> bool:
-        """Whether the interval leaves out 0."""
-        return not self.interval[0] <= 0 <= self.interval[1]
-
-
-@dataclass(frozen=True)
-class Regret:
-    """What the rate tuned at the smallest N costs at the largest, in nats. `value` is None when it diverged there."""
-
-    value: float | None
-    interval: Interval | None
-    noise: float
-
-
-def fit_slope(optima: Mapping[int, Optimum]) -> Slope | None:
-    """Least squares of log2 rate over log2 loops; None with fewer than two loops or an unbracketed optimum.
-
-    The interval is the bootstrap's, widened where the optima scatter about their line more than their own draws do.
+    Returns None with fewer than two loops or an unbracketed optimum.
     """
     if len(optima) < 2 or any(optimum.edge for optimum in optima.values()):
         return None
     loops = sorted(optima)
     x = np.log2(np.array(loops, dtype=float))
-    centred = (x - x.mean()) / ((x - x.mean()) ** 2).sum()
-    y = np.array([optima[n].log2_lr for n in loops])
-    value = float(centred @ y)
-    draws = centred @ np.stack([optima[n].draws for n in loops])
-    deviation = draws - draws.mean()
-    residual = y - y.mean() - value * (x - x.mean())
-    if len(loops) > 2:
-        scatter = math.sqrt(float(residual @ residual) / (len(loops) - 2) * float(centred @ centred))
-        own = float(deviation.std())
-        deviation = (
-            deviation * max(1.0, scatter / own) if own > 0 else deviation + scatter * np.linspace(-2, 2, len(draws))
-        )
-    low, high = np.quantile(value + deviation, [0.025, 0.975])
-    return Slope(value, (float(low), float(high)))
+    weights = (x - x.mean()) / ((x - x.mean()) ** 2).sum()
+    value = float(weights @ np.array([optima[n].log2_lr for n in loops]))
+    shared = min(optima[n].n_seeds for n in loops)
+    shifts = np.array([optima[n].shifts[:shared] for n in loops])
+    return over_seeds(list(value + weights @ (shifts - shifts.mean(axis=1, keepdims=True))), value)
 
 
-def one_shot_regret(at_tuned: list[float], at_best: list[float], noise: float, freedom: int = 0) -> Regret:
-    """Paired over seeds: mean of (loss at the rate tuned at the smallest N - loss at the best rate).
+def one_shot_regret(losses: Losses, optimum: Optimum, tuned: float) -> Estimate | None:
+    """Estimate what the rate `tuned` at the smallest N costs at the largest, against the fitted optimum, in nats.
 
-    `noise` is the standard deviation of one trial about its seed's parabola, with `freedom` degrees of freedom: a
-    difference of two trials has sqrt(2) of it. That estimate rests on many trials and is used where it is known; else the
-    spread of the differences is, or with one seed the noise as it is, and no interval where none is known.
+    Beyond the fitted rates the measured loss counts, else the parabolas. Near the optimum their noise cancels to first
+    order, so the upper end adds the second: curvature * h^2, where h is the error of the optimum's own place.
+
+    Returns None when the tuned rate diverged, or was trained with fewer seeds than the optimum.
     """
-    if not at_tuned or not all(map(math.isfinite, at_tuned)):
-        return Regret(None, None, noise)
-    differences = np.array(at_tuned) - np.array(at_best[: len(at_tuned)])
-    value, count = float(differences.mean()), len(differences)
-    if np.all(differences == 0):
-        return Regret(0.0, (0.0, 0.0), noise)
-    if freedom >= 3:
-        error = student95(freedom) * noise * math.sqrt(2 / count)
-    elif count > 1:
-        error = student95(count - 1) * float(differences.std(ddof=1)) / math.sqrt(count)
-    elif noise:
-        error = 2 * math.sqrt(2) * noise
-    else:
-        return Regret(value, None, noise)
-    return Regret(value, (value - error, value + error), noise)
+    measured = [losses.get((tuned, seed), math.inf) for seed in range(optimum.n_seeds)]
+    if not all(map(math.isfinite, measured)):
+        return None
+    offset = math.log2(tuned) - optimum.log2_lr
+    low, high = optimum.reach
+    if optimum.edge or not low - 1e-9 <= math.log2(tuned) <= high + 1e-9:
+        return over_seeds([loss - best for loss, best in zip(measured, optimum.losses, strict=True)])
+    costs = optimum.parabolas[:, 0] * offset**2 + optimum.parabolas[:, 1] * offset
+    plain = over_seeds(costs.tolist())
+    if plain.interval is None:
+        return plain
+    above = optimum.curve * over_seeds(optimum.shifts).error ** 2
+    return Estimate(plain.value, (plain.interval[0], plain.interval[1] + above), plain.by_seed)
 
 
-def student95(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t: a table below 3 degrees of freedom, then the expansion about the normal.
+def judge(slope: Estimate | None, regret: Estimate | None) -> Verdict:
+    """Decide between three verdicts; `regret` None: the tuned rate diverged.
 
-    Source: Abramowitz and Stegun 26.7.5; within 1 % from 3 degrees of freedom on.
-
-    >>> round(student95(10), 2)
-    2.23
+    transfers: the slope's interval lies within its tolerance and the regret's ends below its own, so both are shown to be
+    small. drifts: the tuned rate diverges, or certainly costs more than the tolerance, or the slope is certainly not 0 and
+    its estimate lies outside the tolerance. Everything else is undecided, and so is all that one seed says.
     """
-    if freedom < 3:
-        return {1: 12.71, 2: 4.30}[freedom]
-    z, v = 1.959964, float(freedom)
-    terms = (
-        z,
-        (z**3 + z) / (4 * v),
-        (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2),
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3),
-    )
-    return sum(terms)
-
-
-def judge(slope: Slope | None, regret: Regret, seeds: int = 2) -> Verdict:
-    """transfers: the slope's interval lies within the tolerance and the one-shot regret is small.
-
-    drifts: the slope is certainly not 0 and its estimate lies outside the tolerance, or the regret's interval lies above
-    its own; or the tuned rate diverges. Everything else is undecided, and so is all that one seed says: its scatter about
-    a parabola is not what another seed would change.
-    """
-    if slope is None or seeds < 2:
+    if slope is None or slope.interval is None:
         return "undecided"
-    low, high = slope.interval
-    small = regret.value is not None and regret.value <= max(REGRET_TOLERANCE, regret.noise)
-    if -SLOPE_TOLERANCE <= low and high <= SLOPE_TOLERANCE and small:
-        return "transfers"
-    costly = regret.interval is not None and regret.interval[0] > REGRET_TOLERANCE
-    if regret.value is None or (slope.moves and (abs(slope.value) > SLOPE_TOLERANCE or costly)):
+    if regret is None:
         return "drifts"
-    return "undecided"
+    low, high = regret.interval or (-math.inf, math.inf)
+    if low > REGRET_TOLERANCE or (slope.moves and abs(slope.value) > SLOPE_TOLERANCE):
+        return "drifts"
+    still = -SLOPE_TOLERANCE <= slope.interval[0] and slope.interval[1] <= SLOPE_TOLERANCE
+    return "transfers" if still and high <= REGRET_TOLERANCE else "undecided"
 
 
 def sentence(
-    rule: str, verdict: Verdict, slope: Slope | None, regret: Regret, optima: Mapping[int, Optimum], why_open: str = ""
+    rule: str,
+    verdict: Verdict,
+    slope: Estimate | None,
+    regret: Estimate | None,
+    optima: Mapping[int, Optimum],
+    why_open: str = "",
 ) -> str:
-    """The verdict on one rule, with its numbers; `why_open` is what `unbracketed` says."""
+    """Say the verdict on one rule, then its numbers; `why_open` is what `unbracketed` says."""
     first, last = min(optima), max(optima)
-    trend = f"loss at its best rate {optima[first].loss:.3f} at N = {first}, {optima[last].loss:.3f} at N = {last}"
+    trend = f"Loss at its best rate: {optima[first].loss:.3f} at N = {first}, {optima[last].loss:.3f} at N = {last}."
     if slope is None:
-        return f"{rule}: undecided, the optimum is not bracketed{why_open}; {trend}."
-    moved = f"it moves {slope.value:+.2f} octaves per doubling of loops"
-    cost = "diverges" if regret.value is None else f"costs {regret.value:.3f} nats"
-    if few_seeds(optima):
-        tuned = f"the rate tuned at N = {first} {cost} at N = {last}"
-        said = "undecided, one seed shows no noise and gives no interval (--seeds 3 does)"
-        return f"{rule}: {said}: {moved}; {trend}; {tuned}."
-    moved += f" (95 % interval {slope.interval[0]:+.2f} to {slope.interval[1]:+.2f})"
-    how_far = f"by more than {SLOPE_TOLERANCE} octaves" if slope.moves else "the best learning rate moves"
+        return f"{rule}: undecided, the optimum is not bracketed{why_open}. {trend}"
     says = {
         "transfers": "the best learning rate stands still",
         "drifts": "the best learning rate drifts",
-        "undecided": f"the data do not decide whether {how_far}",
+        "undecided": "the data do not decide whether the best learning rate moves"
+        + (f" by more than {SLOPE_TOLERANCE} octaves" if slope.moves else ""),
     }[verdict]
-    if verdict == "undecided" and slope.moves:
-        says = f"the best learning rate moves, {says}"
-    return f"{rule}: {says}: {moved}; {trend}; the rate tuned at N = {first} {cost} at N = {last}."
+    if slope.interval is None:
+        says = "undecided, one seed cannot show noise"
+    moved = f"Per doubling of loops it moves by {slope.value:+.2f} octaves{_ends(slope, '+.2f')}."
+    cost = "diverges" if regret is None else f"costs {max(0.0, regret.value):.3f} nats{_ends(regret, '.3f')}"
+    return f"{rule}: {says}. {moved} The rate tuned at N = {first} {cost} at N = {last}. {trend}"
 
 
-def few_seeds(optima: Mapping[int, Optimum]) -> bool:
-    """Whether all was trained with one seed: nothing shows by how much another would move the optimum."""
-    return all(optimum.n_seeds < 2 for optimum in optima.values())
+def _ends(estimate: Estimate, digits: str) -> str:
+    if estimate.interval is None:
+        return ""
+    low, high = estimate.interval
+    return f" (95 % interval {low:{digits}} to {high:{digits}})"
+
+
+def next_step(verdict: Verdict, slope: Estimate | None, regret: Estimate | None, claims: bool, open_at: str) -> str:
+    """Say in one line what to do now; empty where nothing is left to do."""
+    if slope is None:
+        return f"Add rates{open_at}, with --lrs or a larger --set optim.lr, in the same folder." if open_at else ""
+    if verdict == "drifts" and claims:
+        return "Measure what your model wants in place of 1/N: loopscale exponent, with the same --model and --set."
+    if verdict == "drifts":
+        return "Tune the rate at the N that you train at, or use --rules looped."
+    if verdict == "transfers":
+        return ""
+    seeds = len(slope.by_seed)
+    if slope.interval is None:
+        return "Repeat it with --seeds 3 in the same folder: the trials that ran are kept."
+    moves = abs(slope.value) > SLOPE_TOLERANCE
+    room = abs(slope.value) if moves else SLOPE_TOLERANCE - abs(slope.value)
+    narrower = slope.error / max(1e-9, room), _narrower(regret)
+    beyond = moves, regret is not None and regret.value > REGRET_TOLERANCE
+    decisive = [ratio for ratio, out in zip(narrower, beyond, strict=True) if out]
+    more = needed_seeds(seeds, min(decisive) if decisive else max(narrower))
+    if more is None:
+        return "Train longer (--set train.steps=...) or to a larger N (--loops): more seeds alone would not decide."
+    return f"Repeat it with --seeds {more} in the same folder: the trials that ran are kept."
+
+
+def _narrower(regret: Estimate | None) -> float:
+    return 0.0 if regret is None else regret.error / max(1e-9, abs(REGRET_TOLERANCE - regret.value))
+
+
+def needed_seeds(seeds: int, ratio: float) -> int | None:
+    """Return how many seeds make an interval `ratio` times narrower; None for more than `MOST_SEEDS`.
+
+    >>> needed_seeds(3, 2.0)
+    5
+    """
+    width = student95(seeds - 1) / math.sqrt(seeds)
+    counts = range(seeds + 1, MOST_SEEDS + 1)
+    return next((n for n in counts if student95(n - 1) / math.sqrt(n) <= width / ratio), None)
 
 
 def unbracketed(losses: Mapping[int, Losses], optima: Mapping[int, Optimum]) -> str:
-    """At which N the best rate lies at which end of what was tried, and what to add; empty where none does."""
+    """Say at which N the best rate lies at which end of what was tried, and what to add; nothing where none does."""
     places: dict[str, list[int]] = {}
     for loops, optimum in optima.items():
         if not optimum.edge:
@@ -174,6 +161,8 @@ def unbracketed(losses: Mapping[int, Losses], optima: Mapping[int, Optimum]) -> 
             kind = "the largest that trained: add rates near it" if diverged else "the largest tried: add larger ones"
         elif best == min(trained) and len(tried) > 2:
             kind = "the smallest tried: add smaller ones"
+        elif len(complete(losses[loops])) > 2:
+            kind = "on a curve without a minimum: add rates or seeds"
         else:
             kind = "among too few to fit a parabola: add rates or seeds"
         places.setdefault(kind, []).append(loops)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from loopscale.transfer.verdict import student95
+from loopscale.transfer.estimate import student95
 
 Table = dict[int, float]  # seed -> loss, inf when diverged
 

@@ -58,8 +58,7 @@ def tune(
     """
     started = time.monotonic() if started is None else started
     runner = executor or LocalProcesses()
-    for package in ("optuna", "scipy"):  # the sampler asks for scipy only after some trials
-        require(package, "sweep")
+    require("optuna", "sweep")
     check_folder(folder, settings)
     vocab_size, description = probe(settings)
     on_checked(description)
