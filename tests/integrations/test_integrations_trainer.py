@@ -146,3 +146,19 @@ class TestLora:
         model = self.peft.get_peft_model(make(), config)
         with pytest.raises(UserError, match=r"parameter 'prompt_encoder\..*' is outside the model"):
             trainer_optimizers(model, arguments(tmp_path))
+
+
+def test_the_mup_fields_of_a_config_state_the_width(tmp_path):
+    import loopscale as ls
+
+    size = dict(vocab_size=31, hidden_size=32, intermediate_size=48, num_attention_heads=2, num_hidden_layers=2)
+
+    def rates(**fields):
+        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**size, **fields))
+        ls.attach(model, loops=1)
+        made, _ = trainer_optimizers(model, arguments(tmp_path))
+        return {group["name"]: group["lr"] for group in made.param_groups}
+
+    plain, stated = rates(), rates(mup=True, mup_base_width=8)
+    assert stated["hidden"] == plain["hidden"] / 4 and stated["embedding"] == plain["embedding"]
+    assert rates(mup=False, mup_base_width=8) == plain

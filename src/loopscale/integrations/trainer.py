@@ -9,6 +9,7 @@ import torch
 from loopscale.errors import UserError
 from loopscale.integrations.versions import transformers
 from loopscale.optim import build_optimizer
+from loopscale.parameterization import Width
 
 
 class LoopSampler(transformers().TrainerCallback):  # type: ignore[misc, name-defined, unused-ignore]
@@ -40,6 +41,8 @@ def trainer_optimizers(
     inside, or with `roles=`, `depth=` in `parameterization`), or one of these with PEFT adapters: a LoRA matrix has the
     role of the matrix that it adapts.
 
+    transformers' own muP fields in a config (`mup`, `mup_base_width`) state width and base, unless `width=` does.
+
     Raises `UserError` for a trainable parameter outside the model that the rule knows, and what `build_optimizer` raises.
 
     Assumption: adapters follow the rate of the weights that they adapt. They are read by all N visits, as those are.
@@ -51,6 +54,9 @@ def trainer_optimizers(
         raise UserError(
             f"parameter {strange[0]!r} is outside the model whose roles are known: build the groups by hand"
         )
+    width = _stated_width(getattr(base, "config", None))
+    if width is not None:
+        parameterization.setdefault("width", width)
     made = build_optimizer(
         base,
         optimizer,
@@ -61,3 +67,11 @@ def trainer_optimizers(
         **parameterization,
     )
     return made, None
+
+
+def _stated_width(config: Any) -> Width | None:
+    """Read the width and its base from the muP fields of a transformers config; None where it has none or they are off."""
+    base = getattr(config, "mup_base_width", None)
+    if not getattr(config, "mup", False) or base is None:
+        return None
+    return Width(config.hidden_size, base)
