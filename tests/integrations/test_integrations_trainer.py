@@ -56,7 +56,7 @@ def test_the_trainer_uses_our_groups_and_learns(tmp_path):
 def test_the_sampler_of_the_config_draws_the_loops_of_each_step(tmp_path):
     model, args = make(sampler={"kind": "uniform", "least": 1, "most": 6}), arguments(tmp_path)
     seen, flow = [], model.model.flow
-    model.model.flow = lambda x, loops, *rest: seen.append(loops) or flow(x, loops, *rest)
+    model.model.flow = lambda x, loops, *rest, **named: seen.append(loops) or flow(x, loops, *rest, **named)
     train(model, args, optimizers=trainer_optimizers(model, args), callbacks=[LoopSampler(model)])
     assert seen == [model.config.network().sampler.draw(step, 6, args.seed, 2) for step in range(6)]
     assert len(set(seen)) > 2 and model.drawn_loops is None
