@@ -10,7 +10,7 @@ PINS := $(shell cat pyproject.toml constraints.txt 2>/dev/null | cat - <($(PYTHO
 STAMP := $(VENV)/.installed-$(PINS)
 STAMP_DEV := $(VENV)/.installed-dev-$(PINS)
 .DEFAULT_GOAL := help
-.PHONY: help demo laptop test test-slow test-hf4 check docs paper paper-long clean
+.PHONY: help demo laptop test test-slow test-hf4 test-frameworks check docs release paper paper-long clean
 
 help: ## say what can be made
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -45,10 +45,21 @@ test-hf4: ## the Hugging Face bridge on transformers 4.57, in a place of its own
 	@.venv-hf4/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[hf,track,eval]' 'transformers>=4.57,<5' pytest pytest-xdist hypothesis
 	@OMP_NUM_THREADS=1 .venv-hf4/bin/python -m pytest -n 2 tests/integrations tests/trackers
 
+test-frameworks: ## the scripts of "In your framework", JAX examples too, in a place of their own
+	@test -x .venv-frameworks/bin/python || $(PYTHON) -m venv .venv-frameworks
+	@.venv-frameworks/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[hf,jax,examples,sweep]' 'pytorch-lightning==2.5.5' 'torchtitan==0.2.2' triton pytest pytest-xdist hypothesis
+	@OMP_NUM_THREADS=1 .venv-frameworks/bin/python -m pytest -n 2 -m 'slow or not slow' tests/docs/test_docs_frameworks.py tests/optax
+
 docs: $(STAMP_DEV) ## the documentation's site, strict: build/docs/index.html
 	@$(INSTALL) --editable '.[dev,docs]'
 	@OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
 	@echo "build/docs/index.html"
+
+release: $(STAMP_DEV) ## sdist and wheel in build/dist, checked; TAG=vX.Y.Z must be the version's
+	@test -z "$(TAG)" || test "$(TAG)" = "v$$($(BIN)/python -c 'import loopscale; print(loopscale.__version__)')" || { echo "the tag $(TAG) is not the version of pyproject.toml"; exit 2; }
+	@$(INSTALL) --editable '.[dev,release]'
+	@rm -rf build/dist && $(BIN)/python -m build --outdir build/dist . >/dev/null && $(BIN)/python -m twine check --strict build/dist/*
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 0 -m slow tests/docs/test_docs_release.py
 
 paper: $(STAMP_DEV) ## the paper's studies that have no record yet; all of them with AGAIN=1
 	@OMP_NUM_THREADS=1 $(BIN)/python papers/residual_scaling $(if $(AGAIN),--again)
@@ -60,4 +71,4 @@ check: $(STAMP_DEV) ## lint and strict types
 	@$(BIN)/ruff check . && $(BIN)/mypy
 
 clean: ## remove what was installed and run
-	rm -rf $(VENV) .venv-hf4 build runs
+	rm -rf $(VENV) .venv-hf4 .venv-frameworks build runs
