@@ -16,11 +16,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from loopscale import LoopedTransformer, UserError
 from loopscale.cli import main
-from loopscale.cli.plan import shape_of
 from loopscale.nn.recompute import Recompute
 from loopscale.planning import Machine, Shape, flops_per_token, memory, parameters, plan
 from loopscale.planning.memory import activation_bytes_per_token
-from loopscale.train import parse_config
+from loopscale.train import fit, parse_config, train_run
+from loopscale.train.shape import check_memory, shape_of
 
 CONFIGS: list[dict[str, Any]] = [
     {},
@@ -154,9 +154,67 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "it does not fit" in capsys.readouterr().out
 
 
+def test_a_memory_without_a_unit_is_in_gigabytes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", EXAMPLE, "--memory", "24", "--gpus", "4"]) == 0
+    assert "GB a device of 24" in capsys.readouterr().out
+
+
+def test_the_assumption_is_printed_and_doubted_where_it_cannot_hold(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", EXAMPLE, "--gpus", "4"]) == 0
+    said = capsys.readouterr().out
+    assert "assumed     40% of a peak of 989 TFLOP/s (--mfu, --peak-tflops)" in said
+    assert "caution     with a width of 64 and 256 tokens at a time a device does not reach 40% of its peak" in said
+    assert main(["plan", EXAMPLE, "--gpus", "4", "--mfu", "0.01"]) == 0
+    assert "caution" not in capsys.readouterr().out
+    assert plan(BIG, Machine(64)).cautions == ()
+
+
+def test_a_large_config_in_numbers_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    """The documented example: 185 M parameters, eight GPUs, ten billion tokens."""
+    large = str(Path(EXAMPLE).with_name("180m.toml"))
+    assert main(["plan", large, "--gpus", "8", "--memory", "80GB", "--price", "2.5"]) == 0
+    said = capsys.readouterr().out
+    assert "total 185 M" in said and "10.5 B tokens in all" in said and "GFLOP a token" in said
+    assert "caution" not in said and "dollars" in said
+
+
+def test_the_price_of_a_tuning(capsys: pytest.CaptureFixture[str]) -> None:
+    large = str(Path(EXAMPLE).with_name("180m.toml"))
+    assert main(["plan", large, "--gpus", "8", "--tuning", "--json"]) == 0
+    price = json.loads(capsys.readouterr().out)["tuning"]
+    assert price["trials"] == 32 and "N = 1" in price["size"] and 0 < price["device_hours"] < 100
+
+
+@pytest.mark.parametrize(
+    ("values", "blamed"),
+    [
+        ({"model": {"layers": 1_000_000}}, "model.layers = 1000000"),
+        ({"data": {"batch_size": 100_000_000}}, "data.batch_size = 100000000"),
+        ({"data": {"context": 10**9}}, "data.context = 1000000000"),
+        ({"model": {"width": 2**20, "head_dim": 64}}, "model.width = 1048576"),
+    ],
+)
+@pytest.mark.parametrize("use", [train_run, fit], ids=["train", "fit"])
+def test_what_the_machine_cannot_hold_is_refused_before_anything_is_made(
+    values: dict[str, Any], blamed: str, use: Any, tmp_path: Path
+) -> None:
+    config = parse_config(values)
+    arguments = [config, tmp_path / "run"] if use is train_run else [config]
+    with pytest.raises(
+        UserError, match=rf"^training takes [\d.,]+ [TG]B and this machine has .*: lower {blamed}, or see"
+    ):
+        use(*arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_was_planned_as_usual_is_not_refused() -> None:
+    check_memory(parse_config({"model": {"width": 512, "layers": 8, "loops": 4}}))
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
+        (["--memory", "24XB"], "--memory '24XB' is no size: write 80GB or 40GiB"),
         (["--memory", "much"], "--memory 'much' is no size: write 80GB or 40GiB"),
         (["--mfu", "40"], "--mfu is a share between 0 and 1, got 40: 0.4 is 40 % of the peak"),
         (["--devices", "0"], "--devices must be at least 1, got 0"),

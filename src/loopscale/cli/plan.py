@@ -5,29 +5,30 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from loopscale.errors import UserError
 
 if TYPE_CHECKING:
-    from loopscale.planning import Plan, Shape
+    from loopscale.planning import Machine, Plan
     from loopscale.train import TrainConfig
 
-UNITS = {"": 1.0, "B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+UNITS = {"": 1e9, "B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 @click.command()
 @click.argument("config", type=click.Path(path_type=Path))
 @click.option("--set", "sets", multiple=True, metavar="SECTION.KEY=VALUE", help="Replace a value of the config.")
-@click.option("--devices", type=int, default=8, show_default=True)
-@click.option("--memory", default="80GB", show_default=True, help="Of one device.")
+@click.option("--gpus", "--devices", "devices", type=int, default=8, show_default=True, help="How many devices.")
+@click.option("--memory", default="80GB", show_default=True, help="Of one device; a number alone is in GB.")
 @click.option(
     "--peak-tflops", type=float, default=989.0, show_default=True, help="Of one device (H100, H200: 989 in bf16)."
 )
 @click.option("--mfu", type=float, default=0.4, show_default=True, help="Share of the peak that is reached.")
 @click.option("--price", type=float, help="Dollars for one device and hour.")
+@click.option("--tuning", is_flag=True, help="Add the price of loopscale tune CONFIG, with its defaults.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def command(
     config: Path,
@@ -37,6 +38,7 @@ def command(
     peak_tflops: float,
     mfu: float,
     price: float | None,
+    tuning: bool,
     as_json: bool,
 ) -> int:
     """Predict parameters, FLOPs, memory, hours and dollars of the training in CONFIG, of any size.
@@ -45,6 +47,7 @@ def command(
     """
     from loopscale.planning import Machine, plan
     from loopscale.train import load_config
+    from loopscale.train.shape import shape_of
 
     machine = Machine(devices, _bytes(memory), peak_tflops * 1e12, mfu, price)
     values = load_config(config, sets)
@@ -55,41 +58,28 @@ def command(
             f"parts: use a multiple of {devices * values.train.accumulate}"
         )
     answer = plan(shape_of(values), machine)
-    click.echo(json.dumps(answer.to_dict()) if as_json else _text(answer, devices))
+    price_of = {"tuning": _tuning(values, machine)} if tuning else {}
+    if as_json:
+        click.echo(json.dumps({**answer.to_dict(), **price_of}))
+    else:
+        click.echo(_text(answer, machine))
+        for name, row in price_of.items():
+            click.echo(f"{name:<12}{row['trials']} trials at {row['size']}: {_hours(row['device_hours'], price)}")
+            click.echo("            at this share of the peak, which a small proxy does not reach: time a trial first")
     return 0 if answer.fits else 1
 
 
-def shape_of(config: TrainConfig) -> Shape:
-    """The numbers that the plan needs; the vocabulary is the config's, or that of its tokenizer."""
-    from loopscale.nn.recompute import Recompute
-    from loopscale.planning import Shape
+def _tuning(config: TrainConfig, machine: Machine) -> dict[str, Any]:
+    """Price `loopscale tune CONFIG`: 16 trials on its proxy, and at most as many again for more seeds of the best."""
+    from loopscale.cli.tune import sizes
+    from loopscale.planning import study_hours
+    from loopscale.train.shape import shape_of
+    from loopscale.tune import TuneSettings
 
-    bpe = config.data.tokenizer == "bpe"
-    network = config.network(config.data.vocab_size or (1024 if bpe else 256))
-    trained = min(network.gradient_visits or network.loops, network.loops)
-    return Shape(
-        vocab_size=network.vocab_size,
-        width=network.width,
-        layers=network.layers,
-        loops=network.loops,
-        prelude=network.prelude,
-        coda=network.coda,
-        kv_width=(network.kv_heads or network.heads) * network.head_dim,
-        mlp_width=network.mlp_width,
-        tied_readout=network.tied_readout,
-        gradient_visits=network.gradient_visits,
-        context=config.data.context,
-        batch=config.data.batch_size,
-        steps=config.train.steps,
-        optimizer=config.optim.optimizer,
-        bf16=config.train.precision == "bf16",
-        sharded=config.train.strategy == "fsdp",
-        accumulate=config.train.accumulate,
-        recompute=config.train.recompute,
-        recompute_keep=config.train.recompute_keep,
-        loss_rows=config.train.loss_rows,
-        extra_visits=Recompute(config.train.recompute, config.train.recompute_keep).extra_visits(trained) or None,
-    )
+    proxy, target = sizes(config, None, None)
+    settings = TuneSettings(config, proxy, target)
+    hours = study_hours([shape_of(settings.config(proxy, {}))] * 2 * settings.trials, machine)
+    return {"trials": 2 * settings.trials, "size": str(proxy), "device_hours": hours}
 
 
 def _bytes(text: str) -> float:
@@ -99,16 +89,30 @@ def _bytes(text: str) -> float:
     return float(found[1]) * UNITS[found[2].upper()]
 
 
-def _text(answer: Plan, devices: int) -> str:
-    parts, flops, used, other = answer.parameters, answer.flops_per_token, answer.memory, answer.memory_recomputed
-    lines = ["parameters  " + ", ".join(f"{name} {count:,}" for name, count in parts.items())]
-    lines.append(f"FLOPs a token  {flops['model']:.3g}, with recomputation {flops['executed']:.3g}")
+def _hours(hours: float, price: float | None) -> str:
+    from loopscale.planning import people
+
+    dollars = "" if price is None else f", {price * hours:,.2f} dollars"
+    return f"{people(hours)} GPU hours{dollars}" if hours >= 0.01 else f"{people(hours * 3600)} GPU seconds{dollars}"
+
+
+def _text(answer: Plan, machine: Machine) -> str:
+    from loopscale.planning import people
+
+    def work(flops: float) -> str:
+        return f"{people(flops, 'k M G T P')}FLOP"
+
+    flops, used, devices = answer.flops_per_token, answer.memory, machine.devices
+    lines = ["parameters  " + ", ".join(f"{name} {people(count)}" for name, count in answer.parameters.items())]
+    again = f" ({work(flops['executed'])} with recomputation)" if flops["executed"] != flops["model"] else ""
+    lines.append(f"work        {work(flops['model'])} a token{again}")
     for name in ("weights", "gradients", "optimizer", "gathered", "activations", "logits", "runtime"):
-        lines.append(f"memory  {name:<12} {getattr(used, name) / 1e9:10.3f} GB")
-    lines.append(
-        f"memory  total        {used.total / 1e9:10.3f} GB (every visit recomputed: {other.total / 1e9:.3f} GB)"
-    )
-    lines.append(f"speed   {answer.tokens_per_second:,.0f} tokens/s on {devices} devices, {answer.tokens:.3g} tokens")
-    cost = "" if answer.dollars is None else f", {answer.dollars:,.0f} dollars"
-    lines.append(f"time    {answer.hours:.3g} hours{cost}")
-    return "\n".join([*lines, answer.sentence])
+        lines.append(f"memory      {name:<12} {getattr(used, name) / 1e9:10.3f} GB")
+    recomputed = f"every visit recomputed: {answer.memory_recomputed.total / 1e9:.3f} GB"
+    lines.append(f"memory      {'total':<12} {used.total / 1e9:10.3f} GB ({recomputed})")
+    rate, tokens = people(answer.tokens_per_second), people(answer.tokens)
+    lines.append(f"speed       {rate} tokens/s on {devices} devices, {tokens} tokens in all")
+    lines.append(f"assumed     {machine.mfu:.0%} of a peak of {machine.peak / 1e12:g} TFLOP/s (--mfu, --peak-tflops)")
+    each = f"{people(answer.hours)} hours" if answer.hours >= 0.01 else f"{people(answer.hours * 3600)} seconds"
+    lines.append(f"time        {each}, {_hours(answer.hours * devices, machine.price)}")
+    return "\n".join([*lines, *(f"caution     {caution}" for caution in answer.cautions), answer.sentence])

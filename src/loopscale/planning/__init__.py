@@ -2,7 +2,18 @@
 
 from loopscale.planning.flops import flops_per_token, parameters
 from loopscale.planning.memory import Memory, memory
-from loopscale.planning.plan import Machine, Plan, plan
+from loopscale.planning.plan import Machine, Plan, people, plan, study_hours
 from loopscale.planning.shape import Shape
 
-__all__ = ["Machine", "Memory", "Plan", "Shape", "flops_per_token", "memory", "parameters", "plan"]
+__all__ = [
+    "Machine",
+    "Memory",
+    "Plan",
+    "Shape",
+    "flops_per_token",
+    "memory",
+    "parameters",
+    "people",
+    "plan",
+    "study_hours",
+]

@@ -10,13 +10,13 @@ from loopscale.planning.shape import Shape
 
 
 def block_parameters(shape: Shape) -> int:
-    """Matrices of a block: D(D+K) + DK + DD of attention, 3DF of the MLP; and its two gains."""
+    """Count the matrices of a block: D(D+K) + DK + DD of attention, 3DF of the MLP; and its two gains."""
     D, K, F = shape.width, shape.kv_width, shape.mlp_width
     return D * (D + K) + D * K + D * D + 3 * D * F + 2 * D
 
 
 def parameters(shape: Shape) -> dict[str, int]:
-    """Parameters by part; "core" is stored once and visited N times.
+    """Count the parameters by part; "core" is stored once and visited N times.
 
     >>> parameters(Shape(vocab_size=17, width=32, kv_width=32, mlp_width=88, layers=2))["total"]
     26336
@@ -32,14 +32,14 @@ def parameters(shape: Shape) -> dict[str, int]:
 
 
 def forward_flops_per_token(shape: Shape) -> tuple[float, float, float]:
-    """(matrices of one visit of one block, attention of the same, readout)."""
+    """Return (matrices of one visit of one block, attention of the same, readout)."""
     D = shape.width
     matrices = 2.0 * (block_parameters(shape) - 2 * D)
     return matrices, 4.0 * shape.context * D, 2.0 * shape.vocab_size * D
 
 
 def flops_per_token(shape: Shape) -> dict[str, float]:
-    """Training FLOPs for one token: a backward pass costs two forward passes of what it goes through.
+    """Count the training FLOPs for one token: a backward pass costs two forward passes of what it goes through.
 
     "model" is what the mathematics needs (the numerator of MFU); "executed" adds what is computed again.
 

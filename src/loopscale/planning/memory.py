@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from loopscale.planning.flops import parameters
 from loopscale.planning.shape import Shape
 
-MOMENTS = {"adamw": 2, "muon": 2, "sgd": 1}
+MOMENTS = {"adamw": 2, "muon": 2, "sgd": 1}  # tensors like the weights that the optimizer keeps (Muon: at most)
 RUNTIME = 1.5e9  # bytes: the CUDA context, libraries and fragmentation of one device. Assumption.
 
 
@@ -31,12 +31,12 @@ class Memory:
 
     @property
     def total(self) -> float:
-        """The sum of the parts."""
+        """Return the sum of the parts."""
         return float(sum(asdict(self).values()))
 
 
 def memory(shape: Shape, devices: int) -> Memory:
-    """What one of `devices` holds at the worst moment of a step. Rows a device has not are rounded up to one."""
+    """Return what one of `devices` holds at the worst moment of a step. At least one row per device is assumed."""
     count = parameters(shape)["total"]
     share = devices if shape.sharded else 1
     rows = math.ceil(shape.batch / (devices * shape.accumulate))
@@ -53,7 +53,7 @@ def memory(shape: Shape, devices: int) -> Memory:
 
 
 def activation_bytes_per_token(shape: Shape) -> float:
-    """Bytes kept for the backward pass of one token: flat per visit, N visits unless they are computed again."""
+    """Return the bytes kept for the backward pass of one token: flat per visit, N visits unless they are computed again."""
     kept, stream = _kept_per_token(shape), 4 * shape.width
     outer = (shape.prelude + shape.coda) * kept
     trained = (shape.trained_visits - shape.prelude - shape.coda) // shape.layers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -35,7 +36,10 @@ class Machine:
 
 @dataclass(frozen=True)
 class Plan:
-    """The answer. `changes` are config values that make it fit; empty when it fits, or when nothing helps."""
+    """The answer. `changes` are config values that make it fit; empty when it fits, or when nothing helps.
+
+    `cautions` say where the assumed share of the peak cannot hold.
+    """
 
     parameters: dict[str, int]
     flops_per_token: dict[str, float]
@@ -48,9 +52,10 @@ class Plan:
     hours: float
     dollars: float | None
     sentence: str
+    cautions: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return {
             **asdict(self),
             "memory": {**asdict(self.memory), "total": self.memory.total},
@@ -85,7 +90,42 @@ def plan(shape: Shape, machine: Machine) -> Plan:
         hours=hours,
         dollars=None if machine.price is None else hours * machine.devices * machine.price,
         sentence=_sentence(used, machine, fits, changes),
+        cautions=tuple(_cautions(shape, machine)),
     )
+
+
+def study_hours(trials: Iterable[Shape], machine: Machine) -> float:
+    """Return the device hours of many trainings, each on one device, at the machine's share of the peak."""
+    work = sum(flops_per_token(shape)["executed"] * shape.steps * shape.batch * shape.context for shape in trials)
+    return work / (machine.peak * machine.mfu) / 3600
+
+
+def people(number: float, units: str = "k M B T P") -> str:
+    """Write a number for people: three digits and a unit.
+
+    >>> people(10_485_760_000), people(9.98e9, "k M G T P"), people(12), people(0.00123)
+    ('10.5 B', '9.98 G', '12', '0.00123')
+    """
+    scale = 0
+    while abs(number) >= 999.5 and scale < len(units.split()):
+        number, scale = number / 1000, scale + 1
+    text = f"{number:.3g}"
+    return f"{text} {units.split()[scale - 1]}" if scale else text
+
+
+# Below these a matrix product is too small to keep a GPU's matrix units busy. Assumption, from the roofline of an H100
+# (295 FLOPs per byte in bf16): a product [tokens, D] x [D, D] has about min(D, tokens) / 2 of them.
+NARROW, FEW = 1024, 4096
+
+
+def _cautions(shape: Shape, machine: Machine) -> Iterator[str]:
+    tokens = shape.batch * shape.context / (machine.devices * shape.accumulate)
+    rows = [(f"a width of {shape.width}", shape.width < NARROW), (f"{tokens:,.0f} tokens at a time", tokens < FEW)]
+    if (small := [what for what, few in rows if few]) and machine.mfu > 0.1:
+        yield (
+            f"with {' and '.join(small)} a device does not reach {machine.mfu:.0%} of its peak, so it takes "
+            "longer: measure tokens/s in a short run and pass the share by --mfu"
+        )
 
 
 def _changes(shape: Shape, machine: Machine) -> dict[str, Any]:

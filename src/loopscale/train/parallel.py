@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from loopscale.errors import UserError
 from loopscale.nn import Loop, LoopedCore
 from loopscale.train.config import TrainConfig
+from loopscale.train.shape import check_memory
 from loopscale.train.world import World
 
 Sync = Callable[[bool], AbstractContextManager[object]]
@@ -69,7 +70,7 @@ def _loops(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def check_share(config: TrainConfig, world: World) -> None:
-    """Raise `UserError` unless the batch can be dealt out evenly, and the strategy fits the optimizer."""
+    """Raise `UserError` unless the batch can be dealt out evenly, the strategy fits, and the memory here suffices."""
     batch, accumulate = config.data.batch_size, config.train.accumulate
     if batch % (world.size * accumulate):
         parts = f"{world.size} ranks" + (f" x {accumulate} accumulated parts" if accumulate > 1 else "")
@@ -79,6 +80,7 @@ def check_share(config: TrainConfig, world: World) -> None:
         )
     if config.train.strategy == "fsdp" and world.size > 1 and config.optim.optimizer == "muon":
         raise UserError("Muon needs whole matrices: use train.strategy = 'ddp', or optim.optimizer = 'adamw'")
+    check_memory(config, world.size, cuda=config.train.device != "cpu" and torch.cuda.is_available())
 
 
 def parallelize(model: nn.Module, config: TrainConfig, world: World, device: torch.device) -> tuple[Any, Sync]:

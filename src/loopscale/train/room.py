@@ -1,4 +1,4 @@
-"""Is there room for the checkpoints? Asked before training starts, so that no night ends on a full disk."""
+"""Check free disk space for the checkpoints before training starts."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import shutil
 from pathlib import Path
 
 from loopscale.errors import UserError
+from loopscale.planning.memory import MOMENTS
 from loopscale.train import checkpoint
 from loopscale.train.training import Training
 
-MOMENTS = {"adamw": 2, "muon": 2, "sgd": 1}  # tensors like the weights that the optimizer keeps (Muon: at most)
 SLACK = 2**20  # headers, state.json, metrics
 
 
 def checkpoint_bytes(training: Training) -> int:
-    """What one checkpoint will take: weights and moments."""
+    """Count the bytes of one checkpoint: weights and moments."""
     weights = sum(p.numel() * p.element_size() for p in training.model.parameters())
     return weights * (1 + MOMENTS[training.config.optim.optimizer]) + SLACK
 

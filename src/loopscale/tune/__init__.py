@@ -1,6 +1,6 @@
 """Tune once on a small proxy, carry the values to the target, verify in between."""
 
-from loopscale.tune.cost import forward_flops, trial_flops
+from loopscale.tune.cost import trial_flops
 from loopscale.tune.plan import transfer_plan
 from loopscale.tune.regret import Local, extrapolate, read_local
 from loopscale.tune.run import own_code, tune
@@ -18,7 +18,6 @@ __all__ = [
     "Vertex",
     "extrapolate",
     "fit_surface",
-    "forward_flops",
     "nats",
     "own_code",
     "read_local",

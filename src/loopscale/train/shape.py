@@ -1,0 +1,92 @@
+"""What a config will take, by the planner's arithmetic, and whether this machine has it: asked before anything is made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from loopscale.errors import UserError
+from loopscale.nn import Recompute
+from loopscale.planning import Shape, memory
+from loopscale.train.config import TrainConfig
+
+USABLE = 0.95  # share of the machine's memory that one training may plan with; above it the system stalls
+
+
+def shape_of(config: TrainConfig, vocab_size: int | None = None) -> Shape:
+    """Give the numbers that the planner needs; the vocabulary is the config's, `vocab_size`, or its tokenizer's."""
+    network = config.network(vocab_size or config.data.vocab_size or (1024 if config.data.tokenizer == "bpe" else 256))
+    trained = min(network.gradient_visits or network.loops, network.loops)
+    return Shape(
+        vocab_size=network.vocab_size,
+        width=network.width,
+        layers=network.layers,
+        loops=network.loops,
+        prelude=network.prelude,
+        coda=network.coda,
+        kv_width=(network.kv_heads or network.heads) * network.head_dim,
+        mlp_width=network.mlp_width,
+        tied_readout=network.tied_readout,
+        gradient_visits=network.gradient_visits,
+        context=config.data.context,
+        batch=config.data.batch_size,
+        steps=config.train.steps,
+        optimizer=config.optim.optimizer,
+        bf16=config.train.precision != "fp32",
+        sharded=config.train.strategy == "fsdp",
+        accumulate=config.train.accumulate,
+        recompute=config.train.recompute,
+        recompute_keep=config.train.recompute_keep,
+        loss_rows=config.train.loss_rows,
+        extra_visits=Recompute(config.train.recompute, config.train.recompute_keep).extra_visits(trained) or None,
+    )
+
+
+def check_memory(config: TrainConfig, ranks: int = 1, *, cuda: bool = False, training: bool = True) -> None:
+    """Raise `UserError`, before anything is allocated, when a training cannot fit: 95 % of the memory there is.
+
+    ranks: of the world; on a CPU all are taken to share this machine. training: False counts the weights alone.
+    """
+    there = _of_gpu() if cuda else _of_machine()
+    needed = memory(shape_of(config), ranks)
+    bytes_needed = (needed.total - needed.runtime if training else needed.weights) * (1 if cuda else ranks)
+    if there is not None and bytes_needed > USABLE * there:
+        what = "training" if training else "the model"
+        raise UserError(
+            f"{what} takes {_size(bytes_needed)} and this {'GPU' if cuda else 'machine'} has {_size(there)}: lower "
+            f"{_largest(config, training)}, or see what would help with loopscale plan"
+        )
+
+
+def _largest(config: TrainConfig, training: bool) -> str:
+    """Name the value that is to blame: the one that is furthest above its default."""
+    default, now = TrainConfig().flat(), config.flat()
+    keys = ["model.layers", "model.width", "model.vocab_size"]
+    keys += ["data.batch_size", "data.context", "model.loops"] if training else []
+    key = max(keys, key=lambda key: (now.get(key) or 0) / (default.get(key) or 256))
+    return f"{key} = {now.get(key)}"
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e12:,.1f} TB" if count >= 1e12 else f"{count / 1e9:.1f} GB"
+
+
+def _of_gpu() -> float | None:
+    import torch
+
+    return float(torch.cuda.get_device_properties(0).total_memory) if torch.cuda.is_available() else None
+
+
+def _of_machine() -> float | None:
+    """Bytes of memory here, or of the container; None where the system does not tell."""
+    found = []
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        found += [1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemTotal:")]
+    except (OSError, ValueError, IndexError):
+        pass
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            found.append(float(Path(limit).read_text(encoding="utf-8")))
+        except (OSError, ValueError):  # absent, or "max"
+            pass
+    return min(found, default=None)
