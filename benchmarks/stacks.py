@@ -27,7 +27,7 @@ from paired import ratio, rounds
 from loopscale.batched import house_stack
 from loopscale.data import Dataset
 from loopscale.files import write_json
-from loopscale.study import Executor, LocalProcesses, Stacks, content_hash
+from loopscale.study import Batched, Executor, LocalProcesses, content_hash, drive
 from loopscale.study.executor import Job
 from loopscale.study.fastest import MARGIN, measured
 from loopscale.train import TrainConfig, make_config, provenance
@@ -90,20 +90,19 @@ def steps(size: str, device: str, pairs: int) -> dict[str, Any]:
 
 
 def wall(executor: Executor, size: str, device: str) -> float:
-    left: dict[str, Job] = {}
+    jobs: list[Job] = []
     for seed in range(TRIALS):
         values = config(size, device, seed).model_dump(mode="json")
-        left[content_hash(values)] = (content_hash(values), {"seed": seed}, values)
-    began = time.perf_counter()
-    for record in executor.run(lambda: list(left.values())):
-        left.pop(record["key"])
+        jobs.append((content_hash(values), {"seed": seed}, values))
+    began, left = time.perf_counter(), iter(jobs)
+    drive(executor, lambda: next(left, None), lambda record: None)
     return time.perf_counter() - began
 
 
 def at_work(size: str, device: str, pairs: int) -> dict[str, Any]:
     """Throughput of stacks over processes, on all cores, and what `auto` takes by the median."""
     values = config(size, device, 0).model_dump(mode="json")
-    found = [measured(values, LocalProcesses().workers, Stacks(device=device)) for _ in range(pairs)]
+    found = [measured(values, LocalProcesses().slots, Batched()) for _ in range(pairs)]
     rates = [rate for _, rate in found if not isinstance(rate, str)]
     record = ratio([stacks for _, stacks in rates], [processes for processes, _ in rates])
     return {**record, "size": found[0][0], "auto": "stacks" if record["ratio_median"] > MARGIN else "processes"}
@@ -114,7 +113,7 @@ def walls(size: str, device: str, rounds: int) -> dict[str, Any]:
     kinds: dict[str, Callable[[], Executor]] = {
         "one process": lambda: LocalProcesses(1),
         "processes": LocalProcesses,
-        "stacks": lambda: Stacks(device=device),
+        "stacks": lambda: Batched(),
     }
     seconds: dict[str, list[float]] = {name: [] for name in kinds}
     for _ in range(rounds):

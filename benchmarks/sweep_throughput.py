@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from loopscale.files import write_json
-from loopscale.study import LocalProcesses
+from loopscale.study import LocalProcesses, drive
 from loopscale.train import provenance
 from loopscale.transfer import Arm, Cell, StudyPlan, get_preset
 
@@ -34,10 +34,9 @@ def jobs(count: int) -> list[tuple[str, dict, dict]]:
 
 
 def seconds(workers: int, count: int) -> float:
-    left = {job[0]: job for job in jobs(count)}
+    left = iter(jobs(count))
     began = time.perf_counter()
-    for record in LocalProcesses(workers).run(lambda: list(left.values())):
-        left.pop(record["key"])
+    drive(LocalProcesses(workers), lambda: next(left, None), lambda record: None)
     return time.perf_counter() - began
 
 

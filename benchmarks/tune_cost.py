@@ -24,7 +24,8 @@ from typing import Any
 
 from loopscale.errors import UserError
 from loopscale.files import write_json, write_text
-from loopscale.study import LocalProcesses
+from loopscale.records import Journal, Trial
+from loopscale.study import LocalProcesses, drive
 from loopscale.train import TrainConfig, make_config
 from loopscale.transfer import Arm, Cell, StudyPlan
 
@@ -62,8 +63,10 @@ class Setting:
         self.folder = root / self.name
         self.plan = StudyPlan(base=base(optimizer, data), rules=("looped", "sqrt", "none"), loops=(1, TARGET))
         self.trials: dict[str, dict[str, Any]] = {}
-        for path in sorted((self.folder / "trials").glob("*.json")):
-            trial = json.loads(path.read_text())
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.journal = Journal(self.folder)
+        for kept in self.journal.by_key():
+            trial = kept.model_dump()
             self.trials[name_of(trial["cell"])] = trial
 
     def loss(self, rule: str, loops: int, point: Point, seed: int) -> float | None:
@@ -73,19 +76,22 @@ class Setting:
         return math.inf if trial["diverged"] else float(trial["loss"])
 
     def run(self, wanted: Callable[[], list[Cell]], workers: int | None) -> None:
-        def jobs() -> list[Any]:
-            missing = {name_of(as_json(c)): c for c in wanted()}
-            return [
-                (name, as_json(c), self.plan.config(c).model_dump(mode="json"))
-                for name, c in missing.items()
-                if name not in self.trials
-            ]
+        given = set[str]()
 
-        for trial in LocalProcesses(workers).run(jobs):
-            write_json(self.folder / "trials" / f"{trial['key']}.json", trial)
+        def next_job() -> Any:
+            for name, c in ((name_of(as_json(c)), c) for c in wanted()):
+                if name not in self.trials and name not in given:
+                    given.add(name)
+                    return name, as_json(c), self.plan.config(c).model_dump(mode="json")
+            return None
+
+        def keep(trial: dict[str, Any]) -> None:
+            self.journal.append(Trial.model_validate(trial))
             self.trials[name_of(trial["cell"])] = trial
             at = trial["cell"]
             print(self.name, at["rule"], at["loops"], at["lr"], at["strength"], at["seed"], trial["loss"], flush=True)
+
+        drive(LocalProcesses(workers), next_job, keep)
 
 
 def as_json(cell: Cell) -> dict[str, Any]:
@@ -118,7 +124,7 @@ def direct(setting: Setting) -> list[Cell]:
 
 def tuned(setting: Setting, loops: int, workers: int | None) -> dict[str, Any]:
     """Tune at `loops` and verify at N = 4 and 8, within a tenth of a sweep of as many trials at N = 32."""
-    from loopscale.tune import Size, TuneSettings, tune, verify
+    from loopscale.tune import Checks, Size, TuneSettings, tune, verify
 
     first = setting.plan.base.model_dump(mode="json")
     # The search starts where a user might: a rate four times too low, so that an optimum at the start proves nothing.
@@ -130,7 +136,7 @@ def tuned(setting: Setting, loops: int, workers: int | None) -> dict[str, Any]:
     plan = tune(settings, folder, executor=LocalProcesses(workers))
     if "verification" not in plan:
         try:
-            plan["verification"] = verify(folder, loops=(4, 8), executor=LocalProcesses(workers))
+            plan["verification"] = verify(folder, Checks(loops=(4, 8)), executor=LocalProcesses(workers))
         except UserError as problem:  # a tenth of a sweep holds no check
             spent = plan["cost"]["tune_flops"] / plan["cost"]["direct_flops"]
             plan["verification"] = {"sentence": str(problem), "share_of_direct": spent, "not_verified": ["all"]}

@@ -7,8 +7,8 @@ import json
 import os
 import secrets
 import shutil
+import socket
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -76,11 +76,11 @@ def _take(handle: TextIO, busy: str) -> None:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         handle.seek(0)
-        raise UserError(busy.replace("{process}", f"process {handle.read(20).strip() or 'unknown'}")) from None
+        raise UserError(busy.replace("{process}", f"process {handle.read(100).strip() or 'unknown'}")) from None
     except OSError:  # a file system without locks
         return
     handle.truncate(0)
-    handle.write(f"{os.getpid()}\n")
+    handle.write(f"{os.getpid()} on {socket.gethostname()}\n")
     handle.flush()
 
 
@@ -143,35 +143,3 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON to `path` atomically; NaN and infinities are refused."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
-
-
-def write_new_json(path: Path, value: Any) -> bool:
-    """Write `value` as `write_json` does unless `path` is there; whether this call wrote it. Of several, one does.
-
-    Where the file system has no hard links, the last one does.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as beside:
-            whole = Path(beside) / path.name
-            write_json(whole, value)
-            try:
-                os.link(whole, path)
-            except FileExistsError:
-                return False
-            except OSError:
-                os.replace(whole, path)
-            return True
-    except OSError as cause:
-        raise disk_error(path, cause) from cause
-
-
-ASIDE_SECONDS = 60.0  # a write takes far less; what is older was left by a writer that was killed
-
-
-def clear_left_aside(folder: Path) -> None:
-    """Remove what killed writers left beside the files of `folder`; younger ones may still be written by another."""
-    for left in folder.glob(".*.json.*"):
-        with suppress(OSError):  # another process is clearing too
-            if time.time() - left.stat().st_mtime > ASIDE_SECONDS:
-                shutil.rmtree(left) if left.is_dir() else left.unlink()

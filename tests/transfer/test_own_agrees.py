@@ -78,7 +78,7 @@ def test_tune_says_it_before_the_trials_and_the_plan_keeps_it(tmp_path, capsys):
     assert main(["tune", str(tmp_path / "small.toml"), "--model", f"{FILE}:no_base", *size]) == 0
     lines = capsys.readouterr().err.splitlines()
     told = [i for i, line in enumerate(lines) if "warning: the model's Loop applies eps" in line]
-    first_trial = next(i for i, line in enumerate(lines) if line.startswith("1 trials"))
+    first_trial = next(i for i, line in enumerate(lines) if line.startswith("1 trials, "))
     assert told[0] < first_trial < told[-1] and "  hidden      loop.stack.*.branch.weight" in lines
     plan = json.loads((tmp_path / "t" / "plan.json").read_text())
     (kept,) = plan["provenance"]["data"]["warnings"]
@@ -95,7 +95,7 @@ def test_transfer_says_it_too(tmp_path, capsys):
     said = " ".join(capsys.readouterr().err.split())
     assert "pass base_layers=2 to the Loop" in said
     assert f"study of {FILE}:no_base; stop it any time" in said and "demo" not in said
-    assert "(1 of 6 trials)" in said and "(6 of 6 trials)" in said, "without a terminal, a line for each trial"
+    assert "1 of 6 trials, " in said and "6 of 6 trials, " in said, "without a terminal, a line for each trial"
     page = (tmp_path / "s" / "report.html").read_text()
     assert "loop_code.py:no_base" in page and "preset demo" not in page
     result = json.loads((tmp_path / "s" / "result.json").read_text())
@@ -106,10 +106,10 @@ def test_a_factory_that_no_rule_reaches_is_refused_before_anything_slow_is_impor
     place = FILE.parent / "own_code.py"
     code = (
         "import sys\nfrom loopscale.cli import main\n"
-        f"assert main(['transfer', '--model', {f'{place}:deaf'!r}]) == 2\n"
+        f"assert main(['transfer', '--model', {f'{place.name}:deaf'!r}]) == 2\n"
         "assert 'torch' not in sys.modules\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=place.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "ls.Loop(stack, loops, rule=rule, strength=strength, base_layers=base_layers)" in done.stderr
     assert done.stderr.index("ls.Loop") < done.stderr.index("residual_scale, for branches")

@@ -1,18 +1,23 @@
 """A real study, small: killed and continued, nothing lost or redone; the folder refuses what is not its own."""
 
 import json
+import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+import loopscale
 from loopscale import UserError
 from loopscale.cli import main
-from loopscale.study import LocalProcesses
+from loopscale.records import Journal, StudyRecord
+from loopscale.study import Executor, InThisProcess, LocalProcesses, Own, Silent
 from loopscale.train import make_config
 from loopscale.transfer import Arm, Cell, Study, StudyPlan, run_study, seeds_by_cost
 
@@ -30,7 +35,7 @@ PLAN = StudyPlan(base=BASE, rules=("looped", "none"), loops=(1, 2), lrs=RATES, s
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study") / "s"
-    return folder, run_study(PLAN, folder, executor=LocalProcesses(2))
+    return folder, run_study(PLAN, folder, executor=InThisProcess())
 
 
 def vanished(group, seconds=60):
@@ -45,7 +50,7 @@ def vanished(group, seconds=60):
 
 
 def losses(folder):
-    return {path.name: json.loads(path.read_text())["loss"] for path in (folder / "trials").glob("*.json")}
+    return {key: trial.loss for key, trial in Journal(folder).trials.items()}
 
 
 def test_cells_that_are_one_network_are_trained_once(finished):
@@ -58,7 +63,8 @@ def test_cells_that_are_one_network_are_trained_once(finished):
 
 def test_the_result_keeps_its_promise(finished):
     folder, result = finished
-    assert json.loads((folder / "result.json").read_text()) == result
+    kept = json.loads((folder / "result.json").read_text())
+    assert {name: value for name, value in kept.items() if name not in ("schema", "seal")} == result
     rule = result["rules"]["looped"]
     assert rule["verdict"] in ("transfers", "drifts", "undecided") and set(rule["optima"]) == {"1", "2"}
     assert {"torch", "commit", "hardware", "data", "seeds"} <= set(result["provenance"])
@@ -66,24 +72,24 @@ def test_the_result_keeps_its_promise(finished):
     assert scale == 0.5
 
 
-def test_a_finished_study_runs_nothing_again(finished, monkeypatch):
+class Refuses(Executor):
+    def submit(self, work, *arguments):
+        raise AssertionError("a trial was asked for")
+
+
+def test_a_finished_study_runs_nothing_again(finished):
     folder, result = finished
-
-    class Refuses:
-        def run(self, next_jobs):
-            assert next_jobs() == []
-            return iter(())
-
     again = run_study(PLAN, folder, executor=Refuses())
     assert again["rules"] == result["rules"]
 
 
-def test_the_number_of_workers_does_not_change_the_losses(finished, tmp_path):
-    run_study(PLAN, tmp_path / "one", executor=LocalProcesses(1))
-    assert losses(tmp_path / "one") == losses(finished[0])
+def test_two_processes_give_the_losses_of_this_one(finished, tmp_path):
+    run_study(replace(PLAN, rules=("looped",), loops=(1,)), tmp_path / "two", executor=LocalProcesses(2))
+    assert len(losses(tmp_path / "two")) == 6 and losses(tmp_path / "two").items() <= losses(finished[0]).items()
 
 
-def test_killed_in_the_middle_and_started_again_it_ends_the_same(finished, tmp_path):
+@pytest.mark.slow
+def test_a_command_killed_in_the_middle_and_started_again_ends_the_same(finished, tmp_path):
     out = tmp_path / "killed"
     command = [
         sys.executable,
@@ -116,41 +122,169 @@ def test_killed_in_the_middle_and_started_again_it_ends_the_same(finished, tmp_p
         str(out),
     ]
     first = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while len(list((out / "trials").glob("*.json"))) < 5 and time.monotonic() < deadline and first.poll() is None:
+    while len(Journal(out).trials) < 5 and first.poll() is None:
         time.sleep(0.02)
     first.kill()
     first.wait()
     assert vanished(first.pid), "workers train on for a study that was killed"
-    kept = {path.name: path.stat().st_mtime_ns for path in (out / "trials").glob("*.json")}
+    kept = losses(out)
     assert 5 <= len(kept) < 18
-    for left in [*(out / "trials").glob(".*"), out / "trials" / ".half.json.abc"]:  # in the middle of a write
-        left.touch()
-        os.utime(left, (0, 0))
+    (out / ".result.json.abc").touch()  # in the middle of a write
     second = subprocess.run([*command, "--json"], capture_output=True, text=True)
     assert second.returncode in (0, 1), second.stderr
-    result = json.loads(second.stdout)
-    assert len(losses(out)) == 18
-    assert all((out / "trials" / name).stat().st_mtime_ns == at for name, at in kept.items()), (
-        "a finished trial ran again"
-    )
-    assert set(result["rules"]) == {"looped", "none"}
+    assert len(losses(out)) == 18 and losses(out).items() >= kept.items()
+    assert set(json.loads(second.stdout)["rules"]) == {"looped", "none"}
     assert (out / "report.html").exists() and not list(out.rglob(".*.json.*"))
+
+
+SLOW = """
+import math, time
+
+def objective(values):
+    time.sleep(0.3)
+    return 2 + 0.05 * (math.log2(values["lr"]) + 6) ** 2 + 0.001 * values["seed"]
+"""
+
+
+@pytest.mark.slow
+def test_sigterm_ends_the_processes_and_leaves_nothing_behind(tmp_path):
+    (tmp_path / "slow_two.py").write_text(SLOW)
+    command = [sys.executable, "-m", "loopscale", "transfer", "--objective", "slow_two.py:objective", "--loops", "1,2"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(loopscale.__file__).parents[1])}
+    process = subprocess.Popen(
+        [*command, "--workers", "1", "--out", "s"], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
+    )
+    while process.poll() is None and not Journal(tmp_path / "s").trials:
+        time.sleep(0.02)
+    process.terminate()
+    said = process.communicate(timeout=90)[1]
+    assert process.returncode == 143 and said.endswith("loopscale: stopped by SIGTERM, the same command goes on\n"), (
+        said
+    )
+    assert "leaked" not in said
+
+
+class DiesAt(InThisProcess):
+    """Kills its own process when it has run so many trials."""
+
+    def __init__(self, count):
+        self.left = count
+
+    def submit(self, work, *arguments):
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.left -= 1
+        return super().submit(work, *arguments)
+
+
+def in_a_fork(work):
+    """Do it in a process of its own that needs no imports; returns how it ended."""
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+def test_a_driver_killed_in_the_middle_loses_no_finished_trial(tmp_path):
+    place = f"{Path(__file__).parent / 'own_code.py'}:objective"
+    plan = replace(PLAN, own=Own.at(place, "objective"))
+    folder = tmp_path / "s"
+    for count in (5, 3):
+        ended = in_a_fork(lambda count=count: run_study(plan, folder, executor=DiesAt(count)))
+        assert ended == -signal.SIGKILL
+    kept = (folder / "trials.jsonl").read_bytes()
+    assert kept.count(b"\n") == 8
+    with (folder / "trials.jsonl").open("ab") as file:
+        file.write(b'{"schema":1,"key":"half a li')  # killed in the middle of a write
+    run_study(plan, folder, executor=InThisProcess())
+    whole = (folder / "trials.jsonl").read_bytes()
+    assert whole.startswith(kept) and len(Journal(folder).trials) == whole.count(b"\n") == 24, "no trial ran twice"
+
+
+def test_a_folder_has_one_driver_and_the_second_is_told_which(finished, tmp_path):
+    told = []
+
+    class Meanwhile(Silent):
+        def ended(self, record, finished, left):
+            if not told:
+                with pytest.raises(UserError) as error:
+                    run_study(PLAN, tmp_path / "s", executor=Refuses())
+                told.append(str(error.value))
+
+    plan = replace(PLAN, rules=("looped",), loops=(1,))
+    run_study(plan, tmp_path / "s", executor=InThisProcess(), observer=Meanwhile())
+    assert f"process {os.getpid()} on " in told[0] and "loopscale report" in told[0] and "--serve" in told[0]
+
+
+def test_a_study_goes_on_with_more_of_everything(finished, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(finished[0], copy)
+    before = (copy / "trials.jsonl").read_bytes()
+    more = replace(PLAN, rules=("looped", "none", "sqrt"), loops=(1, 2, 3), lrs=(*RATES, 2.0**-5), seeds=3)
+    result = run_study(more, copy, executor=InThisProcess())
+    after = (copy / "trials.jsonl").read_bytes()
+    # 3 rules x N = 2, 3 and one network at N = 1, with 4 rates and 3 seeds each.
+    assert after.startswith(before) and len(losses(copy)) == 7 * 4 * 3 == after.count(b"\n")
+    assert set(result["rules"]) == {"looped", "none", "sqrt"} and result["loops"] == [1, 2, 3]
+    run_study(PLAN, copy, executor=Refuses())  # and fewer reuse what ran
+
+
+def test_what_changes_the_meaning_of_trials_is_refused_and_named(finished, tmp_path):
+    changed = replace(PLAN, base=make_config(BASE.to_dict(), ["train.steps=5", "model.width=64"]))
+    with pytest.raises(UserError, match=r"another study \(model.width 32 -> 64, train.steps 4 -> 5\): give this one"):
+        run_study(changed, finished[0], executor=Refuses())
+    code = tmp_path / "mine.py"
+    code.write_text("def objective(values):\n    return values['lr']\n")
+    own = Own.at(f"{code}:objective", "objective")
+    run_study(replace(PLAN, own=own), tmp_path / "s", executor=InThisProcess())
+    code.write_text("def objective(values):\n    return 2 * values['lr']\n")
+    with pytest.raises(UserError, match=r"mine\.py changed since"):
+        run_study(replace(PLAN, own=Own.at(own.place, "objective")), tmp_path / "s", executor=Refuses())
+
+
+def test_three_trials_that_raise_end_a_study(tmp_path):
+    code = tmp_path / "mine.py"
+    code.write_text("def objective(values):\n    raise OSError('no disk')\n")
+    plan = replace(PLAN, own=Own.at(f"{code}:objective", "objective"))
+    with pytest.raises(
+        UserError, match=r"all 3 trials raised, the first OSError: no disk: mend it, and name a new --out"
+    ):
+        run_study(plan, tmp_path / "s", executor=InThisProcess())
+
+
+def test_a_worker_that_is_killed_costs_no_trial(tmp_path):
+    """The processes are not real here; test_a_worker_that_is_killed_costs_only_its_trial kills one that is."""
+
+    class Loses(InThisProcess):
+        lost, times = (ConnectionError,), 0
+
+        def submit(self, work, *arguments):
+            self.times += 1
+            return super().submit(refuse if self.times in (2, 3) else work, *arguments)
+
+    def refuse(*arguments):
+        raise ConnectionError("gone")
+
+    place = f"{Path(__file__).parent / 'own_code.py'}:objective"
+    plan = replace(PLAN, own=Own.at(place, "objective"))
+    run_study(plan, tmp_path / "s", executor=Loses())
+    assert len(losses(tmp_path / "s")) == 24
+    Loses.times, Loses.submit = 0, lambda self, work, *arguments: InThisProcess.submit(self, refuse, *arguments)
+    with pytest.raises(UserError, match=r"a worker was lost 3 times \(gone\)"):
+        run_study(plan, tmp_path / "t", executor=Loses())
 
 
 @pytest.mark.slow
 def test_a_worker_that_is_killed_costs_only_its_trial(finished, tmp_path):
     plan, killed = replace(PLAN, rules=("looped",)), []
 
-    def kill_one(trial, done, missing):
-        if not killed:
-            children = subprocess.run(
-                ["pgrep", "-P", str(os.getpid()), "-f", "spawn_main"], capture_output=True, text=True
-            )
-            killed.append(int(children.stdout.split()[-1]))
-            os.kill(killed[0], signal.SIGKILL)
+    class KillOne(Silent):
+        def ended(self, record, finished, left):
+            if not killed:
+                killed.append(multiprocessing.active_children()[-1].pid)
+                os.kill(killed[0], signal.SIGKILL)
 
-    run_study(plan, tmp_path / "s", executor=LocalProcesses(2), observer=kill_one)
+    run_study(plan, tmp_path / "s", executor=LocalProcesses(2), observer=KillOne())
     everything = losses(finished[0])
     assert killed and len(losses(tmp_path / "s")) == 12
     assert all(everything[name] == loss for name, loss in losses(tmp_path / "s").items())
@@ -161,15 +295,19 @@ def test_divergence_is_kept_as_a_result(tmp_path):
         {**BASE.to_dict(), "optim": {"optimizer": "sgd", "lr": 1.0, "clip": 0.0, "momentum": 0.9}}, ["train.steps=30"]
     )
     plan = StudyPlan(base=base, rules=("none",), loops=(1,), lrs=(1e3, 1e4, 1e5), seeds=1)
-    result = run_study(plan, tmp_path / "s", executor=LocalProcesses(1))
+    result = run_study(plan, tmp_path / "s", executor=InThisProcess())
     trials = Study.load(tmp_path / "s").trials.values()
-    assert all(trial["diverged"] and trial["loss"] is None and trial["diverged_at"] for trial in trials)
+    assert all(trial.diverged and trial.loss is None and trial.diverged_at for trial in trials)
     assert result["rules"]["none"]["verdict"] == "undecided"
+
+
+def read_back(plan):
+    return StudyRecord.model_validate_json(plan.to_record().model_dump_json())
 
 
 def test_keys_follow_the_content_of_the_config():
     cell = Cell(Arm("looped", 1.0, 2), RATES[0], 0)
-    assert PLAN.key(cell) == StudyPlan.from_json(json.loads(json.dumps(PLAN.to_json()))).key(cell)
+    assert PLAN.key(cell) == StudyPlan.from_record(read_back(PLAN)).key(cell)
     others = [Cell(Arm("none", 1.0, 2), RATES[0], 0), Cell(cell.arm, RATES[1], 0), Cell(cell.arm, RATES[0], 1)]
     assert len({PLAN.key(other) for other in (cell, *others)}) == 4
     assert PLAN.key(cell) != replace(PLAN, base=make_config(BASE.to_dict(), ["train.steps=5"])).key(cell)
@@ -179,7 +317,7 @@ def test_folders_of_others_are_refused_untouched(finished, tmp_path):
     folder, _ = finished
     before = sorted(path.name for path in folder.rglob("*"))
     with pytest.raises(UserError, match="holds another study"):
-        run_study(replace(PLAN, seeds=1), folder)
+        run_study(replace(PLAN, base=make_config(BASE.to_dict(), ["train.steps=5"])), folder)
     (tmp_path / "mine.txt").write_text("precious")
     with pytest.raises(UserError, match="exists and is not a study"):
         run_study(PLAN, tmp_path)
@@ -187,17 +325,35 @@ def test_folders_of_others_are_refused_untouched(finished, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_a_damaged_record_is_named(finished, tmp_path):
-    import shutil
-
+@pytest.mark.parametrize(
+    "old,new", [(b'"lr":0.00', b'"lr":0.01'), (b'"loss":', b'"lost":'), (b'"key":"', b'"key":"x'), (b"{", b"[")]
+)
+def test_a_damaged_trial_is_named_and_nothing_waits(finished, tmp_path, old, new):
     copy = tmp_path / "copy"
     shutil.copytree(finished[0], copy)
-    victim = next((copy / "trials").glob("*.json"))
-    victim.write_text(victim.read_text()[:40])
-    with pytest.raises(UserError, match="is damaged"):
-        Study.load(copy)
+    lines = (copy / "trials.jsonl").read_bytes().splitlines(keepends=True)
+    lines[3] = lines[3].replace(old, new, 1)
+    (copy / "trials.jsonl").write_bytes(b"".join(lines))
+    for act in (Study.load, lambda folder: run_study(PLAN, folder, executor=Refuses())):
+        with pytest.raises(UserError, match=r"trials\.jsonl line 4 is damaged") as error:
+            act(copy)
+        assert "\n" not in str(error.value)
+    (copy / "trials.jsonl").write_bytes(b"".join([*lines[:3], *lines[4:]]))  # as the sentence says
+    run_study(PLAN, copy, executor=InThisProcess())
+    assert losses(copy) == losses(finished[0])
+
+
+def test_a_study_of_the_older_layout_is_read(finished, tmp_path):
+    copy = tmp_path / "copy"
+    (copy / "trials").mkdir(parents=True)
+    for line in (finished[0] / "trials.jsonl").read_text().splitlines():
+        trial = {name: value for name, value in json.loads(line).items() if name not in ("schema", "seal")}
+        (copy / "trials" / f"{trial['key']}.json").write_text(json.dumps(trial))
+    plan = json.loads((finished[0] / "study.json").read_text())
+    (copy / "study.json").write_text(json.dumps({**{k: v for k, v in plan.items() if k != "seal"}, "schema": 1}))
+    assert run_study(PLAN, copy, executor=Refuses())["rules"] == finished[1]["rules"]
     (copy / "study.json").write_text("{}")
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match=r"study\.json has schema None"):
         Study.load(copy)
 
 
@@ -230,6 +386,6 @@ def test_cheap_numbers_of_loops_may_have_more_seeds():
     assert seeds_by_cost((16, 1, 4), 2) == ((1, 8), (4, 4), (16, 2))
     plan = replace(PLAN, cheap_seeds=seeds_by_cost((1, 2), 2))
     assert (plan.seeds_at(1), plan.seeds_at(2)) == (3, 2)
-    assert StudyPlan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+    assert StudyPlan.from_record(read_back(plan)) == plan
     with pytest.raises(UserError, match="give loops of the study"):
         replace(PLAN, cheap_seeds=((3, 9),))

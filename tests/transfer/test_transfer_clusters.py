@@ -9,8 +9,7 @@ import pytest
 
 from loopscale import UserError
 from loopscale.cli import main
-from loopscale.study import RayTasks, SlurmArrays
-from loopscale.study.trial import run_trial
+from loopscale.study import InThisProcess, RayTasks, Silent, SlurmArrays
 from loopscale.train import make_config
 from loopscale.transfer import Study, StudyPlan, run_study
 
@@ -24,29 +23,21 @@ BASE = make_config(
 PLAN = StudyPlan(base=BASE, rules=("looped",), loops=(1, 2), lrs=(2.0**-8, 2.0**-7, 2.0**-6))
 
 
-class Serial:
-    slots = 1
-
-    def run(self, next_jobs):
-        while jobs := next_jobs():
-            yield run_trial(*jobs[0])
-
-
 def losses(folder):
-    return {key: trial["loss"] for key, trial in Study.load(folder).trials.items()}
+    return {key: trial.loss for key, trial in Study.load(folder).trials.items()}
 
 
 @pytest.fixture(scope="module")
 def serial(tmp_path_factory):
     folder = tmp_path_factory.mktemp("serial") / "s"
-    run_study(PLAN, folder, executor=Serial())
+    run_study(PLAN, folder, executor=InThisProcess())
     return losses(folder)
 
 
 @pytest.mark.slow
 def test_submitit_arrays_give_the_same_study(serial, tmp_path):
     pytest.importorskip("submitit")
-    executor = SlurmArrays(tmp_path / "s-jobs", cap=2, cluster="local", minutes=5)
+    executor = SlurmArrays(tmp_path / "s-jobs", cap=2, cluster="local", time=5)
     run_study(PLAN, tmp_path / "s", executor=executor)
     assert losses(tmp_path / "s") == serial and executor.slots == 2
 
@@ -67,18 +58,17 @@ def test_a_ray_worker_killed_in_the_middle_changes_nothing(serial, tmp_path):
     ray = pytest.importorskip("ray")
     killed = []
 
-    def kill_one(trial, finished, missing):
-        for _ in range(100):
-            found = subprocess.run(["pgrep", "-f", "ray::_trial"], capture_output=True, text=True).stdout.split()
-            if found and not killed:
-                killed.append(int(found[0]))
-                os.kill(killed[0], signal.SIGKILL)
-            if killed:
-                return
-            time.sleep(0.05)
+    class KillOne(Silent):
+        def ended(self, record, finished, left):
+            while not killed:
+                found = subprocess.run(["pgrep", "-f", "ray::_trial"], capture_output=True, text=True).stdout.split()
+                if found:
+                    killed.append(int(found[0]))
+                    os.kill(killed[0], signal.SIGKILL)
+                time.sleep(0.05)
 
     try:
-        run_study(PLAN, tmp_path / "s", executor=RayTasks(workers=2), observer=kill_one)
+        run_study(PLAN, tmp_path / "s", executor=RayTasks(workers=2), observer=KillOne())
     finally:
         ray.shutdown()
     assert killed and losses(tmp_path / "s") == serial

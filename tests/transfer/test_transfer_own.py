@@ -8,7 +8,7 @@ import torch
 
 from loopscale import UserError
 from loopscale.cli import main
-from loopscale.study import LocalProcesses, Own, objective_values
+from loopscale.study import InThisProcess, LocalProcesses, Own, objective_values
 from loopscale.train import default_loss, fingerprint, fit_own, make_own, parse_values
 from loopscale.transfer import Study, StudyPlan, run_study
 
@@ -30,28 +30,28 @@ def place(name):
 
 def test_a_model_that_sees_no_tokens_is_studied_like_any_other(tmp_path):
     plan = StudyPlan(base=BASE, rules=("looped", "none"), loops=(1, 4), lrs=RATES, own=Own.at(place("make_model")))
-    result = run_study(plan, tmp_path / "s", executor=LocalProcesses(2))
+    result = run_study(plan, tmp_path / "s", executor=LocalProcesses(1))
     trials = Study.load(tmp_path / "s").trials
     assert len(trials) == 9, "at N = 1 both rules are one network for a factory that takes residual_scale alone"
-    assert min(trial["loss"] for trial in trials.values()) < 0.9 and not any(t["diverged"] for t in trials.values())
+    assert min(trial.loss for trial in trials.values()) < 0.9 and not any(t.diverged for t in trials.values())
     by_rule = {rule: result["rules"][rule]["points"]["4"] for rule in ("looped", "none")}
     assert by_rule["looped"] != by_rule["none"], "the rule did not reach the model"
     assert result["provenance"]["data"]["roles"]["layers.0.1.weight"] == "hidden"
     key, trial = next(iter(trials.items()))
-    config = parse_values({name: part for name, part in trial["config"].items() if name != "own"})
-    assert fit_own(place("make_model"), config).val_loss == trial["loss"], "a worker and this process differ"
+    config = parse_values({name: part for name, part in trial.config.items() if name != "own"})
+    assert fit_own(place("make_model"), config).val_loss == trial.loss, "a worker and this process differ"
     assert key == Study.load(tmp_path / "s").plan.key(_cell(trial))
 
 
 def _cell(trial):
     from loopscale.transfer import Arm, Cell
 
-    at = trial["cell"]
-    return Cell(Arm(at["rule"], at["strength"], at["loops"]), at["lr"], at["seed"])
+    at = trial.cell
+    return Cell(Arm(at.rule, at.strength, at.loops), at.lr, at.seed)
 
 
 def test_an_objective_is_studied_and_the_verdict_follows_its_truth(tmp_path, capsys):
-    out = ["--loops", "1,4,16", "--out", str(tmp_path / "s"), "--json"]
+    out = ["--loops", "1,4,16", "--workers", "1", "--out", str(tmp_path / "s"), "--json"]
     assert main(["transfer", "--objective", place("objective"), *out]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["rules"]["looped"]["verdict"] == "transfers"
@@ -67,8 +67,8 @@ def test_trials_that_raise_are_told_and_cost_nothing_else(tmp_path, capsys):
     said = capsys.readouterr().err
     assert "trials raised and count as diverged, the first RuntimeError: out of luck" in said
     trials = Study.load(tmp_path / "s").trials.values()
-    assert 0 < sum("error" in trial for trial in trials) < len(trials)
-    assert all(trial["diverged"] and trial["loss"] is None for trial in trials if "error" in trial)
+    assert 0 < sum(trial.error is not None for trial in trials) < len(trials)
+    assert all(trial.diverged and trial.loss is None for trial in trials if trial.error)
 
 
 def test_editing_the_source_makes_other_trials(tmp_path):
@@ -121,8 +121,8 @@ def test_a_place_that_is_none_is_one_sentence(arguments, words, tmp_path, capsys
 def test_an_objective_that_never_works_is_an_error_and_its_records_stay(tmp_path):
     plan = StudyPlan(base=BASE, rules=("looped",), loops=(1,), lrs=RATES, own=Own.at(place("always"), "objective"))
     with pytest.raises(UserError, match="all 3 trials raised, the first RuntimeError: never works"):
-        run_study(plan, tmp_path / "s", executor=LocalProcesses(1))
-    assert len(list((tmp_path / "s" / "trials").iterdir())) == 3
+        run_study(plan, tmp_path / "s", executor=InThisProcess())
+    assert len((tmp_path / "s" / "trials.jsonl").read_text().splitlines()) == 3
 
 
 def test_the_loss_is_found_in_what_models_return():

@@ -1,6 +1,5 @@
 """Tuning through submitit and on Ray clusters: complete, each trial what this process gets, nothing lost with a worker."""
 
-import json
 import os
 import signal
 import subprocess
@@ -11,7 +10,8 @@ from pathlib import Path
 import pytest
 
 import loopscale
-from loopscale.study import RayTasks, SlurmArrays
+from loopscale.records import Journal
+from loopscale.study import InThisProcess, RayTasks, Silent, SlurmArrays
 from loopscale.study.trial import run_trial
 from loopscale.train import make_config
 from loopscale.tune import Size, TuneSettings, tune
@@ -28,34 +28,26 @@ SMALL = Size(1, 1, 32, 4, 2)
 SETTINGS = TuneSettings(BASE, SMALL, SMALL.replace(loops=8), trials=7, seeds=2)
 
 
-class Serial:
-    slots = 1
-
-    def run(self, next_jobs):
-        while jobs := next_jobs():
-            yield run_trial(*jobs[0])
-
-
 def trials(folder):
-    return {path.stem: json.loads(path.read_text()) for path in (folder / "trials").glob("*.json")}
+    return Journal(folder).trials
 
 
 def is_complete_and_true(folder):
     """All points explored, and every loss the one that this process computes."""
     found = trials(folder)
-    assert sum(trial["cell"]["explored"] for trial in found.values()) == 7
+    assert sum(trial.cell.explored for trial in found.values()) == 7
     for key, trial in found.items():
-        assert run_trial(key, trial["cell"], trial["config"])["loss"] == trial["loss"]
+        assert run_trial(key, trial.cell.model_dump(), trial.config)["loss"] == trial.loss
 
 
 def test_submitit_arrays_of_one_give_the_serial_tuning_and_of_two_a_complete_one(tmp_path):
     pytest.importorskip("submitit")
-    serial = tune(SETTINGS, tmp_path / "serial", executor=Serial())
-    one = SlurmArrays(tmp_path / "one-jobs", cap=1, cluster="local", minutes=5)
+    serial = tune(SETTINGS, tmp_path / "serial", executor=InThisProcess())
+    one = SlurmArrays(tmp_path / "one-jobs", cap=1, cluster="local", time=5)
     assert tune(SETTINGS, tmp_path / "one", executor=one)["proxy"] == serial["proxy"]
     logs = list((tmp_path / "one-jobs").glob("*_result.pkl"))
     assert len(logs) == len(trials(tmp_path / "one")), "submitit ran every trial, each once"
-    two = SlurmArrays(tmp_path / "two-jobs", cap=2, cluster="local", minutes=5)
+    two = SlurmArrays(tmp_path / "two-jobs", cap=2, cluster="local", time=5)
     tune(SETTINGS, tmp_path / "two", executor=two)
     is_complete_and_true(tmp_path / "two")
 
@@ -64,17 +56,17 @@ def test_a_ray_worker_killed_in_the_middle_of_a_tuning_changes_nothing(tmp_path)
     ray = pytest.importorskip("ray")
     killed = []
 
-    def kill_one(record, finished):
-        for _ in range(0 if killed else 100):
-            found = subprocess.run(["pgrep", "-f", "ray::_trial"], capture_output=True, text=True).stdout.split()
-            if found:
-                killed.append(int(found[0]))
-                os.kill(killed[0], signal.SIGKILL)
-                return
-            time.sleep(0.02)
+    class KillOne(Silent):
+        def ended(self, record, finished, left):
+            while not killed:
+                found = subprocess.run(["pgrep", "-f", "ray::_trial"], capture_output=True, text=True).stdout.split()
+                if found:
+                    killed.append(int(found[0]))
+                    os.kill(killed[0], signal.SIGKILL)
+                time.sleep(0.02)
 
     try:
-        tune(SETTINGS, tmp_path / "t", executor=RayTasks(workers=2), on_record=kill_one)
+        tune(SETTINGS, tmp_path / "t", executor=RayTasks(workers=2), observer=KillOne())
     finally:
         ray.shutdown()
     assert killed

@@ -21,7 +21,7 @@ from loopscale.cli.report import command as report
 from loopscale.cli.serving import make_server
 from loopscale.cli.tune import command as tune
 from loopscale.cli.verify import command as verify
-from loopscale.study.trial import run_trial
+from loopscale.study import InThisProcess
 from loopscale.train import fit_own, load_config, make_config, parse_config
 from loopscale.train.own_fit import own_evaluate
 
@@ -36,17 +36,11 @@ TINY = {
 FEWER = {"tune": ["--trials", "4", "--seeds", "1", "--workers", "1"], "verify": ["--workers", "1"]}
 
 
-class Inline:
+class Inline(InThisProcess):
     """Runs the trials in this process: starting another for each command takes longer than all that the document does."""
 
-    slots = 1
-
-    def __init__(self, workers=None):
+    def __init__(self, workers=None, gpus=0.0):
         pass
-
-    def run(self, next_jobs):
-        while jobs := next_jobs():
-            yield run_trial(*jobs[0])
 
 
 def run(line):
@@ -95,17 +89,27 @@ def test_the_commands_left_what_the_document_reads(place):
     assert tomllib.loads((place / "runs" / "tuned" / "tuned.toml").read_text())["model"]["width"] == 1024
 
 
+def times(place):
+    """When each file but the locks was written."""
+    files = (path for path in place.rglob("*") if path.is_file() and path.name != "study.lock")
+    return {path: path.stat().st_mtime_ns for path in files}
+
+
 @pytest.mark.parametrize("command,said", REFUSALS, ids=range(len(REFUSALS)))
 def test_a_refusal_is_one_sentence_in_the_documents_words(place, command, said, monkeypatch, capsys):
     if "postgresql:" in command:
         pytest.importorskip("psycopg")
     monkeypatch.chdir(place)
-    before = {path: path.stat().st_mtime_ns for path in place.rglob("*") if path.is_file()}
+    before = {
+        path: path.stat().st_mtime_ns for path in place.rglob("*") if path.is_file() and path.name != "study.lock"
+    }
     assert main(shlex.split(command)) == 2
     words = capsys.readouterr().err.removesuffix("\n")
     pattern = ".*".join(re.escape(part) for part in f"loopscale: {said}".split("…"))
     assert re.fullmatch(pattern, words), words
-    assert before == {path: path.stat().st_mtime_ns for path in place.rglob("*") if path.is_file()}
+    assert before == {
+        path: path.stat().st_mtime_ns for path in place.rglob("*") if path.is_file() and path.name != "study.lock"
+    }
 
 
 def test_a_model_taken_apart_is_trained_as_it_was_tuned(place, tmp_path, monkeypatch):

@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 import loopscale
-from loopscale import UserError
-from loopscale.tune.storage import open_storage
+from loopscale.records import Journal
 
 LONG = 600  # seconds that a machine busy with other things may take
 
@@ -55,11 +54,24 @@ def tuning(place, wait="0.4"):
 
 
 def verifying(place, wait="0.4"):
-    return start(place, "verify", "t", "--loops", "4,8", "--share", "9", "--seeds", "2", wait=wait)
+    return start(
+        place,
+        "verify",
+        "t",
+        "--objective",
+        "slow_one.py:objective",
+        "--loops",
+        "4,8",
+        "--share",
+        "9",
+        "--seeds",
+        "2",
+        wait=wait,
+    )
 
 
 def records(place, kind):
-    return {path: json.loads(path.read_text()) for path in (place / "t" / kind).glob("*.json")}
+    return Journal(place / "t", kind).trials
 
 
 def calls(place):
@@ -68,8 +80,8 @@ def calls(place):
 
 
 def point(record):
-    cell = record["cell"]
-    return f"{cell['loops']} {cell['lr']} {cell['strength']} {cell['seed']}"
+    cell = record.cell
+    return f"{cell.loops} {cell.lr} {cell.strength} {cell.seed}"
 
 
 def stop_after(process, place, kind, more, number):
@@ -111,46 +123,29 @@ def test_a_tuning_and_its_verification_survive_an_interruption(place, number):
         assert not {point(record) for record in kept.values()} & set(now), "a finished trial ran again"
         assert all(records(place, kind)[path] == record for path, record in kept.items())
         assert len(records(place, kind)) > len(kept)
-    explored = [record for record in records(place, "trials").values() if record["cell"]["explored"]]
+    explored = [record for record in records(place, "trials").values() if record.cell.explored]
     assert len(explored) == 12
 
 
 @pytest.mark.slow
 def test_many_kills_at_any_moment_lose_nothing(place):
     """Ten deaths at moments that nobody chose, then the same plan as without."""
-    journal = place / "t" / "journal.log"
-    for moment in range(10):
+    journal = place / "t" / "trials.jsonl"
+    for _ in range(10):
         before = journal.stat().st_size if journal.exists() else 0
         process = tuning(place, wait="0.1")
         deadline = time.monotonic() + LONG
-        while not journal.exists() or journal.stat().st_size == before:  # from its first word on
-            assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
+        while not journal.exists() or journal.stat().st_size == before:  # from its first trial on
+            assert time.monotonic() < deadline
+            if process.poll() is not None:
+                break
             time.sleep(0.005)
-        time.sleep(0.17 * moment)
         process.kill()
         process.communicate()
     last = tuning(place, wait="0")
     said = last.communicate(timeout=LONG)
     assert last.returncode == 0, said
-    explored = [record for record in records(place, "trials").values() if record["cell"]["explored"]]
+    explored = [record for record in records(place, "trials").values() if record.cell.explored]
     assert len(explored) == 12
     plan = json.loads((place / "t" / "plan.json").read_text())
     assert plan["proxy"]["values"]["lr"] == pytest.approx(2**-7.3, rel=0.3)
-
-
-def test_a_journal_with_half_a_line_at_its_end_is_mended_and_another_file_is_left_alone(tmp_path):
-    open_storage(None, tmp_path)
-    journal = tmp_path / "journal.log"
-    whole = b'{"op_code": 0, "worker_id": "a", "study_name": "x", "directions": [1]}\n'
-    journal.write_bytes(whole + b'{"op_code": 4, "worker')
-    assert [study.study_name for study in open_storage(None, tmp_path).get_all_studies()] == ["x"]
-    assert journal.read_bytes() == whole
-    damaged = whole + b"half a line\n" + whole
-    journal.write_bytes(damaged)
-    with pytest.raises(UserError, match=r"journal\.log is not an Optuna journal from line 2 on: name another file"):
-        open_storage(None, tmp_path)
-    (tmp_path / "notes.txt").write_bytes(b"my notes, no newline")
-    with pytest.raises(UserError, match=r"notes\.txt is not an Optuna journal"):
-        open_storage(str(tmp_path / "notes.txt"), tmp_path)
-    assert not (tmp_path / "notes.txt.flock").exists(), "nothing is put beside somebody's file"
-    assert journal.read_bytes() == damaged and (tmp_path / "notes.txt").read_bytes() == b"my notes, no newline"

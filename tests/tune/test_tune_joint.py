@@ -5,7 +5,7 @@ from statistics import fmean
 
 import pytest
 
-from loopscale.study import LocalProcesses, content_hash
+from loopscale.study import LocalProcesses, content_hash, drive
 from loopscale.train import make_config
 from loopscale.tune import Size, TuneSettings, tune
 from loopscale.tune.race import paired_noise
@@ -46,10 +46,13 @@ def trained(chosen, center, cells):
             key = content_hash(config)
             jobs[key], cell_of[key] = (key, {}, config), (cell, seed)
     found = {cell: {} for cell in cells}
-    for record in LocalProcesses(1).run(lambda: list(jobs.values())):
+    left = iter(jobs.values())
+
+    def keep(record):
         cell, seed = cell_of[record["key"]]
         found[cell][seed] = math.inf if record["loss"] is None else record["loss"]
-        del jobs[record["key"]]
+
+    drive(LocalProcesses(1), lambda: next(left, None), keep)
     return found
 
 

@@ -5,47 +5,42 @@ import logging
 import math
 import re
 import shutil
-import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from threading import Thread
 
 import pytest
 
 from loopscale import UserError
 from loopscale.cli import main
 from loopscale.cli.tune import _between, sizes
-from loopscale.files import write_json, write_new_json
-from loopscale.study import Own
-from loopscale.study.trial import run_trial
+from loopscale.records import Journal
+from loopscale.study import InThisProcess, Own
 from loopscale.train import load_config, make_config, parse_values, with_tuned
-from loopscale.tune import Size, TuneSettings, share_of, tune, verify
-from loopscale.tune.ledger import Ledger
-from loopscale.tune.search import Budget
-from loopscale.tune.storage import open_storage
+from loopscale.tune import Budget, Checks, Size, TuneSettings, read_plan, share_of, tune, verify
 
 FILE = Path(__file__).parent / "valley.py"
 BASE = parse_values({"optim": {"lr": 2.0**-7}, "model": {"width": 64, "layers": 1}, "train": {"steps": 100}})
 SMALL = Size(1, 1, 64, 100, 16)
 
 
-class Inline:
-    """Runs jobs one after another in this process: the shortest executor."""
-
-    slots = 1
+class Inline(InThisProcess):
+    """Notes what it ran."""
 
     def __init__(self, stop_after=None):
         self.ran, self.stop_after = [], stop_after
 
-    def run(self, next_jobs):
-        while jobs := next_jobs():
-            if self.stop_after is not None and len(self.ran) >= self.stop_after:
-                raise KeyboardInterrupt
-            key, cell, config = jobs[0]
-            self.ran.append(key)
-            yield run_trial(key, cell, config)
+    def submit(self, work, key, cell, config):
+        if self.stop_after is not None and len(self.ran) >= self.stop_after:
+            raise KeyboardInterrupt
+        self.ran.append(key)
+        return super().submit(work, key, cell, config)
+
+
+def verified(folder, executor=None, **checks):
+    own = TuneSettings.from_json(read_plan(folder)["settings"]).own
+    return verify(folder, Checks(**checks), own=own, executor=executor or Inline())
 
 
 def settings(objective="objective", **axes):
@@ -72,7 +67,8 @@ def test_the_optimum_is_found_and_its_interval_holds_it(tuned):
 
 def test_the_folder_holds_a_plan_and_a_config_for_the_target(tuned):
     folder, plan = tuned
-    assert json.loads((folder / "plan.json").read_text()) == plan
+    kept = _read(folder / "plan.json")
+    assert {name: value for name, value in kept.items() if name not in ("schema", "seal")} == plan
     config = load_config(folder / "tuned.toml")
     assert (config.model.loops, config.model.base_layers, config.model.base_width) == (32, 1, 64)
     assert (
@@ -82,7 +78,7 @@ def test_the_folder_holds_a_plan_and_a_config_for_the_target(tuned):
     rows = {row["name"]: row for row in plan["rows"]}
     assert rows["residual_scale"]["value"] == pytest.approx(config.model.strength / 32)
     assert all(row["why"] and row["source"] for row in plan["rows"])
-    assert len(list((folder / "trials").glob("*.json"))) == plan["provenance"]["trials"]
+    assert len(Journal(folder).trials) == plan["provenance"]["trials"]
 
 
 def test_a_finished_tuning_runs_nothing_again(tuned):
@@ -101,29 +97,13 @@ def test_stopped_in_the_middle_it_goes_on_and_repeats_nothing_that_ended(tmp_pat
     assert len(set(first.ran + second.ran)) == plan["provenance"]["trials"] >= 12
 
 
-@pytest.mark.slow
-def test_a_dead_process_frees_its_trials_and_two_processes_share_one_study(tmp_path):
-    script = (
-        f"import sys; sys.path.insert(0, {str(FILE.parent)!r})\n"
-        "import time, test_tune_run as t, loopscale.study.trial as trial\n"
-        "class Slow(t.Inline):\n"
-        "    def run(self, next_jobs):\n"
-        "        for record in super().run(next_jobs):\n            yield record\n            time.sleep(0.05)\n"
-        f"t.tune(t.settings(), t.Path({str(tmp_path / 't')!r}), executor=Slow())\n"
-    )
-    processes = [subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    trials = tmp_path / "t" / "trials"
-    deadline = time.monotonic() + 120
-    while len(list(trials.glob("*.json"))) < 3 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    processes[0].kill()
-    said = processes[1].communicate(timeout=200)[1]
-    assert processes[1].returncode == 0, said
-    processes[0].communicate()
-    plan = json.loads((tmp_path / "t" / "plan.json").read_text())
-    explored = Ledger(open_storage(None, tmp_path / "t"), settings()).explored_records()
-    # All 12 in spite of the death; two processes at the limit may both ask for the last.
-    assert 12 <= len(explored) <= 13 and abs(math.log2(plan["proxy"]["values"]["lr"]) + 6.4) < 0.5
+def test_a_tuning_goes_on_with_more_trials_seeds_and_a_larger_target(tmp_path):
+    first, second = Inline(), Inline()
+    tune(settings(), tmp_path / "t", executor=first)
+    more = replace(settings(), trials=16, seeds=4, target=SMALL.replace(loops=64))
+    plan = tune(more, tmp_path / "t", executor=second)
+    assert not set(first.ran) & set(second.ran) and plan["target"]["loops"] == 64
+    assert len(plan["proxy"]["losses"]) == 4 and len(first.ran + second.ran) == plan["provenance"]["trials"] >= 16
 
 
 def found_target(folder):
@@ -136,31 +116,31 @@ def _read(path):
 
 def test_verification_holds_where_the_rule_holds(tuned):
     folder, _ = tuned
-    found = verify(folder, loops=(4, 8), share=5, executor=Inline())
+    found = verified(folder, loops=(4, 8), share=5)
     assert {row["axis"] for row in found["local"]} == {"proxy", "loops"} and found["verdict"] == "holds"
     assert all(row["regret"] < 0.005 for row in found["target"])
     assert any("the target itself" in said for said in found["not_verified"])
     again = Inline()
-    assert verify(folder, loops=(4, 8), share=5, executor=again)["local"] == found["local"] and again.ran == []
-    whole = verify(folder, loops=(4, found_target(folder)), share=50, executor=Inline())
+    assert verified(folder, again, loops=(4, 8), share=5)["local"] == found["local"] and again.ran == []
+    whole = verified(folder, loops=(4, found_target(folder)), share=50)
     assert not any("the target itself" in said for said in whole["not_verified"]), "it was among the sizes"
 
 
 def test_verification_finds_a_drift_and_a_divergence(tmp_path):
     plan = tune(settings("drifting"), tmp_path / "d", executor=Inline())
-    found = verify(tmp_path / "d", loops=(4, 8), share=5, executor=Inline())
+    found = verified(tmp_path / "d", loops=(4, 8), share=5)
     rate = next(row for row in found["target"] if row["along"] == "lr")
     assert found["verdict"] == "fails" and rate["slope"] == pytest.approx(-0.5, abs=0.05)
     tuned_at = math.log2(plan["proxy"]["values"]["lr"])
     assert rate["regret"] == pytest.approx(0.06 * (tuned_at + 6.4 + 2.5) ** 2, rel=0.1)
     tune(settings("fragile"), tmp_path / "f", executor=Inline())
-    found = verify(tmp_path / "f", loops=(4,), share=5, executor=Inline())
+    found = verified(tmp_path / "f", loops=(4,), share=5)
     assert found["verdict"] == "fails" and "diverged on the way" in found["sentence"]
 
 
 def test_all_axes_are_verified_alone_and_together(tmp_path):
     tune(settings(layers=4, width=256), tmp_path / "t", executor=Inline())
-    found = verify(tmp_path / "t", loops=(8,), layers=(2,), widths=(128,), joint=True, share=50, executor=Inline())
+    found = verified(tmp_path / "t", loops=(8,), layers=(2,), widths=(128,), joint=True, share=50)
     axes = {(row["axis"], row["rule"]) for row in found["local"] if row["along"] == "lr"}
     layers = {("layers", "looped"), ("layers", "looped-complete")}
     assert axes == {("proxy", "looped"), ("loops", "looped"), ("width", "looped"), ("joint", "looped"), *layers}
@@ -170,13 +150,13 @@ def test_all_axes_are_verified_alone_and_together(tmp_path):
 
 def test_what_does_not_fit_the_budget_is_said(tuned):
     folder, _ = tuned
-    found = verify(folder, loops=(4, 16), share=0.1, executor=Inline())
+    found = verified(folder, loops=(4, 16), share=0.1)
     assert any(said.startswith("N = 16") and "did not fit" in said for said in found["not_verified"])
     assert found["share_of_direct"] <= 0.1
     with pytest.raises(UserError, match=r"the budget holds no check: the cheapest, N = 4 \(lr\), takes about"):
-        verify(folder, loops=(4,), share=0.001, executor=Inline())
+        verified(folder, loops=(4,), share=0.001)
     with pytest.raises(UserError, match="loops 64 is not above the proxy's 1 and at most the target's 32"):
-        verify(folder, loops=(64,), executor=Inline())
+        verified(folder, loops=(64,))
 
 
 def test_the_share_that_is_advised_holds_the_checks_it_is_advised_for(tuned, tmp_path):
@@ -184,7 +164,7 @@ def test_the_share_that_is_advised_holds_the_checks_it_is_advised_for(tuned, tmp
     share = share_of(plan, (4, 8), (), ())
     for name, given in (("all", share), ("less", share - 0.02)):
         shutil.copytree(tuned[0], tmp_path / name)
-        found = verify(tmp_path / name, loops=(4, 8), share=given, executor=Inline())
+        found = verified(tmp_path / name, loops=(4, 8), share=given)
         left = [said for said in found["not_verified"] if "did not fit the budget" in said]
         assert (left == []) == (name == "all"), left
     assert _between(plan) == f"--loops 4,8 --share {share:g}"
@@ -195,15 +175,15 @@ def test_the_share_that_is_advised_holds_the_checks_it_is_advised_for(tuned, tmp
 def test_a_budget_that_holds_no_check_advises_one_that_does(tuned, tmp_path):
     shutil.copytree(tuned[0], tmp_path / "t")
     with pytest.raises(UserError) as refused:
-        verify(tmp_path / "t", loops=(4,), share=0.001, executor=Inline())
+        verified(tmp_path / "t", loops=(4,), share=0.001)
     share = float(re.search(r"with tuning ([\d.]+)% of a sweep", str(refused.value))[1]) / 100
-    found = verify(tmp_path / "t", loops=(4,), share=share + 0.001, executor=Inline())
+    found = verified(tmp_path / "t", loops=(4,), share=share + 0.001)
     assert {row["label"] for row in found["local"]} >= {"N = 4 (lr)"}
 
 
 def test_start_up_counts_against_the_budget_and_three_trials_begin_all_the_same(tmp_path):
     began = time.monotonic() - 100
-    late = tune(settings(), tmp_path / "late", executor=Inline(), budget_seconds=50, started=began)
+    late = tune(settings(), tmp_path / "late", executor=Inline(), budget=Budget(50, started=began))
     assert late["provenance"]["trials"] == 3
     seen = [{"seconds": 2.0}] * 5
     assert Budget(120, 2.0, began).allows(seen, 0, 1) and not Budget(101, 2.0, began).allows(seen, 0, 1)
@@ -244,11 +224,10 @@ def test_the_help_says_where_the_proxy_is_cut(capsys):
 
 def test_trials_that_raise_are_no_loss_and_a_tuning_that_never_works_says_so(tmp_path):
     plan = tune(settings("sometimes"), tmp_path / "s", executor=Inline())
-    records = [_read(path) for path in (tmp_path / "s" / "trials").glob("*.json")]
-    assert any("error" in record for record in records) and plan["proxy"]["loss"] < 2.1
-    with pytest.raises(UserError, match="none of the 12 trials finished, the first raised OSError: no disk: mend it"):
+    assert any(trial.error for trial in Journal(tmp_path / "s").trials.values()) and plan["proxy"]["loss"] < 2.1
+    with pytest.raises(UserError, match="all 3 trials raised, the first OSError: no disk: mend it"):
         tune(settings("never"), tmp_path / "n", executor=Inline())
-    with pytest.raises(UserError, match="the first raised SystemExit: 3: mend it, and name a new --out"):
+    with pytest.raises(UserError, match="the first SystemExit: 3: mend it, and name a new --out"):
         tune(settings("leaves"), tmp_path / "l", executor=Inline())
 
 
@@ -308,10 +287,10 @@ def test_tuned_values_refuse_another_optimizer_and_a_smaller_model(tmp_path):
         (["--target", "loops=4", "--budget", "0.001s"], "is too small: one trial takes about"),
         (["--target", "loops=4", "--tune", "lr,strenth"], "cannot tune 'strenth': did you mean 'strength'?"),
         (["--target", "loops=4", "--executor", "rai"], "unknown executor 'rai': did you mean 'ray'?"),
-        (["--target", "loops=4", "--storage", "sqlite:///x.db"], "SQLite breaks"),
+        (["--target", "loops=4", "--storage", "x.db"], "is no address of a database: such as sqlite:///trials.db"),
         (
             ["--target", "loops=4", "--storage", "postgresql://nobody@127.0.0.1:1/x"],
-            "the storage postgresql://127.0.0.1:1/x",
+            "the storage postgresql://127.0.0.1:1/x ",
         ),
     ],
 )
@@ -320,44 +299,43 @@ def test_mistakes_are_one_sentence_and_leave_nothing(arguments, words, tmp_path,
     assert main(["tune", str(tmp_path / "small.toml"), *arguments, "--out", str(tmp_path / "t")]) == 2
     said = capsys.readouterr().err.strip()
     assert words in said and "\n" not in said
-    assert not (tmp_path / "t").exists() or not any((tmp_path / "t").iterdir())
+    assert not (tmp_path / "t").exists()
 
 
 def test_a_folder_of_another_tuning_is_refused_untouched(tuned, tmp_path):
     folder, _ = tuned
-    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    with pytest.raises(UserError, match="holds another tuning"):
-        tune(replace(settings(), seeds=2), folder, executor=Inline())
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.*") if path.name != "study.lock"}
+    with pytest.raises(UserError, match=r"another tuning \(own.place .*:objective -> .*:drifting\)"):
+        tune(settings("drifting"), folder, executor=Inline())
     (tmp_path / "mine.txt").write_text("precious")
     with pytest.raises(UserError, match="exists and is not a tuning"):
         tune(settings(), tmp_path, executor=Inline())
-    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    (tmp_path / "not.log").write_text("this is no journal\n")
-    with pytest.raises(UserError, match="is not an Optuna journal"):
-        tune(settings(), tmp_path / "t", executor=Inline(), storage=str(tmp_path / "not.log"))
+    assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
-def test_of_two_tunings_that_begin_in_one_folder_at_once_one_goes_on(tmp_path, monkeypatch):
-    folder = tmp_path / "t"
-    other = replace(settings(), seeds=2)
+def test_a_database_mirrors_the_trials_for_the_dashboard(tmp_path):
+    import optuna
 
-    def meanwhile(chosen):
-        folder.mkdir()
-        write_json(folder / "tune.json", other.to_json())
-        return 256, {}
-
-    monkeypatch.setattr("loopscale.tune.run.probe", meanwhile)
-    with pytest.raises(UserError, match="holds another tuning: give this one its own --out"):
-        tune(settings(), folder, executor=Inline())
-    assert _read(folder / "tune.json") == json.loads(json.dumps(other.to_json())) and not (folder / "trials").exists()
+    url = f"sqlite:///{tmp_path}/trials.db"
+    plan = tune(settings("sometimes"), tmp_path / "t", executor=Inline(), storage=url)
+    again = tune(settings("sometimes"), tmp_path / "t", executor=Inline(), storage=url)
+    (name,) = optuna.study.get_all_study_names(url)
+    shown = optuna.load_study(study_name=name, storage=url).trials
+    assert len(shown) == plan["provenance"]["trials"] == again["provenance"]["trials"]
+    assert {trial.state.name for trial in shown} == {"COMPLETE", "FAIL"}
 
 
-def test_of_many_that_write_a_new_file_at_once_one_does_and_it_is_whole(tmp_path):
-    path, wrote = tmp_path / "new" / "x.json", []
-    threads = [Thread(target=lambda n=n: wrote.append((write_new_json(path, [n] * 999), n))) for n in range(16)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    (winner,) = (n for first, n in wrote if first)
-    assert _read(path) == [winner] * 999 and [p.name for p in path.parent.iterdir()] == ["x.json"]
+def test_verify_runs_only_code_that_the_caller_names_and_that_did_not_change(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = Path("mine.py")
+    shutil.copy(FILE, code)
+    own = Own.at(f"{code}:objective", "objective")
+    tune(replace(settings(), own=own), Path("t"), executor=Inline())
+    command = ["verify", "t", "--loops", "4"]
+    assert main(command) == 2
+    assert f"add --objective {code}:objective" in capsys.readouterr().err
+    assert main([*command, "--objective", f"{FILE}:objective"]) == 2
+    assert "was tuned with the objective" in capsys.readouterr().err
+    code.write_text(code.read_text() + "\n\ndef more():\n    return 1\n")
+    assert main([*command, "--objective", f"{code}:objective"]) == 2
+    assert "mine.py changed since" in capsys.readouterr().err

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from loopscale.study import Own
 
 
-AGAIN = "delete their records (those with an 'error') to repeat them"
+AGAIN = "delete their lines in trials.jsonl (those with an 'error') to repeat them"
 
 
 def find_own(model: str | None, objective: str | None) -> Own | None:

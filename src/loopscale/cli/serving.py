@@ -6,11 +6,14 @@ import html
 import json
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from loopscale.cli.watching import outcome
 from loopscale.errors import UserError
+from loopscale.records import Cell, Journal, Plan, Result, Trial, clean, read_record
 
+ROWS = 300  # the best trials that the page lists
 PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>
 <meta http-equiv="refresh" content="3"><style>
 body {{ font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem;
@@ -18,49 +21,68 @@ padding: 0 1rem; color-scheme: light dark }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums }}
 th, td {{ padding: .2rem .8rem; text-align: right }}
 thead {{ border-bottom: 1px solid }} tbody tr:first-child {{ font-weight: 600 }}</style></head>
-<body><h1>{title}</h1><p>{said}</p><table><caption>Trials that ended, best first</caption><thead><tr>{head}</tr></thead>
+<body><h1>{title}</h1><p>{said}</p><table><caption>{caption}</caption><thead><tr>{head}</tr></thead>
 <tbody>{rows}</tbody></table>{link}</body></html>"""
 
 
-def live_page(folder: Path) -> str:
-    """The page as it is now: every finished trial, best first; it reloads itself every three seconds.
+class Live:
+    """A study or tuning as it lies on disk; each look reads only the trials that ended since the last one."""
 
-    Text from the records is escaped; nothing outside the folder is read.
-    """
-    trials = read_trials(folder)
-    names = sorted({name for trial in trials for name in _values(trial)})
-    columns = ["rule", "loops", *names, "seed", "loss"]
-    ranked = sorted(trials, key=lambda t: float("inf") if t.get("loss") is None else t["loss"])
-    head = "".join(f"<th scope='col'>{html.escape(name)}</th>" for name in columns)
-    rows = "".join(f"<tr>{_cells(trial, names)}</tr>" for trial in ranked)
-    report = folder / "report.html"
-    link = '<p><a href="/report.html">The finished report</a></p>' if report.exists() else ""
-    title = html.escape(f"{'Tuning' if (folder / 'tune.json').exists() else 'Study'} {folder.resolve().name}")
-    return PAGE.format(title=title, said=html.escape(_said(folder, trials)), head=head, rows=rows, link=link)
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._journals = [Journal(folder, name) for name in ("trials", "verify")]
+        self._lock = Lock()
 
+    def trials(self) -> list[Trial]:
+        """Return the finished trials, a verification's included; raises `UserError` for a damaged record."""
+        with self._lock:
+            for journal in self._journals:
+                journal.read()
+            return [trial for journal in self._journals for trial in journal.trials.values()]
 
-def read_trials(folder: Path) -> list[dict[str, Any]]:
-    """The finished trials of a study or a tuning, its verification included; a file being replaced is left out."""
-    found = []
-    for kind in ("trials", "verify"):
-        for path in sorted((folder / kind).glob("*.json")):
-            try:
-                record = json.loads(path.read_text(encoding="utf-8"))
-                if isinstance(record["cell"], dict):
-                    found.append(record)
-            except (OSError, ValueError, KeyError, TypeError):
-                continue
-    return found
+    def page(self) -> str:
+        """Draw the page as it is now: the best trials that ended; it reloads itself every three seconds.
+
+        Text from the records is escaped; nothing outside the folder is read.
+        """
+        try:
+            trials, damage = self.trials(), ""
+        except UserError as cause:
+            trials, damage = [], str(cause)
+        names = sorted({name for trial in trials for name in _values(trial.cell)})
+        columns = ["rule", "loops", *names, "seed", "loss"]
+        ranked = sorted(trials, key=lambda trial: float("inf") if trial.loss is None else trial.loss)[:ROWS]
+        report = self.folder / "report.html"
+        tuning = (self.folder / "tune.json").exists()
+        return PAGE.format(
+            title=html.escape(clean(f"{'Tuning' if tuning else 'Study'} {self.folder.resolve().name}")),
+            said=html.escape(damage or self._said(len(trials))),
+            caption="Trials that ended, best first" + (f" (the best {ROWS})" if len(trials) > ROWS else ""),
+            head="".join(f"<th scope='col'>{html.escape(name)}</th>" for name in columns),
+            rows="".join(f"<tr>{_cells(trial, names)}</tr>" for trial in ranked),
+            link='<p><a href="/report.html">The finished report</a></p>' if report.exists() else "",
+        )
+
+    def _said(self, count: int) -> str:
+        try:
+            if (self.folder / "plan.json").exists():
+                plan = read_record(self.folder / "plan.json", Plan)
+                return f"{plan.sentence} {plan.verification.sentence if plan.verification else ''}".strip()
+            if (self.folder / "result.json").exists():
+                return read_record(self.folder / "result.json", Result).sentence
+        except UserError as cause:
+            return str(cause)
+        return f"Running: {count} trials have ended."
 
 
 def make_server(folder: Path, port: int) -> ThreadingHTTPServer:
-    """A server of the live page on 127.0.0.1 only; port 0 takes a free one.
+    """Make a server of the live page on 127.0.0.1 only; port 0 takes a free one.
 
-    Raises `UserError` when the folder is no study, or the port is taken.
+    Raises `UserError` when the folder is no study, holds a damaged record, or the port is taken.
     """
     if not any((folder / name).exists() for name in ("study.json", "tune.json")):
         raise UserError(f"{folder} is no study: it has neither study.json nor tune.json")
-    handler = type("Handler", (_Handler,), {"folder": folder})
+    handler = type("Handler", (_Handler,), {"live": Live(folder)})
     try:
         return ThreadingHTTPServer(("127.0.0.1", port), handler)
     except (OSError, OverflowError) as cause:
@@ -68,17 +90,20 @@ def make_server(folder: Path, port: int) -> ThreadingHTTPServer:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    folder: Path
+    live: Live
 
     def do_GET(self) -> None:
-        """The live page, the report, the trials as JSON; nothing else."""
-        path = self.path.partition("?")[0]
-        if path == "/":
-            self._send(live_page(self.folder).encode(), "text/html; charset=utf-8")
+        """Send the live page, the report, the trials as JSON; nothing else, and only to who asked for this machine."""
+        path, report = self.path.partition("?")[0], self.live.folder / "report.html"
+        if self.headers.get("Host", "").rpartition(":")[0] not in ("127.0.0.1", "localhost"):
+            self.send_error(403)  # a page of elsewhere whose name was pointed here
+        elif path == "/":
+            self._send(self.live.page().encode(), "text/html; charset=utf-8")
         elif path == "/trials.json":
-            self._send(json.dumps(read_trials(self.folder)).encode(), "application/json")
-        elif path == "/report.html" and (self.folder / "report.html").exists():
-            self._send((self.folder / "report.html").read_bytes(), "text/html; charset=utf-8")
+            trials = [trial.model_dump(mode="json", exclude_unset=True) for trial in self.live.trials()]
+            self._send(json.dumps(trials).encode(), "application/json")
+        elif path == "/report.html" and report.exists():
+            self._send(report.read_bytes(), "text/html; charset=utf-8")
         else:
             self.send_error(404)
 
@@ -94,24 +119,14 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing on stderr: the page reloads every three seconds."""
 
 
-def _values(trial: dict[str, Any]) -> dict[str, Any]:
-    cell = trial["cell"]
-    return cell.get("values") or {name: cell[name] for name in ("lr", "strength") if name in cell}
+def _values(cell: Cell) -> dict[str, float]:
+    return cell.values or {
+        name: value for name, value in (("lr", cell.lr), ("strength", cell.strength)) if value is not None
+    }
 
 
-def _cells(trial: dict[str, Any], names: list[str]) -> str:
-    cell, values = trial["cell"], _values(trial)
-    numbers = [f"{values[name]:.4g}" if isinstance(values.get(name), (int, float)) else "" for name in names]
-    texts = [str(cell.get("rule", "")), str(cell.get("loops", "")), *numbers, str(cell.get("seed", "")), outcome(trial)]
+def _cells(trial: Trial, names: list[str]) -> str:
+    cell, values = trial.cell, _values(trial.cell)
+    numbers = [f"{values[name]:.4g}" if name in values else "" for name in names]
+    texts = [cell.rule, str(cell.loops), *numbers, str(cell.seed), outcome(trial.model_dump())]
     return "".join(f"<td>{html.escape(text)}</td>" for text in texts)
-
-
-def _said(folder: Path, trials: list[dict[str, Any]]) -> str:
-    for name in ("plan.json", "result.json"):
-        try:
-            found = json.loads((folder / name).read_text(encoding="utf-8"))
-            verified = (found.get("verification") or {}).get("sentence", "")
-            return f"{found['sentence']} {verified}".strip()
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue
-    return f"Running: {len(trials)} trials have ended."

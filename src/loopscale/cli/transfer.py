@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from loopscale.cli.executors import HELP
+from loopscale.cli.executors import Where, placed
 from loopscale.errors import UserError
 from loopscale.factory import CONTRACT
 
@@ -52,9 +52,7 @@ def _rate(text: str) -> float:
 )
 @click.option("--model", "model", metavar="PLACE", help="Your own model: file.py:make_model, a factory; see below.")
 @click.option("--objective", metavar="PLACE", help="Your own Python objective: file.py:objective, values -> loss.")
-@click.option("--executor", default="local", show_default=True, help=HELP)
-@click.option("--address", help="Of a Ray cluster, such as auto.")
-@click.option("--workers", type=int, help="Processes, one thread each; default: one per core.")
+@placed
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -73,9 +71,7 @@ def command(
     sets: tuple[str, ...],
     model: str | None,
     objective: str | None,
-    executor: str,
-    address: str | None,
-    workers: int | None,
+    where: Where,
     out: Path | None,
     open_page: bool,
     as_json: bool,
@@ -84,9 +80,9 @@ def command(
 
     Stop it anywhere and start it again: finished trials are kept. Exit 1 when a rule that claims transfer drifts.
     """
-    from loopscale.cli.executors import make_executor
     from loopscale.cli.own import checked, find_own, own_name, own_sentences
     from loopscale.cli.sigterm import ended_by_sigterm
+    from loopscale.cli.watching import Watching
 
     own = find_own(model, objective)  # a mistake in its arguments is told before the slow imports
     from loopscale.report import write_report
@@ -94,8 +90,9 @@ def command(
 
     chosen = get_preset(preset)
     axis = _axis(loops) or chosen.loops
+    given = where.sets(sets if data is None else (f"data.path={json.dumps(data)}", *sets))
     plan = StudyPlan(
-        base=chosen.base(sets if data is None else (f"data.path={json.dumps(data)}", *sets), own is not None),
+        base=chosen.base(given, own is not None),
         own=own,
         rules=rules or ("looped", "sqrt", "none"),
         loops=axis,
@@ -108,14 +105,11 @@ def command(
     )
     mine = model or objective
     folder = out or Path("runs") / f"transfer-{preset if mine is None else own_name(mine)}"
-    changed = bool(sets) or any(given is not None for given in (rules, loops, lrs, strengths, seeds, data))
+    changed = bool(sets) or any(value is not None for value in (rules, loops, lrs, strengths, seeds, data))
     usual = f"study '{preset}', changed" if changed else f"study '{preset}': {chosen.promise}"
-    title = f"study of {mine}" if mine else usual
-    runner = make_executor(
-        executor, workers, address, folder, lambda: plan.job_config(Cell(plan.arms[0], plan.center_lr, 0))
-    )
-    with ended_by_sigterm(), _progress(title) as observer:
-        result = run_study(plan, folder, executor=runner, observer=observer, on_checked=checked)
+    runner = where.make(folder, lambda: plan.job_config(Cell(plan.arms[0], plan.center_lr, 0)))
+    with ended_by_sigterm(), Watching(f"study of {mine}" if mine else usual, checked) as observer:
+        result = run_study(plan, folder, executor=runner, observer=observer)
     for sentence in own_sentences(result["provenance"]):
         click.echo(f"loopscale: {sentence}", err=True)
     page = write_report(folder)
@@ -145,46 +139,3 @@ def _tell(result: dict[str, Any], page: Path, as_json: bool) -> None:
     compared = [row["sentence"] for row in result["paired"]]
     click.echo("\n".join([result["sentence"], *(line for lines in told for line in lines), *compared]))
     click.echo(f"page: {page}")
-
-
-class _progress:
-    """A live line on stderr: trials done, trials known to be missing, the last loss. Into a file, a line for each trial."""
-
-    def __init__(self, title: str) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-        console = Console(stderr=True)
-        self._intro: str | None = f"{title}; stop it any time, the same command goes on"
-        self._live = console.is_terminal
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("trials"),
-            TimeElapsedColumn(),
-            console=console,
-        )
-
-    def __enter__(self) -> Callable[[dict[str, Any], int, int], None]:
-        self._task = self._bar.add_task("starting", total=None)
-        return self._show
-
-    def __exit__(self, *exception: object) -> None:
-        if self._bar.live.is_started:  # else it would print an empty line above the sentence about a mistake
-            self._bar.stop()
-
-    def _show(self, trial: dict[str, Any], finished: int, missing: int) -> None:
-        if self._intro:  # only once a trial has ended: a mistake shows one sentence and no bar
-            self._bar.console.print(self._intro, soft_wrap=True)
-            self._intro = None
-            if self._live:
-                self._bar.start()
-        cell = trial["cell"]
-        loss = "diverged" if trial["diverged"] else f"{trial['loss']:.3f}"
-        text = f"{cell['rule']:>8} N={cell['loops']:<3} lr={cell['lr']:.4f} loss {loss}"
-        self._bar.update(self._task, description=text, completed=finished, total=finished + missing)
-        if not self._live:
-            self._bar.console.print(
-                f"{text}  ({finished} of {finished + missing} trials)", soft_wrap=True, highlight=False
-            )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loopscale.cli.executors import HELP
+from loopscale.cli.executors import Where, placed
 from loopscale.errors import UserError, nearest
 from loopscale.factory import CONTRACT
 
@@ -67,10 +67,10 @@ def parse_seconds(text: str | None) -> float | None:
 @click.option("--model", metavar="PLACE", help="Your own model: file.py:make_model, a factory; see below.")
 @click.option("--objective", metavar="PLACE", help="Your own Python objective: file.py:objective, values -> loss.")
 @click.option("--set", "sets", multiple=True, metavar="A.B=C", help="Any value of the config.")
-@click.option("--executor", default="local", show_default=True, help=HELP)
-@click.option("--workers", type=int, help="How many trials at once; default: one per core.")
-@click.option("--address", help="Of a Ray cluster, such as auto.")
-@click.option("--storage", help="A journal file or postgresql://... that several machines share.")
+@placed
+@click.option(
+    "--storage", help="A database that shows the trials to optuna-dashboard: sqlite:///trials.db, postgresql://..."
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder; default runs/tune-NAME. Continues if it exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 def command(
@@ -85,9 +85,7 @@ def command(
     model: str | None,
     objective: str | None,
     sets: tuple[str, ...],
-    executor: str,
-    workers: int | None,
-    address: str | None,
+    where: Where,
     storage: str | None,
     out: Path | None,
     as_json: bool,
@@ -98,36 +96,26 @@ def command(
     Stop it anywhere and start it again: finished trials are kept.
     """
     started = time.monotonic()
-    from loopscale.cli.executors import make_executor
     from loopscale.cli.own import checked, find_own, own_sentences
 
     own = find_own(model, objective)  # a mistake in its arguments is told before the slow imports
     from loopscale.cli.sigterm import ended_by_sigterm
-    from loopscale.cli.watching import watching
+    from loopscale.cli.watching import Watching
     from loopscale.report import write_tune_report
     from loopscale.train import load_config, load_values
-    from loopscale.tune import TuneSettings, tune
+    from loopscale.tune import Budget, TuneSettings, tune
 
-    rules = (*sets, f'model.rule="{rule}"') if rule else sets
+    rules = where.sets((*sets, f'model.rule="{rule}"') if rule else sets)
     base = load_config(config, rules) if own is None else load_values(config, rules)
     small, large = sizes(base, proxy, target)
     names = tuple(name.strip() for name in tuned.split(",") if name.strip())
     wanted = 16 + 8 * max(0, len(names) - 2) if trials is None else trials
     settings = TuneSettings(base, small, large, names, wanted, seeds, own)
     folder = out or Path("runs") / f"tune-{config.stem}"
-    seconds = parse_seconds(budget)
-    chosen = make_executor(executor, workers, address, folder, settings.typical_job)
-    with ended_by_sigterm(), watching(f"tuning at {small}") as on_record:
-        plan = tune(
-            settings,
-            folder,
-            executor=chosen,
-            budget_seconds=seconds,
-            storage=storage,
-            on_record=on_record,
-            on_checked=checked,
-            started=started,
-        )
+    limit = Budget(parse_seconds(budget), started=started)
+    runner = where.make(folder, settings.typical_job)
+    with ended_by_sigterm(), Watching(f"tuning at {small}", checked) as observer:
+        plan = tune(settings, folder, executor=runner, budget=limit, storage=storage, observer=observer)
     for said in own_sentences(plan["provenance"], "their records say why, under 'error'"):
         click.echo(f"loopscale: {said}", err=True)
     page = write_tune_report(folder)
@@ -163,7 +151,9 @@ def _said(plan: dict[str, Any], folder: Path, page: Path) -> str:
     ]
     lines.append(f"page: {page}")
     if "verification" not in plan:
-        lines.append(f"not verified yet: loopscale verify {folder} {_between(plan)}")
+        again = "not verified since, its trials are kept" if (folder / "verify.jsonl").exists() else "not verified yet"
+        code = "" if own is None else f" --{own['kind']} {own['place']}"
+        lines.append(f"{again}: loopscale verify {folder}{code} {_between(plan)}")
     tuned = folder / "tuned.toml"
     if own is None:
         lines.append(f"train: loopscale train target.toml --from {tuned}")

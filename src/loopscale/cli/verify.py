@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from loopscale.cli.executors import HELP
+from loopscale.cli.executors import Where, placed
 from loopscale.cli.transfer import _list_of
 
 
@@ -23,10 +23,9 @@ from loopscale.cli.transfer import _list_of
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Seeds of each point, paired.")
 @click.option("--budget", help="Time to spend, such as 10m; default: by --share.")
 @click.option("--share", type=float, default=0.1, show_default=True, help="Of a direct sweep's FLOPs, tuning included.")
-@click.option("--executor", default="local", show_default=True, help=HELP)
-@click.option("--workers", type=int, help="How many trials at once; default: one per core.")
-@click.option("--address", help="Of a Ray cluster, such as auto.")
-@click.option("--storage", help="A journal file or postgresql://... that several machines share.")
+@click.option("--model", metavar="PLACE", help="The model that was tuned: file.py:make_model.")
+@click.option("--objective", metavar="PLACE", help="The objective that was tuned: file.py:objective.")
+@placed
 @click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
 def command(
     folder: Path,
@@ -37,10 +36,9 @@ def command(
     seeds: int,
     budget: str | None,
     share: float,
-    executor: str,
-    workers: int | None,
-    address: str | None,
-    storage: str | None,
+    model: str | None,
+    objective: str | None,
+    where: Where,
     as_json: bool,
 ) -> int:
     """Train the plan in FOLDER (`loopscale tune`) beside its neighbours at sizes between proxy and target.
@@ -49,31 +47,19 @@ def command(
 
     Exit codes: 0 it holds or the data do not decide, 1 it fails, 2 a mistake to mend.
     """
-    from loopscale.cli.executors import make_executor
+    from loopscale.cli.own import find_own
     from loopscale.cli.sigterm import ended_by_sigterm
     from loopscale.cli.tune import parse_seconds
-    from loopscale.cli.watching import watching
+    from loopscale.cli.watching import Watching
     from loopscale.report import write_tune_report
-    from loopscale.tune import TuneSettings, read_plan, verify
+    from loopscale.tune import Checks, TuneSettings, check_own, read_plan, verify
 
-    def typical() -> dict[str, Any]:
-        return TuneSettings.from_json(read_plan(folder)["settings"]).typical_job(max(loops or (1,)))
-
-    chosen = make_executor(executor, workers, address, folder, typical)
-    with ended_by_sigterm(), watching(f"verifying {folder}") as on_record:
-        found = verify(
-            folder,
-            loops=loops or (),
-            layers=layers or (),
-            widths=widths or (),
-            joint=joint,
-            seeds=seeds,
-            budget_seconds=parse_seconds(budget),
-            share=share,
-            executor=chosen,
-            storage=storage,
-            on_record=on_record,
-        )
+    settings, own = TuneSettings.from_json(read_plan(folder)["settings"]), find_own(model, objective)
+    check_own(folder, settings.own, own)
+    checks = Checks(loops or (), layers or (), widths or (), joint, seeds, parse_seconds(budget), share)
+    runner = where.make(folder, lambda: settings.typical_job(max(loops or (1,))))
+    with ended_by_sigterm(), Watching(f"verifying {folder}") as observer:
+        found = verify(folder, checks, own=own, executor=runner, observer=observer)
     page = write_tune_report(folder)
     click.echo(json.dumps(found, indent=1) if as_json else _said(found, page))
     return 1 if found["verdict"] == "fails" else 0

@@ -1,72 +1,90 @@
-"""A live table of the trials of a study on stderr; plain lines where stderr is no terminal."""
+"""Show the trials of a study on stderr as they end: a live table in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import click
 
-OnRecord = Callable[[dict[str, Any], int], None]
 SHOWN = 8  # the best trials
 
 
-@contextmanager
-def watching(title: str) -> Iterator[OnRecord]:
-    """Give the function that is told of each trial as it ends."""
-    from rich.console import Console
-    from rich.live import Live
+class Watching:
+    """A context in which trials are shown; nothing is before the first has ended, so that a mistake is one sentence.
 
-    console = Console(stderr=True)
-    trials: list[dict[str, Any]] = []
-    began = time.monotonic()
-    if not console.is_terminal:
+    checked: called with what was found of the data or of the user's model before the first trial.
+    """
 
-        def line(record: dict[str, Any], count: int) -> None:
-            click.echo(f"{count} trials, {time.monotonic() - began:.0f} s: {_row(record)}", err=True)
+    def __init__(self, title: str, checked: Any = lambda description: None) -> None:
+        from rich.console import Console
+        from rich.live import Live
 
-        yield line
-        return
-    with Live(console=console, refresh_per_second=4) as live:
+        self._title, self._began = title, time.monotonic()
+        self.checked = checked
+        console = Console(stderr=True)
+        self._live = Live(console=console, refresh_per_second=4) if console.is_terminal else None
+        self._best: list[dict[str, Any]] = []
+        self._told = False
 
-        def show(record: dict[str, Any], count: int) -> None:
-            trials.append(record)
-            live.update(_table(f"{title}: {count} trials, {time.monotonic() - began:.0f} s", trials))
+    def __enter__(self) -> Watching:
+        return self
 
-        yield show
+    def __exit__(self, *exception: object) -> None:
+        if self._live is not None and self._live.is_started:  # else it would print an empty line
+            self._live.stop()
+
+    def ended(self, record: dict[str, Any], finished: int, left: int | None) -> None:
+        """Show one more trial."""
+        count = f"{finished} trials" if left is None else f"{finished} of {finished + left} trials"
+        said = f"{count}, {time.monotonic() - self._began:.0f} s"
+        self._best = sorted([*self._best, record], key=_loss)[:SHOWN]
+        if not self._told:
+            click.echo(f"{self._title}; stop it any time, the same command goes on", err=True)
+            self._told = True
+        if self._live is None:
+            click.echo(f"{said}: {_row(record)}", err=True)
+        else:
+            if not self._live.is_started:
+                self._live.start()
+            self._live.update(table(f"{self._title}: {said}", self._best, record))
 
 
-def _table(title: str, trials: list[dict[str, Any]]) -> Any:
+def table(title: str, best: list[dict[str, Any]], last: dict[str, Any]) -> Any:
+    """Draw the best trials and the last one as a table of rich's."""
     from rich.console import Group
     from rich.table import Table
 
-    table = Table()
-    names = list(trials[0]["cell"].get("values", {})) or ["lr", "strength"]
-    for name in ("rank", "loops", *names, "seed", "loss"):
-        table.add_column(name, justify="right")
-    ranked = sorted(trials, key=lambda trial: float("inf") if trial["loss"] is None else trial["loss"])
-    rows = [*enumerate(ranked[:SHOWN], start=1), ("last", trials[-1])]
-    for rank, trial in rows:
-        cell = trial["cell"]
-        values = {**cell, **cell.get("values", {})}
+    drawn = Table()
+    names = list(_values(last))
+    for name in ("rank", "rule", "loops", *names, "seed", "loss"):
+        drawn.add_column(name, justify="right")
+    for rank, trial in [*enumerate(best, start=1), ("last", last)]:
+        cell, values = trial["cell"], _values(trial)
         numbers = [f"{values[name]:.4g}" for name in names]
-        table.add_row(str(rank), str(cell["loops"]), *numbers, str(cell["seed"]), outcome(trial))
-    return Group(title, table)
+        drawn.add_row(str(rank), str(cell["rule"]), str(cell["loops"]), *numbers, str(cell["seed"]), outcome(trial))
+    return Group(title, drawn)
 
 
 def outcome(trial: dict[str, Any]) -> str:
-    """The loss of a trial, or why there is none."""
-    if "error" in trial:
+    """Say the loss of a trial, or why there is none."""
+    if trial.get("error") is not None:
         return "raised"
     if trial["loss"] is not None:
         return f"{trial['loss']:.4f}"
     return "stopped early" if trial.get("stopped") else "diverged"
 
 
+def _loss(trial: dict[str, Any]) -> float:
+    return float("inf") if trial["loss"] is None else float(trial["loss"])
+
+
+def _values(trial: dict[str, Any]) -> dict[str, float]:
+    cell = trial["cell"]
+    return cell.get("values") or {name: cell[name] for name in ("lr", "strength") if cell.get(name) is not None}
+
+
 def _row(trial: dict[str, Any]) -> str:
     cell = trial["cell"]
-    values = cell.get("values") or {"lr": cell["lr"], "strength": cell["strength"]}
-    shown = " ".join(f"{name}={value:.4g}" for name, value in values.items())
-    return f"N={cell['loops']} {shown} seed {cell['seed']}: {outcome(trial)}"
+    shown = " ".join(f"{name}={value:.4g}" for name, value in _values(trial).items())
+    return f"{cell['rule']} N={cell['loops']} {shown} seed {cell['seed']}: {outcome(trial)}"

@@ -1,5 +1,6 @@
 """Say what every record on disk holds, and read and write it through one door."""
 
+from loopscale.records.journal import Journal
 from loopscale.records.record import (
     Interval,
     Record,
@@ -24,7 +25,6 @@ from loopscale.records.study import (
     StudyRecord,
     Trial,
     read_result,
-    read_trials,
 )
 from loopscale.records.tuning import (
     Exponent,
@@ -43,6 +43,7 @@ __all__ = [
     "Cell",
     "Exponent",
     "Interval",
+    "Journal",
     "Moved",
     "Optimum",
     "Paired",
@@ -69,7 +70,6 @@ __all__ = [
     "read_record",
     "read_result",
     "read_steps",
-    "read_trials",
     "sealed",
     "step_line",
     "write_record",

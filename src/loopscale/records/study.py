@@ -10,15 +10,13 @@ from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveFloat, Positive
 from loopscale.errors import UserError
 from loopscale.records.record import Interval, Record, read_record
 
-AGAIN = "run the same command again on this folder to rebuild it from its trials"
-
 
 class StudyRecord(Record):
     """study.json: what the study asks. `own` is the user's model or objective: kind, place and fingerprint."""
 
     SCHEMA: ClassVar[int] = 2
     OLDER: ClassVar[tuple[int | None, ...]] = (1,)
-    FIX: ClassVar[str] = "delete it and run the same `loopscale transfer` command again, the trials are kept"
+    FIX: ClassVar[str] = "restore it, or give the study a new folder with --out"
 
     base: dict[str, Any]
     rules: tuple[str, ...]
@@ -172,12 +170,3 @@ def read_result(study_dir: Path) -> Result:
     if not result.rules or not result.loops:
         raise UserError(f"{path} is damaged (it names no rule or no loops): {Result.FIX}")
     return result
-
-
-def read_trials(folder: Path) -> tuple[Trial, ...]:
-    """Read every trial of a study or tuning, in the order of their keys; none where there is no trial yet.
-
-    Raises `UserError` for a damaged record, naming the file.
-    """
-    paths = sorted(path for path in (folder / "trials").glob("*.json") if not path.name.startswith("."))
-    return tuple(read_record(path, Trial) for path in paths)

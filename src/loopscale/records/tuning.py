@@ -16,7 +16,7 @@ class TuneRecord(Record):
 
     SCHEMA: ClassVar[int] = 2
     OLDER: ClassVar[tuple[int | None, ...]] = (1,)
-    FIX: ClassVar[str] = "delete it and run the same `loopscale tune` command again, the trials are kept"
+    FIX: ClassVar[str] = "restore it, or give the tuning a new folder with --out"
 
     base: dict[str, Any]
     proxy: dict[str, int]

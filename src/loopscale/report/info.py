@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
-from loopscale.records import Optimum, Point, Result, RuleRecord, Trial, read_result, read_trials
+from loopscale.records import Journal, Optimum, Point, Result, RuleRecord, Trial, read_result
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def study_info(study_dir: Path) -> StudyInfo:
 
     Raises `UserError` when it is missing, unfinished, damaged or of another schema.
     """
-    return StudyInfo(read_result(study_dir), read_trials(study_dir))
+    return StudyInfo(read_result(study_dir), Journal(study_dir).by_key())
 
 
 def curves(rule: RuleRecord) -> tuple[Curve, ...]:

@@ -55,7 +55,9 @@ def run_info(run_dir: Path) -> RunInfo:
     provenance = read_record(origin, Provenance) if origin.exists() else Provenance()
     config = _config(run_dir / "config.toml", fix)
     if provenance.config is not None and config and content_hash(config) != provenance.config:
-        raise UserError(f"{run_dir / 'config.toml'} was edited since the run was trained with it: {fix}, or resume the run")
+        raise UserError(
+            f"{run_dir / 'config.toml'} was edited since the run was trained with it: {fix}, or resume the run"
+        )
     return RunInfo(
         name=clean(run_dir.resolve().name),
         last_step=lines[-1]["step"],

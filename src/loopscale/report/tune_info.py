@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from loopscale.errors import UserError
-from loopscale.records import Plan, Record, Trial, read_record, read_trials
+from loopscale.records import Journal, Plan, Record, Trial, read_record
 
 
 class TuneInfo(Record):
@@ -28,4 +28,4 @@ def tune_info(folder: Path) -> TuneInfo:
         raise UserError(
             f"the tuning in {folder} has no plan yet: run `loopscale tune` again to finish it, or watch it with --serve"
         )
-    return TuneInfo(name=folder.resolve().name, plan=read_record(path, Plan), trials=read_trials(folder))
+    return TuneInfo(name=folder.resolve().name, plan=read_record(path, Plan), trials=Journal(folder).by_key())

@@ -1,27 +1,36 @@
-"""Run the trials of a study: one job at a time, on this machine's cores, on Ray or on SLURM."""
+"""Run the trials of a study: one driver per folder, workers on this machine's cores and GPUs, on Ray or on SLURM."""
 
-from loopscale.study.executor import Executor, Job, LocalProcesses, lanes
+from loopscale.records import content_hash
+from loopscale.study.batches import Batched
+from loopscale.study.executor import Executor, InThisProcess, Job, drive
 from loopscale.study.fastest import Fastest
-from loopscale.study.keys import content_hash
+from loopscale.study.folder import Observer, Silent, changes, check_errors, driven, refuse
+from loopscale.study.local import LocalProcesses
 from loopscale.study.own import Own, objective_values
 from loopscale.study.ray_tasks import RayTasks
 from loopscale.study.slurm import SlurmArrays
-from loopscale.study.stacks import Stacks
 from loopscale.study.stopping import thresholds
 from loopscale.study.trial import run_trial
 
 __all__ = [
+    "Batched",
     "Executor",
     "Fastest",
+    "InThisProcess",
     "Job",
     "LocalProcesses",
+    "Observer",
     "Own",
     "RayTasks",
+    "Silent",
     "SlurmArrays",
-    "Stacks",
+    "changes",
+    "check_errors",
     "content_hash",
-    "lanes",
+    "drive",
+    "driven",
     "objective_values",
+    "refuse",
     "run_trial",
     "thresholds",
 ]

@@ -1,29 +1,29 @@
-"""Processes or stacks: a few steps of both, at a study's own size on its own device, decide."""
+"""Choose between trials alone and batched, by a few steps of both at a study's own size on its own device."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import cached_property
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
-from loopscale.study.executor import Executor, LocalProcesses, lanes
-from loopscale.study.pool import Job, spawned
-from loopscale.study.stacks import Stacks, graph_of, on_gpu, stack_of
+from loopscale.study.batches import Batched, graph_of, on_gpu, stack_of
+from loopscale.study.executor import Executor
+from loopscale.study.local import LocalProcesses, spawned
 from loopscale.study.trial import sections
 
 STEPS, ENOUGH = 14, 1.5  # steps that are timed at most; seconds after which four will do
-LONG = 1.0  # seconds that a step of the stack may take, or it is measured, and used, with fewer trials
+LONG = 1.0  # seconds that a step of the batch may take, or it is measured, and used, with fewer trials
 MARGIN = 1.05  # below this ratio the simpler one runs
 
 
 class Fastest:
-    """The faster of `LocalProcesses` and `Stacks` for jobs like `config`, measured when the first job is there.
+    """Stand for the faster of `LocalProcesses` and `Batched`, measured when the first job is there, for jobs like `config`.
 
-    Both are measured with all their processes at work, on a CPU in CPU seconds. say: told, in one sentence, which it is and
-    the ratio.
+    Both are measured with all their processes at work, on a CPU in CPU seconds. say: called with one sentence, which of
+    them it is and the ratio.
     """
 
     def __init__(
@@ -31,55 +31,50 @@ class Fastest:
         config: dict[str, Any],
         workers: int | None = None,
         say: Callable[[str], object] = lambda sentence: None,
+        gpus: float = 0.0,
     ) -> None:
         self._config, self._say = config, say
-        self._alone = LocalProcesses(workers)
-        self._stacks = Stacks(workers, device=config["train"]["device"], say=say)
+        self._alone = LocalProcesses(workers, gpus)
+        self._batched = Batched(workers, say=say, gpus=gpus)
+
+    @classmethod
+    def of(cls, *arguments: Any) -> Executor:
+        """Make one, as the executor that it stands for."""
+        return cast(Executor, cls(*arguments))
+
+    def __getattr__(self, name: str) -> Any:
+        """Do whatever an executor does as the faster one does it."""
+        return getattr(self.chosen, name)
 
     @cached_property
     def chosen(self) -> Executor:
         """The faster one; measured the first time that it is asked for."""
         _, why = graph_of(self._config)
         if why is None:
-            size, rates = measured(self._config, self._alone.workers, self._stacks)
+            size, rates = measured(self._config, self._alone.slots, self._batched)
             if not isinstance(rates, str):
                 ratio = rates[1] / rates[0]
-                stacked = f"stacks of {size} in {self._stacks.workers} process(es)"
-                base = f"a trial in each of {self._alone.workers}"
+                together = f"{size} at once in {self._batched.slots} process(es)"
+                base = f"a trial in each of {self._alone.slots}"
                 if ratio > MARGIN:
-                    self._say(f"executor auto: {stacked}, {ratio:.2f} times the throughput of {base}")
-                    return Stacks(self._stacks.workers, size, self._config["train"]["device"], self._say)
-                self._say(f"executor auto: {base} process(es); {stacked} have {ratio:.2f} times their throughput")
+                    self._say(f"executor auto: {together}, {ratio:.2f} times the throughput of {base}")
+                    self._batched.batch = size
+                    return self._batched
+                self._say(f"executor auto: {base} process(es); {together} have {ratio:.2f} times their throughput")
                 return self._alone
             why = rates
-        self._say(
-            f"executor auto: a trial in each of {self._alone.workers} process(es), as no stack can be made: {why}"
-        )
+        self._say(f"executor auto: a trial in each of {self._alone.slots} process(es), not batched: {why}")
         return self._alone
 
-    @property
-    def slots(self) -> int:
-        """Those of the faster one."""
-        return self.chosen.slots
 
-    @property
-    def lanes(self) -> int:
-        """Those of the faster one."""
-        return lanes(self.chosen)
-
-    def run(self, next_jobs: Callable[[], list[Job]]) -> Iterator[dict[str, Any]]:
-        """Yield records as trials end; nothing is measured where no job is left."""
-        return self.chosen.run(next_jobs) if next_jobs() else iter(())
-
-
-def measured(config: dict[str, Any], workers: int, stacks: Stacks) -> tuple[int, tuple[float, float] | str]:
-    """Steps of trials a second, by processes and by stacks, and the size of these; or why there are no stacks."""
+def measured(config: dict[str, Any], workers: int, batched: Batched) -> tuple[int, tuple[float, float] | str]:
+    """Measure steps of trials per second, alone and batched, and the size of a batch; or say why there are no batches."""
     with spawned(workers, together=True) as pool:
         seconds = _each(pool, alone_seconds, workers, config)
         if isinstance(seconds, str):
-            return stacks.size, seconds
-        size = max(2, min(stacks.size, int(LONG / max(seconds))))
-        found = _each(pool, stack_seconds, min(workers, stacks.workers), config, size)
+            return batched.batch, seconds
+        size = max(2, min(batched.batch, int(LONG / max(seconds))))
+        found = _each(pool, stack_seconds, min(workers, batched.slots), config, size)
     if isinstance(found, str):
         return size, found
     return size, (sum(1 / s for s in seconds), sum(size / s for s in found))
@@ -94,12 +89,12 @@ def _each(
 
 
 def alone_seconds(config: dict[str, Any]) -> float | str:
-    """Seconds of a step of one trial in this process; or why it has none, as a clause."""
+    """Measure the seconds of a step of one trial in this process; or say why it has none, as a clause."""
     return _paced(config, lambda clock: _fit(_short(config), clock))
 
 
 def stack_seconds(config: dict[str, Any], size: int) -> float | str:
-    """Seconds of a step of `size` trials at once in this process; or why they cannot be, as a clause."""
+    """Measure the seconds of a step of `size` trials at once in this process; or say why there are none, as a clause."""
     return _paced(config, lambda clock: _fit_stack([_short(config, seed) for seed in range(size)], clock))
 
 

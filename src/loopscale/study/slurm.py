@@ -1,90 +1,100 @@
-"""Trials as arrays of SLURM jobs through submitit, with a cap on the jobs that run at once."""
+"""Run trials as arrays of SLURM jobs through submitit, with a cap on the jobs that run at once."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 from loopscale.errors import UserError, require
-from loopscale.study.executor import Job
-from loopscale.study.trial import run_trial
+from loopscale.study.executor import AGAIN, Executor
 
 POLL = 0.5  # seconds between looks at the jobs
-AGAIN = 3  # times that a job is submitted
 
 
-class SlurmArrays:
-    """One array for each batch of new trials; `cap` is the most that run at once.
+class LostJobError(RuntimeError):
+    """A SLURM job ended without a result: its node died, its time was over, or the work raised."""
 
-    cluster: "slurm", "local" (processes of this machine, for tests) or None, whichever is there.
-    minutes: the time limit of a trial. options: further submitit parameters, such as `slurm_partition`.
-    A job that is lost is submitted again, up to 3 times.
 
-    Raises `UserError` without SLURM, or when a trial is lost three times, and `MissingExtraError` without submitit.
+class SlurmArrays(Executor):
+    """What is submitted within half a second becomes one array.
+
+    cap: the most jobs at once. cluster: "slurm", or "local" (processes of this machine, for tests).
+    options: `time` of a trial in minutes (60), and any of SLURM's, such as `partition` and `gres`.
+
+    Raises `UserError` without SLURM or for an option it does not know, `MissingExtraError` without submitit.
     """
 
-    def __init__(
-        self, folder: Path, cap: int = 16, cluster: str | None = "slurm", minutes: int = 60, **options: Any
-    ) -> None:
+    lost = (LostJobError,)
+
+    def __init__(self, folder: Path, cap: int = 16, cluster: str | None = "slurm", **options: Any) -> None:
         if cap < 1:
             raise UserError(f"the cap on jobs must be at least 1, got {cap}: set --workers")
-        self.folder, self.cap = folder, cap
+        self.slots, self._folder = cap, folder
         submitit = require("submitit", "slurm")
         try:
             self._executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
         except RuntimeError:
             raise UserError("there is no SLURM here (no srun): use --executor local or ray") from None
-        limits = {"slurm_array_parallelism": cap, "cpus_per_task": 1} if self._executor.cluster == "slurm" else {}
-        self._executor.update_parameters(timeout_min=minutes, name="loopscale", **limits, **options)
-
-    @property
-    def slots(self) -> int:
-        """The cap."""
-        return self.cap
-
-    def run(self, next_jobs: Callable[[], list[Job]]) -> Iterator[dict[str, Any]]:
-        """Yield records as trials end; ask `next_jobs` again after each."""
-        running: dict[str, tuple[Any, Job]] = {}
-        tries: dict[str, int] = {}
+        minutes = int(options.pop("time", 60))
+        limits = {"array_parallelism": cap, **options} if self._executor.cluster == "slurm" else {}
+        named = {f"slurm_{name.replace('-', '_')}": value for name, value in limits.items()}
         try:
-            while True:
-                new = [job for job in next_jobs() if job[0] not in running][: self.cap - len(running)]
-                for job, submitted in zip(new, self._submit(new), strict=True):
-                    running[job[0]] = (submitted, job)
-                    tries[job[0]] = tries.get(job[0], 0) + 1
-                if not running:
-                    return
-                for key in self._ended(running):
-                    submitted, _ = running.pop(key)
-                    record = self._result(submitted, tries[key])
-                    if record is not None:
-                        yield record
-        finally:
-            for submitted, _ in running.values():
-                submitted.cancel()
+            self._executor.update_parameters(timeout_min=minutes, name="loopscale", cpus_per_task=1, **named)
+        except (NameError, TypeError, ValueError) as cause:
+            raise UserError(f"--slurm: {str(cause).splitlines()[0][:160]}: name options of sbatch") from None
+        self._new: list[tuple[Future[Any], Callable[..., Any], tuple[Any, ...]]] = []
+        self._jobs: dict[Future[Any], Any] = {}
+        self._over: threading.Event | None = None
 
-    def _submit(self, jobs: list[Job]) -> list[Any]:
-        if not jobs:
-            return []
-        keys, cells, configs = zip(*jobs, strict=True)
-        submitted: list[Any] = self._executor.map_array(run_trial, keys, cells, configs)
-        return submitted
+    def submit(self, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        """Have it submitted with the next array."""
+        future: Future[Any] = Future()
+        self._new.append((future, work, arguments))
+        if self._over is None:
+            self._over = threading.Event()
+            threading.Thread(target=self._watch, args=(self._over,), daemon=True).start()
+        return future
 
-    def _ended(self, running: dict[str, tuple[Any, Job]]) -> list[str]:
-        while True:
-            ended = [key for key, (submitted, _) in running.items() if submitted.done()]
-            if ended:
-                return ended
-            time.sleep(POLL)
+    def advise(self, cause: BaseException) -> str:
+        """Name the folder of the logs."""
+        return f"a trial was lost {AGAIN} times, see {self._folder}: {cause}"
 
-    def _result(self, submitted: Any, tried: int) -> dict[str, Any] | None:
-        """The record; None for a job that was lost and is submitted again."""
-        error = submitted.exception()
-        if error is None:
-            record: dict[str, Any] = submitted.result()
-            return record
-        if tried < AGAIN:
-            return None
-        raise UserError(f"a trial was lost {AGAIN} times, see {self.folder}: {str(error).splitlines()[-1][:160]}")
+    def close(self, unfinished: bool) -> None:
+        """Cancel what is running."""
+        if self._over is not None:
+            self._over.set()
+            self._over = None
+        for job in list(self._jobs.values()):
+            job.cancel()
+
+    def _watch(self, over: threading.Event) -> None:
+        while not over.wait(POLL):
+            try:
+                new, self._new = self._new, []
+                if new:
+                    futures, works, arguments = zip(*new, strict=True)
+                    submitted = self._executor.map_array(_call, works, arguments)
+                    self._jobs.update(zip(futures, submitted, strict=True))
+                for future, job in list(self._jobs.items()):
+                    if job.done():
+                        del self._jobs[future]
+                        _settle(future, job)
+            except Exception as cause:  # of sbatch or of the shared folder: whoever waits is told
+                for future in [one for one, *_ in new if one not in self._jobs] + list(self._jobs):
+                    future.set_exception(cause)
+                self._jobs.clear()
+
+
+def _call(work: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    return work(*arguments)
+
+
+def _settle(future: Future[Any], job: Any) -> None:
+    error = job.exception()
+    if error is None:
+        future.set_result(job.result())
+    else:
+        future.set_exception(LostJobError(str(error).splitlines()[-1][:160]))

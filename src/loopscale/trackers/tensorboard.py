@@ -46,7 +46,9 @@ def _wait_for_a_later_second(folder: Path) -> None:
 
     A stamp further ahead is of a clock that was wrong, and is not waited for.
     """
-    stamps = [int(stamp) for file in folder.glob("events.out.tfevents.*") if (stamp := file.name.split(".")[3]).isdecimal()]
+    stamps = [
+        int(stamp) for file in folder.glob("events.out.tfevents.*") if (stamp := file.name.split(".")[3]).isdecimal()
+    ]
     ours = [stamp for stamp in stamps if stamp <= time.time() + 1]
     while ours and max(ours) >= int(time.time()):
         time.sleep(0.05)

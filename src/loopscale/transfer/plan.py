@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from loopscale.errors import UserError
 from loopscale.parameterization import Depth, Width, get_rule, prescription
-from loopscale.study.keys import content_hash
+from loopscale.records import StudyRecord, content_hash
 from loopscale.study.own import Own
 from loopscale.train import TrainConfig
 
@@ -137,28 +136,28 @@ class StudyPlan:
         values = self.config(cell).model_dump(mode="json")
         return values if self.own is None else {**values, "own": self.own.to_json()}
 
-    def to_json(self) -> dict[str, Any]:
-        """What `study.json` holds."""
-        record = {key: value for key, value in asdict(self).items() if key not in ("base", "_canonical", "own")}
-        own = {} if self.own is None else {"own": self.own.to_json()}
-        return {"schema": 1, **json.loads(json.dumps(record)), "base": self.base.model_dump(mode="json"), **own}
+    def meaning(self) -> dict[str, Any]:
+        """Return what decides the result of a cell besides the cell: change it, and all trials are others."""
+        config = self.job_config(Cell(Arm(self.rules[0], 1.0, self.loops[0]), 1.0, 0))
+        of_cell = {"model": ("rule", "strength", "loops"), "optim": ("lr",), "train": ("seed",)}
+        return {
+            section: {name: value for name, value in values.items() if name not in of_cell.get(section, ())}
+            if isinstance(values, dict)
+            else values
+            for section, values in config.items()
+        }
+
+    def to_record(self) -> StudyRecord:
+        """Return what `study.json` holds."""
+        values = {name: getattr(self, name) for name in StudyRecord.model_fields if name not in ("base", "own")}
+        own = None if self.own is None else self.own.to_json()
+        return StudyRecord(base=self.base.model_dump(mode="json"), own=own, **values)
 
     @classmethod
-    def from_json(cls, record: dict[str, Any]) -> StudyPlan:
-        """The reverse of `to_json`."""
-        lrs = None if record["lrs"] is None else tuple(record["lrs"])
-        return cls(
-            base=TrainConfig.model_validate(record["base"]),
-            lrs=lrs,
-            seeds=record["seeds"],
-            cheap_seeds=tuple((loops, seeds) for loops, seeds in record.get("cheap_seeds", ())),
-            center_lr=record["center_lr"],
-            preset=record["preset"],
-            rules=tuple(record["rules"]),
-            loops=tuple(record["loops"]),
-            strengths=tuple(record["strengths"]),
-            own=Own.from_json(record.get("own")),
-        )
+    def from_record(cls, record: StudyRecord) -> StudyPlan:
+        """The reverse of `to_record`."""
+        values = {name: getattr(record, name) for name in StudyRecord.model_fields if name not in ("base", "own")}
+        return cls(base=TrainConfig.model_validate(record.base), own=Own.from_json(record.own), **values)
 
 
 def seeds_by_cost(loops: tuple[int, ...], seeds: int) -> tuple[tuple[int, int], ...]:

@@ -57,7 +57,6 @@ def summarise(study: Study, provenance: dict[str, Any]) -> dict[str, Any]:
         for rule, curves in found.items()
     }
     return {
-        "schema": 1,
         "preset": plan.preset,
         **({} if plan.own is None else {"own": plan.own.place}),
         "sentence": overall(rules),
@@ -69,10 +68,10 @@ def summarise(study: Study, provenance: dict[str, Any]) -> dict[str, Any]:
         "provenance": {
             **provenance,
             "trials": len(study.trials),
-            **({"errors": study.errors()} if study.errors() else {}),
+            **({"errors": study.errors} if study.errors else {}),
             "seeds": list(range(max(map(plan.seeds_at, plan.loops)))),
             "seeds_at": {str(n): plan.seeds_at(n) for n in sorted(plan.loops)},
-            "trial_seconds": round(sum(trial["seconds"] for trial in study.trials.values()), 1),
+            "trial_seconds": round(sum(trial.seconds for trial in study.trials.values()), 1),
         },
     }
 

@@ -3,19 +3,23 @@
 from loopscale.tune.cost import trial_flops
 from loopscale.tune.plan import transfer_plan
 from loopscale.tune.regret import Local, extrapolate, read_local
-from loopscale.tune.run import own_code, tune
+from loopscale.tune.run import own_code, read_plan, tune
+from loopscale.tune.search import Budget
 from loopscale.tune.settings import TUNABLE, Size, TuneSettings
 from loopscale.tune.surface import Vertex, fit_surface
-from loopscale.tune.verify import SHARE, read_plan, share_of, verify
+from loopscale.tune.verify import SHARE, Checks, check_own, share_of, verify
 from loopscale.tune.words import nats, spoken
 
 __all__ = [
     "SHARE",
     "TUNABLE",
+    "Budget",
+    "Checks",
     "Local",
     "Size",
     "TuneSettings",
     "Vertex",
+    "check_own",
     "extrapolate",
     "fit_surface",
     "nats",

@@ -18,7 +18,6 @@ from loopscale.tune.words import spoken
 BATCH = "arXiv:2205.10287"
 HORIZON = "arXiv:2409.19913"
 DECAY = "arXiv:2405.13698"
-SCHEMA = 2
 EDGE = 0.1  # of the range: an optimum nearer than this to its end is a bound
 
 
@@ -152,7 +151,6 @@ def transfer_plan(settings: TuneSettings, records: list[dict[str, Any]]) -> dict
     values, moved = at_target(settings, decision["values"])
     config = settings.config(settings.target, values)
     return {
-        "schema": SCHEMA,
         "settings": settings.to_json(),
         "proxy": {**asdict(settings.proxy), **decision},
         "target": {**asdict(settings.target), "values": values, "config": config.model_dump(mode="json")},

@@ -2,35 +2,44 @@
 
 TUNING/
   tune.json      the settings; the identity of the folder
-  journal.log    the shared storage (unless another was named)
-  trials/        one file per finished trial, for people and pages
+  trials.jsonl   one line per finished trial
   plan.json      the tuned values, every value at the target, intervals, what verification found
   tuned.toml     the target's config, for `loopscale train target.toml --from tuned.toml`
 """
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from loopscale.errors import UserError, require
-from loopscale.files import write_json, write_new_json, write_text
-from loopscale.study import Executor, LocalProcesses, lanes
-from loopscale.study.trial import run_trial
+from loopscale.files import write_text
+from loopscale.records import Journal, Plan, Trial, TuneRecord, read_record, write_record
+from loopscale.study import (
+    Executor,
+    LocalProcesses,
+    Observer,
+    Silent,
+    changes,
+    check_errors,
+    drive,
+    driven,
+    refuse,
+    run_trial,
+)
 from loopscale.train import TrainConfig, provenance
 from loopscale.tune.cost import trial_flops
-from loopscale.tune.ledger import Ledger
+from loopscale.tune.explore import Search
+from loopscale.tune.mirror import Mirror
 from loopscale.tune.plan import transfer_plan
-from loopscale.tune.search import Budget, Search
+from loopscale.tune.search import Budget
 from loopscale.tune.settings import TuneSettings, start
-from loopscale.tune.storage import kept, open_storage
 
-OnRecord = Callable[[dict[str, Any], int], None]
-OnChecked = Callable[[dict[str, Any]], None]
+Records = dict[str, dict[str, Any]]
+NAME = "tune.json"
 
 
 def tune(
@@ -38,78 +47,77 @@ def tune(
     folder: Path,
     *,
     executor: Executor | None = None,
-    budget_seconds: float | None = None,
+    budget: Budget | None = None,
     storage: str | None = None,
-    on_record: OnRecord = lambda record, count: None,
-    on_checked: OnChecked = lambda description: None,
-    started: float | None = None,
+    observer: Observer | None = None,
 ) -> dict[str, Any]:
     """Tune on the proxy and write the plan for the target; returns what `plan.json` holds.
 
-    Stop it anywhere and call it again, here or on another machine that reaches the storage: finished trials are kept.
-    `on_record(record, finished)` is called after each trial, `on_checked(description)` before the first, with what
-    provenance says of the data, or of a model of the user's own (its `warnings` too).
+    Stop it anywhere and call it again, with more trials, seeds or a larger target if you like: finished trials are kept.
 
-    The budget counts from `started` (of `time.monotonic`; default: now), so looking at the model and starting processes are
-    in it; trials that have begun are finished.
+    The budget counts from its `started` (of `time.monotonic`; default: now), so looking at the model and starting processes
+    are in it; trials that have begun are finished. storage: a database in which optuna-dashboard sees the trials too.
 
-    Raises `UserError`: a folder of another study, a budget too small for one trial (says its cost), data or a model that
-    cannot be used, a storage that cannot be reached, or no trial that finishes.
+    Raises `UserError`: a folder of another tuning or one that another process drives, a budget too small for one trial
+    (says its cost), data or a model that cannot be used, a storage that cannot be reached, or no trial that finishes.
     """
-    started = time.monotonic() if started is None else started
-    runner = executor or LocalProcesses()
+    budget = budget or Budget()
+    budget = budget if budget.started is not None else replace(budget, started=time.monotonic())
+    runner, observer = executor or LocalProcesses(), observer or Silent()
     require("optuna", "sweep")
-    check_folder(folder, settings)
-    vocab_size, description = probe(settings)
-    on_checked(description)
-    earlier = sum(record["seconds"] for record in known_trials(folder, "trials").values())
-    one = first_estimate(settings, folder, budget_seconds, lanes(runner))
-    budget = Budget(budget_seconds, one, started, earlier)
-    with kept(storage, folder):
-        records = _search(settings, folder, runner, budget, storage, on_record)
-    for record in records.values():
-        write_trial(folder, record)
-    plan = transfer_plan(settings, list(records.values()))
-    plan["cost"] = costs(settings, list(records.values()), vocab_size)
-    plan["provenance"] = {**provenance(), "data": description, "trials": len(records), **_errors(records)}
-    _keep_verification(folder, plan)
-    write_json(folder / "plan.json", plan)
-    config = TrainConfig.model_validate(plan["target"]["config"])
-    text = config.to_toml() if settings.own is None else config.to_own_toml()
-    write_text(folder / "tuned.toml", _heading(settings, folder, plan) + text)
+    with driven(folder, NAME, "tuning"):
+        check_folder(folder, settings)
+        vocab_size, description = probe(settings)
+        observer.checked(description)
+        journal = Journal(folder)
+        records = plain(journal)
+        earlier = sum(record["seconds"] for record in records.values())
+        one = first_estimate(settings, records, budget.seconds, runner.slots)
+        mirror = None if storage is None else Mirror(storage, settings)
+        write_record(folder / NAME, settings.to_record())
+        search = Search(settings, records, replace(budget, trial_seconds=one, earlier=earlier), runner)
+
+        def keep(record: dict[str, Any]) -> None:
+            journal.append(Trial.model_validate(record))  # the file comes first: nothing is lost with the storage
+            search.ended(record)
+            check_errors([each["error"] for each in records.values() if "error" in each], len(records))
+            if mirror is not None:
+                mirror.add(record)
+            observer.ended(record, len(records), None)
+
+        drive(runner, search.next_job, keep)
+        if mirror is not None:
+            for record in records.values():
+                mirror.add(record)
+        plan = transfer_plan(settings, list(records.values()))
+        plan["cost"] = costs(settings, list(records.values()), vocab_size)
+        plan["provenance"] = {**provenance(), "data": description, "trials": len(records), **_errors(records)}
+        _keep_verification(folder, plan)
+        write_record(folder / "plan.json", Plan.model_validate(plan))
+        config = TrainConfig.model_validate(plan["target"]["config"])
+        text = config.to_toml() if settings.own is None else config.to_own_toml()
+        write_text(folder / "tuned.toml", _heading(settings, folder, plan) + text)
     return plan
 
 
-def _search(
-    settings: TuneSettings, folder: Path, runner: Executor, budget: Budget, storage: str | None, on_record: OnRecord
-) -> dict[str, dict[str, Any]]:
-    reached = open_storage(storage, folder)
-    if not write_new_json(folder / "tune.json", settings.to_json()):
-        check_folder(folder, settings)  # somebody was faster: the same tuning, or another
-    ledger = Ledger(reached, settings)
-    known = known_trials(folder, "trials")
-    for record in ledger.records().values():
-        write_trial(folder, record)
-    # The file comes first: a trial is not lost when the storage is away just then.
-    Search(settings, ledger, budget, known, lambda record: write_trial(folder, record), on_record).run(runner)
-    return ledger.records()
+def plain(*journals: Journal) -> Records:
+    """Return the finished trials of journals as plain values, by key."""
+    return {
+        key: trial.model_dump(mode="json", exclude_unset=True)
+        for journal in journals
+        for key, trial in journal.trials.items()
+    }
 
 
-def known_trials(folder: Path, kind: str) -> dict[str, dict[str, Any]]:
-    """The finished trials in a folder, by key; raises `UserError` for a damaged one."""
-    return {path.stem: read_json(path) for path in sorted((folder / kind).glob("*.json"))}
-
-
-def first_estimate(settings: TuneSettings, folder: Path, budget_seconds: float | None, slots: int) -> float:
-    """Seconds of one trial: of those in the folder, else measured; 0 without a budget, which then costs nothing.
+def first_estimate(settings: TuneSettings, records: Records, budget_seconds: float | None, slots: int) -> float:
+    """Estimate the seconds of one trial: of those that ran, else measured; 0 without a budget, which then costs nothing.
 
     Raises `UserError` when the budget holds not even one trial.
     """
     if budget_seconds is None:
         return 0.0
-    known = [record["seconds"] for record in known_trials(folder, "trials").values()]
-    if known:
-        return float(fmean(known))
+    if records:
+        return float(fmean(record["seconds"] for record in records.values()))
     one = trial_seconds(settings)
     check_budget(budget_seconds, one, slots)
     return one
@@ -131,7 +139,7 @@ def _heading(settings: TuneSettings, folder: Path, plan: dict[str, Any]) -> str:
 
 
 def own_code(place: str, tuned: Path) -> str:
-    """Python, one line, that trains a model of the user's own at the target and prints its validation loss.
+    """Write one line of Python that trains a model of the user's own at the target and prints its validation loss.
 
     >>> own_code("mine.py:make_model", Path("tuned.toml")).partition("; ")[2]
     "print(fit_own('mine.py:make_model', load_values('tuned.toml')).val_loss)"
@@ -141,24 +149,25 @@ def own_code(place: str, tuned: Path) -> str:
 
 
 def _keep_verification(folder: Path, plan: dict[str, Any]) -> None:
-    """A plan that did not change keeps what verification found."""
+    """Keep what verification found of a plan that did not change."""
     try:
-        old = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        old = read_plan(folder)
+    except UserError:  # there is none, or it is damaged: it is written anew, and verification runs no trial twice
         return
     if old.get("verification") and old["target"] == plan["target"]:
         plan["verification"] = old["verification"]
 
 
-def write_trial(folder: Path, record: dict[str, Any], kind: str = "trials") -> None:
-    """Keep a record as a file, once."""
-    path = folder / kind / f"{record['key']}.json"
-    if not path.exists():
-        write_json(path, record)
+def read_plan(folder: Path) -> dict[str, Any]:
+    """Read the plan that a tuning wrote; raises `UserError` for none, a damaged one and one of another version."""
+    if not (folder / "plan.json").exists():
+        raise UserError(f"{folder} holds no plan.json: name the folder that loopscale tune wrote, and finished")
+    plan: dict[str, Any] = read_record(folder / "plan.json", Plan).model_dump(mode="json", exclude_unset=True)
+    return plan
 
 
 def probe(settings: TuneSettings) -> tuple[int, dict[str, Any]]:
-    """Vocabulary and the data's description; nothing is written but the token cache.
+    """Return the vocabulary and the data's description; nothing is written but the token cache.
 
     Raises `UserError` when the data, or the user's own model, cannot be used.
     """
@@ -173,7 +182,7 @@ def probe(settings: TuneSettings) -> tuple[int, dict[str, Any]]:
 
 
 def trial_seconds(settings: TuneSettings) -> float:
-    """Seconds of one trial here: a few steps in this process, one thread, counted up; an objective is called once."""
+    """Measure the seconds of one trial: a few steps here, one thread, counted up; an objective is called once."""
     import torch
 
     config = settings.config(settings.proxy, start(settings))
@@ -212,32 +221,18 @@ def check_budget(seconds: float | None, one: float, slots: int) -> None:
 
 
 def check_folder(folder: Path, settings: TuneSettings) -> None:
-    """Raise `UserError` when the folder holds something else."""
-    path = folder / "tune.json"
-    if path.exists():
-        if read_json(path) != json.loads(json.dumps(settings.to_json())):
-            raise UserError(f"{folder} holds another tuning: give this one its own --out, or delete that folder")
-    elif folder.exists() and (not folder.is_dir() or any(not _begun(inside) for inside in folder.iterdir())):
-        raise UserError(f"{folder} exists and is not a tuning: name an empty or new folder with --out")
-
-
-def _begun(path: Path) -> bool:
-    """Whether this is what another process of a tuning makes first."""
-    return path.name.startswith(("journal.log", ".tune.json.", "tune.json"))
-
-
-def read_json(path: Path) -> Any:
-    """Read JSON; raises `UserError` when it is absent or damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as cause:
-        raise UserError(f"cannot read {path} ({cause.strerror}): name the folder that loopscale tune wrote") from None
-    except ValueError:
-        raise UserError(f"{path} is damaged (not valid JSON): tune again, finished trials are kept") from None
+    """Raise `UserError` when the folder's trials are those of another tuning: more trials, seeds and targets are none."""
+    if (folder / NAME).exists():
+        free = {"trials", "seeds", "target"}
+        old, new = (
+            {name: value for name, value in record.model_dump(mode="json").items() if name not in free}
+            for record in (read_record(folder / NAME, TuneRecord), settings.to_record())
+        )
+        refuse(folder, "tuning", changes({**old.pop("base"), **old}, {**new.pop("base"), **new}))
 
 
 def costs(settings: TuneSettings, records: list[dict[str, Any]], vocab_size: int) -> dict[str, Any]:
-    """FLOPs spent, and those of a sweep of as many trials at the target."""
+    """Count the FLOPs spent, and those of a sweep of as many trials at the target."""
     seconds = sum(record["seconds"] for record in records)
     own = settings.own is not None
     spent = sum(_flops_of(record, vocab_size, own) for record in records)

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from loopscale.study import Executor, content_hash, lanes, thresholds
-from loopscale.study.executor import Job
-from loopscale.tune.ledger import Ledger
 from loopscale.tune.race import Table, beaten, leader, paired_noise
-from loopscale.tune.settings import TuneSettings, bounds, start, to_point, to_values
+from loopscale.tune.settings import TuneSettings, bounds, to_point, to_values
 from loopscale.tune.surface import Vertex, fit_surface
 
 CANDIDATES = 3
 LEAST = 3
-AHEAD = 4  # stacks have many slots: at most a quarter of the points is asked for before any of them is known
 Values = dict[str, float]
-OnRecord = Callable[[dict[str, Any], int], None]
 
 
 @dataclass(frozen=True)
@@ -31,8 +25,8 @@ class Budget:
     `earlier` seconds that trials took before it. Three trials always begin: fewer make no plan.
     """
 
-    seconds: float | None
-    trial_seconds: float
+    seconds: float | None = None
+    trial_seconds: float = 0.0
     started: float | None = None
     earlier: float = 0.0
 
@@ -62,108 +56,6 @@ class Budget:
 
 def _seconds(records: list[dict[str, Any]]) -> float:
     return float(sum(record["seconds"] for record in records))
-
-
-class Search:
-    """Drives an executor through both phases; several processes may search the same ledger.
-
-    `kept`: records by key that this folder holds, though the ledger may not: they are told, and not run again.
-    `keep(record)` comes before the ledger is told, `on_record(record, finished)` after.
-    """
-
-    def __init__(
-        self,
-        settings: TuneSettings,
-        ledger: Ledger,
-        budget: Budget,
-        kept: dict[str, dict[str, Any]],
-        keep: Callable[[dict[str, Any]], None],
-        on_record: OnRecord,
-    ) -> None:
-        self.settings, self.ledger, self.budget, self.kept = settings, ledger, budget, kept
-        self.keep, self.on_record = keep, on_record
-        self._mine: dict[str, tuple[Any, Job]] = {}
-
-    def run(self, executor: Executor) -> None:
-        """Until every trial that fits the budget is finished, by this process or another."""
-        self._slots, self._lanes, ledger = executor.slots, lanes(executor), self.ledger
-        ledger.recover()
-        if not ledger.explored.get_trials(deepcopy=False):
-            ledger.enqueue(to_point(start(self.settings)))
-        with ledger.alive():
-            while True:
-                for record in executor.run(self._next_jobs):
-                    self._ended(record)
-                if not ledger.running(ledger.explored, ledger.repeats):
-                    return
-                time.sleep(0.5)  # another process is at the last ones
-                ledger.recover()
-
-    def _ended(self, record: dict[str, Any]) -> None:
-        trial, _ = self._mine.pop(record["key"])
-        self.keep(record)
-        self.ledger.tell(trial, record)
-        self.on_record(record, len(self.ledger.records()))
-
-    def _next_jobs(self) -> list[Job]:
-        while len(self._mine) < self._slots and self._fits():
-            job = self._explore() or self._repeat()
-            if job is None:
-                break
-        return [job for _, job in self._mine.values()]
-
-    def _fits(self) -> bool:
-        return self.budget.allows(list(self.ledger.records().values()), len(self._mine), self._lanes)
-
-    def _explore(self) -> Job | None:
-        most = max(self._lanes, self.settings.trials // AHEAD)
-        while True:
-            records, running = self.ledger.explored_records(), self.ledger.running(self.ledger.explored)
-            wanted = self.budget.explores(records, self._lanes, self.settings.trials)
-            if len(self._mine) >= most or len(records) + running >= wanted:
-                return None
-            trial, point = self.ledger.ask()
-            values = to_values(point)
-            known = self._known(self._key(values, 0))
-            if known is None:
-                return self._claim(trial, values, 0, thresholds(records, self._steps(values)), True)
-            self.ledger.tell(trial, known)  # it counts as explored, and is not run again
-
-    def _repeat(self) -> Job | None:
-        if self.ledger.running(self.ledger.explored):
-            return None  # the candidates are known only when every point is explored
-        records = list(self.ledger.records().values())
-        for values, seed in wanted_repeats(self.settings, self.ledger.explored_records(), records):
-            key = self._key(values, seed)
-            trial = self.ledger.claim(self.ledger.repeats, key, values=values, seed=seed)
-            if trial is not None and key in self.kept:
-                self.ledger.tell(trial, self.kept[key])
-                return self._repeat()
-            if trial is not None:
-                return self._claim(trial, values, seed, [], False)
-        return None
-
-    def _known(self, key: str) -> dict[str, Any] | None:
-        return self.ledger.records().get(key) or self.kept.get(key)
-
-    def _steps(self, values: Values) -> int:
-        return self.settings.config(self.settings.proxy, values).train.steps
-
-    def _key(self, values: Values, seed: int) -> str:
-        config = self.settings.config(self.settings.proxy, values, seed)
-        return content_hash(self.settings.job_config(config))
-
-    def _claim(self, trial: Any, values: Values, seed: int, stop: list[list[float]], explored: bool) -> Job:
-        config = self.settings.config(self.settings.proxy, values, seed)
-        record = self.settings.job_config(config)
-        key, size = content_hash(record), config.model
-        cell = {"rule": size.rule, "loops": size.loops, "seed": seed, "values": values, "explored": explored}
-        cell.update(lr=config.optim.lr, strength=size.strength)
-        if key in self._mine:  # the sampler asked for the same point twice at once
-            key = f"{key}-{trial.number}"
-        job = (key, cell, {**record, "stop": stop})
-        self._mine[key] = (trial, job)
-        return job
 
 
 def losses_of(records: list[dict[str, Any]]) -> dict[tuple[tuple[str, float], ...], Table]:

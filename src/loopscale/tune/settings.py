@@ -8,6 +8,7 @@ from typing import Any
 
 from loopscale.errors import UserError, nearest
 from loopscale.parameterization import Depth, Width, get_rule
+from loopscale.records import TuneRecord, checked
 from loopscale.study import Own, content_hash
 from loopscale.train import TrainConfig
 
@@ -124,38 +125,46 @@ class TuneSettings:
         size = self.proxy.replace(loops=max(loops, self.proxy.loops))
         return self.job_config(self.config(size, start(self)))
 
+    def to_record(self) -> TuneRecord:
+        """Return what `tune.json` holds."""
+        return TuneRecord(
+            base=self.base.model_dump(mode="json"),
+            proxy=asdict(self.proxy),
+            target=asdict(self.target),
+            tuned=self.tuned,
+            trials=self.trials,
+            seeds=self.seeds,
+            own=None if self.own is None else self.own.to_json(),
+        )
+
     def to_json(self) -> dict[str, Any]:
-        """What `tune.json` holds."""
-        return {
-            "schema": 1,
-            "base": self.base.model_dump(mode="json"),
-            "proxy": asdict(self.proxy),
-            "target": asdict(self.target),
-            "tuned": list(self.tuned),
-            "trials": self.trials,
-            "seeds": self.seeds,
-            "own": None if self.own is None else self.own.to_json(),
-        }
+        """Return the same as plain values."""
+        values: dict[str, Any] = self.to_record().model_dump(mode="json")
+        return values
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> TuneSettings:
-        """The reverse of `to_json`; raises `UserError` for a record of another version."""
+        """Return the settings that `to_json` gave; raises `UserError` for those of another version."""
+        return cls.from_record(checked(TuneRecord, record, "the record of the settings"))
+
+    @classmethod
+    def from_record(cls, record: TuneRecord) -> TuneSettings:
+        """Return the settings that `to_record` gave; raises `UserError` for those of another version."""
         try:
             return cls(
-                base=TrainConfig.model_validate(record["base"]),
-                proxy=Size(**record["proxy"]),
-                target=Size(**record["target"]),
-                tuned=tuple(record["tuned"]),
-                trials=record["trials"],
-                seeds=record["seeds"],
-                own=Own.from_json(record["own"]),
+                base=TrainConfig.model_validate(record.base),
+                proxy=Size(**record.proxy),
+                target=Size(**record.target),
+                tuned=record.tuned,
+                trials=record.trials,
+                seeds=record.seeds,
+                own=Own.from_json(record.own),
             )
         except (KeyError, TypeError, ValueError) as cause:
             if isinstance(cause, UserError):
                 raise
-            raise UserError(
-                f"this is no tuning of this version ({type(cause).__name__}: {cause}): tune again"
-            ) from None
+            why = f"{type(cause).__name__}: {str(cause).splitlines()[0][:160]}"
+            raise UserError(f"this is no tuning of this version ({why}): tune again") from None
 
     @property
     def name(self) -> str:

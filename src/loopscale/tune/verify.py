@@ -3,75 +3,106 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from loopscale.errors import UserError
-from loopscale.files import write_json
-from loopscale.study import Executor, LocalProcesses, lanes
-from loopscale.study.executor import Job
+from loopscale.records import Journal, Plan, Trial, write_record
+from loopscale.study import Executor, Job, LocalProcesses, Observer, Own, Silent, check_errors, drive, driven
 from loopscale.tune.findings import findings
-from loopscale.tune.ledger import Ledger
-from loopscale.tune.plan import SCHEMA
 from loopscale.tune.probes import Probe, flops_of, jobs_of, probes
-from loopscale.tune.run import known_trials, read_json, write_trial
+from loopscale.tune.run import NAME, plain, read_plan
 from loopscale.tune.settings import TuneSettings
-from loopscale.tune.storage import kept, open_storage
 
-OnRecord = Callable[[dict[str, Any], int], None]
 SHARE = 0.1  # of the FLOPs of a direct sweep, tuning included
+
+
+@dataclass(frozen=True)
+class Checks:
+    """What to verify: sizes between proxy and target, with how many seeds, and for how much.
+
+    budget_seconds: time to spend; by default tuning and verifying together take at most `share` of a sweep at the target.
+    """
+
+    loops: Sequence[int] = ()
+    layers: Sequence[int] = ()
+    widths: Sequence[int] = ()
+    joint: bool = False
+    seeds: int = 1
+    budget_seconds: float | None = None
+    share: float = SHARE
+
+    def sizes(self) -> dict[str, Any]:
+        """Return the sizes as the report keeps them."""
+        return {
+            "loops": list(self.loops),
+            "layers": list(self.layers),
+            "widths": list(self.widths),
+            "joint": self.joint,
+        }
 
 
 def verify(
     folder: Path,
+    checks: Checks,
     *,
-    loops: Sequence[int] = (),
-    layers: Sequence[int] = (),
-    widths: Sequence[int] = (),
-    joint: bool = False,
-    seeds: int = 1,
-    budget_seconds: float | None = None,
-    share: float = SHARE,
+    own: Own | None = None,
     executor: Executor | None = None,
-    storage: str | None = None,
-    on_record: OnRecord = lambda record, count: None,
+    observer: Observer | None = None,
 ) -> dict[str, Any]:
     """Verify the plan in `folder`; returns, and adds to `plan.json`, what was found.
 
     At each size the plan is trained beside rates (then strengths) an octave below and above; the regret is read off the
     parabola, paired over seeds, and its trend over the axis is carried to the target. The checks that do not fit the budget
-    (seconds, or by default: tuning and verifying together a tenth of a sweep at the target) are listed, not skipped.
-    Stop it anywhere and call it again, here or on another machine that reaches the storage.
+    are listed, not skipped. Stop it anywhere and call it again.
 
-    Raises `UserError`: no plan in the folder, a size outside proxy..target, a budget that holds no check (says its cost), a
-    storage that cannot be reached.
+    own: the user's model or objective that was tuned. A folder may come from anywhere, so code that it names runs only when
+    the caller names it too.
+
+    Raises `UserError`: no plan in the folder, code that is not named or changed since, a size outside proxy..target, a
+    budget that holds no check (says its cost).
     """
     plan = read_plan(folder)
     settings, runner = TuneSettings.from_json(plan["settings"]), executor or LocalProcesses()
-    asked = Asked(settings, dict(plan["proxy"]["values"]), seeds, plan["cost"])
-    wished = probes(settings, loops, layers, widths, joint)
-    allowance = asked.allowance(budget_seconds, share, lanes(runner))
-    taken, left, spent = asked.affordable(wished, allowance, lanes(runner))
-    with kept(storage, folder):
-        records = _run(folder, settings, asked.jobs(taken), runner, storage, on_record)
-    report = {
-        "sizes": {"loops": list(loops), "layers": list(layers), "widths": list(widths), "joint": joint},
-        "seeds": seeds,
-        "flops": spent,
-        "allowed_flops": allowance,
-        "share_of_direct": (spent + plan["cost"]["tune_flops"]) / plan["cost"]["direct_flops"],
-    }
-    report |= findings(plan, settings, taken, left, seeds, records, report["share_of_direct"])
-    plan["verification"] = report
-    write_json(folder / "plan.json", plan)
+    check_own(folder, settings.own, own)
+    asked = Asked(settings, dict(plan["proxy"]["values"]), checks.seeds, plan["cost"])
+    wished = probes(settings, checks.loops, checks.layers, checks.widths, checks.joint)
+    allowance = asked.allowance(checks, runner.slots)
+    taken, left, spent = asked.affordable(wished, allowance, runner.slots)
+    with driven(folder, NAME, "tuning"):
+        records = _run(folder, asked.jobs(taken), runner, observer or Silent())
+        report = {
+            "sizes": checks.sizes(),
+            "seeds": checks.seeds,
+            "flops": spent,
+            "allowed_flops": allowance,
+            "share_of_direct": (spent + plan["cost"]["tune_flops"]) / plan["cost"]["direct_flops"],
+        }
+        report |= findings(plan, settings, taken, left, checks.seeds, records, report["share_of_direct"])
+        plan["verification"] = report
+        write_record(folder / "plan.json", Plan.model_validate(plan))
     return report
 
 
+def check_own(folder: Path, tuned: Own | None, named: Own | None) -> None:
+    """Raise `UserError` unless the code that the plan was tuned with is the code that the caller names."""
+    if tuned == named:
+        return
+    if named is None and tuned is not None:
+        raise UserError(
+            f"the plan in {folder} was tuned with the {tuned.kind} {tuned.place}, and code of a folder runs only when you "
+            f"name it: add --{tuned.kind} {tuned.place}"
+        )
+    if tuned is None or named is None or (tuned.kind, tuned.place) != (named.kind, named.place):
+        said = "the house model" if tuned is None else f"the {tuned.kind} {tuned.place}"
+        raise UserError(f"the plan in {folder} was tuned with {said}: name that, or tune again with yours")
+    raise UserError(f"{tuned.place.rpartition(':')[0]} changed since it was tuned in {folder}: tune again with --out")
+
+
 def share_of(plan: dict[str, Any], loops: Sequence[int], layers: Sequence[int], widths: Sequence[int]) -> float:
-    """The least share of a direct sweep, in hundredths rounded up, in which `verify` runs all these checks with one seed.
+    """Return the least share of a direct sweep, in hundredths, in which `verify` runs all these checks with one seed.
 
     Raises `UserError` as `verify` does for a size outside proxy..target.
     """
@@ -81,33 +112,25 @@ def share_of(plan: dict[str, Any], loops: Sequence[int], layers: Sequence[int], 
     return math.ceil(100 * spent / float(cost["direct_flops"]) + 1e-9) / 100
 
 
-def read_plan(folder: Path) -> dict[str, Any]:
-    """The plan that a tuning wrote; raises `UserError` for none, a damaged one and one of another version."""
-    plan = read_json(folder / "plan.json")
-    if not isinstance(plan, dict) or plan.get("schema") != SCHEMA:
-        raise UserError(f"{folder / 'plan.json'} is of another version: run loopscale tune again, its trials are kept")
-    return plan
-
-
 @dataclass(frozen=True)
 class Asked:
-    """What checks cost: the settings, the plan's values, the seeds of each point, and what tuning cost."""
+    """Price checks: the settings, the plan's values, the seeds of each point, and what tuning cost."""
 
     settings: TuneSettings
     center: dict[str, float]
     seeds: int
     cost: dict[str, Any]
 
-    def allowance(self, budget_seconds: float | None, share: float, slots: int) -> float:
-        """FLOPs that may be spent: by time, or by the share of a direct sweep that tuning left."""
-        if budget_seconds is None:
-            return float(share * self.cost["direct_flops"] - self.cost["tune_flops"])
-        return float(budget_seconds * slots * self.cost["tune_flops"] / max(self.cost["seconds"], 1e-9))
+    def allowance(self, checks: Checks, slots: int) -> float:
+        """Return the FLOPs that may be spent: by time, or by the share of a direct sweep that tuning left."""
+        if checks.budget_seconds is None:
+            return float(checks.share * self.cost["direct_flops"] - self.cost["tune_flops"])
+        return float(checks.budget_seconds * slots * self.cost["tune_flops"] / max(self.cost["seconds"], 1e-9))
 
     def affordable(
         self, wished: list[Probe], allowance: float, slots: int
     ) -> tuple[list[Probe], list[tuple[Probe, float]], float]:
-        """The probes that fit, in order; those that do not, with their FLOPs; what is spent.
+        """Return the probes that fit, in order; those that do not, with their FLOPs; what is spent.
 
         Raises `UserError` when none fits but those at the proxy itself.
         """
@@ -128,7 +151,7 @@ class Asked:
         return taken, left, spent
 
     def whole(self, wished: list[Probe]) -> float:
-        """FLOPs of all these probes."""
+        """Count the FLOPs of all these probes."""
         return self.affordable(wished, float("inf"), 1)[2]
 
     def _none(self, left: list[tuple[Probe, float]], before: float, slots: int) -> UserError:
@@ -142,7 +165,7 @@ class Asked:
         )
 
     def jobs(self, taken: list[Probe]) -> dict[str, tuple[Any, Any]]:
-        """key -> (cell, config) of every trial of these probes."""
+        """Map key to (cell, config) for every trial of these probes."""
         wanted: dict[str, tuple[Any, Any]] = {}
         for probe in taken:
             wanted.update(jobs_of(self.settings, probe, self.center, self.seeds))
@@ -150,43 +173,27 @@ class Asked:
 
 
 def _run(
-    folder: Path,
-    settings: TuneSettings,
-    wanted: dict[str, tuple[Any, Any]],
-    executor: Executor,
-    storage: str | None,
-    on_record: OnRecord,
+    folder: Path, wanted: dict[str, tuple[Any, Any]], executor: Executor, observer: Observer
 ) -> dict[str, dict[str, Any]]:
-    """Run what is missing, together with whoever else verifies this plan; returns the records of all."""
-    ledger = Ledger(open_storage(storage, folder), settings)
-    records = known_trials(folder, "trials") | known_trials(folder, "verify")
+    """Run what is missing; returns the records of all trials."""
+    journal = Journal(folder, "verify")
+    records = plain(Journal(folder), journal)
     records = {key: record for key, record in records.items() if not record.get("stopped")}
-    mine: dict[str, Any] = {}
+    missing = [key for key in wanted if key not in records]
+    jobs, errors, finished = iter(missing), list[str](), len(wanted) - len(missing)
 
-    def missing() -> list[str]:
-        for key, record in ledger.check_records().items():
-            if key in wanted and key not in records:  # another process ran it
-                write_trial(folder, record, "verify")
-                records[key] = record
-        return [key for key in wanted if key not in records]
+    def next_job() -> Job | None:
+        key = next(jobs, None)
+        return None if key is None else (key, *wanted[key])
 
-    def next_jobs() -> list[Job]:
-        for key in missing():
-            if len(mine) == executor.slots:
-                break
-            if key not in mine and (trial := ledger.claim(ledger.checks, key)) is not None:
-                mine[key] = trial
-        return [(key, *wanted[key]) for key in mine]
+    def keep(record: dict[str, Any]) -> None:
+        nonlocal finished
+        journal.append(Trial.model_validate(record))
+        records[record["key"]] = record
+        finished += 1
+        errors.extend([record["error"]] if "error" in record else [])
+        check_errors(errors, finished)
+        observer.ended(record, finished, len(wanted) - finished)
 
-    ledger.recover()
-    with ledger.alive():
-        while True:
-            for record in executor.run(next_jobs):
-                write_trial(folder, record, "verify")
-                ledger.tell(mine.pop(record["key"]), record)
-                records[record["key"]] = record
-                on_record(record, sum(key in records for key in wanted))
-            if not missing():
-                return records
-            time.sleep(0.5)  # another process is at the last ones
-            ledger.recover()
+    drive(executor, next_job, keep)
+    return records

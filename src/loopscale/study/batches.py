@@ -1,6 +1,6 @@
-"""Trials that share a graph trained at once, as stacks of weights: on one device, or a stack in each local process.
+"""Train trials that share a graph at once, as batched weights: on one device, or in each local process.
 
-A stack pays where a single trial leaves the device idle: small models on a GPU, and models so small that a CPU spends its
+It pays where a single trial leaves the device idle: small models on a GPU, and models so small that a CPU spends its
 time between operations. On a CPU losses are bitwise those of each trial alone.
 """
 
@@ -9,15 +9,16 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from loopscale.errors import UserError
-from loopscale.study.executor import checked
-from loopscale.study.keys import content_hash
+from loopscale.records import content_hash
+from loopscale.study.executor import Job
+from loopscale.study.local import LocalProcesses
 from loopscale.study.own import Own
-from loopscale.study.pool import Job, cores, in_processes
 from loopscale.study.stopping import stops
 from loopscale.study.trial import record_of, run_trial, sections
 
@@ -25,64 +26,54 @@ if TYPE_CHECKING:
     from loopscale.batched import Stack
     from loopscale.train import TrainConfig
 
-SIZE = 16  # trials in a stack: on a CPU the throughput hardly grows beyond (records/stacks.json)
+SIZE = 16  # trials at once: on a CPU the throughput hardly grows beyond (records/stacks.json)
 
 
-class Stacks:
-    """`workers` processes that each train up to `size` trials of one graph at once; the others run alone.
+class Batched(LocalProcesses):
+    """Local processes that each train up to `size` trials of one graph at once; trials without company run alone.
 
-    workers: by default one per core, or one on a GPU. size: a stack that does not fit the memory is tried with half as
-    many. device: what the configs will say ("auto", "cpu" or "cuda").
-    say: told, once each, why trials run alone.
+    size: what does not fit the memory is tried with half as many. workers and gpus: as in `LocalProcesses`.
+    say: called with a sentence, once each, when trials run alone.
 
-    Raises `UserError` for fewer than one worker or two trials in a stack, and when workers die again and again.
+    Raises `UserError` for fewer than one worker or two trials at once, and when workers die again and again.
 
-    >>> stacks = Stacks(workers=2, size=8)
-    >>> stacks.slots, stacks.lanes
-    (16, 2)
+    >>> batched = Batched(workers=2, size=8)
+    >>> batched.slots, batched.batch
+    (2, 8)
     """
 
     def __init__(
         self,
         workers: int | None = None,
         size: int | None = None,
-        device: str = "cpu",
         say: Callable[[str], object] = lambda sentence: None,
+        gpus: float = 0.0,
     ) -> None:
-        self.workers = checked(workers, 1 if on_gpu(device) else cores())
-        self.size = size or SIZE
+        super().__init__(workers, gpus)
+        self.batch = size or SIZE
         if size is not None and size < 2:
-            raise UserError(f"a stack holds at least 2 trials, got {size}: use --executor local")
+            raise UserError(f"batched trains at least 2 trials at once, got {size}: use --executor local")
         self._say, self._said = say, set[str]()
         self._graphs: dict[str, str] = {}  # of a job's key
-        self._limits: dict[str, int] = {}  # of a graph, once a stack of it was refused
+        self._limits: dict[str, int] = {}  # of a graph, once a batch of it was refused
 
-    @property
-    def slots(self) -> int:
-        """A whole stack in each worker."""
-        return self.workers * self.size
-
-    @property
-    def lanes(self) -> int:
-        """The workers: the seconds of a trial are its share of its stack's."""
-        return self.workers
-
-    def run(self, next_jobs: Callable[[], list[Job]]) -> Iterator[dict[str, Any]]:
-        """Yield records as stacks end; ask `next_jobs` again after each."""
-        for group, (records, refusal) in in_processes(self.workers, next_jobs, self._take, train_together):
-            if refusal is not None:
-                self._limit(self._graph(group[0]), refusal.limit, refusal.why)
-            yield from records
-
-    def _take(self, jobs: list[Job], running: set[str]) -> list[Job]:
-        """The first job that waits and others of its graph, so many that all workers get as many of them."""
-        waiting = [job for job in jobs if job[0] not in running]
-        if not waiting:
-            return []
+    def pack(self, waiting: list[Job], running: list[Job]) -> list[Job]:
+        """Take the first job and others of its graph, so many that all workers get as many of them."""
         graph = self._graph(waiting[0])
-        share = ceil(sum(self._graph(job) == graph for job in jobs) / self.workers)
         same = [job for job in waiting if self._graph(job) == graph]
-        return same[: min(share, self._limits.get(graph, self.size))]
+        share = ceil((len(same) + sum(self._graph(job) == graph for job in running)) / self.slots)
+        return same[: min(share, self._limits.get(graph, self.batch))]
+
+    def start(self, jobs: list[Job]) -> Future[Any]:
+        """Train them at once."""
+        return self.submit(train_together, jobs)
+
+    def records(self, jobs: list[Job], found: Any) -> list[dict[str, Any]]:
+        """Note a refusal, so that the jobs without a record run again in fewer or alone."""
+        records, refusal = found
+        if refusal is not None:
+            self._limit(self._graph(jobs[0]), refusal.limit, refusal.why)
+        return list(records)
 
     def _graph(self, job: Job) -> str:
         key, _, config = job
@@ -103,21 +94,21 @@ class Stacks:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a stack was not trained to its end, and how many trials of its graph may be tried at once from now on."""
+    """Say why a batch was not trained to its end, and how many trials of its graph may be tried at once from now on."""
 
     limit: int
     why: str
 
 
 def on_gpu(device: str) -> bool:
-    """Whether a config's device is a GPU here."""
+    """Tell whether a config's device is a GPU here."""
     import torch
 
     return device == "cuda" or (device == "auto" and torch.cuda.is_available())
 
 
 def graph_of(config: dict[str, Any]) -> tuple[str, str | None]:
-    """What the configs of a stack have in common, hashed; and, where it cannot be stacked, the reason as a clause."""
+    """Hash what the configs of a batch have in common; where it cannot be batched, also give the reason as a clause."""
     from loopscale.batched import same_graph, why_not
     from loopscale.train import TrainConfig
 
@@ -128,14 +119,14 @@ def graph_of(config: dict[str, Any]) -> tuple[str, str | None]:
     free = ("lr", "weight_decay", "eps", "clip", "schedule", "warmup")
     optim = {name: value for name, value in values["optim"].items() if name not in free}
     train = {name: value for name, value in values["train"].items() if name != "seed"}
-    why = "an objective trains what it likes" if own.kind == "objective" else None
+    why = "an objective runs its own training loop, so it cannot be batched" if own.kind == "objective" else None
     return content_hash({**values, "optim": optim, "train": train, "own": own.to_json()}), why
 
 
 def train_together(jobs: list[Job]) -> tuple[list[dict[str, Any]], Refusal | None]:
-    """Train jobs of one graph as a stack; the records of those that ended, and a refusal when not all did.
+    """Train jobs of one graph at once; return the records of those that ended, and a refusal when not all did.
 
-    A trial that is refused in a stack is not judged by it: it is to be run again in a smaller one, or alone.
+    A trial that is refused in a batch is not judged by it: it is to be run again in a smaller one, or alone.
     """
     import torch
 
@@ -152,11 +143,11 @@ def train_together(jobs: list[Job]) -> tuple[list[dict[str, Any]], Refusal | Non
     except UnstackableError as cause:
         return records, Refusal(1, str(cause))
     except (torch.OutOfMemoryError, MemoryError):
-        return records, Refusal(len(jobs) // 2, f"a stack of {len(jobs)} does not fit the memory")
+        return records, Refusal(len(jobs) // 2, f"{len(jobs)} at once do not fit the memory")
     except (Exception, SystemExit) as cause:
         if sections(jobs[0][2])[0] is None:
             raise
-        return records, Refusal(1, f"the model failed in a stack ({describe(cause)})")
+        return records, Refusal(1, f"the model failed when batched ({describe(cause)})")
 
 
 def _trained(jobs: list[Job]) -> Iterator[dict[str, Any]]:
@@ -170,7 +161,7 @@ def _trained(jobs: list[Job]) -> Iterator[dict[str, Any]]:
 
 
 def stack_of(configs: list[dict[str, Any]]) -> Stack:
-    """The trainings of configs that share a graph; raises as `house_stack` and `own_stack` do."""
+    """Make the trainings of configs that share a graph; raises as `house_stack` and `own_stack` do."""
     from loopscale.batched import house_stack, own_stack
     from loopscale.train import TrainConfig
 

@@ -1,4 +1,4 @@
-"""Trials in stacks: the records that processes give, for house and own models; what cannot be stacked runs alone."""
+"""Trials batched: the records that processes give, for house and user models; what cannot be batched runs alone."""
 
 import json
 import subprocess
@@ -9,9 +9,9 @@ import pytest
 
 from loopscale import UserError
 from loopscale.cli import main
-from loopscale.study import Fastest, LocalProcesses, Own, Stacks
+from loopscale.study import Batched, Fastest, InThisProcess, LocalProcesses, Own, drive
+from loopscale.study.batches import graph_of, train_together
 from loopscale.study.fastest import alone_seconds, stack_seconds
-from loopscale.study.stacks import graph_of, train_together
 from loopscale.study.trial import run_trial
 from loopscale.train import make_config, parse_values
 from loopscale.transfer import Study, StudyPlan, run_study
@@ -26,14 +26,6 @@ OWN = Path(__file__).parent / "own_code.py"
 MODELS = Path(__file__).parents[1] / "train" / "stack_models.py"
 
 
-class Serial:
-    slots = 1
-
-    def run(self, next_jobs):
-        while jobs := next_jobs():
-            yield run_trial(*jobs[0])
-
-
 def job(key, *sets, stop=(), own=None):
     config = (make_config if own is None else parse_values)(BASE, sets).model_dump(mode="json")
     extra = {"stop": [list(row) for row in stop]} if own is None else {"own": own.to_json()}
@@ -45,17 +37,17 @@ def timeless(record):
 
 
 def trials(folder):
-    return {key: timeless(trial) for key, trial in Study.load(folder).trials.items()}
+    return {key: timeless(trial.model_dump()) for key, trial in Study.load(folder).trials.items()}
 
 
-@pytest.mark.parametrize("reference", [Serial(), pytest.param(LocalProcesses(2), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("reference", [InThisProcess(), pytest.param(LocalProcesses(2), marks=pytest.mark.slow)])
 def test_a_study_in_stacks_keeps_the_records_of_one_in_processes(reference, tmp_path):
     plan = StudyPlan(base=make_config(BASE), rules=("looped", "none"), loops=(1, 2), lrs=RATES, seeds=2)
     said = []
-    run_study(plan, tmp_path / "stacks", executor=Stacks(1, 4, say=said.append))
+    run_study(plan, tmp_path / "batched", executor=Batched(1, 4, say=said.append))
     run_study(plan, tmp_path / "alone", executor=reference)
-    assert trials(tmp_path / "stacks") == trials(tmp_path / "alone") and not said
-    assert len(trials(tmp_path / "stacks")) == 18
+    assert trials(tmp_path / "batched") == trials(tmp_path / "alone") and not said
+    assert len(trials(tmp_path / "batched")) == 18
 
 
 def test_a_trial_in_a_stack_is_stopped_lost_and_recorded_as_alone():
@@ -75,24 +67,26 @@ def test_a_trial_in_a_stack_is_stopped_lost_and_recorded_as_alone():
 
 def test_what_shares_no_graph_or_cannot_be_stacked_runs_alone():
     said = []
-    stacks = Stacks(1, 4, say=said.append)
+    batched = Batched(1, 4, say=said.append)
     jobs = [
         *(job(f"a{seed}", f"train.seed={seed}", 'model.rule="none"') for seed in range(5)),
         job("wide", "model.width=64"),
         *(job(f"drawn{seed}", 'model.sampler="uniform"', f"train.seed={seed}") for seed in range(2)),
     ]
     groups = []
-    while group := stacks._take(jobs, {key for taken in groups for key in taken}):
+    while jobs:
+        group = batched.pack(jobs, [])
         groups.append([key for key, _, _ in group])
+        jobs = [job for job in jobs if job not in group]
     assert groups == [["a0", "a1", "a2", "a3"], ["a4"], ["wide"], ["drawn0"], ["drawn1"]]
     assert said == ["trials run alone: model.sampler = 'uniform' draws each trial's own N"]
 
 
 def test_two_workers_share_the_trials_of_a_graph():
-    stacks = Stacks(2, 8)
+    batched = Batched(2, 8)
     jobs = [job(f"a{seed}", f"train.seed={seed}") for seed in range(5)]
-    first = stacks._take(jobs, set())
-    second = stacks._take(jobs, {key for key, _, _ in first})
+    first = batched.pack(jobs, [])
+    second = batched.pack([job for job in jobs if job not in first], first)
     assert [len(first), len(second)] == [3, 2]
 
 
@@ -114,35 +108,35 @@ def test_a_stack_that_does_not_fit_the_memory_is_halved(monkeypatch):
     def full(configs):
         raise MemoryError
 
-    monkeypatch.setattr("loopscale.study.stacks.stack_of", full)
+    monkeypatch.setattr("loopscale.study.batches.stack_of", full)
     jobs, said = [job(f"a{seed}", f"train.seed={seed}") for seed in range(5)], []
-    stacks = Stacks(1, 8, say=said.append)
-    records, refusal = train_together(jobs)
-    assert not records and refusal.limit == 2
-    stacks._limit(stacks._graph(jobs[0]), refusal.limit, refusal.why)
-    assert len(stacks._take(jobs, set())) == 2
-    assert said == ["trials run at most 2 at once: a stack of 5 does not fit the memory"]
+    batched = Batched(1, 8, say=said.append)
+    found = train_together(jobs)
+    assert batched.records(jobs, found) == [] and found[1].limit == 2
+    assert len(batched.pack(jobs, [])) == 2
+    assert said == ["trials run at most 2 at once: 5 at once do not fit the memory"]
 
 
 def test_sizes_that_make_no_stack_are_refused():
-    with pytest.raises(UserError, match="a stack holds at least 2 trials, got 1: use --executor local"):
-        Stacks(1, 1)
+    with pytest.raises(UserError, match="batched trains at least 2 trials at once, got 1: use --executor local"):
+        Batched(1, 1)
     with pytest.raises(UserError, match="workers must be at least 1, got 0"):
-        Stacks(0)
-    assert (Stacks(3, 5).slots, Stacks(3, 5).lanes) == (15, 3)
+        Batched(0)
+    assert (Batched(3, 5).slots, Batched(3, 5).batch) == (3, 5)
 
 
 @pytest.mark.parametrize(
     "arguments,words",
     [
-        (["--executor", "stack"], "unknown executor 'stack': did you mean 'stacks'?"),
-        (["--executor", "stacks:1"], "a stack holds at least 2 trials, got 1: use --executor local"),
+        (["--executor", "batch"], "unknown executor 'batch': did you mean 'batched'?"),
+        (["--executor", "stacks:4"], "the executor stacks:4 is now called batched:4"),
+        (["--executor", "batched:1"], "batched trains at least 2 trials at once, got 1: use --executor local"),
         (
-            ["--executor", "stacks:many"],
-            "how many trials a stack holds is a whole number, got 'many': such as stacks:8",
+            ["--executor", "batched:many"],
+            "how many trials train at once is a whole number, got 'many': such as batched:8",
         ),
         (["--executor", "local:4"], "unknown executor 'local:4'"),
-        (["--executor", "stacks", "--address", "auto"], "--address is of a Ray cluster: add --executor ray"),
+        (["--executor", "batched", "--address", "auto"], "it is of a Ray cluster, add --executor ray"),
     ],
 )
 def test_mistakes_are_one_sentence(arguments, words, tmp_path, capsys):
@@ -154,18 +148,19 @@ def test_mistakes_are_one_sentence(arguments, words, tmp_path, capsys):
 def test_auto_measures_both_and_says_which(monkeypatch):
     config = job("a")[2]
     for ratio, kind, words in [
-        (2.0, Stacks, "executor auto: stacks of 4 in 2 process(es), 2.00 times the throughput of a trial in each of 2"),
-        (0.8, LocalProcesses, "a trial in each of 2 process(es); stacks of 4 in 2 process(es) have 0.80 times their"),
+        (2.0, Batched, "executor auto: 4 at once in 2 process(es), 2.00 times the throughput of a trial in each of 2"),
+        (0.8, LocalProcesses, "a trial in each of 2 process(es); 4 at once in 2 process(es) have 0.80 times their"),
     ]:
         monkeypatch.setattr("loopscale.study.fastest.measured", lambda *_, r=ratio: (4, (10.0, 10.0 * r)))
         said = []
         auto = Fastest(config, 2, said.append)
-        assert list(auto.run(list)) == [] and not said, "nothing is measured for a study that is finished"
+        drive(auto, lambda: None, said.append)
+        assert not said, "nothing is measured for a study that is finished"
         assert type(auto.chosen) is kind and words in said[0] and len(said) == 1
-        assert (auto.slots, auto.lanes) == ((8, 2) if kind is Stacks else (2, 2))
+        assert (auto.slots, auto.batch) == ((2, 4) if kind is Batched else (2, 1))
     said = []
     assert type(Fastest(job("a", "train.compile=true")[2], 2, said.append).chosen) is LocalProcesses
-    assert "as no stack can be made: train.compile compiles" in said[0]
+    assert "not batched: train.compile compiles" in said[0]
 
 
 def test_a_few_steps_give_both_paces():
@@ -198,4 +193,4 @@ def test_the_benchmark_runs_small(tmp_path):
 
 def test_a_verification_in_stacks_needs_a_plan(tmp_path, capsys):
     assert main(["verify", str(tmp_path / "none"), "--executor", "auto", "--loops", "4"]) == 2
-    assert "cannot read" in capsys.readouterr().err
+    assert "holds no plan.json: name the folder" in capsys.readouterr().err
