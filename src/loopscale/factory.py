@@ -37,8 +37,8 @@ def heard(place: str, wanted: set[str], required: list[str]) -> set[str]:
         raise UserError(f"{place} takes no 'loops': let it take loops, layers and width, by these names")
     if not taken & set(REACHES):
         raise UserError(
-            f"{place} takes none of {', '.join(REACHES)}, so no rule can reach the model: let it take rule, strength and "
-            f"base_layers and give them to its loop, {LOOP}; or residual_scale, for branches that you multiply yourself"
+            f"{place} takes none of {', '.join(REACHES)}, so no rule reaches the model: let it take them for its loop, "
+            f"{LOOP}, or residual_scale, for branches that you multiply"
         )
     return taken
 
