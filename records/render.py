@@ -62,12 +62,15 @@ def documents() -> dict[str, dict[str, Callable[[], str]]]:
     import schema_tables
     import tune_tables
 
+    from loopscale.cli.keys import markdown
+
     return {
         "README.md": {"study": lambda: study(load("transfer_laptop")), "benchmarks": benchmarks},
         "docs/adapt.md": adapt_tables.BLOCKS,
         "docs/architecture.md": schema_tables.BLOCKS,
         "docs/blocks.md": block_tables.BLOCKS,
         "docs/performance.md": performance_tables.BLOCKS,
+        "docs/reference/config.md": {"keys": markdown},
         "docs/tuning.md": tune_tables.BLOCKS,
     }
 

@@ -139,3 +139,61 @@ def test_without_a_word_everything_is_listed(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(entries())
     assert {role.value for role in Role} == {line[11:].split()[0] for line in lines if "role" in line[:11]}
+
+
+@pytest.mark.parametrize(
+    ("asked", "name"),
+    [
+        ("loss gets worse with more loops", "worse-with-more-loops"),
+        ("my loss becomes NaN after 100 steps", "diverges"),
+        ("I have to retune the learning rate at every N", "rate-moves"),
+        ("gradients explode", "gradients"),
+        ("from_pretrained loses the loop", "loaded-is-another"),
+        ("all groups have the same learning rate in Trainer", "one-rate-for-all"),
+        ("why is the verdict undecided?", "undecided-verdict"),
+        ("CUDA out of memory", "out-of-memory"),
+        ("bf16 is worse than fp32", "bf16"),
+    ],
+)
+def test_a_symptom_in_words_leads_to_findings_and_a_command(asked, name):
+    entry = explain(asked)
+    assert entry.name == name and entry.use and f"run          {entry.use}"[:40] in entry.text()
+
+
+def test_symptoms_name_findings_that_exist():
+    told = {entry.name for entry in entries() if entry.kind == "finding"}
+    assert all(set(entry.findings) <= told for entry in entries())
+
+
+def test_commands_and_functions_are_known():
+    from loopscale.cli import COMMANDS, group
+
+    listed = group.list_commands(None)
+    assert {f"loopscale {name}" for name in listed} == {entry.name for entry in entries() if entry.kind == "command"}
+    assert set(listed) <= set(COMMANDS)
+    told = {entry.name.removeprefix("ls.") for entry in entries() if entry.kind == "function"}
+    assert set(ls.__all__) - {"RULES", "UserError"} == told
+    assert explain("convert").name == "ls.convert" and explain("loopscale convert").kind == "command"
+    assert explain("tune").name == "loopscale tune" and "start=None, stop=None" in explain("ls.convert").formula
+
+
+def test_every_key_of_a_config_has_a_meaning(capsys):
+    from loopscale.teaching import key_rows
+    from loopscale.train import TrainConfig
+
+    sections = TrainConfig.model_fields.items()
+    keys = [f"{name}.{key}" for name, section in sections for key in section.annotation.model_fields]
+    assert [row["name"] for row in key_rows()] == keys
+    assert explain("train.recompute").kind == "key" and explain("warmup").name == "optim.warmup"
+    assert main(["train", "--keys"]) == 0
+    text = capsys.readouterr().out
+    assert "loops = 4 " in text and "[optim]" in text
+
+
+def test_what_train_keys_prints_is_a_config(capsys, tmp_path):
+    from loopscale.train import TrainConfig, load_config
+
+    main(["train", "--keys"])
+    place = tmp_path / "all.toml"
+    place.write_text(capsys.readouterr().out)
+    assert load_config(place) == TrainConfig()

@@ -16,6 +16,14 @@ if TYPE_CHECKING:
     from loopscale.train import Outcome, TrainConfig, World
 
 
+def _print_keys(context: click.Context, option: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        from loopscale.cli.keys import table
+
+        click.echo(table())
+        context.exit()
+
+
 @click.command()
 @click.argument("config", required=False, type=click.Path(path_type=Path))
 @click.option("--set", "sets", multiple=True, metavar="SECTION.KEY=VALUE", help="Replace a value of the config.")
@@ -24,6 +32,9 @@ if TYPE_CHECKING:
 @click.option("--resume", type=click.Path(path_type=Path), metavar="DIR", help="Continue the run in DIR exactly.")
 @click.option("--continue", "again", is_flag=True, help="Continue the run in --out when there is one: safe to repeat.")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
+@click.option(
+    "--keys", is_flag=True, expose_value=False, is_eager=True, callback=_print_keys, help="List all config keys."
+)
 def command(
     config: Path | None,
     sets: tuple[str, ...],

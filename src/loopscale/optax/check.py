@@ -42,12 +42,12 @@ def _row(forward: Callable[..., Any], params: Any, batch: Any, count: int, steps
     def loss_and_stream(weights: Any) -> tuple[Any, Any]:
         return _parted(forward(weights, batch, count))
 
-    @jax.jit
-    def step(weights: Any, state: Any) -> tuple[Any, Any, Any]:
+    def one_step(weights: Any, state: Any) -> tuple[Any, Any, Any]:
         gradients, stream = jax.grad(loss_and_stream, has_aux=True)(weights)
         updates, state = own.update(gradients, state, weights)
         return optax.apply_updates(weights, updates), state, stream
 
+    step = jax.jit(one_step)
     own = optax.adam(2.0**-10) if optimizer is None else optimizer
     own = own if hasattr(own, "update") else own(count)
     weights, state, streams = params, own.init(params), []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
@@ -12,16 +12,19 @@ from typing import Any
 
 from loopscale.errors import UserError
 from loopscale.parameterization import RULES, Role, Rule
+from loopscale.teaching.interfaces import Interface, commands, functions
+from loopscale.teaching.symptoms import matching
 
 FIGURES = "papers/residual_scaling/figures"
 PREDICTIONS, FINDINGS = "The predictions and what was found", "Findings of a diagnosis"  # titles of pages
 RULE_PAGE, GLOSSARY = "The parameterization, with its reasons", "Glossary: our words and other projects'"
-DIAGNOSIS = "Diagnose a looped model"
+DIAGNOSIS, INTERFACE = "Diagnose a looped model", "The interface"
+CONFIG = "Keys of a config"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """`kind` is prediction, finding, rule, word, role or field (a line of a diagnosis).
+    """`kind` is prediction, finding, rule, word, role, field (a line of a diagnosis), command, function, key or symptom.
 
     `figure` is a path in the repository, None where there is none; `page` the title of a page of the documentation.
     `result` is what `make paper` found for a prediction, one sentence; None before it ran. `also` are other spellings.
@@ -44,25 +47,32 @@ class Entry:
     json: str | None = None
     also: tuple[str, ...] = ()
     shown: str | None = None
+    findings: tuple[str, ...] = ()
 
     def text(self) -> str:
         """For a terminal: one labelled line a field."""
         head = f"{self.kind} {self.number}: {self.name}" if self.number else f"{self.kind}: {self.name}"
         rows = (
             ("idea", self.idea),
-            ("formula", self.formula),
+            ("call" if self.kind in ("command", "function") else "formula", self.formula),
             ("expected", self.expected),
             ("found", self.result),
-            ("if it holds" if (self.result or "").startswith("undecided") else "for you", self.use),
+            (self._label_of_use(), self.use),
             ("symbol", self.symbol),
             ("elsewhere", self.elsewhere),
             ("in JSON", self.json),
+            ("findings", ", ".join(self.findings)),
             ("source", self.source),
             ("figure", self.figure and f"{self.figure} (of the repository)"),
             ("page", self.page and f"{self.page} (of the documentation)"),
         )
         said = (f"{label:<13}{value.replace('`', '')}" for label, value in rows if value)
         return "\n".join([f"{head}\n{self.title}\n", *said])
+
+    def _label_of_use(self) -> str:
+        if self.kind == "symptom":
+            return "run"
+        return "if it holds" if (self.result or "").startswith("undecided") else "for you"
 
     def to_json(self) -> dict[str, Any]:
         """All fields, as plain values."""
@@ -71,17 +81,19 @@ class Entry:
 
 @cache
 def entries() -> tuple[Entry, ...]:
-    """Every entry: predictions by number, findings, rules in the order of their table, words, roles, lines of a diagnosis.
+    """List every entry: predictions by number, findings, rules in the order of their table, words, roles, lines of a
+    diagnosis, commands, functions, keys of a config, symptoms.
 
     >>> len([entry for entry in entries() if entry.kind == "prediction"])
     22
     """
-    return (*_predictions(), *_findings(), *map(_rule, RULES.values()), *_words(), *_roles(), *_fields())
+    known = (*_predictions(), *_findings(), *map(_rule, RULES.values()), *_words(), *_roles(), *_fields())
+    return (*known, *_functions(), *_commands(), *_keys(), *_symptoms())
 
 
 def explain(word: str) -> Entry:
-    """The entry for a prediction's number or name, a finding's code, a rule, a word of the glossary, a role, or a line or
-    field of a diagnosis.
+    """Give the entry for a prediction's number or name, a finding's code, a rule, a word, a command, a function, a key of a
+    config; or for a symptom in words.
 
     Raises `UserError` for an unknown word, with the nearest known one.
 
@@ -91,20 +103,29 @@ def explain(word: str) -> Entry:
     True
     >>> explain("lambda").name, explain("effective_scale").name
     ('strength', 'scale')
+    >>> explain("loss gets worse with more loops").name
+    'worse-with-more-loops'
     """
-    asked = word.strip().lower().replace("_", "-").replace(" ", "-")
+    asked = _plain_name(word)
     number = asked.removeprefix("prediction").removeprefix("p").lstrip("-").lstrip("0")
     for entry in entries():
-        if asked == entry.name.replace("_", "-") or (entry.number is not None and number == str(entry.number)):
+        if asked == _plain_name(entry.name) or (entry.number is not None and number == str(entry.number)):
             return entry
     for entry in entries():
         if asked in entry.also:
             return entry
-    if asked.lstrip("-").isdecimal():
+    if asked.lstrip("-").isdigit():
         raise UserError(f"unknown prediction {word!r}: they are numbered 1 to {len(_predictions())}")
     close = _close(asked)
+    symptoms = matching(word, _table("symptoms"))
+    if symptoms and (" " in word.strip() or not close):
+        return explain(symptoms[0]["name"])
     hint = f"did you mean {' or '.join(map(repr, close[:3]))}? " if close else ""
     raise UserError(f"unknown word {word!r}: {hint}'loopscale explain' lists all words and predictions 1 to 22")
+
+
+def _plain_name(word: str) -> str:
+    return word.strip().lower().removesuffix("()").replace("_", "-").replace(" ", "-")
 
 
 def _close(asked: str) -> list[str]:
@@ -148,6 +169,51 @@ def _roles() -> tuple[Entry, ...]:
 
 def _fields() -> tuple[Entry, ...]:
     return tuple(_plain("field", DIAGNOSIS, "", row) for row in _table("fields", "words"))
+
+
+def _commands() -> tuple[Entry, ...]:
+    return tuple(_interface("command", f"loopscale {one.name}", one, (_plain_name(one.name),)) for one in commands())
+
+
+def _functions() -> tuple[Entry, ...]:
+    """Public functions and classes; one that is a command too says so, and is found first by its bare name."""
+    both = {one.name for one in commands()}
+    made = []
+    for one in functions():
+        plain = _plain_name(one.name)
+        entry = _interface("function", f"ls.{one.name}", one, (plain, f"loopscale.{plain}"))
+        also = f"on the command line: loopscale {one.name} --help, or 'loopscale explain loopscale {one.name}'"
+        made.append(replace(entry, use=also) if one.name in both else entry)
+    return tuple(made)
+
+
+def _interface(kind: str, name: str, one: Interface, also: tuple[str, ...]) -> Entry:
+    page = one.page or INTERFACE
+    return Entry(kind, name, one.first, idea=one.rest, formula=one.call, source="", page=page, also=also)
+
+
+def key_rows() -> list[dict[str, Any]]:
+    """Give name, meaning and unit of every key of a training's config."""
+    return _table("keys")
+
+
+def _keys() -> tuple[Entry, ...]:
+    """Keys of a training's config; their defaults are in `loopscale train --keys`."""
+    use = "loopscale train --keys lists all with their defaults"
+    made = []
+    for row in key_rows():
+        plain = _plain_name(row["name"].partition(".")[2])
+        title = f"{row['title']} ({row['unit']})" if "unit" in row else row["title"]
+        made.append(Entry("key", row["name"], title, "", "", "", use=use, page=CONFIG, also=(plain,)))
+    return tuple(made)
+
+
+def _symptoms() -> tuple[Entry, ...]:
+    made = []
+    for row in _table("symptoms"):
+        told = {key: row[key] for key in ("name", "title", "idea", "use", "page")}
+        made.append(Entry("symptom", **told, formula="", source="", findings=tuple(row["findings"])))
+    return tuple(made)
 
 
 def _plain(kind: str, page: str, idea: str, row: dict[str, Any]) -> Entry:
