@@ -25,7 +25,7 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
         (
             ["train", "--resum", "x"],
             "unknown option '--resum' of loopscale train: did you mean '--resume'? "
-            "known: --continue, --from, --help, --json, --out, --resume, --set",
+            "known: --continue, --from, --help, --json, --keys, --out, --resume, --set",
         ),
         (
             ["--loops", "3"],
