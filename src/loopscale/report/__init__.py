@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from loopscale.report.figure import Axis, Figure, Guide, Mark, render
     from loopscale.report.info import study_info
+    from loopscale.report.live_page import StudyPage, write_study_page
     from loopscale.report.page import Section, Table, render_page
     from loopscale.report.readme import readme_figure
     from loopscale.report.run_page import write_run_report
@@ -23,6 +24,7 @@ __all__ = [
     "Guide",
     "Mark",
     "Section",
+    "StudyPage",
     "Table",
     "readme_figure",
     "render",
@@ -31,6 +33,7 @@ __all__ = [
     "write_figures",
     "write_report",
     "write_run_report",
+    "write_study_page",
     "write_tune_report",
 ]
 
@@ -41,6 +44,7 @@ _HOMES = {
     "Mark": "figure",
     "render": "figure",
     "Section": "page",
+    "StudyPage": "live_page",
     "Table": "page",
     "render_page": "page",
     "readme_figure": "readme",
@@ -48,6 +52,7 @@ _HOMES = {
     "write_figures": "study_page",
     "write_report": "study_page",
     "write_run_report": "run_page",
+    "write_study_page": "live_page",
     "write_tune_report": "tune_page",
 }
 

@@ -76,11 +76,13 @@ def render_page(
     *,
     kind: str = "",
     files: str = "",
+    refresh: int = 0,
 ) -> str:
     """Make the page: the lead sentence first and large, then the sections in order, provenance last.
 
     `kind` is the small line above the title ("transfer study"). Figures are numbered in their order; `files` is the
-    folder beside the page in which each lies as SVG, PNG and PDF.
+    folder beside the page in which each lies as SVG, PNG and PDF. A page that changes loads itself again every `refresh`
+    seconds.
     """
     parts = [*sections]
     if provenance:
@@ -93,6 +95,7 @@ def render_page(
     for part, name in zip(parts, names, strict=True):
         number += part.figure is not None
         body.append(_section(part, name, number, files))
+    again = f'\n<meta http-equiv="refresh" content="{refresh}">' if refresh else ""
     links = "".join(f'<li><a href="#{n}">{escape(p.title)}</a></li>' for p, n in zip(parts, names, strict=True))
     return f"""<!doctype html>
 <html lang="en">
@@ -101,7 +104,7 @@ def render_page(
 <meta http-equiv="Content-Security-Policy" content="{_POLICY}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<meta name="generator" content="loopscale">
+<meta name="generator" content="loopscale">{again}
 <link rel="icon" href="data:,">
 <title>{escape(title)}</title>
 <style>

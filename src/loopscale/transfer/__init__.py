@@ -1,6 +1,7 @@
 """Learning-rate transfer over loops: the study, the fitted optimum, the verdict."""
 
 from loopscale.transfer.estimate import Estimate, over_seeds, paired, student95
+from loopscale.transfer.law import stream_growth
 from loopscale.transfer.optimum import Optimum, best_rate, complete, fit_optimum
 from loopscale.transfer.plan import Arm, Cell, StudyPlan, seeds_by_cost
 from loopscale.transfer.presets import PRESETS, Preset, get_preset
@@ -32,6 +33,7 @@ __all__ = [
     "paired",
     "run_study",
     "seeds_by_cost",
+    "stream_growth",
     "student95",
     "summarise",
     "wanted",
