@@ -26,6 +26,7 @@ def build(folder: Path) -> Path:
         "/*STYLE*/": (HERE / "style.css").read_text(encoding="utf-8"),
         "/*DATA*/": f"const RULES = {_json(_rules())}, RECORDED = {_json(_recorded())};",
         "/*MATHS*/": (HERE / "maths.js").read_text(encoding="utf-8"),
+        "/*TRAINER*/": (HERE / "trainer.js").read_text(encoding="utf-8"),
         "/*PAGE*/": (HERE / "page.js").read_text(encoding="utf-8"),
     }
     for mark, text in parts.items():

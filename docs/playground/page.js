@@ -184,6 +184,73 @@ function quiz() {
   });
 }
 
+// Trainings run in a worker, made of the trainer's own script; another start ends the one before.
+const STEPS = 40, RATES = [-9, -8, -7, -6, -5, -4, -3], WORST = 4;
+let worker = null;
+
+function compared(rule) {
+  return [...new Set([rule, "looped", "sqrt", "none"])].slice(0, 3);
+}
+
+function train(sweeps) {
+  const s = state(), layers = Math.min(s.layers, 4), base = Number(byId("rate").value), rates = sweeps ? RATES : [base], rules = compared(s.rule);
+  const jobs = rules.flatMap((rule) => rates.map((k) => {
+    const row = RULES[rule], hidden = Math.pow(2, k) * Math.pow(layers, row.rate_layers) * Math.pow(s.loops, -row.rate_loops_exponent);
+    return { eps: residualScale(rule, s.loops, layers, s.strength), hidden, outer: Math.pow(2, k) };
+  }));
+  const curves = jobs.map(() => []), where = `N = ${s.loops}, L = ${layers}, strength ${number(s.strength)}`;
+  stop();
+  worker = new Worker(URL.createObjectURL(new Blob([byId("trainer").textContent], { type: "text/javascript" })));
+  byId("stop").disabled = false;
+  byId("training-title").textContent = (sweeps ? "Loss after the steps so far, over the base rate, " : `Loss over steps at rate 2^${base}, `) + where;
+  byId("trained").textContent = "Training: " + where + ".";
+  worker.onmessage = (event) => {
+    if (event.data === "done") return finish(rules, rates, curves, where, sweeps);
+    event.data.forEach((loss, k) => curves[k].push(loss));
+    drawTraining(rules, rates, curves, sweeps);
+  };
+  worker.postMessage({ jobs, steps: STEPS, loops: s.loops, layers, seed: 1 });
+}
+
+const held = (loss) => (loss <= WORST ? loss : WORST);
+
+function drawTraining(rules, rates, curves, sweeps) {
+  const lines = rules.map((rule, r) => ({
+    label: rule,
+    points: sweeps
+      ? rates.map((k, i) => [Math.pow(2, k), held(curves[r * rates.length + i].at(-1))])
+      : curves[r].map((loss, step) => [step + 1, held(loss)]),
+  }));
+  const says = rules.map((rule, r) => `${rule}: ${result(rule, rates, curves.slice(r * rates.length, (r + 1) * rates.length), sweeps)}`).join("; ") + ".";
+  draw("training", { x: sweeps ? "base learning rate" : "step", logX: sweeps, logY: false, rates: sweeps, lines, says });
+  return says;
+}
+
+function result(rule, rates, curves, sweeps) {
+  const ends = curves.map((curve) => curve.at(-1)), best = ends.indexOf(Math.min(...ends));
+  const shown = (loss) => (loss <= WORST ? loss.toFixed(3) : "diverged");
+  return sweeps ? `best loss ${shown(ends[best])} at 2^${rates[best]}` : `loss ${shown(ends[0])} after ${curves[0].length} steps`;
+}
+
+function finish(rules, rates, curves, where, sweeps) {
+  byId("trained").textContent = `${where}. ${drawTraining(rules, rates, curves, sweeps)}`;
+  byId("training").dataset.done = "1";
+  stop();
+}
+
+function stop() {
+  if (worker) worker.terminate();
+  worker = null;
+  byId("stop").disabled = true;
+}
+
+byId("go").addEventListener("click", () => train(false));
+byId("sweep").addEventListener("click", () => train(true));
+byId("stop").addEventListener("click", () => { stop(); byId("trained").textContent = "Stopped."; });
+const showRate = () => { const text = "2^" + byId("rate").value; byId("rate-out").textContent = text; byId("rate").setAttribute("aria-valuetext", text); };
+byId("rate").addEventListener("input", showRate);
+byId("training-controls").addEventListener("submit", (event) => event.preventDefault());
+showRate();
 for (const name of Object.keys(RULES)) byId("rule").append(new Option(name, name));
 byId("gap").textContent = measuredGap();
 byId("setting").textContent = RECORDED.setting;

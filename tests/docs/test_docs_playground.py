@@ -1,8 +1,10 @@
 """The playground in a browser: Python's numbers, no NaN, by keyboard and screen reader, phone to desktop, offline."""
 
+import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -56,7 +58,7 @@ def opened(chromium, path):
     for page in pages:
         page.close()
     assert said == []
-    assert [url for url in asked if url != path.as_uri() and not url.startswith("data:")] == []
+    assert [url for url in asked if url != path.as_uri() and not url.startswith(("data:", "blob:"))] == []
 
 
 def test_the_numbers_are_pythons(opened):
@@ -133,10 +135,10 @@ def test_by_keyboard_alone(opened):
     assert after != before and "After 16 visits" in after
     assert page.locator("#loops").get_attribute("aria-valuetext") == "16"
     order = []
-    for _ in range(7):
+    for _ in range(10):
         order.append(page.evaluate("document.activeElement.id || document.activeElement.name"))
         page.keyboard.press("Tab")
-    assert order == ["loops", "layers", "strength", "rule", "norm", "tied", "q0"]
+    assert order == ["loops", "layers", "strength", "rule", "norm", "tied", "rate", "go", "sweep", "q0"]
 
 
 def test_the_quiz_asks_before_it_tells(opened):
@@ -172,6 +174,69 @@ def test_norm_and_sharing_move_the_figures_that_the_page_says(opened):
     assert [a == b for a, b in zip(before, normless, strict=True)] == [False, True, True, True]
     page.locator("#tied").uncheck()
     assert [a == b for a, b in zip(normless, page.evaluate(drawn), strict=True)] == [False, True, False, True]
+
+
+def test_three_rules_train_side_by_side(opened):
+    page = opened(420)
+    page.evaluate("document.getElementById('loops').value = 2; update()")
+    page.locator("#go").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#training[data-done]", timeout=60_000)
+    said = page.locator("#trained").text_content()
+    assert "N = 4, L = 1, strength 1. looped: loss" in said and "after 40 steps; sqrt: loss" in said
+    assert page.locator("#training polyline").count() == 3 and page.locator("#stop").is_disabled()
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+TRAINED = """
+const {training, makeNetwork} = require(process.argv[1]);
+const plain = (net) => Object.fromEntries(Object.entries(net).map(([k, w]) => [k, [...w]]));
+const shape = JSON.parse(process.argv[2]), run = training(shape), losses = [];
+let net;
+for (let step = 0; step < 6; step++) { const now = run.next().value; losses.push(now.loss); net = now.net; }
+console.log(JSON.stringify({first: plain(makeNetwork(shape.layers, shape.seed)), losses, last: plain(net)}));
+"""
+
+
+@pytest.mark.parametrize(("loops", "layers", "eps"), [(1, 1, 1.0), (8, 2, 0.09), (16, 1, 0.25)])
+def test_its_steps_are_pytorchs(loops, layers, eps):
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("no node")
+    shape = {"loops": loops, "layers": layers, "eps": eps, "hidden": 2**-6, "outer": 2**-5, "seed": 3}
+    command = [node, "-e", TRAINED, SOURCE / "trainer.js", json.dumps(shape)]
+    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    losses, last = in_torch(found["first"], shape)
+    assert found["losses"] == pytest.approx(losses, rel=1e-4, abs=1e-5)
+    for name, weights in last.items():
+        assert found["last"][name] == pytest.approx(weights, rel=1e-4, abs=1e-4), name
+
+
+def in_torch(first, shape):
+    """The network of trainer.js and six steps of torch's Adam on it."""
+    import torch
+    from torch.nn import functional as F
+
+    sizes = {"A": (8, 16), "B": (8, 16), "U": (8, 16), "W1": (32, 16), "W2": (16, 32)}
+    net = {k: torch.tensor(w).view(sizes[k.partition(".")[0]]).requires_grad_() for k, w in first.items()}
+    hidden = [w for k, w in net.items() if k.startswith("W")]
+    outer = [w for k, w in net.items() if not k.startswith("W")]
+    groups = [{"params": hidden, "lr": shape["hidden"]}, {"params": outer, "lr": shape["outer"]}]
+    optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95), eps=1e-8)
+    a, b = torch.arange(8).repeat_interleave(8), torch.arange(8).repeat(8)
+    losses = []
+    for _ in range(6):
+        x = net["A"][a] + net["B"][b]
+        for _visit in range(shape["loops"]):
+            for layer in range(shape["layers"]):
+                normed = F.rms_norm(x, (16,), eps=1e-6)
+                x = x + shape["eps"] * torch.tanh(normed @ net[f"W1.{layer}"].T) @ net[f"W2.{layer}"].T
+        loss = F.cross_entropy(F.rms_norm(x, (16,), eps=1e-6) @ net["U"].T, (a + b) % 8)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses, {k: w.detach().flatten().tolist() for k, w in net.items()}
 
 
 def test_every_control_and_figure_has_a_name(opened):
