@@ -17,15 +17,19 @@ if TYPE_CHECKING:
     from loopscale.report.run_page import write_run_report
     from loopscale.report.study_page import write_figures, write_report
     from loopscale.report.tune_page import write_tune_report
+    from loopscale.report.valleys import ExponentInfo, Valley, exponent_figure
 
 __all__ = [
     "Axis",
+    "ExponentInfo",
     "Figure",
     "Guide",
     "Mark",
     "Section",
     "StudyPage",
     "Table",
+    "Valley",
+    "exponent_figure",
     "readme_figure",
     "render",
     "render_page",
@@ -38,6 +42,9 @@ __all__ = [
 ]
 
 _HOMES = {
+    "ExponentInfo": "valleys",
+    "Valley": "valleys",
+    "exponent_figure": "valleys",
     "Figure": "figure",
     "Axis": "figure",
     "Guide": "figure",

@@ -60,7 +60,8 @@ class Guide(NamedTuple):
 class Figure:
     """Marks, guides and axes. `label` is the sentence that a screen reader says for the picture.
 
-    `series` gives every series its look, in the order of the legend; `labels` its words there. `panels` is their order.
+    `series` gives every series its look, in the order of the legend; `labels` its words there. `panels` is their order;
+    panels stand `apart` when each has its own range along x.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Figure:
     labels: Mapping[str, str] = field(default_factory=dict)
     shade: Axis | None = None
     height: int = 260
+    apart: bool = False
 
     @property
     def inks(self) -> list[Ink]:
@@ -99,7 +101,9 @@ class Figure:
         if any(self.panels):
             head = alt.Header(title=None, labelLimit=width)
             facet = alt.Facet("panel:N", sort=[one_line(panel) for panel in self.panels], header=head)
-            chart = chart.facet(facet, columns=columns, bounds="flush").properties(spacing={"row": 34, "column": 18})
+            space = {"row": 70 if self.apart else 34, "column": 18}
+            chart = chart.facet(facet, columns=columns, bounds="flush").properties(spacing=space)
+            chart = chart.resolve_scale(x="independent") if self.apart else chart
         made: dict[str, Any] = chart.properties(description=self.label).to_dict(validate=False)
         made["data"] = {"values": rows}
         made["config"] = {} if page else theme(self.inks) | {"background": "white", "padding": 8}
@@ -171,7 +175,7 @@ def _layers(alt: Any, figure: Figure, rows: list[dict[str, Any]], page: bool) ->
     """From back to front: guides, lines, intervals, marks, and the ring around the mark that the keyboard is at."""
 
     def x(name: str = "x") -> Any:
-        return _channel(alt, alt.X, name, figure.x)
+        return _channel(alt, alt.X, name, figure.x, padding=14 if figure.apart else 0)
 
     def y(name: str = "y") -> Any:
         return _channel(alt, alt.Y, name, figure.y)
@@ -251,14 +255,15 @@ def _by_shade(alt: Any, shade: Axis) -> Any:
     return alt.Color("shade:Q", title=shade.title, scale=scale, legend=legend)
 
 
-def _channel(alt: Any, kind: Any, name: str, axis: Axis) -> Any:
-    drawn = alt.Axis(labelFlush=False)
-    if axis.ticks:
+def _channel(alt: Any, kind: Any, name: str, axis: Axis, padding: float = 0) -> Any:
+    drawn = alt.Axis(labelFlush=False, labelOverlap="greedy", tickCount=6 if padding else alt.Undefined)
+    if axis.ticks is not None:
         labels = {f"{at:g}": label for at, label in axis.ticks.items()}
         drawn = alt.Axis(values=list(axis.ticks), labelExpr=_lookup(labels, "datum.value"), labelOverlap="greedy")
     span = alt.Undefined if axis.span is None else list(axis.span)
     zero = alt.Undefined if axis.log else False
-    scale = alt.Scale(type="log" if axis.log else "linear", domain=span, zero=zero, nice=False)
+    scale = alt.Scale(type="log" if axis.log else "linear", domain=span, zero=zero, nice=False,
+                      padding=padding or alt.Undefined)  # fmt: skip
     return kind(f"{name}:Q", title=axis.title, axis=drawn, scale=scale)
 
 

@@ -37,7 +37,9 @@ from loopscale.report.palette import (
 
 def study_figures(study: StudyInfo) -> dict[str, Figure]:
     """Every figure that the study has numbers for, by name, in page order."""
-    made = [loss_over_rate(study)]
+    compared = any(pair.slope is not None or pair.loss is not None for pair in study.result.paired)
+    made = [paired_differences(study)] if compared else []
+    made.append(loss_over_rate(study))
     if any(rule.optima for rule in study.rules.values()):
         made += [optimum_over_loops(study), loss_over_loops(study)]
     if streams(study):
@@ -56,6 +58,34 @@ def rule_name(name: str) -> str:
     ('without a scale (rule none)', 'looped')
     """
     return "without a scale (rule none)" if name == "none" else name
+
+
+def paired_differences(study: StudyInfo) -> Figure:
+    """The first rule minus each other one, paired over seeds: the slope, and the loss at the largest N."""
+    pairs = study.result.paired
+    slope, loss = "slope (octaves per doubling of N)", f"loss at N = {max(study.loops)} (nats)"
+    names = {pair.rules[1]: f"{rule_name(pair.rules[0])} minus {rule_name(pair.rules[1])}" for pair in pairs}
+    marks = [
+        Mark(value, -row, pair.rules[1],
+             {"rules": names[pair.rules[1]], "difference of": panel, "value": number(value, 4),
+              "95 % interval": interval(ends, 4) or "none, one seed"}, panel, across=ends)
+        for row, pair in enumerate(pairs)
+        for panel, value, ends in ((slope, pair.slope, pair.slope_interval), (loss, pair.loss, pair.loss_interval))
+        if value is not None
+    ]  # fmt: skip
+    return Figure(
+        "paired-differences",
+        "Differences of slope and loss between the first rule and each other one, paired over seeds, with intervals.",
+        Axis("difference"),
+        Axis("", {}, (0.6 - len(pairs), 0.6)),
+        {name: look for name, look in looks(list(study.rules)).items() if name in names},
+        marks,
+        [Guide(panel, x=0.0) for panel in (slope, loss)],
+        [slope, loss],
+        names,
+        height=50 + 34 * len(pairs),
+        apart=True,
+    )
 
 
 def loss_over_rate(study: StudyInfo) -> Figure:

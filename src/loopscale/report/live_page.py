@@ -115,6 +115,10 @@ class StudyPage:
         for (rate, _), loss in sorted(self.study.losses(arm).items()):
             by_rate.setdefault(rate, []).append(loss if math.isfinite(loss) else None)
         return tuple(
-            Point(lr=rate, loss=None if None in losses else sum(x for x in losses if x) / len(losses), losses=tuple(losses))
+            Point(
+                lr=rate,
+                loss=None if None in losses else sum(x for x in losses if x) / len(losses),
+                losses=tuple(losses),
+            )
             for rate, losses in by_rate.items()
         )

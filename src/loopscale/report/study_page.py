@@ -14,6 +14,7 @@ from loopscale.report.palette import number
 from loopscale.report.tables import applied, provenance, split
 
 TITLES = {
+    "paired-differences": "The rules compared",
     "loss-over-rate": "Loss over learning rate",
     "optimum-over-loops": "The optimum over loops",
     "loss-over-loops": "Loss at the optimum",
@@ -30,6 +31,11 @@ CRITERION = (
 )
 
 READINGS = {
+    "paired-differences": (
+        "The first rule minus each other one, with what the seeds have in common taken out; the bars are 95 % intervals. A "
+        "bar that does not touch the dotted zero is a difference that the seeds agree on: of the slope of the best rate, "
+        "and of the loss that each rule reaches at its own best rate."
+    ),
     "loss-over-rate": (
         "Each line is one number of loops N, each point the mean over seeds. The upright bars go from the best seed to the "
         "worst; the large diamond is the fitted optimum and its level bar the 95 % interval of the rate. The dotted line "
@@ -73,7 +79,8 @@ def sections(study: StudyInfo) -> list[Section]:
     verdict = f"{study.result.sentence} {criterion}"
     parts = [Section("Verdict by rule", verdict, cards_html(study, SLOPE_TOLERANCE))]
     for name, figure in study_figures(study).items():
-        parts.append(Section(TITLES[name], figure=figure, how_to_read=READINGS[name]))
+        told = " ".join(pair.sentence for pair in study.result.paired) if name == "paired-differences" else ""
+        parts.append(Section(TITLES[name], told, figure=figure, how_to_read=READINGS[name]))
     if not study.trials:
         text = "This folder holds no trial records, so the figures drawn from single trials are left out."
         parts.append(Section("Left out", text))
