@@ -15,12 +15,14 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
 
-sys.path.insert(0, str(ROOT / "docs" / "playground"))
+sys.path[:0] = [str(ROOT / "docs" / "playground"), str(ROOT / "docs")]
 import build as playground  # noqa: E402
+import extras  # noqa: E402
 
 import loopscale  # noqa: E402
 
 playground.build(ROOT / "build" / "playground")
+extras.write(ROOT / "build" / "playground")
 
 project = "loopscale"
 author = "The loopscale authors"
@@ -71,6 +73,10 @@ def plain_links(app: Any, name: str, source: list[str]) -> None:
         return f"`{shown}` of the repository" if text in str(shown) else f"{match[1]} (`{shown}` of the repository)"
 
     source[0] = OUTSIDE.sub(said, source[0])
+    if "```{code-cell}" in source[0]:  # an executed chapter can be taken along
+        up = "../" * name.count("/")
+        link = f'<a href="{up}notebooks/{name.rpartition("/")[2]}.ipynb" download>This chapter as a notebook</a>'
+        source[0] = re.sub(r"^(# .+\n)", lambda head: f"{head[1]}\n{link}\n", source[0], count=1, flags=re.M)
 
 
 CELL = re.compile(r"<td([^>]*)>(\s*(?:<p>\s*</p>\s*)?</td>)?")

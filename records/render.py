@@ -58,6 +58,7 @@ def documents() -> dict[str, dict[str, Callable[[], str]]]:
     """Which document shows which blocks. A document joins by adding a row."""
     import adapt_tables
     import block_tables
+    import pay_tables
     import performance_tables
     import schema_tables
     import tune_tables
@@ -71,6 +72,7 @@ def documents() -> dict[str, dict[str, Callable[[], str]]]:
         "docs/blocks.md": block_tables.BLOCKS,
         "docs/performance.md": performance_tables.BLOCKS,
         "docs/reference/config.md": {"keys": markdown},
+        "docs/reference/does-looping-pay.md": pay_tables.BLOCKS,
         "docs/tuning.md": tune_tables.BLOCKS,
     }
 

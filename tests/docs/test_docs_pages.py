@@ -1,6 +1,7 @@
 """The documentation: every code block runs; the site builds strictly, asks no network, and has no broken link."""
 
 import html
+import json
 import os
 import re
 import subprocess
@@ -52,6 +53,30 @@ def test_the_glossary_maps_other_projects_words():
     text = (DOCS / "reference" / "glossary.md").read_text()
     for word in ("mean_recurrence", "num_recur", "n_loops", "H_cycles", "ut_steps"):
         assert word in text
+
+
+def test_every_page_is_in_the_contents():
+    listed = set(re.findall(r"^([\w/-]+)$", (DOCS / "index.md").read_text(), flags=re.M))
+    pages = {page.relative_to(DOCS).with_suffix("").as_posix() for page in DOCS.glob("**/*.md")} - {"index"}
+    assert pages <= listed, sorted(pages - listed)
+
+
+def test_each_chapter_is_a_notebook_and_llms_txt_names_each_page(tmp_path):
+    sys.path.insert(0, str(DOCS))
+    import extras
+
+    extras.write(tmp_path)
+    made = {place.stem: json.loads(place.read_text()) for place in (tmp_path / "notebooks").glob("*.ipynb")}
+    assert set(made) == {page.stem for page in NOTEBOOKS}
+    for page in NOTEBOOKS:
+        cells = re.findall(r"```\{code-cell\}\n(.*?)```", page.read_text(), flags=re.S)
+        book = made[page.stem]
+        assert [c["source"] + "\n" for c in book["cells"] if c["cell_type"] == "code"] == cells
+        assert book["cells"][0]["source"].startswith("# ") and "](" not in book["cells"][0]["source"]
+    text = (tmp_path / "llms.txt").read_text()
+    places = re.findall(r"^- \[(.+)\]\((\S+)\.html\): (.*)$", text, flags=re.M)
+    assert len(places) == len(list(DOCS.glob("**/*.md"))) - 2  # without the index and the lesson
+    assert all((DOCS / f"{place}.md").exists() and len(said) > 15 for _, place, said in places), places
 
 
 @pytest.mark.slow
