@@ -31,7 +31,8 @@ from loopscale.study import Batched, Executor, LocalProcesses, content_hash, dri
 from loopscale.study.executor import Job
 from loopscale.study.fastest import MARGIN, measured
 from loopscale.train import TrainConfig, make_config, provenance
-from loopscale.train.training import prepare, train_step
+from loopscale.train.loop import train_step
+from loopscale.train.training import prepare
 
 SIZES = {  # name: width, head_dim, layers, context, batch
     "d = 32, T = 16": (32, 16, 1, 16, 4),

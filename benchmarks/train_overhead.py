@@ -21,7 +21,8 @@ import torch
 from loopscale.data import Prefetched, Preparation, prepare_data
 from loopscale.files import write_json
 from loopscale.train import checkpoint, parse_config, provenance
-from loopscale.train.training import Training, prepare, train_step
+from loopscale.train.loop import train_step
+from loopscale.train.training import Training, prepare
 
 
 def timed(work: Callable[[], Any]) -> float:

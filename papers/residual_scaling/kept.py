@@ -20,10 +20,10 @@ from typing import Any
 
 import torch
 
-from loopscale.batched import UnstackableError, fit_stack, house_stack, own_stack, same_graph
+from loopscale.batched import UnstackableError, fit_stack, house_stack, same_graph, user_stack
 from loopscale.files import write_json
 from loopscale.study import content_hash
-from loopscale.train import TrainConfig, fit_own
+from loopscale.train import TrainConfig, fit
 
 HERE = Path(__file__).resolve().parent
 RUNS = HERE.parents[1] / "runs" / "paper"
@@ -107,11 +107,13 @@ def _visits(job: Mapping[str, Any]) -> int:
 def _train(batch: Batch) -> Batch:
     keys, own = list(batch), next(iter(batch.values()))["own"]
     configs = [TrainConfig.model_validate(batch[key]["config"]) for key in keys]
+    if own is not None:
+        configs = [config.using(str(HERE / own)) for config in configs]
     try:
-        stack = house_stack(configs) if own is None else own_stack(str(HERE / own), configs)
+        stack = house_stack(configs) if own is None else user_stack(configs)
         return {keys[place]: fit.val_loss for place, fit in fit_stack(stack)}
     except UnstackableError:  # gates that count their visits
-        return {key: fit_own(str(HERE / own), config).val_loss for key, config in zip(keys, configs, strict=True)}
+        return {key: fit(config).val_loss for key, config in zip(keys, configs, strict=True)}
 
 
 def _side_by_side(work: Callable[[Batch], Batch], batches: Sequence[Batch]) -> Iterator[tuple[Batch, float]]:

@@ -1,6 +1,6 @@
 """The house Transformer changed as other projects do it: learned gates on the branches, damped starts, injected input.
 
-Factories for `loopscale.train.fit_own`: they take the config's numbers by name.
+Factories for `loopscale.train.fit`: they take the config's numbers by name.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a factory of models of the user's own may ask for, told by its argument names alone: without torch, at once."""
+"""What a factory of user models may ask for, read from its argument names alone: without torch, at once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ OFFERED = (
     "loops, layers, width, vocab_size, context, seed, rule, strength, base_layers, base_width, residual_scale, "
     "output_multiplier"
 )
-REACHES = ("rule", "strength", "residual_scale")  # a factory that takes none of these cannot hear the rule
+REACHES = ("rule", "strength", "residual_scale")  # without one of these no rule reaches the model
 LOOP = "ls.Loop(stack, loops, rule=rule, strength=strength, base_layers=base_layers)"
 # The end of `--help`, where each blank line begins a paragraph.
 CONTRACT = f"""
@@ -23,10 +23,12 @@ Beside it the file may define make_batch(split, step, seed, batch_size), loss(mo
 """
 
 
-def heard(place: str, wanted: set[str], required: list[str]) -> set[str]:
-    """The names on offer among those that the factory wants; `required` are those without a default.
+def heard(place: str, wanted: set[str], required: list[str], rule: bool = True) -> set[str]:
+    """Give the names on offer among those that the factory wants; `required` are those without a default.
 
-    Raises `UserError` when it takes no loops, when no rule can reach it, or when it needs something not on offer.
+    `rule`: a rule must reach the model, as in a study that compares rules.
+
+    Raises `UserError` when the factory takes no loops, when no rule can reach it, or when it needs something else.
     """
     known = set(OFFERED.split(", "))
     strange = [name for name in required if name not in known]
@@ -35,16 +37,16 @@ def heard(place: str, wanted: set[str], required: list[str]) -> set[str]:
     taken = wanted & known
     if "loops" not in taken:
         raise UserError(f"{place} takes no 'loops': let it take loops, layers and width, by these names")
-    if not taken & set(REACHES):
+    if rule and not taken & set(REACHES):
         raise UserError(
-            f"{place} takes none of {', '.join(REACHES)}, so no rule reaches the model: let it take them for its loop, "
-            f"{LOOP}, or residual_scale, for branches that you multiply"
+            f"{place} takes none of {', '.join(REACHES)}, so no rule reaches the model: let its loop have them, "
+            f"{LOOP}, or take residual_scale, for branches that you multiply"
         )
     return taken
 
 
-def peek(place: str) -> None:
-    """Refuse, by its source alone, a factory that `heard` would refuse; silent where the source does not tell.
+def peek(place: str, rule: bool = True) -> None:
+    """Refuse, by its source alone, a factory that `heard` would refuse; pass where the source does not tell.
 
     Raises `UserError` as `heard` does.
     """
@@ -54,12 +56,12 @@ def peek(place: str) -> None:
         body = ast.parse(path.read_bytes()).body
     except (OSError, SyntaxError, ValueError):
         return
-    found = [part for part in body if isinstance(part, ast.FunctionDef) and part.name == name]
-    if not found or found[-1].decorator_list or found[-1].args.kwarg or found[-1].args.posonlyargs:
+    functions = [part for part in body if isinstance(part, ast.FunctionDef) and part.name == name]
+    if not functions or functions[-1].decorator_list or functions[-1].args.kwarg or functions[-1].args.posonlyargs:
         return
-    given = found[-1].args
-    by_position = [argument.arg for argument in given.args]
-    by_name = [argument.arg for argument in given.kwonlyargs]
-    required = by_position[: len(by_position) - len(given.defaults)]
-    required += [key for key, default in zip(by_name, given.kw_defaults, strict=True) if default is None]
-    heard(place, {*by_position, *by_name}, required)
+    arguments = functions[-1].args
+    by_position = [argument.arg for argument in arguments.args]
+    by_name = [argument.arg for argument in arguments.kwonlyargs]
+    required = by_position[: len(by_position) - len(arguments.defaults)]
+    required += [key for key, default in zip(by_name, arguments.kw_defaults, strict=True) if default is None]
+    heard(place, {*by_position, *by_name}, required, rule)

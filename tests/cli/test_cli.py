@@ -25,17 +25,17 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
         (
             ["train", "--resum", "x"],
             "unknown option '--resum' of loopscale train: did you mean '--resume'? "
-            "known: --continue, --from, --help, --json, --keys, --out, --resume, --set",
+            "known: --continue, --from, --help, --init-from, --json, --keys, --model, --out, --profile, --resume, --set",
         ),
         (
             ["--loops", "3"],
             "unknown option '--loops' of loopscale: it takes --version, --help; others come after a command, such as "
             "loopscale scale --loops 3",
         ),
-        (["train"], "give either a config file or --resume DIR: loopscale train config.toml"),
+        (["train"], "give either a config file (or --model file.py:make_model) or --resume DIR: loopscale train"),
         (
-            ["train", "--resume", "x", "--set", "optim.lr=1"],
-            "--resume continues a run exactly, so it takes no --set, --from or --out: leave them out",
+            ["train", "--resume", "x", "--out", "y"],
+            "--resume continues a run exactly, so it takes no --from, --init-from or --out: leave them out",
         ),
         (["generate", "x"], "missing option '--prompt': see loopscale generate --help"),
         (["generate", "x", "--prompt", "a", "--tokens", "many"], "invalid value for '--tokens': 'many' is not a valid"),

@@ -11,7 +11,8 @@ import loopscale as ls
 from loopscale.cli import main
 from loopscale.cli.transfer import command as transfer
 from loopscale.study import Own
-from loopscale.train import make_own, own_optimizer, parse_values
+from loopscale.train import parse_values
+from loopscale.train.training import make_task, task_optimizer
 from loopscale.transfer import Cell, StudyPlan, get_preset
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -70,18 +71,18 @@ def test_the_studys_strength_and_base_layers_give_its_eps_and_rates(tmp_path, mo
     plan = StudyPlan(base=chosen.base((), True), own=Own.at("mine.py:make_model"), loops=(16,), strengths=(0.5,))
     values = plan.job_config(Cell(plan.arms[0], 2**-6.5, 0))
     config = parse_values({name: part for name, part in values.items() if name != "own"})
-    own = make_own("mine.py:make_model", config)
+    task = make_task(config.using("mine.py:make_model"))
     names: dict = {}
     exec((tmp_path / "mine.py").read_text(), names)
 
     def numbers(groups):
         return [{key: group[key] for key in ("name", "lr", "weight_decay", "eps")} for group in groups]
 
-    theirs = numbers(own_optimizer(own, config).param_groups)
+    theirs = numbers(task_optimizer(task).param_groups)
     for base_layers, same in ((2, True), (None, False)):
         model = names["LoopedGPT"](loops=16, strength=0.5, base_layers=base_layers)
         assert (numbers(ls.param_groups(model, lr=2**-6.5)) == theirs) is same
-        assert (model.blocks.residual_scale(16) == own.model.blocks.residual_scale(16)) is same
+        assert (model.blocks.residual_scale(16) == task.model.blocks.residual_scale(16)) is same
 
 
 def test_every_option_is_told():

@@ -124,13 +124,12 @@ def test_a_loss_that_is_none_gets_one_sentence(loss):
 
 
 def test_the_study_takes_the_roles_from_the_loop(example, monkeypatch):
-    from loopscale.train.load import parse_values
-    from loopscale.train.own import make_own
+    from loopscale.train import parse_values, user_model
 
     module = example("vit_study")
     monkeypatch.delattr(module, "roles")
     size = {"width": 32, "layers": 1, "loops": 2, "base_layers": 1, "rule": "looped"}
-    own = make_own("vit_study:make_model", parse_values({"model": size, "train": {"device": "cpu"}}, ()))
+    own = user_model("vit_study:make_model", parse_values({"model": size, "train": {"device": "cpu"}}, ()))
     assert own.roles["patch.weight"] is own.roles["position"] is ls.Role.EMBEDDING
     assert own.roles["core.stack.0.0.branch.out.weight"] is ls.Role.HIDDEN and own.inferred
 

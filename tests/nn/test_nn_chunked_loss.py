@@ -9,7 +9,8 @@ from torch.nn import functional as F
 from loopscale.nn import LoopedTransformer, ModelConfig, chunked_cross_entropy
 from loopscale.planning import Shape, memory
 from loopscale.train import make_config
-from loopscale.train.training import evaluate, prepare, train_step
+from loopscale.train.loop import train_step
+from loopscale.train.training import evaluate, prepare
 
 
 def gradients(model, loss):

@@ -7,7 +7,8 @@ from torch._dynamo.testing import CompileCounter
 from loopscale import LoopedTransformer, ModelConfig, UserError
 from loopscale.nn import Recompute, compile_checked
 from loopscale.train import make_config
-from loopscale.train.training import prepare, train_step
+from loopscale.train.loop import train_step
+from loopscale.train.training import prepare
 
 TOKENS = torch.randint(0, 50, (2, 12), generator=torch.Generator().manual_seed(0))
 TINY = {

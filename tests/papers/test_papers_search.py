@@ -63,7 +63,7 @@ def test_what_is_kept_is_not_made_again_until_it_is_forgotten(paper, tmp_path, m
 
 
 def test_trainings_side_by_side_and_in_stacks_have_the_losses_they_have_alone(paper, tmp_path, monkeypatch):
-    from loopscale.train import fit, fit_own
+    from loopscale.train import fit
 
     kept, search = paper["kept"], paper["search"]
     monkeypatch.setattr(kept, "RUNS", tmp_path)
@@ -71,7 +71,7 @@ def test_trainings_side_by_side_and_in_stacks_have_the_losses_they_have_alone(pa
     gates = search.base(2, rule="none", steps=3, own="variants.py:visit_gates")(2.0**-6, 0)
     found = kept.losses("s", [*house, gates])
     assert found[:2] == [fit(training.config).val_loss for training in house]
-    alone = fit_own(str(PAPER / gates.own), gates.config).val_loss
+    alone = fit(gates.config.using(str(PAPER / gates.own))).val_loss
     assert found[2] == pytest.approx(alone, rel=1e-5)  # batched by torch.vmap: equal but for rounding
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from loopscale.train import TrainConfig, joined, resume_run, train_run
-from loopscale.train.training import evaluate, prepare, stream_rms, train_step
+from loopscale.train.loop import train_step
+from loopscale.train.training import evaluate, prepare, stream_rms
 
 
 def config_of(values: dict[str, Any]) -> TrainConfig:

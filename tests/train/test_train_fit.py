@@ -12,7 +12,8 @@ from changed import changed
 from loopscale.errors import UserError
 from loopscale.train import StepRecord, TrainConfig, fit
 from loopscale.train.divergence import PATIENCE, Divergence
-from loopscale.train.training import prepare, train_step
+from loopscale.train.loop import train_step
+from loopscale.train.training import prepare
 
 
 def test_it_learns_and_its_record_is_json(tiny: TrainConfig) -> None:
@@ -34,7 +35,7 @@ def test_it_is_a_pure_function_of_the_config(tiny: TrainConfig, optimizer: str) 
 
 def test_observer_sees_each_step_and_stop_ends_it(tiny: TrainConfig) -> None:
     seen: list[StepRecord] = []
-    result = fit(tiny, observer=seen.append, stop=lambda: len(seen) == 5)
+    result = fit(tiny, stop=lambda record: seen.append(record) or record.step == 5)
     assert [record.step for record in seen] == [1, 2, 3, 4, 5]
     assert result.stopped and result.steps == 5 and result.val_loss is None and result.diverged_at is None
 

@@ -17,8 +17,9 @@ from safetensors.torch import load_file
 from loopscale.errors import UserError
 from loopscale.train import TrainConfig, generate, open_run, resume_run, train_run
 from loopscale.train.load_model import load_model
+from loopscale.train.loop import train_step
 from loopscale.train.parallel import check_share
-from loopscale.train.training import prepare, train_step
+from loopscale.train.training import prepare
 from loopscale.train.world import World
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from loopscale import Width, param_groups
 from loopscale.cli import main
-from loopscale.train import disagreements, make_own, own_optimizer, parse_values
+from loopscale.train import parse_values
+from loopscale.train.training import make_task, task_optimizer
 
 FILE = Path(__file__).parent / "loop_code.py"
 TINY = {
@@ -27,9 +28,8 @@ HERE, THERE = config(4, 2, strength=0.5), config(8, 4, strength=0.5)
 
 
 def said(name, here=HERE, there=THERE):
-    own = make_own(f"{FILE}:{name}", here)
-    own.try_once()
-    return disagreements(own.model, here, there)
+    sentences = make_task(here.using(f"{FILE}:{name}")).check(there)
+    return [sentence for sentence in sentences if "cannot tell the role" not in sentence]
 
 
 @pytest.mark.parametrize("name", ["told_all", "parts"])
@@ -66,9 +66,9 @@ def test_the_width_that_param_groups_is_not_told_is_said_and_mends_it():
     here, there = HERE, config(8, 4, width=32, strength=0.5)
     (sentence,) = said("told_all", here, there)
     assert "give it width=ls.Width(32, base_width=8)" in sentence
-    own = make_own(f"{FILE}:told_all", there)
-    mine = own_optimizer(own, there).param_groups
-    theirs = param_groups(own.model, lr=there.optim.lr, width=Width(32, 8))
+    task = make_task(there.using(f"{FILE}:told_all"))
+    mine = task_optimizer(task).param_groups
+    theirs = param_groups(task.model, lr=there.optim.lr, width=Width(32, 8))
     assert [group["lr"] for group in mine] == [group["lr"] for group in theirs]
 
 

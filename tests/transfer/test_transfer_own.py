@@ -9,7 +9,8 @@ import torch
 from loopscale import UserError
 from loopscale.cli import main
 from loopscale.study import InThisProcess, LocalProcesses, Own, objective_values
-from loopscale.train import default_loss, fingerprint, fit_own, make_own, parse_values
+from loopscale.train import default_loss, fingerprint, fit, parse_values
+from loopscale.train.training import make_task
 from loopscale.transfer import Study, StudyPlan, run_study
 
 FILE = Path(__file__).parent / "own_code.py"
@@ -39,7 +40,7 @@ def test_a_model_that_sees_no_tokens_is_studied_like_any_other(tmp_path):
     assert result["provenance"]["data"]["roles"]["layers.0.1.weight"] == "hidden"
     key, trial = next(iter(trials.items()))
     config = parse_values({name: part for name, part in trial.config.items() if name != "own"})
-    assert fit_own(place("make_model"), config).val_loss == trial.loss, "a worker and this process differ"
+    assert fit(config.using(place("make_model"))).val_loss == trial.loss, "a worker and this process differ"
     assert key == Study.load(tmp_path / "s").plan.key(_cell(trial))
 
 
@@ -151,10 +152,10 @@ def test_stated_roles_are_used_and_a_missing_one_is_named(tmp_path):
         "def loss(model, batch):\n    return model(batch).sum()\n"
         "def roles(model):\n    return {'weight': 'readout'}\n"
     )
-    own = make_own(f"{tmp_path}/stated_roles.py:make_model", BASE)
-    assert own.roles["weight"].value == "readout" and not own.inferred
+    task = make_task(BASE.using(f"{tmp_path}/stated_roles.py:make_model"))
+    assert task.roles["weight"].value == "readout" and not task.origin["model"]["roles_inferred"]
     with pytest.raises(UserError, match="no role for parameter 'bias'"):
-        own.try_once()
+        task.check(None)
 
 
 def test_a_role_that_is_guessed_is_a_warning_before_the_trials(tmp_path):
@@ -170,10 +171,10 @@ def test_a_role_that_is_guessed_is_a_warning_before_the_trials(tmp_path):
         "def make_batch(split, step, seed, batch_size):\n"
         "    import torch\n    return torch.zeros(1, 2, dtype=torch.long), torch.zeros(1, 2, dtype=torch.long)\n"
     )
-    own = make_own(f"{tmp_path}/guessed.py:make_model", BASE)
-    roles = {name: own.roles[f"{name}.weight"].value for name in ("tok", "pool", "W")}
-    assert roles == {"tok": "embedding", "pool": "hidden", "W": "readout"} and own.unsure == ("pool.weight",)
-    assert own.doubts() == [
+    task = make_task(BASE.using(f"{tmp_path}/guessed.py:make_model"))
+    roles = {name: task.roles[f"{name}.weight"].value for name in ("tok", "pool", "W")}
+    assert roles == {"tok": "embedding", "pool": "hidden", "W": "readout"}
+    assert task.check(None) == [
         "cannot tell the role of 'pool.weight', taken as hidden: state it with roles(model) beside the factory if it maps "
         "into or out of the stream"
     ]

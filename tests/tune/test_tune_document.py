@@ -22,8 +22,7 @@ from loopscale.cli.serving import make_server
 from loopscale.cli.tune import command as tune
 from loopscale.cli.verify import command as verify
 from loopscale.study import InThisProcess
-from loopscale.train import fit_own, load_config, make_config, parse_config
-from loopscale.train.own_fit import own_evaluate
+from loopscale.train import fit, load_config, make_config, parse_config
 
 TEXT = (Path(__file__).parents[2] / "docs" / "tuning.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", TEXT, flags=re.S)
@@ -112,9 +111,10 @@ def test_a_refusal_is_one_sentence_in_the_documents_words(place, command, said, 
     }
 
 
-def test_a_model_taken_apart_is_trained_as_it_was_tuned(place, tmp_path, monkeypatch):
-    """The block of the document gives `fit_own`'s loss, where warm-up, decay and clipping all act."""
-    (block,) = (block for kind, block in BLOCKS if kind == "python" and "own_optimizer(" in block)
+def test_the_printed_command_and_fit_train_alike(place, tmp_path, monkeypatch, capsys):
+    """The command of the document gives the loss of `fit`, bitwise, where warm-up, decay and clipping all act."""
+    commands = (line for kind, block in BLOCKS if kind == "bash" for line in block.splitlines())
+    (command,) = (line for line in commands if "train --model" in line)
     (tmp_path / "runs" / "mine").mkdir(parents=True)
     tuned = (place / "runs" / "mine" / "tuned.toml").read_text()
     for name, value in (("steps", 12), ("warmup", 0.25), ("clip", 0.1)):
@@ -123,10 +123,9 @@ def test_a_model_taken_apart_is_trained_as_it_was_tuned(place, tmp_path, monkeyp
     (tmp_path / "runs" / "mine" / "tuned.toml").write_text(tuned)
     (tmp_path / "mine.py").write_text((place / "mine.py").read_text())
     monkeypatch.chdir(tmp_path)
-    names: dict = {}
-    exec(compile(block, "docs/tuning.md", "exec"), names)
-    ours = own_evaluate(names["own"], names["config"])
-    assert ours == pytest.approx(fit_own("mine.py:make_model", names["config"]).val_loss, abs=1e-6)
+    assert main([*shlex.split(command.removeprefix("loopscale ")), "--json"]) == 0
+    outcome = json.loads(capsys.readouterr().out)
+    assert outcome["val_loss"] == fit(load_config("runs/mine/tuned.toml")).val_loss
 
 
 def test_the_same_strength_bases_and_rate_are_the_plans_in_a_loop_of_ones_own(place):

@@ -1,7 +1,9 @@
 """Tuning a model of the user's own: what is printed for it, and written into tuned.toml, runs exactly as it stands."""
 
+import json
 import math
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,7 +14,8 @@ import pytest
 
 import loopscale
 from loopscale.factory import OFFERED
-from loopscale.train import fit_own, load_values, make_own, own_optimizer
+from loopscale.train import fit, load_config
+from loopscale.train.training import make_task, task_optimizer
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(loopscale.__file__).parents[1])}
 OWN = Path(__file__).parents[1] / "transfer" / "own_code.py"
@@ -59,30 +62,31 @@ def after(text, words):
 
 
 @pytest.mark.slow
-def test_the_printed_line_and_that_in_the_file_are_one_and_train_the_target(told, monkeypatch):
+def test_the_printed_command_and_that_in_the_file_are_one_and_train_the_target(told, monkeypatch):
     place, said = told
-    code = after(said, "the loss of yours at the target, in Python: ")
-    assert after((place / "t" / "tuned.toml").read_text(), "# The loss of yours at the target: ") == code
-    loss = float(ran(place, [sys.executable, "-c", code]))
+    (command,) = (line for line in said.splitlines() if line.startswith("train: "))
+    assert after((place / "t" / "tuned.toml").read_text(), "# Train it: ") == command.removeprefix("train: ")
+    words = shlex.split(command)[2:]
+    outcome = json.loads(ran(place, [sys.executable, "-m", "loopscale", *words, "--out", "large", "--json"]))
     monkeypatch.chdir(place)
-    config = load_values("t/tuned.toml")
+    config = load_config("t/tuned.toml")
     assert (config.model.loops, config.model.layers, config.model.width) == (4, 2, 34)
-    assert math.isfinite(loss) and loss == fit_own("mine.py:make_model", config).val_loss
+    assert math.isfinite(outcome["val_loss"]) and outcome["val_loss"] == fit(config).val_loss
 
 
 def test_the_file_holds_nothing_of_the_house_model(told):
     place, _ = told
     written = tomllib.loads((place / "t" / "tuned.toml").read_text())
-    assert set(written["model"]) <= set(OFFERED.split(", ")) and written["model"]["width"] == 34
+    assert set(written["model"]) <= {"factory", *OFFERED.split(", ")} and written["model"]["width"] == 34
 
 
 def test_the_target_is_built_with_what_the_rule_says(told, monkeypatch):
     place, _ = told
     monkeypatch.chdir(place)
-    config = load_values("t/tuned.toml")
-    own = make_own("mine.py:make_model", config)
-    rates = {group["name"]: group["lr"] for group in own_optimizer(own, config).param_groups}
-    assert own.model.scale == pytest.approx(config.model.strength / (4 * 2**0.5))
+    config = load_config("t/tuned.toml")
+    task = make_task(config)
+    rates = {group["name"]: group["lr"] for group in task_optimizer(task).param_groups}
+    assert task.model.scale == pytest.approx(config.model.strength / (4 * 2**0.5))
     assert rates["hidden"] == pytest.approx(config.optim.lr * 2**-0.5 / 2)
     assert rates["readout"] == config.optim.lr
 

@@ -8,8 +8,8 @@ Shapes: K members; everything of theirs is [K, ...].
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from loopscale.optim import StackedOptimizer, schedule
+from loopscale.optim import StackedOptimizer
 from loopscale.train.config import TrainConfig
-from loopscale.train.training import StepRecord
+from loopscale.train.task import StepRecord
+from loopscale.train.training import Training
 
 
 class UnstackableError(Exception):
@@ -30,24 +31,18 @@ class UnstackableError(Exception):
 class Member:
     """One training of a stack. `network(batch, numbers)` is what runs K at a time; `score` makes a loss of its output.
 
-    `parameters` are in the order in which the norm of the gradient is summed when the training runs alone. `numbers`
-    enter the network as they are where all members agree, else as a tensor.
+    `numbers` enter the network as they are where all members agree, else as a tensor.
     """
 
-    config: TrainConfig
+    training: Training
     network: nn.Module
-    optimizer: torch.optim.Optimizer
-    parameters: list[Tensor]
-    batches: Callable[[int], Any]
-    validation: Callable[[], Iterator[Any]]
     score: Callable[[Tensor, Any], Tensor]
     numbers: tuple[float, ...] = ()
-    streams: Callable[[], list[float]] = list
-    multiplier: Callable[[int], float] = field(init=False)
 
-    def __post_init__(self) -> None:
-        optim, steps = self.config.optim, self.config.train.steps
-        self.multiplier = schedule(optim.schedule, steps, min(round(optim.warmup * steps), steps - 1))
+    @property
+    def config(self) -> TrainConfig:
+        """The config of its training."""
+        return self.training.config
 
     def state(self) -> dict[str, Tensor]:
         """Parameters and buffers by name, each once."""
@@ -73,7 +68,7 @@ class Stack:
     def __init__(self, members: Sequence[Member], template: nn.Module | None = None) -> None:
         self.members, self.done = list(members), 0
         self.template = members[0].network if template is None else template
-        self.device, self.dtype = members[0].parameters[0].device, members[0].parameters[0].dtype
+        self.device, self.dtype = members[0].training.device, members[0].training.parameters[0].dtype
         states = [member.state() for member in members]
         if any({n: v.shape for n, v in s.items()} != {n: v.shape for n, v in states[0].items()} for s in states):
             raise UnstackableError("their weights have different shapes")
@@ -82,9 +77,9 @@ class Stack:
             self.state[name].requires_grad_(value.requires_grad)
         self._slots = members[0].slots()
         names = {id(value): name for name, value in states[0].items()}
-        self._order = [names[id(parameter)] for parameter in members[0].parameters]
+        self._order = [names[id(parameter)] for parameter in members[0].training.parameters]
         table = {self.state[name]: [state[name] for state in states] for name in self._order}
-        self.optimizer = StackedOptimizer([member.optimizer for member in members], table)
+        self.optimizer = StackedOptimizer([member.training.optimizer for member in members], table)
         self._point(states)
 
     def _point(self, states: Sequence[Mapping[str, Tensor]]) -> None:
@@ -100,19 +95,19 @@ class Stack:
         """
         for name in self._order:
             self.state[name].grad = None
-        losses_K = self.losses([member.batches(self.done) for member in self.members])
+        losses_K = self.losses([member.training.batches(self.done) for member in self.members])
         losses_K.sum().backward()  # type: ignore[no-untyped-call]
         norms_K = self._norms()
         # The one wait for the device in a step.
         losses, norms = torch.stack([losses_K.detach(), norms_K.to(losses_K.dtype)]).tolist()
-        rates = [member.multiplier(self.done) for member in self.members]
+        rates = [member.training.multiplier(self.done) for member in self.members]
         records = [
             StepRecord(self.done + 1, loss, member.config.optim.lr * rate, norm, member.config.model.loops)
             for member, loss, norm, rate in zip(self.members, losses, norms, rates, strict=True)
         ]
         for member, record in zip(self.members, records, strict=True):
             if not record.finite:
-                _own_memory(member)
+                _apart(member)
         self._clip(norms_K, norms)
         self.optimizer.step(rates)
         self.done += 1
@@ -166,14 +161,17 @@ class Stack:
         """Mean loss of every member on its validation batches; None without batches."""
         self.template.eval()
         with torch.no_grad():
-            rows = [self.losses(batches) for batches in zip(*(m.validation() for m in self.members), strict=True)]
+            rows = [
+                self.losses(batches)
+                for batches in zip(*(m.training.task.validation() for m in self.members), strict=True)
+            ]
         self.template.train()
         return [float(torch.stack([row[k] for row in rows]).mean()) if rows else None for k in range(len(self.members))]
 
     def leave(self, gone: Sequence[int]) -> None:
         """Take the members at these places out; their models keep their weights, the others go on."""
         for k in gone:
-            _own_memory(self.members[k])
+            _apart(self.members[k])
         kept = [k for k in range(len(self.members)) if k not in set(gone)]
         self.members = [self.members[k] for k in kept]
         index = torch.tensor(kept, device=self.device, dtype=torch.long)
@@ -184,7 +182,7 @@ class Stack:
         self._point([member.state() for member in self.members])
 
 
-def _own_memory(member: Member) -> None:
+def _apart(member: Member) -> None:
     for value in member.state().values():
         value.data = value.data.clone()
 

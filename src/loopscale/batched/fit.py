@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from loopscale.batched.batched import Stack
-from loopscale.train.fit import Course, Fit
-from loopscale.train.training import StepRecord
-
-Stop = Callable[[StepRecord], bool]
+from loopscale.train.fit import Course, Fit, Stop
+from loopscale.train.training import stream_rms
 
 
 def fit_stack(stack: Stack, stops: Sequence[Stop | None] | None = None) -> Iterator[tuple[int, Fit]]:
     """Yield (place in the stack at first, `Fit`) of each member as it leaves; the same `Fit` that it has alone.
 
-    On a CPU in fp32 the losses of the house model are bitwise those of `fit`; in bf16, on a GPU and for own models they
+    On a CPU in fp32 the losses of the house model are bitwise those of `fit`; in bf16, on a GPU and for user models they
     agree to rounding. `seconds` is a member's share: a step's time is divided by the members that took it.
 
     stops: of each member, asked after each of its steps with the record; True ends its training there.
@@ -24,7 +22,7 @@ def fit_stack(stack: Stack, stops: Sequence[Stop | None] | None = None) -> Itera
     """
     clock = _Clock()
     places = {id(member): place for place, member in enumerate(stack.members)}
-    initial = [member.streams() for member in stack.members]
+    initial = [stream_rms(member.training) for member in stack.members]
     steps = [member.config.train.steps for member in stack.members]
     courses = [Course(n, stop) for n, stop in zip(steps, stops or [None] * len(steps), strict=True)]
     shares = [clock.lap() / len(steps)] * len(steps)
@@ -39,7 +37,7 @@ def fit_stack(stack: Stack, stops: Sequence[Stop | None] | None = None) -> Itera
         left = [stack.members[k] for k in gone]
         if gone:
             stack.leave(gone)
-        final = [member.streams() for member in left]
+        final = [stream_rms(member.training) for member in left]
         lap = clock.lap() / len(at)
         for place in at:
             shares[place] += lap

@@ -15,7 +15,7 @@ from loopscale.data import Dataset
 from loopscale.nn import Attention, FixedLoops, LoopedTransformer, Pace, folded_attention
 from loopscale.parameterization import Width, get_rule
 from loopscale.train.config import TrainConfig
-from loopscale.train.training import Training, prepare, stream_rms
+from loopscale.train.training import Training, prepare
 
 # What members may differ in; the rule's placement of norms and its multiplier of the logits must agree.
 FREE = {
@@ -34,12 +34,16 @@ def house_stack(configs: Sequence[TrainConfig], dataset: Dataset | None = None) 
     for config in configs:
         training = prepare(config, dataset)
         trainings.append(training)
-        data = config.data
-        if training.dataset.bookmark(0, data.batch_size, data.context) is None:  # else it is read in order: one each
-            dataset = training.dataset
+        data, tokens = config.data, training.dataset
+        if (
+            tokens is not None and tokens.bookmark(0, data.batch_size, data.context) is None
+        ):  # else read in order: one each
+            dataset = tokens
     bf16 = configs[0].train.precision == "bf16"
+    model = trainings[0].model
+    assert isinstance(model, LoopedTransformer)
     with torch.device("meta"):
-        template = LoopedTransformer(trainings[0].model.config)
+        template = LoopedTransformer(model.config)
     for module in template.modules():
         if isinstance(module, Attention):
             module.attend = folded_attention
@@ -83,34 +87,20 @@ class _Logits(nn.Module):
         super().__init__()
         self.model, self.autocast = model, autocast
 
-    def forward(self, batch: dict[str, Tensor], numbers: tuple[Any, ...]) -> Tensor:
+    def forward(self, batch: tuple[Tensor, Tensor], numbers: tuple[Any, ...]) -> Tensor:
         once, skip, eps, core_skip = numbers
         paces = Pace(once, skip), Pace(eps, core_skip, self.model.config.loops)
         with nullcontext() if self.autocast is None else torch.autocast(self.autocast, dtype=torch.bfloat16):
-            logits_BTV: Tensor = self.model(batch["tokens"], paces=paces)
+            logits_BTV: Tensor = self.model(batch[0], paces=paces)
         return logits_BTV
 
 
 def _member(training: Training) -> Member:
-    config, dataset = training.config, training.dataset
-    size, context, count = config.data.batch_size, config.data.context, config.train.eval_batches
-    outside, core = training.model.paces(config.model.loops)
-
-    def pair(inputs: Any, targets: Any) -> dict[str, Any]:
-        return {"tokens": inputs, "targets": targets}
-
-    return Member(
-        config,
-        _Logits(training.model, None),
-        training.optimizer,
-        training.parameters,
-        batches=lambda index: pair(*training.batches(index)),
-        validation=lambda: (pair(*batch) for batch in dataset.validation_batches(size, context, count)),
-        score=_score,
-        numbers=(*map(float, outside[:2]), *map(float, core[:2])),
-        streams=lambda: stream_rms(training),
-    )
+    model = training.model
+    assert isinstance(model, LoopedTransformer)
+    outside, core = model.paces(training.config.model.loops)
+    return Member(training, _Logits(model, None), _score, (*map(float, outside[:2]), *map(float, core[:2])))
 
 
-def _score(logits_BTV: Tensor, batch: dict[str, Tensor]) -> Tensor:
-    return F.cross_entropy(logits_BTV.float().flatten(0, 1), batch["targets"].flatten())
+def _score(logits_BTV: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return F.cross_entropy(logits_BTV.float().flatten(0, 1), batch[1].flatten())

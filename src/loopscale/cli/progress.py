@@ -53,4 +53,5 @@ def _line(line: dict[str, Any], steps: int) -> None:
 
 def _said(line: dict[str, Any]) -> str:
     loss = "not finite" if line["loss"] is None else f"{line['loss']:.4f}"
-    return f"loss {loss}, {line['tokens_per_second']:,.0f} tokens/s"
+    unit = "tokens" if "tokens_per_second" in line else "rows"
+    return f"loss {loss}, {line[f'{unit}_per_second']:,.0f} {unit}/s"

@@ -138,7 +138,7 @@ def sizes(base: Any, proxy: str | None, target: str | None) -> tuple[Size, Size]
 
 
 def _said(plan: dict[str, Any], folder: Path, page: Path) -> str:
-    from loopscale.tune import own_code
+    from loopscale.tune import train_command
 
     cost, own = plan["cost"], plan["settings"]["own"]
     lines = [
@@ -158,7 +158,7 @@ def _said(plan: dict[str, Any], folder: Path, page: Path) -> str:
     if own is None:
         lines.append(f"train: loopscale train target.toml --from {tuned}")
     elif own["kind"] == "model":
-        lines.append(f"the loss of yours at the target, in Python: {own_code(own['place'], tuned)}")
+        lines.append(f"train: {train_command(own['place'], tuned)}")
     else:
         lines.append(f"the values at the target, and every factor of the rule: {tuned}, {folder / 'plan.json'}")
     return "\n".join(lines)

@@ -17,6 +17,8 @@ _FIX = "restore it, or train again into another folder"
 class Provenance(Record):
     """provenance.json: where a run comes from. `config` is the hash of config.toml at the last start of a training.
 
+    `model` describes a user model: its place, the hash of its code, its roles. `precision` is what `train.precision`
+    became and why.
     `resumed` has one entry for each continuation; records of version 0.3 carry no schema.
     """
 
@@ -26,6 +28,8 @@ class Provenance(Record):
     torch: str = "not recorded"
     date: str = ""
     data: dict[str, Any] = Field(default_factory=dict)
+    model: dict[str, Any] = Field(default_factory=dict)
+    precision: dict[str, Any] = Field(default_factory=dict)
     config: str | None = None
     resumed: tuple[dict[str, Any], ...] = ()
 

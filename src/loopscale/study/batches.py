@@ -18,13 +18,11 @@ from loopscale.errors import UserError
 from loopscale.records import content_hash
 from loopscale.study.executor import Job
 from loopscale.study.local import LocalProcesses
-from loopscale.study.own import Own
 from loopscale.study.stopping import stops
-from loopscale.study.trial import record_of, run_trial, sections
+from loopscale.study.trial import config_of, record_of, run_trial, sections
 
 if TYPE_CHECKING:
     from loopscale.batched import Stack
-    from loopscale.train import TrainConfig
 
 SIZE = 16  # trials at once: on a CPU the throughput hardly grows beyond (records/stacks.json)
 
@@ -161,12 +159,10 @@ def _trained(jobs: list[Job]) -> Iterator[dict[str, Any]]:
 
 
 def stack_of(configs: list[dict[str, Any]]) -> Stack:
-    """Make the trainings of configs that share a graph; raises as `house_stack` and `own_stack` do."""
-    from loopscale.batched import house_stack, own_stack
-    from loopscale.train import TrainConfig
+    """Stack the trainings of configs that share a graph; raises as `house_stack` and `user_stack` do."""
+    from loopscale.batched import house_stack, user_stack
 
-    # An own model may use what torch batches by a loop: that it is slow is measured, and need not be told for each stack.
+    # A user model may use what torch batches by a loop: that it is slow is measured, and need not be said for each stack.
     warnings.filterwarnings("ignore", message=".*performance drop", category=UserWarning)
-    own: Own | None = sections(configs[0])[0]
-    plain: list[TrainConfig] = [TrainConfig.model_validate(sections(config)[1]) for config in configs]
-    return house_stack(plain) if own is None else own_stack(own.place, plain)
+    trainings = [config_of(config) for config in configs]
+    return house_stack(trainings) if trainings[0].model.factory is None else user_stack(trainings)

@@ -12,7 +12,7 @@ from typing import Any, cast
 from loopscale.study.batches import Batched, graph_of, on_gpu, stack_of
 from loopscale.study.executor import Executor
 from loopscale.study.local import LocalProcesses, spawned
-from loopscale.study.trial import sections
+from loopscale.study.trial import config_of
 
 STEPS, ENOUGH = 14, 1.5  # steps that are timed at most; seconds after which four will do
 LONG = 1.0  # seconds that a step of the batch may take, or it is measured, and used, with fewer trials
@@ -119,14 +119,9 @@ def _paced(config: dict[str, Any], train: Callable[[_Clock], None]) -> float | s
 
 
 def _fit(config: dict[str, Any], clock: _Clock) -> None:
-    from loopscale.train import TrainConfig, fit, fit_own
+    from loopscale.train import fit
 
-    own, values, _ = sections(config)
-    plain = TrainConfig.model_validate(values)
-    if own is None:
-        fit(plain, stop=clock.over)
-    else:
-        fit_own(own.place, plain, stop=lambda record: clock.over())
+    fit(config_of(config), stop=lambda record: clock.over())
 
 
 def _fit_stack(configs: list[dict[str, Any]], clock: _Clock) -> None:

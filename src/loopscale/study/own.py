@@ -1,16 +1,16 @@
-"""The user's own model or Python objective in the place of the house model."""
+"""A user model, or a Python objective, in the place of the house model."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from loopscale.errors import UserError
 from loopscale.parameterization import Depth, Width, prescription
-from loopscale.study.stopping import stops
-from loopscale.train import Fit, TrainConfig, disagreements, fingerprint, fit_own, load_place, make_own, takes
+from loopscale.train import Fit, TrainConfig, fingerprint, load_place, takes
+from loopscale.train.training import make_task
 
 Kind = Literal["model", "objective"]
 
@@ -32,7 +32,7 @@ class Own:
     def at(cls, place: str, kind: Kind = "model") -> Own:
         """Find it; raises `UserError` when the place names nothing usable."""
         load_place(place)
-        hears = kind == "objective" or "rule" in takes(place)
+        hears = kind == "objective" or "rule" in takes(place)[0]
         return cls(kind, place, fingerprint(place), hears)
 
     def to_json(self) -> dict[str, Any]:
@@ -54,23 +54,13 @@ class Own:
         said: dict[str, Any] = {"source": self.place, "sha256": self.fingerprint}
         if self.kind == "objective":
             return said
-        own = make_own(self.place, base)
-        loss = own.try_once()
-        roles = {name: role.value for name, role in own.roles.items()}
-        found = [*disagreements(own.model, base, target), *own.doubts()]
-        warnings = {"warnings": found} if found else {}
-        return {**said, "first_loss": loss, "roles": roles, "roles_inferred": own.inferred, **warnings}
+        task = make_task(base.using(self.place))
+        warnings = task.check(None if target is None else target.using(self.place))
+        return {**said, **task.origin["model"], **({"warnings": warnings} if warnings else {})}
 
 
-def run_own(own: Own, values: dict[str, Any], rows: Sequence[Sequence[float]] = ()) -> Fit:
-    """One trial of the user's code; a model is stopped early where `rows` say so."""
-    config = TrainConfig.model_validate(values)
-    if own.kind == "model":
-        return fit_own(own.place, config, stop=stops(rows))
-    return _judged(own.place, config)
-
-
-def _judged(place: str, config: TrainConfig) -> Fit:
+def judged(place: str, config: TrainConfig) -> Fit:
+    """Run one trial of an objective."""
     objective: Callable[[dict[str, Any]], Any] = load_place(place)[0]
     loss = objective(objective_values(config))
     try:

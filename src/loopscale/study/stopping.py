@@ -39,25 +39,13 @@ def thresholds(records: Sequence[dict[str, Any]], steps: int) -> list[list[float
     return rows
 
 
-def stopper(rows: Sequence[Sequence[float]]) -> tuple[Callable[[int, float], None], Callable[[], bool]]:
-    """What sees every step's loss, and what says whether to stop now."""
-    recent: list[float] = []
-    hopeless = [False]
-
-    def observe(step: int, loss: float) -> None:
-        recent.append(loss)
-        del recent[:-10]
-        hopeless[0] = any(step == at and fmean(recent) > most for at, most in rows)
-
-    return observe, lambda: hopeless[0]
-
-
 def stops(rows: Sequence[Sequence[float]]) -> Callable[[StepRecord], bool]:
-    """The same in one: it is shown each step's record and says whether to stop there."""
-    observe, hopeless = stopper(rows)
+    """Give what is shown each step's record and says whether to stop there."""
+    recent: list[float] = []
 
     def stop(record: StepRecord) -> bool:
-        observe(record.step, record.loss)
-        return hopeless()
+        recent.append(record.loss)
+        del recent[:-10]
+        return any(record.step == at and fmean(recent) > most for at, most in rows)
 
     return stop

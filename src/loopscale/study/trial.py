@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from multiprocessing.synchronize import Barrier
 
     from loopscale.study.own import Own
-    from loopscale.train import Fit
+    from loopscale.train import Fit, TrainConfig
 
 
 def start_worker(meeting: Barrier | None = None) -> None:
@@ -44,14 +44,12 @@ def _end_with_the_parent() -> None:
 def run_trial(key: str, cell: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     """Train and evaluate; the returned record is what `trials/<key>.json` holds (see docs/architecture.md).
 
-    What a user's own model or objective raises is kept as the record's "error", and the trial counts as diverged.
+    What a user model or an objective raises is kept as the record's "error", and the trial counts as diverged.
     """
-    from loopscale.study.own import run_own
-
     began = time.perf_counter()
-    own, values, rows = sections(config)
+    own = config.get("own")
     try:
-        fit, error = _house(values, rows) if own is None else run_own(own, values, rows), None
+        fit, error = _fit(config), None
     except (Exception, SystemExit) as cause:  # a script's sys.exit is no end of the study
         if own is None:
             raise
@@ -61,11 +59,20 @@ def run_trial(key: str, cell: dict[str, Any], config: dict[str, Any]) -> dict[st
 
 
 def sections(config: dict[str, Any]) -> tuple[Own | None, dict[str, Any], list[list[float]]]:
-    """A job's config apart: the user's own code if any, the values of a `TrainConfig`, the rows of early stopping."""
+    """Take a job's config apart: the user's code if any, the values of a `TrainConfig`, the rows of early stopping."""
     from loopscale.study.own import Own
 
     values = {name: section for name, section in config.items() if name not in ("own", "stop")}
     return Own.from_json(config.get("own")), values, config.get("stop", [])
+
+
+def config_of(config: dict[str, Any]) -> TrainConfig:
+    """Give a job's training: of a user model where the job names one."""
+    from loopscale.train import TrainConfig
+
+    own, values, _ = sections(config)
+    house = TrainConfig.model_validate(values)
+    return house if own is None or own.kind == "objective" else house.using(own.place)
 
 
 def record_of(key: str, cell: dict[str, Any], config: dict[str, Any], fit: Fit, seconds: float) -> dict[str, Any]:
@@ -73,14 +80,15 @@ def record_of(key: str, cell: dict[str, Any], config: dict[str, Any], fit: Fit, 
     return {"key": key, "cell": cell, "config": config, **_measured(fit), "seconds": round(seconds, 3)}
 
 
-def _house(values: dict[str, Any], rows: list[list[float]]) -> Fit:
-    from loopscale.study.stopping import stopper
-    from loopscale.train import TrainConfig, fit
+def _fit(config: dict[str, Any]) -> Fit:
+    from loopscale.study.own import judged
+    from loopscale.study.stopping import stops
+    from loopscale.train import fit
 
-    observe, hopeless = stopper(rows)
-    return fit(
-        TrainConfig.model_validate(values), observer=lambda record: observe(record.step, record.loss), stop=hopeless
-    )
+    own, _, rows = sections(config)
+    if own is not None and own.kind == "objective":
+        return judged(own.place, config_of(config))
+    return fit(config_of(config), stop=stops(rows))
 
 
 def _failed() -> Fit:

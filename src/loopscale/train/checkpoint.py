@@ -34,7 +34,7 @@ STATE, SUMS = "state.json", "SHA256SUMS"
 FREE = {
     *("train.checkpoint_every", "train.keep", "train.eval_every", "train.stream_every", "train.device"),
     *("train.strategy", "train.accumulate", "train.recompute", "train.recompute_keep"),
-    *("train.loss_rows", "data.path", "data.prefetch"),
+    *("train.loss_rows", "train.init_from", "model.factory", "data.path", "data.prefetch"),
 }
 
 
@@ -134,7 +134,7 @@ def load(checkpoint: Path, training: Training) -> None:
     load_weights(checkpoint, training.model)
     _load_optimizer(checkpoint, training.model, training.optimizer, state)
     training.done = state["step"]
-    training.dataset.restore(state.get("data"))
+    training.restore(state.get("data"))
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
@@ -275,7 +275,7 @@ def _write(folder: Path, target: Path, training: Training, ranks: tuple[int, int
     with _disk_errors(target):
         if ranks[0] == 0:
             config = training.config
-            bookmark = training.dataset.bookmark(training.done, config.data.batch_size, config.data.context)
+            bookmark = training.bookmark()
             state = {"step": training.done, "config": config.to_dict(), "data": bookmark, "optimizer_values": plain}
             (folder / STATE).write_text(json.dumps(state, allow_nan=False), encoding="utf-8")
         part = "" if ranks[1] == 1 else f"-{ranks[0] + 1:05d}-of-{ranks[1]:05d}"

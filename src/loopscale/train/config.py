@@ -26,8 +26,13 @@ class Section(BaseModel):
 
 
 class ModelSection(Section):
-    """The network; the fields of `loopscale.nn.ModelConfig`, where combinations are checked."""
+    """The network; the fields of `loopscale.nn.ModelConfig`, where combinations are checked.
 
+    `factory` ("file.py:make_model") names a user model in place of the house model. Only what its factory takes by name
+    reaches it.
+    """
+
+    factory: Annotated[str | None, Field(min_length=1, exclude_if=lambda place: place is None)] = None
     vocab_size: Count | None = None
     width: Count = 64
     layers: Count = 1
@@ -88,6 +93,8 @@ class OptimSection(Section):
 class TrainSection(Section):
     """How long, from which seed, on what, and what is written down; an `..._every` of 0 means never.
 
+    `precision` "auto" measures some steps at the start of a run and takes bf16 autocast where it is faster; in a study and
+    in `fit` it is fp32. `init_from` names a run whose weights this one begins with.
     `compile` compiles the body of the loop, after one step of it gave eager's gradients (`nn.compile_checked`).
     `recompute` = k keeps only the stream that enters every k visits, `recompute_keep` bounds how many (`nn.Recompute`).
     With more than one rank (torchrun), `strategy` is "ddp" (a replica each) or "fsdp" (sharded). `accumulate` parts of a
@@ -103,7 +110,7 @@ class TrainSection(Section):
     eval_batches: Annotated[int, Field(ge=0)] = 8
     stream_every: Annotated[int, Field(ge=0)] = 50
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: bool = False
     recompute: Annotated[int, Field(ge=0)] = 0
     recompute_keep: Count | None = None
@@ -111,6 +118,7 @@ class TrainSection(Section):
     trackers: Annotated[tuple[str, ...], Field(strict=False)] = ()
     strategy: Literal["ddp", "fsdp"] = "ddp"
     accumulate: Count = 1
+    init_from: Annotated[str | None, Field(min_length=1, exclude_if=lambda run: run is None)] = None
 
 
 class TrainConfig(Section):
@@ -152,11 +160,29 @@ class TrainConfig(Section):
         return self.model_dump(mode="json", exclude_none=True)
 
     def to_toml(self) -> str:
-        """Write every value, defaults included, as TOML that `load_config` reads back to an equal config."""
-        return tomli_w.dumps(self.to_dict())
+        """Write every value, defaults included, as TOML that `load_config` reads back to an equal config.
 
-    def to_own_toml(self) -> str:
-        """The same without what describes the house model alone: for a model of the user's own, read by `load_values`."""
+        With a user model, values that describe the house model alone are left out.
+        """
+        return tomli_w.dumps(self.to_table())
+
+    def to_table(self) -> dict[str, Any]:
+        """Give what `to_toml` writes, as nested plain values."""
         record = self.to_dict()
-        record["model"] = {name: value for name, value in record["model"].items() if name in OFFERED.split(", ")}
-        return tomli_w.dumps(record)
+        if self.model.factory is not None:
+            kept = ("factory", *OFFERED.split(", "))
+            record["model"] = {name: value for name, value in record["model"].items() if name in kept}
+        return record
+
+    def for_study(self) -> TrainConfig:
+        """Give the config of a study's trials: one precision for all of them, fp32 unless one is asked for."""
+        return self.replaced("train", precision="fp32") if self.train.precision == "auto" else self
+
+    def using(self, factory: str) -> TrainConfig:
+        """Give the same training of the model that `factory` ("file.py:make_model") builds."""
+        return self.replaced("model", factory=factory)
+
+    def replaced(self, section: str, **values: Any) -> TrainConfig:
+        """Give a copy with some values of a section replaced."""
+        changed = getattr(self, section).model_copy(update=values)
+        return self.model_copy(update={section: changed})

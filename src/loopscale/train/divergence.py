@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from loopscale.train.training import StepRecord
+from loopscale.train.task import StepRecord
 
 EXPLODED = 3.0  # a loss this many times the first one ...
 PATIENCE = 50  # ... for this many steps in a row does not come back

@@ -11,7 +11,11 @@ from itertools import takewhile
 from loopscale.data import Dataset
 from loopscale.train.config import TrainConfig
 from loopscale.train.divergence import Divergence
-from loopscale.train.training import StepRecord, evaluate, prepare, stream_rms, train_step
+from loopscale.train.loop import train_step
+from loopscale.train.task import StepRecord
+from loopscale.train.training import evaluate, prepare, stream_rms
+
+Stop = Callable[[StepRecord], bool]
 
 CURVE_POINTS = 200
 
@@ -42,7 +46,7 @@ class Course:
     `stop`: asked after each step but the last, with its record; True ends the training there.
     """
 
-    def __init__(self, steps: int, stop: Callable[[StepRecord], bool] | None = None) -> None:
+    def __init__(self, steps: int, stop: Stop | None = None) -> None:
         self._watch, self._losses, self._steps, self._stop = Divergence(), list[float](), steps, stop
         self.running, self.stopped = True, False
         self.diverged_at: int | None = None
@@ -81,29 +85,20 @@ class Course:
         )
 
 
-def fit(
-    config: TrainConfig,
-    *,
-    dataset: Dataset | None = None,
-    observer: Callable[[StepRecord], object] | None = None,
-    stop: Callable[[], bool] | None = None,
-) -> Fit:
+def fit(config: TrainConfig, *, dataset: Dataset | None = None, stop: Stop | None = None) -> Fit:
     """Train as the config says and evaluate at the end; a pure function of config and versions, except `seconds`.
 
     dataset: read once and shared between fits; by default the config's own is loaded.
-    observer: called after each step. stop: asked after each step; True ends the training there (`Fit.stopped`).
+    stop: asked after each step, with its record; True ends the training there (`Fit.stopped`).
 
     Raises `UserError` when data, model or optimizer cannot be built. Divergence is a result, not an error.
     """
     began = time.perf_counter()
     training = prepare(config, dataset)
     initial = stream_rms(training)
-    course = Course(config.train.steps, None if stop is None else lambda record: stop())
+    course = Course(config.train.steps, stop)
     while course.running:
-        record = train_step(training)
-        if observer is not None:
-            observer(record)
-        course.take(record)
+        course.take(train_step(training))
     val_loss = evaluate(training) if course.whole else None
     return course.fit(val_loss, training.done, time.perf_counter() - began, initial, stream_rms(training))
 

@@ -34,12 +34,13 @@ def make_config(values: Mapping[str, Any], sets: Iterable[str] = ()) -> TrainCon
 def parse_config(values: Mapping[str, Any]) -> TrainConfig:
     """Validate nested plain values; raises `UserError` as `load_config` does."""
     config = parse_values(values)
-    config.network(vocab_size=256)
+    if config.model.factory is None:
+        config.network(vocab_size=256)
     return config
 
 
 def parse_values(values: Mapping[str, Any], sets: Iterable[str] = ()) -> TrainConfig:
-    """Validate each value alone: for a model of the user's own, to which the house model's combinations do not apply."""
+    """Validate each value alone: for a user model or an objective, to which the house model's combinations do not apply."""
     changed = copy.deepcopy(dict(values))
     for assignment in sets:
         _assign(changed, assignment)
@@ -50,7 +51,7 @@ def parse_values(values: Mapping[str, Any], sets: Iterable[str] = ()) -> TrainCo
 
 
 def load_values(path: str | Path, sets: Iterable[str] = ()) -> TrainConfig:
-    """Read a TOML file as `load_config` does, for a model of the user's own: what `parse_values` validates, no more.
+    """Read a TOML file as `load_config` does, but only validate each value alone, as `parse_values` does.
 
     Raises `UserError` as `load_config` does, but not for values that only the house model cannot combine.
     """

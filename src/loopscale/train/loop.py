@@ -1,4 +1,4 @@
-"""The training loop of a run folder: metrics, evaluations, checkpoints, orderly ends."""
+"""One training step, and the loop of a run folder around it: metrics, evaluations, checkpoints, orderly ends."""
 
 from __future__ import annotations
 
@@ -10,15 +10,24 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
 from loopscale.data import Prefetched
 from loopscale.errors import UserError
-from loopscale.train import checkpoint, nonfinite
+from loopscale.files import write_text
+from loopscale.train import checkpoint, nonfinite, precision
 from loopscale.train.config import TrainConfig
 from loopscale.train.interrupt import Interrupt, orderly, signal_name
+from loopscale.train.load import make_config
+from loopscale.train.parallel import whole
+from loopscale.train.profile import Profile
 from loopscale.train.room import check_room
 from loopscale.train.run import (
     Run,
     Warn,
+    begin_with,
     check_new,
     create_run,
     cut_metrics,
@@ -27,7 +36,8 @@ from loopscale.train.run import (
     note_resumption,
     open_run,
 )
-from loopscale.train.training import StepRecord, Training, evaluate, prepare, stream_rms, train_step
+from loopscale.train.task import StepRecord, rows_of, to_device
+from loopscale.train.training import Training, evaluate, make_task, spread, stream_rms
 from loopscale.train.world import World, noticing_lost_ranks
 
 FAILED = 255  # in place of a signal's number: rank 0 cannot write
@@ -53,11 +63,66 @@ def _silent(*_: object) -> None:
     return None
 
 
-def train_run(config: TrainConfig, out: Path, *, on_step: OnStep = _silent, world: World | None = None) -> Outcome:
+def train_step(training: Training) -> StepRecord:
+    """Do the next step; on a non-finite loss or gradient nothing is updated and the record is not `finite`.
+
+    Batch, rate and clipping are functions of the config and the step number alone, so a resumed run repeats them.
+    """
+    config, index, span = training.config, training.done, training.span
+    rate = training.multiplier(index)
+    for group in training.optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * rate
+    training.optimizer.zero_grad(set_to_none=True)
+    with span("data"):
+        batch = to_device(training.batches(index), training.device)
+    loops = training.task.loops(index)
+    with training.task.drawing(index):
+        loss = _backward(training, batch, loops)
+    with span(
+        "waiting"
+    ):  # the one wait for the device, and for other ranks, in a step: both numbers come over together
+        loss = training.world.mean(loss)
+        norm = whole(get_total_norm([p.grad for p in training.parameters if p.grad is not None]))
+        loss_value, norm_value = torch.stack([loss, norm.to(loss.dtype)]).tolist()
+    record = StepRecord(index + 1, loss_value, config.optim.lr * rate, norm_value, loops)
+    if record.finite:
+        with span("optimiser"):
+            if 0 < config.optim.clip < norm_value:
+                clip_grads_with_norm_(training.parameters, config.optim.clip, norm)
+            training.optimizer.step()
+        training.done = index + 1
+    return record
+
+
+def _backward(training: Training, batch: Any, loops: int) -> Tensor:
+    """Leave the gradient of the mean loss of this rank's rows, `accumulate` parts one after the other; give the loss."""
+    parts = training.config.train.accumulate
+    each = training.config.data.batch_size // (training.world.size * parts)
+    losses = []
+    for number in range(parts):
+        part = batch if parts == 1 else rows_of(batch, slice(number * each, (number + 1) * each))
+        with training.sync(number == parts - 1):
+            with training.span("forward"):
+                loss = training.loss(part, loops) / parts  # of the house model: nn/transformer.py
+            with training.span("backward"):
+                loss.backward()  # type: ignore[no-untyped-call]
+        losses.append(loss.detach())
+    return losses[0] if parts == 1 else torch.stack(losses).sum()
+
+
+def train_run(
+    config: TrainConfig,
+    out: Path,
+    *,
+    on_step: OnStep = _silent,
+    warn: Warn = _silent,
+    world: World | None = None,
+    profile: Profile | None = None,
+) -> Outcome:
     """Train into the new folder `out`; `on_step(line, steps)` gets every line of metrics.jsonl.
 
     world: what `joined()` gave, in a process that torchrun started. Every rank calls this; rank 0 alone writes and calls
-    `on_step`.
+    `on_step` and `warn`.
 
     Raises `UserError` when data, model or folder cannot be used, or the disk has no room for the checkpoints; nothing is
     written then. Ctrl-C, SIGTERM and a non-finite loss are outcomes.
@@ -68,31 +133,59 @@ def train_run(config: TrainConfig, out: Path, *, on_step: OnStep = _silent, worl
         with world.together():
             if world.main:
                 check_new(out)
-        training = prepare(config, world=world)
+        training = _begun(config, world, warn if world.main else _silent, new=True)
         with world.together():
             if world.main:
                 check_room(out, training)
                 create_run(out, training)
-        with _alone(Run(out, config), world):
-            return _loop(Run(out, config), training, interrupt, on_step)
+        run = Run(out, training.config)
+        with _alone(run, world):
+            return _loop(run, training, interrupt, on_step, profile)
 
 
-def resume_run(path: Path, *, on_step: OnStep = _silent, warn: Warn = _silent, world: World | None = None) -> Outcome:
+def resume_run(
+    path: Path,
+    sets: tuple[str, ...] = (),
+    *,
+    on_step: OnStep = _silent,
+    warn: Warn = _silent,
+    world: World | None = None,
+    profile: Profile | None = None,
+) -> Outcome:
     """Continue the run in `path` from its newest whole checkpoint, on a CPU bitwise as if it had never stopped.
 
-    The number of ranks may be another one: losses then agree to rounding.
+    `sets` replaces values of its config ("train.steps=2000" trains a finished run further); a value that changes the
+    training is a warning. The number of ranks may be a different one: losses then agree to rounding.
 
-    Raises `UserError` when the folder is damaged beyond its checkpoints, when a checkpoint is of another model, when the
-    data have changed, or the disk has no room for the next checkpoint.
+    Raises `UserError` when the folder is damaged beyond its checkpoints, when a checkpoint or the user's file is of a
+    different model, when the data have changed, or the disk has no room for the next checkpoint.
     """
     world = World() if world is None else world
     with world.together():
         run = open_run(path)
+        run = Run(path, make_config(run.config.to_dict(), sets)) if sets else run
     world.same("the config", _shown(run.config), "give every rank the same run folder")
     with orderly() as interrupt, noticing_lost_ranks(world, _lost(path)), _alone(run, world):
-        training = prepare(run.config, world=world)
+        training = _begun(run.config, world, _silent, new=not checkpoint.listed(run.checkpoints))
+        run = Run(path, training.config)
         _continue_from(run, training, warn if world.main else _silent)
-        return _loop(run, training, interrupt, on_step)
+        return _loop(run, training, interrupt, on_step, profile)
+
+
+def _begun(config: TrainConfig, world: World, warn: Warn, new: bool) -> Training:
+    """Build the training of a run: tried once, in the precision that is faster; a new one with the weights it asks for."""
+    task = make_task(config, world=world)
+    with world.together():
+        for sentence in task.check(None):
+            warn(sentence)
+        if new and config.train.init_from is not None:
+            begin_with(Path(config.train.init_from), task.model, warn)
+        task = precision.settled(task)
+        slow = precision.slower(task)
+        if slow is not None:
+            warn(slow)
+    chosen = world.of_main(task.config.train.precision)
+    return spread(precision.fixed(task, chosen), world)
 
 
 def _continue_from(run: Run, training: Training, warn: Warn) -> None:
@@ -104,11 +197,12 @@ def _continue_from(run: Run, training: Training, warn: Warn) -> None:
         warn("the run has no checkpoint yet: it starts from step 1")
     else:
         for change in checkpoint.changes(run.checkpoints / name, training):
-            warn(f"{change}: from here on it is another training")
+            warn(f"{change}: from this step on the run no longer reproduces the original")
         checkpoint.load(run.checkpoints / name, training)
     with world.together():
         if world.main:
             check_room(run.path, training)
+            write_text(run.path / "config.toml", run.config.to_toml())
             note_resumption(run, training, warn)
             cut_metrics(run, training.done)
 
@@ -131,15 +225,15 @@ def _lost(path: Path) -> str:
     return f"a rank was lost: continue from the last checkpoint with torchrun ... -m loopscale train --resume {path}"
 
 
-def _loop(run: Run, training: Training, interrupt: Interrupt, on_step: OnStep) -> Outcome:
-    plain = training.batches
-    ready = Prefetched(plain, run.config.data.prefetch)
+def _loop(run: Run, training: Training, interrupt: Interrupt, on_step: OnStep, profile: Profile | None) -> Outcome:
+    ready = Prefetched(training.task.batches, run.config.data.prefetch if training.task.ahead else 0)
     training.batches = ready
     try:
-        return _steps(run, training, interrupt, on_step)
+        with nullcontext() if profile is None else profile.of(training):
+            return _steps(run, training, interrupt, on_step)
     finally:
         ready.close()
-        training.batches = plain
+        training.batches = training.task.batches
 
 
 def _steps(run: Run, training: Training, interrupt: Interrupt, on_step: OnStep) -> Outcome:
@@ -147,6 +241,15 @@ def _steps(run: Run, training: Training, interrupt: Interrupt, on_step: OnStep) 
     total, line, signal = settings.steps, dict[str, Any](), interrupt.signal
     problem: UserError | None = None
     saved = training.done if checkpoint.listed(run.checkpoints) else -1
+
+    def save() -> None:
+        with training.span("checkpoint"):
+            checkpoint.save(run.checkpoints, training, settings.keep)
+
+    def end(status: Literal["finished", "stopped", "nonfinite"], sentence: str, code: int) -> Outcome:
+        seconds, loss, val_loss = time.perf_counter() - began, line.get("loss"), line.get("val_loss")
+        return Outcome(status, str(run.path), training.done, total, loss, val_loss, seconds, code, sentence)
+
     with metrics_writer(run) if world.main else nullcontext(_silent) as write:
         while training.done < total:
             problem = problem or _tried(training.batches, training.done)
@@ -157,23 +260,20 @@ def _steps(run: Run, training: Training, interrupt: Interrupt, on_step: OnStep) 
             if world.main:
                 on_step(line, total)
             if not record.finite:
-                return _outcome(run, training, "nonfinite", line, began, nonfinite.explain(training, record), 1)
+                return end("nonfinite", nonfinite.explain(training, record), 1)
             if _due(record.step, settings.checkpoint_every, total):
                 _agree(world, problem)  # a checkpoint without its line of metrics could not be continued
-                checkpoint.save(run.checkpoints, training, settings.keep)
+                save()
                 saved = record.step
         _agree(world, problem)
         if saved != training.done:
-            checkpoint.save(run.checkpoints, training, settings.keep)
+            save()
     if training.done < total:
-        sentence = (
-            f"stopped by {signal_name(signal)} after step {training.done} of {total}: "
-            f"continue with loopscale train --resume {run.path}"
-        )
-        return _outcome(run, training, "stopped", line, began, sentence, 128 + signal)
+        stopped = f"stopped by {signal_name(signal)} after step {training.done} of {total}"
+        return end("stopped", f"{stopped}: continue with loopscale train --resume {run.path}", 128 + signal)
     if not line:
         line = {"val_loss": evaluate(training)}
-    return _outcome(run, training, "finished", line, began, f"finished {total} steps", 0)
+    return end("finished", f"finished {total} steps", 0)
 
 
 def _tried(action: Callable[[Any], object], argument: Any) -> UserError | None:
@@ -199,9 +299,11 @@ def _measured_step(training: Training) -> tuple[StepRecord, dict[str, Any]]:
     record = train_step(training)
     seconds = time.perf_counter() - began
     line: dict[str, Any] = {key: _finite(value) for key, value in asdict(record).items()}
-    line["tokens_per_second"] = round(data.batch_size * data.context / seconds, 1)
+    name, each = ("rows", 1) if training.dataset is None else ("tokens", data.context)
+    line[f"{name}_per_second"] = round(data.batch_size * each / seconds, 1)
     if record.finite and (record.step == 1 or _due(record.step, settings.stream_every)) and settings.stream_every:
-        line["stream_rms"] = [_finite(rms) for rms in stream_rms(training)]
+        streams = [_finite(rms) for rms in stream_rms(training)]
+        line |= {"stream_rms": streams} if streams else {}
     if record.finite and _due(record.step, settings.eval_every, settings.steps):
         val_loss = evaluate(training)
         line["val_loss"] = None if val_loss is None else _finite(val_loss)
@@ -214,25 +316,3 @@ def _due(step: int, every: int, last: int = 0) -> bool:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def _outcome(
-    run: Run,
-    training: Training,
-    status: Literal["finished", "stopped", "nonfinite"],
-    line: dict[str, Any],
-    began: float,
-    sentence: str,
-    exit_code: int,
-) -> Outcome:
-    return Outcome(
-        status=status,
-        run=str(run.path),
-        step=training.done,
-        steps=run.config.train.steps,
-        loss=line.get("loss"),
-        val_loss=line.get("val_loss"),
-        seconds=time.perf_counter() - began,
-        exit_code=exit_code,
-        sentence=sentence,
-    )

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from loopscale.probe.untouched import eager
 from loopscale.train.parallel import whole
-from loopscale.train.training import StepRecord, Training, batch_loss, step_loops, training_batch
+from loopscale.train.task import StepRecord, to_device
+from loopscale.train.training import Training
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,9 @@ def find(training: Training) -> Birthplace | None:
     handles = [module.register_forward_hook(watcher(name)) for name, module in training.model.named_modules() if name]
     try:
         # Hooks do not fire inside a compiled body.
-        with torch.no_grad(), training.model.core.eager():
-            loops = step_loops(training, training.done)
-            batch_loss(training, *training_batch(training, training.done), loops=loops)
+        with torch.no_grad(), eager(), training.task.drawing(training.done):
+            batch = to_device(training.batches(training.done), training.device)
+            training.loss(batch, training.task.loops(training.done))
     finally:
         for handle in handles:
             handle.remove()

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from loopscale.errors import UserError
 from loopscale.nn import Loop, LoopedCore
+from loopscale.speaker import speakers
 from loopscale.train.config import TrainConfig
 from loopscale.train.shape import check_memory
 from loopscale.train.world import World
@@ -46,7 +47,7 @@ def shard_looped(model: nn.Module, mesh: DeviceMesh, *, param_dtype: torch.dtype
     Source: pytorch.org/docs/stable/distributed.fsdp.fully_shard.html; counted in tests/train/test_train_parallel.py.
     """
     units = list(_loops(model))
-    if not units:
+    if not units and not speakers(model):  # after `attach` the whole model is one unit
         raise UserError(
             f"{type(model).__name__} has no loop to shard: put the shared layers in a Loop, or set owns_loop = True on "
             "the module whose forward applies them again and again"
@@ -80,7 +81,8 @@ def check_share(config: TrainConfig, world: World) -> None:
         )
     if config.train.strategy == "fsdp" and world.size > 1 and config.optim.optimizer == "muon":
         raise UserError("Muon needs whole matrices: use train.strategy = 'ddp', or optim.optimizer = 'adamw'")
-    check_memory(config, world.size, cuda=config.train.device != "cpu" and torch.cuda.is_available())
+    if config.model.factory is None:  # the arithmetic is that of the house model
+        check_memory(config, world.size, cuda=config.train.device != "cpu" and torch.cuda.is_available())
 
 
 def parallelize(model: nn.Module, config: TrainConfig, world: World, device: torch.device) -> tuple[Any, Sync]:
@@ -91,7 +93,11 @@ def parallelize(model: nn.Module, config: TrainConfig, world: World, device: tor
     if world.size == 1:
         return model, lambda last: nullcontext()
     if config.train.strategy == "ddp":
-        replica = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+        where = [device] if device.type == "cuda" else None
+        # A user model may leave parameters out of a step.
+        replica = DistributedDataParallel(
+            model, device_ids=where, find_unused_parameters=config.model.factory is not None
+        )
         return replica, lambda last: nullcontext() if last else replica.no_sync()
     mesh = init_device_mesh(device.type, (world.size,))
     dtype = torch.bfloat16 if config.train.precision == "bf16" else None

@@ -45,9 +45,10 @@ def unknown_name(where: str, module: ModuleType, name: str) -> str:
 
 
 def fingerprint(place: str) -> str:
-    """SHA-256 over the file that `place` names and every file beside it that it imports, directly or not.
+    """Hash the code of the file that `place` names and of every file beside it that it imports, directly or not.
 
-    Trials are keyed by it, so editing the model makes new trials. Installed packages do not enter.
+    Trials are keyed by it, so editing the model makes new trials. Comments, blank lines and docstrings do not enter, nor do
+    installed packages.
     """
     where = place.rpartition(":")[0]
     origin = import_source(where).__file__
@@ -57,8 +58,24 @@ def fingerprint(place: str) -> str:
     top = path.parents[where.count(".")] if not where.endswith(".py") else path.parent
     digest = hashlib.sha256()
     for source in _local_sources(path, {path.parent, top}):
-        digest.update(source.read_bytes())
+        digest.update(_code(source).encode())
     return digest.hexdigest()[:16]
+
+
+def _code(path: Path) -> str:
+    """Give the code of a file as Python itself would write it, without docstrings."""
+    tree = ast.parse(path.read_bytes())
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and body:
+            first = body[0]
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
+                del body[0]
+    return ast.unparse(tree)
 
 
 def describe(error: BaseException) -> str:

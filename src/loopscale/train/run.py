@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from torch import nn
+
 from loopscale.errors import UserError
 from loopscale.files import alone, disk_error, new_folder, write_text
 from loopscale.records import Provenance, content_hash, read_record, read_steps, step_line, write_record
@@ -49,6 +51,18 @@ class Run:
     def checkpoints(self) -> Path:
         """The folder of checkpoints."""
         return self.path / "checkpoints"
+
+    def check_same(self, config: TrainConfig) -> None:
+        """Raise `UserError` unless this run is the one that `config` asks for."""
+        old, now = self.config.flat(), config.flat()
+        if now["train.precision"] == "auto":
+            now["train.precision"] = old["train.precision"]
+        for key in sorted({*old, *now}):
+            if old.get(key) != now.get(key):
+                raise UserError(
+                    f"--continue: {self.path} holds a run with {key} = {old.get(key, 'absent')}, asked for is "
+                    f"{now.get(key, 'absent')}: name another folder with --out"
+                )
 
     def newest_whole(self, warn: Warn) -> Path | None:
         """Give the newest undamaged checkpoint, warning about damaged ones; None when there is none at all.
@@ -107,7 +121,8 @@ def create_run(path: Path, training: Training) -> Run:
         check_new(path)  # again, now that no other process can be making it
         try:
             write_record(path / "provenance.json", _provenance(run, {**_origin(training), "resumed": []}))
-            write_text(path / "tokenizer.json", training.dataset.tokenizer.to_json())
+            if training.dataset is not None:
+                write_text(path / "tokenizer.json", training.dataset.tokenizer.to_json())
             write_text(path / "config.toml", training.config.to_toml())
         except UserError:
             for file in path.iterdir():
@@ -118,7 +133,7 @@ def create_run(path: Path, training: Training) -> Run:
 
 
 def _provenance(run: Run, more: dict[str, Any]) -> Provenance:
-    return Provenance(**{**provenance(), **more, "config": content_hash(run.config.to_dict())})
+    return Provenance(**{**provenance(), **more, "config": content_hash(run.config.to_table())})
 
 
 def note_resumption(run: Run, training: Training, warn: Warn) -> None:
@@ -131,6 +146,12 @@ def note_resumption(run: Run, training: Training, warn: Warn) -> None:
     here = provenance()
     if origin.data.get("sha256") != _origin(training)["data"].get("sha256"):
         raise UserError(f"the data of {run.path} have changed since it began: restore them, or begin a new run")
+    model = _origin(training).get("model", {})
+    if model.get("sha256") != origin.model.get("sha256"):
+        raise UserError(
+            f"{model.get('source', 'the model')} has changed since {run.path} began, comments aside: restore the file, "
+            "or begin a new run with --out"
+        )
     if origin.torch != here["torch"]:
         warn(f"the run began with torch {origin.torch}, this is {here['torch']}: losses may differ in the last digits")
     resumed = [*origin.resumed, {"step": training.done, **here}]
@@ -146,6 +167,23 @@ def cut_metrics(run: Run, done: int) -> None:
     if [line["step"] for line in kept] != list(range(1, done + 1)):
         raise UserError(f"{run.metrics} is damaged: it does not hold one line for each of the steps 1 to {done}")
     write_text(run.metrics, "".join(step_line(line) for line in kept))
+
+
+def begin_with(path: Path, model: nn.Module, warn: Warn) -> None:
+    """Put the weights of a different run's newest whole checkpoint into `model`.
+
+    Raises `UserError` when there are none, or they do not fit.
+    """
+    run = open_run(path)
+    newest = run.newest_whole(warn)
+    if newest is None:
+        raise UserError(f"{path} has no checkpoint to begin with: run loopscale train --resume {path}")
+    try:
+        checkpoint.load_weights(newest, model)
+    except UserError as cause:
+        raise UserError(
+            f"the weights of {path} do not fit this model: --init-from needs a run of the same shapes"
+        ) from cause
 
 
 @contextmanager
@@ -193,4 +231,4 @@ def _appending(path: Path) -> Iterator[TextIO]:
 
 
 def _origin(training: Training) -> dict[str, Any]:
-    return {"seed": training.config.train.seed, "data": training.dataset.description}
+    return {"seed": training.config.train.seed, **training.task.origin}

@@ -1,69 +1,99 @@
-"""The state of a training and its one step; everything that trains (a run, a trial of a study) goes through here.
-
-Shapes: B = sequences in a batch, T = tokens in a sequence, V = size of the vocabulary.
-"""
+"""A task in training: its optimizer, its ranks, how it is evaluated. The step itself is in `loop`."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
-from torch.nn import functional as F
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch import Tensor, nn
 
 from loopscale.data import Dataset
-from loopscale.errors import UserError
-from loopscale.nn import LoopedTransformer, Recompute, compile_checked
+from loopscale.nn import LoopedTransformer, compile_checked
 from loopscale.optim import build_optimizer, schedule
+from loopscale.parameterization import Depth, Width
 from loopscale.train.config import TrainConfig
-from loopscale.train.parallel import Sync, check_share, let_go, parallelize, whole
+from loopscale.train.house import house_task
+from loopscale.train.parallel import Sync, check_share, let_go, parallelize
+from loopscale.train.task import StepRecord, Task, length, pick_device, rows_of, to_device
+from loopscale.train.user import makes_batches, user_task
 from loopscale.train.world import World
 
-Pair = tuple[np.ndarray, np.ndarray]
-
-
-@dataclass(frozen=True)
-class StepRecord:
-    """What one step measured. `step` counts from 1; `grad_norm` is the norm before clipping; `loops` is the step's N."""
-
-    step: int
-    loss: float
-    lr: float
-    grad_norm: float
-    loops: int = 0
-
-    @property
-    def finite(self) -> bool:
-        """Whether the update was made: a non-finite loss or gradient leaves the weights as they were."""
-        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
+__all__ = ["StepRecord", "Task", "Training", "evaluate", "make_task", "prepare", "spread", "stream_rms"]
 
 
 @dataclass
 class Training:
-    """A model in training: after `done` steps. All that a checkpoint must hold is model, optimizer and `done`.
+    """A task after `done` steps. All that a checkpoint must hold is model, optimizer and `done`.
 
-    `network` is what is called: the model, or its replica or shards on this rank. `batches` gives this rank's rows of a
-    step; a run puts a prefetching one in its place.
+    `network` is what is called: the task's, or its replica or shards on this rank. `batches` gives this rank's rows of a
+    step; a run puts a prefetching one in its place. `span(name)` surrounds each part of a step, for a profile.
     """
 
-    config: TrainConfig
-    dataset: Dataset
-    model: LoopedTransformer
+    task: Task
     optimizer: torch.optim.Optimizer
-    multiplier: Callable[[int], float]
-    device: torch.device
-    parameters: list[Tensor]
-    network: Callable[..., Tensor]
-    batches: Callable[[int], Pair]
+    network: Any
     sync: Sync = lambda last: nullcontext()
     world: World = field(default_factory=World)
     done: int = 0
-    first: Pair | None = None
+    span: Callable[[str], AbstractContextManager[object]] = lambda name: nullcontext()
+
+    def __post_init__(self) -> None:
+        optim, steps = self.config.optim, self.config.train.steps
+        self.multiplier = schedule(optim.schedule, steps, min(round(optim.warmup * steps), steps - 1))
+        self.parameters: list[Tensor] = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.batches = self.task.batches
+        self._first: Any = None
+
+    @property
+    def config(self) -> TrainConfig:
+        """The task's config."""
+        return self.task.config
+
+    @property
+    def model(self) -> nn.Module:
+        """The task's model: what a checkpoint holds."""
+        return self.task.model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the training happens."""
+        return self.parameters[0].device
+
+    @property
+    def dataset(self) -> Dataset | None:
+        """The tokens, unless the user's file makes its batches itself."""
+        return self.task.dataset
+
+    @property
+    def first(self) -> Any:
+        """The batch of the first step: always the same."""
+        if self._first is None:
+            self._first = self.batches(0)
+        return self._first
+
+    def bookmark(self) -> dict[str, int] | None:
+        """What finds the next batch of a stream again quickly; None: any step is reached at once."""
+        data = self.config.data
+        return None if self.dataset is None else self.dataset.bookmark(self.done, data.batch_size, data.context)
+
+    def restore(self, bookmark: dict[str, int] | None) -> None:
+        """Take back a bookmark of an earlier process."""
+        if self.dataset is not None:
+            self.dataset.restore(bookmark)
+
+    def loss(self, batch: Any, loops: int) -> Tensor:
+        """Give the mean loss of a batch on the device; under bf16 only matrix products are, the stream stays fp32."""
+        with self.autocast():
+            return self.task.loss(self.network, batch, loops)
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Give the autocast context of the config's precision."""
+        if self.config.train.precision == "bf16":
+            return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return nullcontext()
 
 
 def prepare(config: TrainConfig, dataset: Dataset | None = None, world: World | None = None) -> Training:
@@ -72,151 +102,66 @@ def prepare(config: TrainConfig, dataset: Dataset | None = None, world: World | 
     Raises `UserError` when they cannot be built; on every rank when it is so on one.
     """
     world = World() if world is None else world
+    return spread(make_task(config, dataset, world), world)
+
+
+def make_task(config: TrainConfig, dataset: Dataset | None = None, world: World | None = None) -> Task:
+    """Build what the config trains: a user model where it names a factory, else the house model.
+
+    Raises `UserError` as `prepare` does.
+    """
+    world = World() if world is None else world
     with world.together():
         check_share(config, world)
         device = pick_device(config.train.device, world.local_rank)
+        tokens = config.model.factory is None or not makes_batches(config.model.factory)
     with world.together():  # the first process of a machine packs the data, the others find it packed
-        if dataset is None and world.local_rank == 0:
+        if tokens and dataset is None and world.local_rank == 0:
             dataset = config.load_data()
+    rows = world.share(config.data.batch_size)
     with world.together():
-        dataset = config.load_data() if dataset is None else dataset
-        dataset.check(config.data.context)
-        model = _network(config, dataset).to(device)
-        batches = batch_maker(config, dataset, world)
+        if tokens and dataset is None:
+            dataset = config.load_data()
+        if config.model.factory is not None:
+            return user_task(config, dataset, rows, device)
+        assert dataset is not None
+        return house_task(config, dataset, rows, device)
+
+
+def spread(task: Task, world: World) -> Training:
+    """Put a task on the ranks and give it its optimizer; raises `UserError` as `prepare` does."""
+    config, device = task.config, next(task.model.parameters()).device
+    with world.together():
         if config.train.compile:  # before it is spread: the check needs a model that stands alone
-            inputs_BT, _ = to_device(batches(0), device)
-            compile_checked(model, inputs_BT, autocast=torch.bfloat16 if config.train.precision == "bf16" else None)
-    facts = {key: str(dataset.description.get(key)) for key in ("sha256", "source", "vocab_size")}
+            assert isinstance(task.model, LoopedTransformer)
+            inputs_BT, _ = to_device(task.batches(0), device)
+            bf16 = torch.bfloat16 if config.train.precision == "bf16" else None
+            compile_checked(task.model, inputs_BT, autocast=bf16)
+    data = task.origin["data"]
+    facts = {key: str(data.get(key)) for key in ("sha256", "source", "vocab_size")}
     world.same("the data", facts, "give every rank the same files")
     world.connect(device)
-    network, sync = parallelize(model, config, world, device)
-    optimizer = _optimizer(config, model)
-    steps, optim = config.train.steps, config.optim
-    multiplier = schedule(optim.schedule, steps, min(round(optim.warmup * steps), steps - 1))
-    parameters: list[Tensor] = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    return Training(
-        config, dataset, model, optimizer, multiplier, device, parameters, network, batches, sync=sync, world=world
-    )
+    network, sync = parallelize(task.network, config, world, device)
+    return Training(task, task_optimizer(task), network, sync, world)
 
 
-def _network(config: TrainConfig, dataset: Dataset) -> LoopedTransformer:
-    if (config.model.vocab_size or dataset.vocab_size) < dataset.vocab_size:
-        raise UserError(
-            f"model.vocab_size = {config.model.vocab_size} is less than the {dataset.vocab_size} tokens of the data: "
-            "leave it out, and the data decides"
-        )
-    model = LoopedTransformer(config.network(dataset.vocab_size), seed=config.train.seed)
-    model.core.recompute = Recompute(config.train.recompute, config.train.recompute_keep)
-    return model
-
-
-def _optimizer(config: TrainConfig, model: LoopedTransformer) -> torch.optim.Optimizer:
-    optim = config.optim
+def task_optimizer(task: Task) -> torch.optim.Optimizer:
+    """Build the optimizer over the model's roles, under the config's rule and size."""
+    optim, size = task.config.optim, task.config.model
     return build_optimizer(
-        model,
+        task.model,
         optim.optimizer,
         lr=optim.lr,
         weight_decay=optim.weight_decay,
         betas=optim.betas,
         eps=optim.eps,
         momentum=optim.momentum,
+        rule=size.rule,
+        depth=Depth(size.loops, size.layers),
+        width=Width(size.width, size.base_width),
+        base_layers=size.base_layers,
+        roles=task.roles,
     )
-
-
-def batch_maker(config: TrainConfig, dataset: Dataset, world: World) -> Callable[[int], Pair]:
-    """Give the function from the 0-based step to this rank's rows of its batch."""
-    data, rows = config.data, world.share(config.data.batch_size)
-
-    def make(index: int) -> Pair:
-        return dataset.batch(index, config.train.seed, data.batch_size, data.context, order=data.order, rows=rows)
-
-    return make
-
-
-def pick_device(name: str, local_rank: int = 0) -> torch.device:
-    """Turn "auto", "cpu" or "cuda" into a device; raises `UserError` when there is no GPU for this process to use."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("train.device = 'cuda', but torch sees no GPU here: use --set train.device=auto")
-    if name == "cuda" and local_rank >= torch.cuda.device_count():
-        raise UserError(
-            f"there are {torch.cuda.device_count()} GPUs here and more ranks than that: "
-            f"start torchrun with --nproc-per-node {torch.cuda.device_count()}"
-        )
-    return torch.device(name, local_rank) if name == "cuda" else torch.device(name)
-
-
-def train_step(training: Training) -> StepRecord:
-    """Do the next step; on a non-finite loss or gradient nothing is updated and the record is not `finite`.
-
-    Batch, rate and clipping are functions of the config and the step number alone, so a resumed run repeats them.
-    """
-    config, index = training.config, training.done
-    rate = training.multiplier(index)
-    for group in training.optimizer.param_groups:
-        group["lr"] = group["initial_lr"] * rate
-    training.optimizer.zero_grad(set_to_none=True)
-    loops = step_loops(training, index)
-    loss = training.world.mean(_backward(training, *training_batch(training, index), loops))
-    norm = whole(get_total_norm([p.grad for p in training.parameters if p.grad is not None]))
-    # The one wait for the device in a step: both numbers come over together.
-    loss_value, norm_value = torch.stack([loss.detach(), norm.to(loss.dtype)]).tolist()
-    record = StepRecord(index + 1, loss_value, config.optim.lr * rate, norm_value, loops)
-    if record.finite:
-        if 0 < config.optim.clip < norm_value:
-            clip_grads_with_norm_(training.parameters, config.optim.clip, norm)
-        training.optimizer.step()
-        training.done = index + 1
-    return record
-
-
-def step_loops(training: Training, index: int) -> int:
-    """Give N of the 0-based step `index`: a function of config, seed and step, so a resumed run repeats it."""
-    network, train = training.model.config, training.config.train
-    return network.sampler.draw(index, train.steps, train.seed, network.loops)
-
-
-def _backward(training: Training, inputs_BT: Tensor, targets_BT: Tensor, loops: int) -> Tensor:
-    """Leave the gradient of the mean loss of this rank's rows, `accumulate` parts one after the other; give the loss."""
-    parts = training.config.train.accumulate
-    losses = []
-    for number, (inputs, targets) in enumerate(zip(inputs_BT.chunk(parts), targets_BT.chunk(parts), strict=True)):
-        with training.sync(number == parts - 1):
-            loss = batch_loss(training, inputs, targets, loops) / parts
-            loss.backward()  # type: ignore[no-untyped-call]
-        losses.append(loss.detach())
-    return losses[0] if parts == 1 else torch.stack(losses).sum()
-
-
-def training_batch(training: Training, index: int) -> tuple[Tensor, Tensor]:
-    """Give this rank's rows of the batch of the 0-based step `index`, on the training's device."""
-    return to_device(training.batches(index), training.device)
-
-
-def to_device(pair: tuple[np.ndarray, np.ndarray], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Turn a pair of token arrays into tensors on `device`."""
-    inputs_BT, targets_BT = (torch.from_numpy(side) for side in pair)
-    if device.type == "cuda":  # pinned: the copy does not wait for the step before
-        inputs_BT, targets_BT = inputs_BT.pin_memory(), targets_BT.pin_memory()
-    return inputs_BT.to(device, non_blocking=True), targets_BT.to(device, non_blocking=True)
-
-
-def batch_loss(training: Training, inputs_BT: Tensor, targets_BT: Tensor, loops: int | None = None) -> Tensor:
-    """Mean next-token loss in nats; in bf16 only the matrix products are, the loss and the stream stay fp32."""
-    with precision(training):
-        if training.config.train.loss_rows:
-            rows = training.config.train.loss_rows
-            return training.network(inputs_BT, loops=loops, targets_BT=targets_BT, loss_rows=rows)
-        logits_BTV = training.network(inputs_BT, loops=loops)
-    return F.cross_entropy(logits_BTV.float().flatten(0, 1), targets_BT.flatten())
-
-
-def precision(training: Training) -> AbstractContextManager[object]:
-    """Give the autocast context of the config's precision."""
-    if training.config.train.precision == "bf16":
-        return torch.autocast(training.device.type, dtype=torch.bfloat16)
-    return nullcontext()
 
 
 @torch.no_grad()
@@ -225,29 +170,30 @@ def evaluate(training: Training) -> float | None:
 
     Each rank takes its rows of a batch; the sum over the ranks is the mean over the rows.
     """
-    config, world = training.config, training.world
-    data, count = config.data, config.train.eval_batches
+    world, loops, losses = training.world, training.config.model.loops, list[Tensor]()
     with world.together():  # all are read before the first is used: a damaged shard on one rank ends all
-        pairs = list(training.dataset.validation_batches(data.batch_size, data.context, count))
-    losses = []
-    for inputs, targets in pairs:
-        rows = len(range(world.rank, len(inputs), world.size))
-        # A rank without a row takes the first, with weight 0: all must go through the model together.
-        own = slice(world.rank if rows else 0, None if rows else 1, world.size)
-        loss = batch_loss(training, *to_device((inputs[own], targets[own]), training.device))
-        losses.append(loss if world.size == 1 else loss * (rows / len(inputs)))
-    let_go(training.model)
+        batches = list(training.task.validation())
+    with training.span("evaluation"), training.task.evaluating():
+        for batch in batches:
+            whole = length(batch)
+            shared = world.size > 1 and whole is not None
+            rows = len(range(world.rank, whole or 0, world.size)) if shared else 1
+            if shared:  # a rank without a row takes the first, with weight 0: all must go through the model together
+                batch = rows_of(batch, slice(world.rank if rows else 0, None if rows else 1, world.size))
+            loss = training.loss(to_device(batch, training.device), loops)
+            weight = rows / (whole or 1) if shared else 1 / world.size
+            losses.append(loss if world.size == 1 else loss * weight)
+    let_go(training.network)
     return float(world.total(torch.stack(losses)).mean()) if losses else None
 
 
+@torch.no_grad()
 def stream_rms(training: Training) -> list[float]:
     """RMS of the residual stream at the entry and after each visit, on the first training batch, always the same."""
-    if training.first is None:
-        training.first = training.batches(0)
-    with precision(training):
-        own = training.model.visit_rms(to_device(training.first, training.device)[0])
-    let_go(training.model)
-    if training.world.size == 1:
-        return own
-    squares = torch.tensor(own, dtype=torch.float64, device=training.device).square()
+    with training.autocast(), training.task.evaluating():
+        mine = training.task.streams(training.network, to_device(training.first, training.device))
+    let_go(training.network)
+    if training.world.size == 1 or not mine:
+        return mine
+    squares = torch.tensor(mine, dtype=torch.float64, device=training.device).square()
     return [float(rms) for rms in training.world.mean(squares).sqrt()]

@@ -58,6 +58,7 @@ class StudyPlan:
     _canonical: dict[tuple[str, int], str] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "base", self.base.for_study())
         for name in ("rules", "loops", "strengths"):
             axis = getattr(self, name)
             if not axis or len(set(axis)) != len(axis):

@@ -3,7 +3,7 @@
 from loopscale.tune.cost import trial_flops
 from loopscale.tune.plan import transfer_plan
 from loopscale.tune.regret import Local, extrapolate, read_local
-from loopscale.tune.run import own_code, read_plan, tune
+from loopscale.tune.run import read_plan, train_command, tune
 from loopscale.tune.search import Budget
 from loopscale.tune.settings import TUNABLE, Size, TuneSettings
 from loopscale.tune.surface import Vertex, fit_surface
@@ -23,11 +23,11 @@ __all__ = [
     "extrapolate",
     "fit_surface",
     "nats",
-    "own_code",
     "read_local",
     "read_plan",
     "share_of",
     "spoken",
+    "train_command",
     "transfer_plan",
     "trial_flops",
     "tune",

@@ -9,6 +9,7 @@ TUNING/
 
 from __future__ import annotations
 
+import shlex
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -95,8 +96,9 @@ def tune(
         _keep_verification(folder, plan)
         write_record(folder / "plan.json", Plan.model_validate(plan))
         config = TrainConfig.model_validate(plan["target"]["config"])
-        text = config.to_toml() if settings.own is None else config.to_own_toml()
-        write_text(folder / "tuned.toml", _heading(settings, folder, plan) + text)
+        if settings.own is not None and settings.own.kind == "model":
+            config = config.using(settings.own.place)
+        write_text(folder / "tuned.toml", _heading(settings, folder, plan) + config.to_toml())
     return plan
 
 
@@ -130,22 +132,21 @@ def _errors(records: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
 def _heading(settings: TuneSettings, folder: Path, plan: dict[str, Any]) -> str:
     """Comments on top of tuned.toml: whoever finds the file alone knows what it is."""
     lines = [plan["sentence"], "Written by loopscale tune; every value with its reason and source is in plan.json."]
-    if settings.own is not None:
-        lines.append(f"The {settings.own.kind} is {settings.own.place}: `loopscale train` would train the house model.")
     if settings.own is not None and settings.own.kind == "model":
-        lines.append(f"The loss of yours at the target: {own_code(settings.own.place, folder / 'tuned.toml')}")
+        lines.append(f"Train it: {train_command(settings.own.place, folder / 'tuned.toml')}")
+    elif settings.own is not None:
+        lines.append(f"The objective is {settings.own.place}: `loopscale train` would train the house model.")
     lines += [f"Warning: {said}." for said in plan["provenance"]["data"].get("warnings", [])]
     return "".join(f"# {line}\n" for line in lines) + "\n"
 
 
-def own_code(place: str, tuned: Path) -> str:
-    """Write one line of Python that trains a model of the user's own at the target and prints its validation loss.
+def train_command(place: str, tuned: Path) -> str:
+    """Give the command that trains a user model at the target.
 
-    >>> own_code("mine.py:make_model", Path("tuned.toml")).partition("; ")[2]
-    "print(fit_own('mine.py:make_model', load_values('tuned.toml')).val_loss)"
+    >>> train_command("mine.py:make_model", Path("tuned.toml"))
+    'loopscale train --model mine.py:make_model --from tuned.toml'
     """
-    names = "from loopscale.train import fit_own, load_values"
-    return f"{names}; print(fit_own({place!r}, load_values({str(tuned)!r})).val_loss)"
+    return f"loopscale train --model {shlex.quote(place)} --from {shlex.quote(str(tuned))}"
 
 
 def _keep_verification(folder: Path, plan: dict[str, Any]) -> None:

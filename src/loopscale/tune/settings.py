@@ -61,6 +61,7 @@ class TuneSettings:
     own: Own | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "base", self.base.for_study())
         get_rule(self.base.model.rule)
         for size in (self.proxy, self.target):
             Depth(size.loops, size.layers)
