@@ -172,6 +172,41 @@ def test_shared_weights_are_scaled_once():
     assert exact(model, state)
 
 
+@pytest.mark.parametrize("change", ["train", "load"])
+@pytest.mark.parametrize("house", [False, True])
+def test_weights_trained_or_loaded_after_fold_are_unfolded_by_the_ratio(change, house):
+    model = LoopedTransformer(ModelConfig(vocab_size=64, layers=2, loops=3, width=32)) if house else llama()
+    if not house:
+        attach(model, loops=3)
+    fold(model)
+    if change == "train":
+        out = model(X)
+        (out if house else out.logits).square().mean().backward()
+        torch.optim.SGD(model.parameters(), lr=1.0).step()
+    else:
+        torch.manual_seed(1)
+        model.load_state_dict(
+            {name: value + 0.01 * torch.randn_like(value) for name, value in model.state_dict().items()}
+        )
+    with torch.no_grad():
+        expected = model(X) if house else model(X).logits
+    unfold(model)
+    with torch.no_grad():
+        torch.testing.assert_close(model(X) if house else model(X).logits, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_changed_weight_at_scale_zero_cannot_be_unfolded():
+    model = llama()
+    attach(model, loops=3, strength=0.0)
+    fold(model)
+    weight = model.model.layers[0].mlp.down_proj.weight
+    with torch.no_grad():
+        weight.add_(1.0)
+    with pytest.raises(UserError, match="changed after a fold at scale 0"):
+        unfold(model)
+    assert bool((weight == 1).all())
+
+
 def test_what_cannot_be_folded_is_told():
     class Free(nn.Module):
         def __init__(self):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from loopscale.adapt.branch_hook import drop_compiled, install, remove
-from loopscale.adapt.output_weights import absorb, check_same
+from loopscale.adapt.output_weights import Kept, absorb, check_same, take_out
 from loopscale.adapt.verify import evaluating, sentences
 from loopscale.errors import UserError
 from loopscale.nn import LoopedTransformer, ModelConfig
@@ -29,16 +29,16 @@ class Folded:
         self.model = model
         self.loops = loops
         self.handle = handle
-        self.kept: dict[str, Tensor] = {}
+        self.kept: dict[str, Kept] = {}
         self.plain: tuple[ModelConfig, Rule] | None = None
         self.verified = "not verified"
 
     def unfold(self) -> nn.Module:
-        """Put the weights back bit by bit, and the scale where it was."""
-        parameters = dict(self.model.named_parameters(remove_duplicate=False))
-        with torch.no_grad():
-            for name, value in self.kept.items():
-                parameters[name].copy_(value)
+        """Take the scale out of the weights and put it where it was.
+
+        Bit by bit where the weights are those that `fold` wrote; weights trained or loaded since are divided by it.
+        """
+        take_out(self.model, self.kept)
         if isinstance(self.model, LoopedTransformer) and self.plain is not None:
             self.model.config, self.model.rule = self.plain
             hooks = self.model.core._forward_pre_hooks
@@ -53,6 +53,15 @@ class Folded:
         vars(self.model).pop(PLACE, None)
         drop_compiled()
         return self.model
+
+    def give_up(self) -> None:
+        """Put the weights back as they were, whatever they are now, and the scale with them."""
+        parameters = dict(self.model.named_parameters(remove_duplicate=False))
+        with torch.no_grad():
+            for name, one in self.kept.items():
+                parameters[name].copy_(one.value)
+        self.kept.clear()
+        self.unfold()
 
     def __str__(self) -> str:
         return f"folded for N = {self.loops}: {len(self.kept)} weights carry the scale; {self.verified}"
@@ -91,9 +100,11 @@ def fold(model: nn.Module, loops: int | None = None, *, batch: Any = None) -> Fo
 
 
 def unfold(model: nn.Module) -> nn.Module:
-    """Take the scale out of the weights again; the model is bit-identical to what it was before `fold`.
+    """Take the scale out of the weights again; untouched, the model is bit-identical to what it was before `fold`.
 
-    Raises `UserError` when nothing is folded.
+    Weights that were trained or loaded since are divided by the scale: the model computes what it computes folded.
+
+    Raises `UserError` when nothing is folded, or a folded weight was replaced.
     """
     folded = vars(model).get(PLACE)
     if folded is None:
@@ -119,7 +130,7 @@ def _foreign(handle: Any, loops: int, batch: Any) -> Folded:
                 absorb(model, names, handle.factor(visits), made, folded.kept)
         folded.verified = check_same(_output(model, made), reference)
     except BaseException:
-        folded.unfold()
+        folded.give_up()
         handle.set_loops(before_loops)
         raise
     vars(model)[PLACE] = folded
@@ -146,9 +157,10 @@ def _house(model: LoopedTransformer, loops: int) -> Folded:
         raise UserError(f"this model freezes eps at N = {config.loops}: fold it at that, not at {loops}")
     scales = {"core": model.residual_scale(loops), "once": model.residual_scale(1)}
     for name, weight in _house_outputs(model):
-        folded.kept[name] = weight.detach().clone()
+        kept = Kept(weight.detach().clone(), scales["core" if name.startswith("core.") else "once"])
+        folded.kept[name] = kept
         with torch.no_grad():
-            weight.mul_(scales["core" if name.startswith("core.") else "once"])
+            weight.copy_(kept.now())
     plain = "none" if rule.norm == "pre" else rule.name
     # The stored config says what the weights now are: a network without a depth rule, at this N.
     model.config = dataclasses.replace(config, rule=plain, strength=1.0, loops=loops, sampler=FixedLoops())
@@ -158,7 +170,7 @@ def _house(model: LoopedTransformer, loops: int) -> Folded:
     try:
         folded.verified = check_same(_tokens_out(model, tokens, loops), reference)
     except BaseException:
-        folded.unfold()
+        folded.give_up()
         raise
     vars(model)[PLACE] = folded
     drop_compiled()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,19 @@ from loopscale.probe.noting import Given, noting
 EXPERTS = (*OUTPUTS, "output_linear", "w2_weight", "down_proj_weight")
 
 
-def absorb(model: nn.Module, branches: Sequence[str], factor: float, batch: Any, kept: dict[str, Tensor]) -> None:
+class Kept(NamedTuple):
+    """A weight as it was before `factor` went into it: p became (p + shift) * factor - shift."""
+
+    value: Tensor
+    factor: float
+    shift: float = 0.0
+
+    def now(self) -> Tensor:
+        """Return the weight with the factor in it."""
+        return ((self.value + self.shift) * self.factor - self.shift).to(self.value.dtype)
+
+
+def absorb(model: nn.Module, branches: Sequence[str], factor: float, batch: Any, kept: dict[str, Kept]) -> None:
     """Multiply the end of each branch by `factor`; `kept` gets the weights as they were.
 
     Every way of doing so is tried out on the branch alone, on the arguments it gets in a pass over `batch`.
@@ -34,15 +46,17 @@ def absorb(model: nn.Module, branches: Sequence[str], factor: float, batch: Any,
             continue
         for ends, shift in _candidates(module):
             fresh = {f"{name}.{end}": p for end, p in ends.items() if id(p) not in done}
-            saved = {full: p.detach().clone() for full, p in fresh.items()}
+            saved = {full: Kept(p.detach().clone(), factor, shift) for full, p in fresh.items()}
             kept.update(saved)  # before the trial: whoever catches an error has what to put back
-            _scale(fresh, factor, shift)
+            with torch.no_grad():
+                for full, parameter in fresh.items():
+                    parameter.copy_(saved[full].now())
             if fresh and _close(_run(module, args, kwargs), wanted):
                 done |= {id(p) for p in fresh.values()}
                 break
             with torch.no_grad():
                 for full, parameter in fresh.items():
-                    parameter.copy_(kept.pop(full))
+                    parameter.copy_(kept.pop(full).value)
         else:
             raise UserError(
                 f"the branch {name!r} ends in no weight of its own that could hold the scale: it cannot be folded"
@@ -82,10 +96,26 @@ def _ends(name: str) -> bool:
     return parts[-1] in EXPERTS or (len(parts) > 1 and parts[-2] in EXPERTS and parts[-1] in ("weight", "bias"))
 
 
-def _scale(parameters: dict[str, nn.Parameter], factor: float, shift: float) -> None:
+def take_out(model: nn.Module, kept: Mapping[str, Kept]) -> None:
+    """Take the factors out of the weights: bit by bit where nothing changed them since, by division where something did.
+
+    Raises `UserError`, the model untouched, when a weight is gone or was changed while its factor is 0.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    back: list[tuple[Tensor, Tensor]] = []
+    for name, one in kept.items():
+        now = parameters.get(name)
+        if now is None or now.shape != one.value.shape:
+            raise UserError(f"{name!r}, which holds a folded scale, was replaced after fold: load the unfolded weights")
+        if torch.equal(now, one.now().to(now)):
+            back.append((now, one.value))
+        elif one.factor == 0:
+            raise UserError(f"{name!r} was changed after a fold at scale 0, by which nothing can be divided")
+        else:
+            back.append((now, (now.detach() + one.shift) / one.factor - one.shift))
     with torch.no_grad():
-        for parameter in parameters.values():
-            parameter.copy_((parameter + shift) * factor - shift)
+        for parameter, value in back:
+            parameter.copy_(value)
 
 
 def _run(module: nn.Module, args: Any, kwargs: Any) -> Tensor:
