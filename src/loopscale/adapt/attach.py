@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from loopscale.adapt.attachment import Attachment
@@ -19,6 +20,7 @@ from loopscale.adapt.verify import Verdict, evaluating, verify
 from loopscale.errors import UserError, settings
 from loopscale.parameterization import Depth, Rule, get_rule
 from loopscale.probe.batch import prepare
+from loopscale.probe.untouched import refuse_hidden
 from loopscale.speaker import handle_of
 
 Patterns = str | Sequence[str] | None
@@ -118,6 +120,7 @@ def refuse(model: nn.Module) -> None:
     """Raise `UserError` for a model that can be neither attached nor converted."""
     if not isinstance(model, nn.Module):
         raise UserError(f"attach needs a torch module, got {type(model).__name__}")
+    refuse_hidden(model)
     if hasattr(model, "_orig_mod"):
         raise UserError("the model is compiled already: attach(model) first, then torch.compile(model)")
     if handle_of(model) is not None:
@@ -129,7 +132,20 @@ def refuse(model: nn.Module) -> None:
 
 
 def find(model: nn.Module, patterns: Patterns, batch: Any) -> tuple[list[Branch], str]:
-    """Return the branches, and the way by which they were found."""
+    """Return the branches, and the way by which they were found.
+
+    Raises `UserError` when there are none, or one is a scripted module, which takes no hook.
+    """
+    found, how = _find(model, patterns, batch)
+    for branch in found:
+        if isinstance(model.get_submodule(branch.name), torch.jit.ScriptModule):
+            raise UserError(
+                f"the branch {branch.name!r} is a scripted module, which takes no hook: put the module it was made from in its place"
+            )
+    return found, how
+
+
+def _find(model: nn.Module, patterns: Patterns, batch: Any) -> tuple[list[Branch], str]:
     if patterns is not None:
         return by_glob(model, _list(patterns)), f"the pattern {patterns!r}"
     found, families = by_convention(model)

@@ -77,7 +77,7 @@ def check_same(folded: Tensor, reference: Tensor) -> str:
 
 def _candidates(module: nn.Module) -> Iterator[tuple[dict[str, nn.Parameter], float]]:
     """Sets of parameters that may end the branch, and what to add before scaling (a gain stored as 1 + w)."""
-    own = dict(module.named_parameters(recurse=False))
+    own = _own(module)
     if own:
         yield own, 0.0
         if "weight" in own and own["weight"].ndim == 1:
@@ -87,8 +87,13 @@ def _candidates(module: nn.Module) -> Iterator[tuple[dict[str, nn.Parameter], fl
     for depth in depths:  # the outermost first: an attention's own projection before one inside it
         yield {name: p for name, p in named.items() if name.count(".") <= depth}, 0.0
     for name, part in reversed([*module.named_modules()]):
-        if name and dict(part.named_parameters(recurse=False)):
-            yield {f"{name}.{key}": p for key, p in part.named_parameters(recurse=False)}, 0.0
+        if name and _own(part):
+            yield {f"{name}.{key}": p for key, p in _own(part).items()}, 0.0
+
+
+def _own(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of the module itself; those of which its weight is made (`parametrizations`) are its own."""
+    return {k: p for k, p in module.named_parameters() if "." not in k or k.startswith("parametrizations.")}
 
 
 def _ends(name: str) -> bool:

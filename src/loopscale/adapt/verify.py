@@ -20,6 +20,7 @@ from loopscale.adapt.branches import Branch
 from loopscale.errors import UserError
 from loopscale.probe.batch import call_model, first_float
 from loopscale.probe.noting import Given, noting
+from loopscale.probe.untouched import untouched
 
 
 @dataclass
@@ -90,24 +91,18 @@ def sentences(what: str) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no cache and a fixed random state; all are given back, module by module."""
-    modes = [(module, module.training) for module in model.modules()]
+    """Give evaluation mode, a fixed random state and no cache; all is put back, buffers too."""
     # A cache would join one call of a layer to the next.
-    caching = {
-        id(c): c for c in (getattr(m, "config", None) for m, _ in modes) if getattr(c, "use_cache", None) is True
-    }
-    with torch.random.fork_rng(devices=[]):
+    configs = {id(c): c for c in (getattr(m, "config", None) for m in model.modules())}
+    caching: list[Any] = [c for c in configs.values() if getattr(c, "use_cache", None) is True]
+    with untouched(model):
         try:
-            for module, _ in modes:
-                module.training = False
-            for config in caching.values():
-                config.use_cache = False  # type: ignore[union-attr]
+            for config in caching:
+                config.use_cache = False
             yield
         finally:
-            for module, training in modes:
-                module.training = training
-            for config in caching.values():
-                config.use_cache = True  # type: ignore[union-attr]
+            for config in caching:
+                config.use_cache = True
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 Given = tuple[tuple[Any, ...], dict[str, Any]]
 Note = Callable[[str, nn.Module, Given, Any], Any]
@@ -30,31 +30,40 @@ def noting(
         known.setdefault(id(module), []).append(name)
     live: list[Any] = []
 
+    def tell(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        answer = None
+        for name in known[id(module)]:
+            said = note(name, module, (args, kwargs), output if answer is None else answer)
+            answer = answer if said is None else said
+        return answer
+
     def enter(module: nn.Module, _args: Any) -> None:
-        names_here = known.get(id(module))
-        if names_here is None:
+        for name in known.get(id(module), ()) if before is not None else ():
+            before(name)  # type: ignore[misc]
+        if id(module) not in known or isinstance(module, torch.jit.ScriptModule):
             return
 
-        def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        def leave(*call: Any) -> Any:
             live.remove(handle)
             handle.remove()
-            answer = None
-            for name in names_here:
-                said = note(name, module, (args, kwargs), output if answer is None else answer)
-                answer = answer if said is None else said
-            return answer
+            return tell(*call)
 
-        for name in names_here if before is not None else ():
-            before(name)  # type: ignore[misc]
         handle = module.register_forward_hook(leave, with_kwargs=True)
         live.append(handle)
 
-    entering, fused = register_module_forward_pre_hook(enter), torch.backends.mha.get_fastpath_enabled()
+    def scripted(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        """Tell of a module that takes no hook of its own."""
+        told = id(module) in known and isinstance(module, torch.jit.ScriptModule)
+        return tell(module, args, kwargs, output) if told else None
+
+    everywhere = (register_module_forward_pre_hook(enter), register_module_forward_hook(scripted, with_kwargs=True))
+    fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
-        entering.remove()
+        for handle in everywhere:
+            handle.remove()
         for handle in live:
             handle.remove()

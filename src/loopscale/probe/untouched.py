@@ -10,14 +10,15 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import numpy
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from loopscale.errors import UserError
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The module under `torch.compile` and data-parallel wrappers: hooks on the wrapper would never fire.
+    """Return the module under `torch.compile` and data-parallel wrappers: hooks on the wrapper would never fire.
 
-    Raises `UserError` when it is no module, a scripted one, or has parameters on the meta device.
+    Raises `UserError` when it is not a module, or a scripted one, or has parameters without values.
     """
     if not isinstance(model, nn.Module):
         raise UserError(f"expected a torch.nn.Module, got {type(model).__name__}: pass the model itself")
@@ -28,14 +29,22 @@ def unwrap(model: nn.Module) -> nn.Module:
         if not isinstance(inner, nn.Module):
             break
         model = inner
-    if isinstance(model, torch.jit.ScriptModule):
-        raise UserError("a scripted model hides its inner calls: pass the module it was made from")
+    refuse_hidden(model)
     meta = next((name for name, p in model.named_parameters() if p.is_meta), None)
     if meta is not None:
         raise UserError(
             f"parameter {meta!r} is on the meta device and has no values: call to_empty and initialise first"
         )
     return model
+
+
+def refuse_hidden(model: nn.Module) -> None:
+    """Raise `UserError` for a scripted model, which hides its calls, and for lazy layers, which have no shape yet."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UserError("a scripted model hides its inner calls: pass the module it was made from")
+    lazy = next((name for name, p in model.named_parameters() if is_lazy(p)), None)
+    if lazy is not None:
+        raise UserError(f"parameter {lazy!r} is lazy and has no shape yet: run the model once on a batch first")
 
 
 @contextmanager
@@ -83,10 +92,6 @@ def eager() -> AbstractContextManager[object]:
 
 def _restore(module: nn.Module, name: str, buffer: Tensor | None, value: Tensor | None) -> None:
     module._buffers[name] = buffer
-    if buffer is not None and value is not None and not _same(buffer, value):
+    if buffer is not None and value is not None and not torch.equal(buffer, value):
         with torch.no_grad():
             buffer.copy_(value)
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and bool(torch.equal(torch.nan_to_num(a), torch.nan_to_num(b)))
