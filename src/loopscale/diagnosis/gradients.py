@@ -74,8 +74,9 @@ def _gradients(
         return Gradients(None, {}, (), ())
     order = [i for i in sorted(nodes | states) if i in tape.values and tape.values[i].requires_grad]
     twins = {key: tape.aliases[key] for key, chain in formed.items() if _whole(tape.aliases.get(key), len(chain))}
-    # Edges of the graph stand for the values, which then need not be kept through the backward pass.
-    sought: list[Any] = [torch.autograd.graph.get_gradient_edge(tape.values[i]) for i in order]
+    # Tensors, not `get_gradient_edge` or `grad_fn`: torch frees a graph whose nodes Python has looked at by recursion, and
+    # one of thousands of visits then overruns the stack (exit 139).
+    sought: list[Any] = [tape.values[i] for i in order]
     tape.values.clear()
     groups = _groups({key: math.prod(key[2]) * len(parts) for key, parts in twins.items()})
     beyond += [key for group in groups[_MOST_PASSES:] for key in group]
