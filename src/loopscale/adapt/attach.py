@@ -140,7 +140,7 @@ def find(model: nn.Module, patterns: Patterns, batch: Any) -> tuple[list[Branch]
     for branch in found:
         if isinstance(model.get_submodule(branch.name), torch.jit.ScriptModule):
             raise UserError(
-                f"the branch {branch.name!r} is a scripted module, which takes no hook: put the module it was made from in its place"
+                f"the branch {branch.name!r} is a scripted module, which takes no hook: put back what it was made from"
             )
     return found, how
 

@@ -6,6 +6,7 @@ and the update b comes from the output of a module by linear steps alone. That m
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,9 @@ LINEAR = frozenset(
     "expand expand_as neg __neg__ narrow chunk split index_select mul __mul__ __rmul__ mul_ __imul__ multiply div "
     "__truediv__ div_ true_divide feature_dropout requires_grad_ detach alias".split()
 )
+
+# How far back a node's ancestors are known, in nodes: a loop of thousands of visits then takes bounded time and memory.
+WINDOW = 8192
 
 
 @dataclass(frozen=True)
@@ -69,34 +73,48 @@ def _inside(name: str, others: list[str]) -> bool:
 def _additions(nodes: list[Node], outputs: dict[int, list[str]], weighted: set[str]) -> list[Addition]:
     before = _ancestors(nodes)
     stream: set[int] = set()
+    marks = 0  # the stream as bits: bit i is node i
     found: list[Addition] = []
     for at, node in enumerate(nodes):
         if node.op not in ADDITIONS or len(node.parents) != 2:
             continue
         for skip, update in (node.parents, node.parents[::-1]):
-            related = before[update] >> skip & 1 or (skip in stream and any(before[update] >> s & 1 for s in stream))
+            low = max(update - WINDOW, 0)
+            related = before[update] >> skip - low & 1 if skip >= low else 0
+            related = related or (skip in stream and before[update] & marks >> low)
             fits = nodes[skip].data and nodes[skip].shape == node.shape and update not in stream
             sources = _sources(nodes, outputs, weighted, update, stream) if related and fits else None
             if sources:
                 found.append(Addition(at, skip, update, tuple(sources)))
                 stream |= {at, skip}
+                marks |= 1 << at | 1 << skip
                 break
-    return [one for one in found if not any(_nested(before, one, other) for other in found)]
+    nested = _nested(before, found)
+    return [one for one in found if one.at not in nested]
 
 
-def _nested(before: list[int], one: Addition, other: Addition) -> bool:
-    """Whether `one` happens inside the branch of `other`: after its skip and before its update."""
-    after_skip = bool(before[one.at] >> other.skip & 1)
-    return after_skip and (one.at == other.update or bool(before[other.update] >> one.at & 1))
+def _nested(before: list[int], found: list[Addition]) -> set[int]:
+    """The additions that happen inside the branch of another one: after its skip and before its update."""
+    places = [one.at for one in found]
+    inside: set[int] = set()
+    for other in found:
+        low = max(other.update - WINDOW, 0)
+        for at in places[bisect_right(places, max(other.skip, low)) : bisect_right(places, other.update)]:
+            reached = at == other.update or before[other.update] >> at - low & 1
+            start = max(at - WINDOW, 0)
+            if at not in inside and reached and other.skip >= start and before[at] >> other.skip - start & 1:
+                inside.add(at)
+    return inside
 
 
 def _ancestors(nodes: list[Node]) -> list[int]:
-    """For every node the set of the nodes it was computed from, as bits."""
+    """For every node i the set of the nodes it was computed from, as bits: bit 0 is node max(i - WINDOW, 0)."""
     before: list[int] = []
-    for node in nodes:
-        bits = 0
+    for at, node in enumerate(nodes):
+        bits, low = 0, max(at - WINDOW, 0)
         for parent in node.parents:
-            bits |= before[parent] | (1 << parent)
+            start = max(parent - WINDOW, 0)
+            bits |= (before[parent] | 1 << parent - start) >> low - start if parent >= low else 0
         before.append(bits)
     return before
 
@@ -105,18 +123,18 @@ def _sources(
     nodes: list[Node], outputs: dict[int, list[str]], weighted: set[str], at: int, stream: set[int]
 ) -> list[str] | None:
     """The outermost modules whose outputs make this node by linear steps; None when something else comes between."""
-    if at in stream:
-        return None
-    named = [name for name in outputs.get(at, []) if name in weighted]
-    if named:
-        return [named[-1]]
-    node = nodes[at]
-    parents = [parent for parent in dict.fromkeys(node.parents) if nodes[parent].data]
-    if node.op.endswith("_as"):  # the second tensor lends its shape only
-        parents = parents[:1]
-    if node.op in ADDITIONS and len(parents) == 2:
-        sides = [_sources(nodes, outputs, weighted, parent, stream) for parent in parents]
-        return None if None in sides else [name for side in sides if side for name in side]
-    if node.op in LINEAR and len(parents) == 1:
-        return _sources(nodes, outputs, weighted, parents[0], stream)
+    while at not in stream:
+        named = [name for name in outputs.get(at, []) if name in weighted]
+        if named:
+            return [named[-1]]
+        node = nodes[at]
+        parents = [parent for parent in dict.fromkeys(node.parents) if nodes[parent].data]
+        if node.op.endswith("_as"):  # the second tensor lends its shape only
+            parents = parents[:1]
+        if node.op in ADDITIONS and len(parents) == 2:
+            sides = [_sources(nodes, outputs, weighted, parent, stream) for parent in parents]
+            return None if None in sides else [name for side in sides if side for name in side]
+        if node.op not in LINEAR or len(parents) != 1:
+            return None
+        at = parents[0]
     return None
