@@ -48,6 +48,31 @@ def test_a_folder_is_converted_and_restored(saved, capsys):
     assert LlamaForCausalLM.from_pretrained(saved / "small").config.num_hidden_layers == 2
 
 
+def test_layers_are_named_by_first_and_last(saved, capsys):
+    assert run(saved / "in", "--layers", "1..2", "--loops", 4, "--steps", "even", "--out", saved / "out", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["start"], report["stop"], report["strength"]) == (1, 3, 1.0)
+    assert run(saved / "in", "--layers", "1-2", "--loops", 4, "--out", saved / "other") == 2
+    assert "neither a range of layers such as 2..5" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_folders_own_code_is_never_run_unless_trusted(saved, capsys, monkeypatch, known):
+    config = json.loads((saved / "in" / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForCausalLM": "evil.Evil", "AutoConfig": "evil.EvilConfig"}
+    if not known:
+        config |= {"architectures": ["Evil"], "model_type": "evil"}
+    (saved / "in" / "config.json").write_text(json.dumps(config))
+    (saved / "in" / "evil.py").write_text(f"open({str(saved / 'ran')!r}, 'w').close()\n")
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("prompted"))
+    code = run(saved / "in", "--layers", "1..2", "--loops", 2, "--out", saved / "out")
+    assert code == (0 if known else 2) and not (saved / "ran").exists()
+    if not known:
+        assert "--trust-remote-code runs it" in capsys.readouterr().err
+        run(saved / "in", "--layers", "1..2", "--loops", 2, "--out", saved / "out", "--trust-remote-code")
+        assert (saved / "ran").exists()
+
+
 def test_mistakes_are_sentences_and_leave_nothing(saved, capsys):
     span = ("--start", 1, "--stop", 3, "--loops", 4)
     bert().save_pretrained(saved / "bert")

@@ -162,3 +162,21 @@ def test_the_mup_fields_of_a_config_state_the_width(tmp_path):
     plain, stated = rates(), rates(mup=True, mup_base_width=8)
     assert stated["hidden"] == plain["hidden"] / 4 and stated["embedding"] == plain["embedding"]
     assert rates(mup=False, mup_base_width=8) == plain
+
+
+def test_an_optimizer_without_the_rules_groups_is_warned_of_once(tmp_path):
+    import warnings
+
+    from loopscale.diagnosis import trainer_callback
+
+    model = make(loops=2)
+    plain, grouped = torch.optim.AdamW(model.parameters()), trainer_optimizers(model, arguments(tmp_path))[0]
+    for callback in (LoopSampler(model), trainer_callback(every=2)):
+        with pytest.warns(UserWarning, match=r"optimizers=trainer_optimizers\(model, args\)") as seen:
+            callback.on_train_begin(None, None, None, model=model, optimizer=plain)
+        assert len(seen) == 1
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            callback.on_train_begin(None, None, None, model=model, optimizer=grouped)
+            callback.on_train_begin(None, None, None, model=torch.nn.Linear(2, 2), optimizer=None)
+    callback.on_train_end(None, None, None)

@@ -1,6 +1,7 @@
 """Loops around blocks of your own: scales that follow N, tuples, nested loops, Post-LN; and what a mistake is told."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -224,3 +225,14 @@ def test_mistakes_get_one_sentence(make, words):
     with pytest.raises(UserError) as caught:
         make()
     assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_scaled_update_outside_a_loop_says_once_that_eps_is_one():
+    eps, x = ScaledUpdate(), torch.ones(2)
+    with pytest.warns(UserWarning, match="outside a Loop and without scale=, so its eps is 1"):
+        assert torch.equal(eps(x), x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        eps(x)
+        ScaledUpdate(scale=1.0)(x)
+        Loop(Own(), 4, layers=1)(X)

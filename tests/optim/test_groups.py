@@ -109,6 +109,15 @@ def test_mistakes_name_the_parameter(change, words):
     assert words in str(caught.value)
 
 
+def test_a_plain_model_is_shown_the_format_of_roles_in_its_own_names():
+    model = nn.ModuleDict({"tok": nn.Embedding(9, 4), "layers": nn.Linear(4, 4), "head": nn.Linear(4, 9)})
+    with pytest.raises(
+        UserError, match=r"roles=\{'tok': 'embedding', 'layers': 'hidden', 'head': 'readout'\}"
+    ) as caught:
+        param_groups(model, lr=0.1)
+    assert "attach(model, loops=N)" in str(caught.value) and len(str(caught.value)) < 300
+
+
 def test_a_parameter_twice_or_never_is_named():
     model = nn.Linear(2, 2)
     with pytest.raises(UserError, match="'weight' is listed twice"):
@@ -130,7 +139,13 @@ def test_schedules_warm_up_then_never_rise_and_waste_no_step(name, steps, data):
 
 
 @pytest.mark.parametrize(
-    "arguments,words", [(("cos", 10), "did you mean 'cosine'"), (("linear", 5, 5), "0 <= warmup < steps")]
+    "arguments,words",
+    [
+        (("cos", 10), "did you mean 'cosine'"),
+        (("linear", 5, 5), "0 <= warmup < steps"),
+        (("cosine", 100, 0.1), "got warmup=0.1: for a share of the run give warmup=10"),
+        (("cosine", 1e3), "steps counts steps and is a whole number, got steps=1000.0"),
+    ],
 )
 def test_schedule_mistakes(arguments, words):
     with pytest.raises(UserError, match=words):

@@ -16,35 +16,51 @@ from loopscale.errors import UserError, require
 _SIDE_FILES = ("token", "vocab", "merges", "special", "added", "chat_template", "preprocessor", "spiece")
 
 
+class Layers(click.ParamType):
+    """`2..5`, first and last layer of the core, or a number of unique layers."""
+
+    name = "A..B | L"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Read either."""
+        ends = str(value).split("..")
+        if len(ends) > 2 or not all(end.isascii() and end.isdigit() for end in ends):
+            self.fail(f"{value!r} is neither a range of layers such as 2..5 nor a number of them", param, ctx)
+        return int(ends[0]) if len(ends) == 1 else (int(ends[0]), int(ends[1]))
+
+
 @click.command()
 @click.argument("source", type=click.Path(path_type=Path))
-@click.option("--start", type=int, required=True, help="First layer of the core, counted from 0.")
-@click.option("--stop", type=int, required=True, help="The layer after the core's last.")
+@click.option("--start", type=int, help="First layer of the core, counted from 0.")
+@click.option("--stop", type=int, help="The layer after the core's last.")
 @click.option("--loops", type=int, required=True, help="How often the core is visited.")
-@click.option("--layers", type=int, help="Unique layers of the core; default: all of the range.")
+@click.option("--layers", type=Layers(), help="2..5 for the layers 2 to 5, or how many unique ones the core keeps.")
 @click.option("--tie", type=click.Choice(["first", "average"]), default="first", show_default=True)
 @click.option("--steps", type=click.Choice(["damped", "even"]), default="damped", show_default=True)
-@click.option("--strength", type=float, default=0.1, show_default=True, help="lambda; 0 is the original (damped).")
+@click.option("--strength", type=float, help="lambda; default 0.1 damped (0 is the original), 1 even.")
 @click.option("--rule", default="looped", show_default=True)
 @click.option("--stack", help="Name of the list of layers, where there are several.")
 @click.option("--text", type=click.Path(path_type=Path), help="A text file: report the loss before and after on it.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="A new folder for the converted model.")
+@click.option("--trust-remote-code", is_flag=True, help="Run model code that the folder brings; never without.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-def command(source: Path, out: Path, text: Path | None, as_json: bool, **settings: Any) -> None:
+def command(
+    source: Path, out: Path, text: Path | None, as_json: bool, trust_remote_code: bool, **settings: Any
+) -> None:
     """Convert the Hugging Face model in the folder SOURCE and save it into --out.
 
     Nothing is downloaded. After `from_pretrained(out)`, `loopscale.restore(model)` puts the loops back.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not an empty folder: name a new one with --out")
-    model = _load(source)
+    model = _load(source, trust_remote_code)
     from loopscale.adapt import convert
 
-    before = None if text is None else _loss(model, source, text)
+    before = None if text is None else _loss(model, source, text, trust_remote_code)
     handle = convert(model, **settings)
     report = handle.to_json()
     if text is not None and before is not None:
-        report |= {"loss_before": before, "loss_after": _loss(model, source, text)}
+        report |= {"loss_before": before, "loss_after": _loss(model, source, text, trust_remote_code)}
     _save(model, source, out)
     report["out"] = str(out)
     click.echo(json.dumps(report, indent=1) if as_json else _written(str(handle), report))
@@ -57,23 +73,32 @@ def _written(text: str, report: dict[str, Any]) -> str:
     return "\n".join([*lines, f"saved to {report['out']}: from_pretrained, then loopscale.restore(model)"])
 
 
-def _load(source: Path) -> Any:
+def _load(source: Path, trusted: bool) -> Any:
     if not (source / "config.json").is_file():
         raise UserError(f"{source} is no Hugging Face model (it has no config.json): write one with save_pretrained")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     transformers: Any = require("transformers", "hf")
     transformers.utils.logging.disable_progress_bar()
     try:
-        kinds = json.loads((source / "config.json").read_text(encoding="utf-8")).get("architectures") or []
+        config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+        kinds, brought = config.get("architectures") or [], config.get("auto_map") or {}
         kind = getattr(transformers, kinds[0], None) if kinds else None
-        loader = kind if kind is not None else transformers.AutoModel
-        return loader.from_pretrained(source, local_files_only=True).eval()
+        if kind is None and brought and not trusted:
+            raise UserError(
+                f"{source} brings its own model code ({kinds[0] if kinds else 'auto_map'}), which is not run: "
+                "--trust-remote-code runs it"
+            )
+        auto = next((name for name in ("AutoModelForCausalLM", "AutoModel") if name in brought), "AutoModel")
+        loader = kind if kind is not None else getattr(transformers, auto)
+        return loader.from_pretrained(source, local_files_only=True, trust_remote_code=trusted).eval()
+    except UserError:
+        raise
     except (OSError, ValueError, KeyError, AttributeError) as cause:
         line = (str(cause).strip().splitlines() or [type(cause).__name__])[0][:200]
         raise UserError(f"cannot load the model in {source}: {line}") from cause
 
 
-def _loss(model: Any, source: Path, text: Path) -> float:
+def _loss(model: Any, source: Path, text: Path, trusted: bool) -> float:
     """Nats a token on the first 512 tokens of the text."""
     import torch
     from transformers import AutoTokenizer
@@ -84,9 +109,8 @@ def _loss(model: Any, source: Path, text: Path) -> float:
         )
     try:
         words = text.read_text(encoding="utf-8")
-        ids = AutoTokenizer.from_pretrained(source, local_files_only=True)(words, return_tensors="pt").input_ids[
-            :, :512
-        ]
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=trusted)
+        ids = tokenizer(words, return_tensors="pt").input_ids[:, :512]
     except (OSError, ValueError, KeyError, ImportError) as cause:
         line = (str(cause).strip().splitlines() or [type(cause).__name__])[0][:200]
         raise UserError(f"cannot make tokens of {text} with the tokenizer in {source}: {line}") from cause

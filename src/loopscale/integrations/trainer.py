@@ -8,18 +8,22 @@ import torch
 
 from loopscale.errors import UserError
 from loopscale.integrations.versions import transformers
-from loopscale.optim import build_optimizer
+from loopscale.optim import build_optimizer, warn_of_plain_groups
 from loopscale.parameterization import Width
 
 
 class LoopSampler(transformers().TrainerCallback):  # type: ignore[misc, name-defined, unused-ignore]
-    """Draws N of every training step from the config's `sampler`: `Trainer(..., callbacks=[LoopSampler(model)])`.
+    """Draw N of every training step from the config's `sampler`: `Trainer(..., callbacks=[LoopSampler(model)])`.
 
     A draw is a function of the Trainer's seed and step, so a resumed training repeats it. Evaluation uses `config.loops`.
     """
 
     def __init__(self, model: Any) -> None:
         self.model = model.get_base_model() if hasattr(model, "get_base_model") else model
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
+        """Warn of an optimizer without the rule's groups."""
+        warn_of_plain_groups(self.model, optimizer)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Draw."""
@@ -34,7 +38,7 @@ class LoopSampler(transformers().TrainerCallback):  # type: ignore[misc, name-de
 def trainer_optimizers(
     model: Any, args: Any, optimizer: str = "adamw", **parameterization: Any
 ) -> tuple[torch.optim.Optimizer, None]:
-    """What `Trainer(model=model, args=args, optimizers=...)` takes; the schedule stays the Trainer's.
+    """Make what `Trainer(model=model, args=args, optimizers=...)` takes; the schedule stays the Trainer's.
 
     Rate, decay, betas and epsilon are those of the `TrainingArguments`; the rule's multipliers are applied per role.
     `model` is a `LoopedForCausalLM`, any model that `param_groups` understands (after `attach` or `convert`, with a `Loop`

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -36,12 +37,13 @@ class HoldsScale(nn.Module):
     def __init__(self, scale: float = 1.0, skip: float = 1.0) -> None:
         super().__init__()
         self._numbers = (float(scale), float(skip))
+        self._told = True  # someone chose the scale; False: it is 1 because nobody did
         self.register_buffer("scale", torch.tensor(self._numbers[0]), persistent=False)
         self.register_buffer("skip", torch.tensor(self._numbers[1]), persistent=False)
 
     def set_scale(self, scale: float, skip: float = 1.0) -> None:
         """Replace both. New tensors, not an in-place change: a graph already recorded keeps its own."""
-        self._numbers = (float(scale), float(skip))
+        self._numbers, self._told = (float(scale), float(skip)), True
         self._place()
 
     def _place(self) -> None:
@@ -59,13 +61,26 @@ class HoldsScale(nn.Module):
 class ScaledUpdate(HoldsScale):
     """`eps * update`: the scale alone, for a forward that you write yourself: `x = x + self.eps(branch(norm(x)))`.
 
+    The `Loop` around it sets eps; without a `Loop` and without `scale=` it is 1, and the first call warns.
+
     >>> eps = ScaledUpdate(scale=0.5)
     >>> float(eps(torch.tensor(3.0)))
     1.5
     """
 
+    def __init__(self, scale: float | None = None) -> None:
+        super().__init__(1.0 if scale is None else scale)
+        self._told = scale is not None
+
     def forward(self, update: Tensor) -> Tensor:
         """Scale an update of any shape; the dtype stays."""
+        if not self._told and not torch.compiler.is_compiling():
+            self._told = True
+            warnings.warn(
+                "a ScaledUpdate is called outside a Loop and without scale=, so its eps is 1: put the block into a Loop, "
+                "or give it scale=residual_scale(Depth(loops=N, layers=L))",
+                stacklevel=2,
+            )
         return self.scale * update
 
 

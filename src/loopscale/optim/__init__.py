@@ -1,7 +1,7 @@
 """Ordinary torch parameter groups and optimisers from roles and a rule."""
 
 from loopscale.optim.build import MuonAdamW, build_optimizer
-from loopscale.optim.groups import check_partition, param_groups
+from loopscale.optim.groups import check_partition, param_groups, warn_of_plain_groups
 from loopscale.optim.roles_of import roles_of
 from loopscale.optim.schedule import SCHEDULES, schedule
 from loopscale.optim.stacked import StackedOptimizer
@@ -15,4 +15,5 @@ __all__ = [
     "param_groups",
     "roles_of",
     "schedule",
+    "warn_of_plain_groups",
 ]

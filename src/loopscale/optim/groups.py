@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -68,6 +69,17 @@ def param_groups(
     return groups
 
 
+def warn_of_plain_groups(model: Any, optimizer: Any) -> None:
+    """Warn when an optimizer of a model that states a rule has not the rule's groups: one rate for every role."""
+    names = {group.get("name") for group in getattr(optimizer, "param_groups", ())}
+    if optimizer is not None and speakers(model) and not names <= {role.value for role in Role}:
+        warnings.warn(
+            "the optimizer does not have the rule's parameter groups, so every role has one rate: pass "
+            "optimizers=trainer_optimizers(model, args) to the Trainer, or make it with build_optimizer",
+            stacklevel=3,
+        )
+
+
 def check_partition(model: nn.Module, groups: list[dict[str, Any]]) -> None:
     """Raise `UserError` naming a trainable parameter that is in no group, or in two."""
     names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
@@ -87,7 +99,10 @@ def _stated(model: Any, said: list[Speaker], name: str, given: Any) -> Any:
         return given
     values = [getattr(one, name) for one in said]
     if not values:
-        raise UserError(f"{type(model).__name__} does not state its {name}: pass {name}=, or put a Loop inside")
+        raise UserError(
+            f"{type(model).__name__} does not state its {name}: pass {name}=, call attach(model, loops=N) first, or put "
+            "a Loop inside"
+        )
     if any(other != values[0] for other in values):
         raise UserError(
             f"the model's loops state different values of {name}, {values[0]} and {values[-1]}: pass {name}="

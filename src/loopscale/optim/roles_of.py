@@ -63,7 +63,7 @@ def _inferred(model: nn.Module, given: Mapping[str, Role]) -> dict[str, Role]:
     if not inside:
         if given:
             return {}
-        raise UserError(f"{type(model).__name__} does not state its roles: pass roles=, or put a Loop inside")
+        raise UserError(_unstated(model))
     told = {name: role for name, role in _told(model, inside).items() if name not in given}
     unknown = [name for name, role in told.items() if role is None]
     if unknown:
@@ -105,6 +105,18 @@ def _inside(model: nn.Module) -> set[str]:
     if not found and states_depth(model):
         found = {name for name, _ in model.named_parameters()}
     return found
+
+
+def _unstated(model: nn.Module) -> str:
+    """Show the format of roles= in the model's own names: what is first, what is in the middle, what is last."""
+    own = [name for name, part in model.named_children() if next(part.parameters(), None) is not None]
+    own = own or [name for name, _ in model.named_parameters()]
+    shown = list(dict.fromkeys([*own[:2], *own[-1:]]))
+    told = {name: (role_by_name(f"{name}.weight", False, False) or Role.HIDDEN).value for name in shown}
+    return (
+        f"{type(model).__name__} does not state its roles: pass roles={told} and so on (a module's name stands for all "
+        "below it), or call attach(model, loops=N) first, or put a Loop inside"
+    )
 
 
 def taken_as_hidden(names: Sequence[str], how: str) -> str:
