@@ -19,17 +19,14 @@ from loopscale.errors import UserError
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the page's path as JSON.")
 def command(folder: Path, open_page: bool, serve: bool, port: int, as_json: bool) -> None:
-    """Write report.html and figures/ of FOLDER: a study (`loopscale transfer`) or a run (`loopscale train`).
-
-    A tuning (`loopscale tune`) gets the page alone.
-    """
+    """Write report.html and figures/ of FOLDER: a study (`loopscale transfer`), finished or not, a tuning or a run."""
     if serve:
         _serve(folder, port, open_page)
         return
-    from loopscale.report import write_report, write_run_report, write_tune_report
+    from loopscale.report import write_run_report, write_study_page, write_tune_report
 
     if (folder / "study.json").exists():
-        page = write_report(folder)
+        page = write_study_page(folder)
     elif (folder / "metrics.jsonl").exists():
         page = write_run_report(folder)
     elif (folder / "tune.json").exists():

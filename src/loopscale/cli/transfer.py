@@ -85,7 +85,7 @@ def command(
     from loopscale.cli.watching import Watching
 
     own = find_own(model, objective)  # a mistake in its arguments is told before the slow imports
-    from loopscale.report import write_report
+    from loopscale.report import StudyPage, write_report
     from loopscale.transfer import Cell, StudyPlan, failed, get_preset, run_study, seeds_by_cost
 
     chosen = get_preset(preset)
@@ -108,8 +108,9 @@ def command(
     changed = bool(sets) or any(value is not None for value in (rules, loops, lrs, strengths, seeds, data))
     usual = f"study '{preset}', changed" if changed else f"study '{preset}': {chosen.promise}"
     runner = where.make(folder, lambda: plan.job_config(Cell(plan.arms[0], plan.center_lr, 0)))
-    with ended_by_sigterm(), Watching(f"study of {mine}" if mine else usual, checked) as observer:
-        result = run_study(plan, folder, executor=runner, observer=observer)
+    title = f"study of {mine}" if mine else usual
+    with ended_by_sigterm(), Watching(f"{title}; its page is {folder / 'report.html'}", checked) as observer:
+        result = run_study(plan, folder, executor=runner, observer=observer, page=StudyPage)
     for sentence in own_sentences(result["provenance"]):
         click.echo(f"loopscale: {sentence}", err=True)
     page = write_report(folder)

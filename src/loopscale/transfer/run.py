@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from loopscale.records import Result, Trial, write_record
 from loopscale.study import Executor, LocalProcesses, Observer, Silent, check_errors, drive
@@ -14,10 +15,24 @@ from loopscale.transfer.result import summarise
 from loopscale.transfer.study import Study
 
 
+class Page(Protocol):
+    """Whoever keeps a picture of the running study current."""
+
+    def update(self) -> object:
+        """Look at the study again; called before the first trial and after each."""
+
+
 def run_study(
-    plan: StudyPlan, folder: Path, *, executor: Executor | None = None, observer: Observer | None = None
+    plan: StudyPlan,
+    folder: Path,
+    *,
+    executor: Executor | None = None,
+    observer: Observer | None = None,
+    page: Callable[[Study], Page] | None = None,
 ) -> dict[str, Any]:
     """Run or continue the study in `folder` and write `result.json`; returns its content.
+
+    `page` makes the picture of the running study, such as `loopscale.report.StudyPage`.
 
     Stop it anywhere and call it again, with more rules, loops, rates, strengths or seeds if you like: finished trials are
     read from disk.
@@ -30,11 +45,14 @@ def run_study(
     description = _checked(plan)
     observer.checked(description)
     with Study.open(folder, plan) as study:
+        update = page(study).update if page else lambda: None
+        update()
 
         def keep(record: dict[str, Any]) -> None:
             study.record(Trial.model_validate(record))
             check_errors(study.errors, len(study.trials))
             observer.ended(record, len(study.trials), study.left())
+            update()
 
         drive(executor or LocalProcesses(), study.next_job, keep)
         check_errors(study.errors, len(study.trials), least=1)
