@@ -12,15 +12,17 @@ ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "adapt.md").read_text()
 
 
-def test_its_blocks_run():
+def test_its_blocks_run(capsys):
     pytest.importorskip("transformers")
     blocks = re.findall(r"```python\n(.*?)```", TEXT, flags=re.S)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     space: dict[str, object] = {"__name__": "document"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for block in blocks:
             exec(compile(block, "docs/adapt.md", "exec"), space)
+    shown = re.search(r"```text\n(Model: .*?)```", TEXT, flags=re.S)
+    assert shown is not None and shown.group(1) in capsys.readouterr().out
 
 
 def test_it_shows_at_least_35_architectures():

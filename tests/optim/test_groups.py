@@ -68,6 +68,27 @@ def test_state_round_trip_continues_exactly(name):
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
 
 
+def test_low_rank_factors_of_a_visit_stay_with_adamw_under_muon():
+    model = nn.ModuleDict({"core": nn.Linear(8, 8), "lora_A": nn.Linear(8, 2), "adapter_1": nn.Linear(2, 8)})
+    roles = {name: Role.HIDDEN if p.ndim == 2 else Role.GAIN for name, p in model.named_parameters()}
+    optimizer = build_optimizer(model, "muon", lr=0.01, roles=roles, rule="looped", depth=Depth(4, 1))
+    muon = [id(p) for group in optimizer.muon.param_groups for p in group["params"]]
+    assert muon == [id(model["core"].weight)]
+    check_partition(model, optimizer.param_groups)
+
+
+def test_a_tied_readout_is_one_parameter_with_one_role():
+    model = nn.ModuleDict({"tok": nn.Embedding(9, 4), "body": nn.Linear(4, 4), "head": nn.Linear(4, 9, bias=False)})
+    model["head"].weight = model["tok"].weight
+    more = dict(lr=0.1, rule="looped", depth=Depth(2, 1))
+    told = {"tok": "embedding", "body": "hidden"}
+    for roles, names in (
+        (told, {"embedding", "hidden", "gain"}),
+        ({**told, "head": "readout"}, {"readout", "hidden", "gain"}),
+    ):
+        assert {group["name"] for group in param_groups(model, roles=roles, **more)} == names
+
+
 def test_muon_follows_a_schedule_set_on_its_groups():
     model = LoopedTransformer(CONFIG)
     optimizer = build_optimizer(model, "muon", lr=0.01)

@@ -15,7 +15,7 @@ from loopscale.adapt.branch_hook import drop_compiled, hook_of, remove
 from loopscale.adapt.branches import Branch
 from loopscale.adapt.undo import Undo
 from loopscale.errors import UserError
-from loopscale.optim.roles_of import taken_as_hidden, tell_roles
+from loopscale.optim.roles_of import taken_as_hidden, tell_roles, tied_names
 from loopscale.parameterization import Depth, Role, Rule, Width
 from loopscale.parameterization.depth import check_strength, relative_layers
 from loopscale.speaker import forget, handle_of, leave
@@ -164,9 +164,9 @@ class Handle(ABC):
     def __exit__(self, *_: object) -> None:
         self.detach()
 
-    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+    def named_parameters(self, **more: Any) -> Iterator[tuple[str, nn.Parameter]]:
         """Return those of the model."""
-        return self.model.named_parameters()
+        return self.model.named_parameters(**more)
 
     def roles(self) -> dict[str, Role]:
         """Return the role of every parameter, inferred from module, name and layers; printed (stderr) the first time.
@@ -181,6 +181,8 @@ class Handle(ABC):
         if announce:
             rows = dict.fromkeys(f"  {role.value:12}{starred(name)}" for name, role in roles.items())
             print("\n".join(["loopscale: roles inferred from modules and names", *rows]), file=sys.stderr)
+            for name, first in dict.fromkeys((starred(a), starred(b)) for a, b in tied_names(self.model).items()):
+                print(f"  {name} is {first}: one role", file=sys.stderr)
             if unsure:
                 print(f"loopscale: warning: {taken_as_hidden(unsure, 'roles={...}')}", file=sys.stderr)
         return roles

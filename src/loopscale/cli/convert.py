@@ -16,7 +16,7 @@ from loopscale.errors import UserError, require
 _SIDE_FILES = ("token", "vocab", "merges", "special", "added", "chat_template", "preprocessor", "spiece")
 
 
-class Layers(click.ParamType):
+class Layers(click.ParamType[Any]):
     """`2..5`, first and last layer of the core, or a number of unique layers."""
 
     name = "A..B | L"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,9 @@ from torch import Tensor, nn
 from loopscale.errors import UserError, nearest
 from loopscale.optim.groups import check_partition, param_groups
 from loopscale.parameterization import OPTIMIZERS, Role
+
+# Factors of adapters, by the words that PEFT, torchtune and models with adapters per visit use.
+_LOW_RANK = re.compile(r"(^|[._])(lora|dora|adapters?|low_?rank)([._]|$|\d)", re.IGNORECASE)
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -75,7 +79,10 @@ def build_optimizer(
     momentum: float = 0.95,
     **parameterization: Any,
 ) -> torch.optim.Optimizer:
-    """An optimiser over the groups of `param_groups` (which takes `**parameterization`).
+    """Build an optimiser over the groups of `param_groups` (which takes `**parameterization`).
+
+    Under "muon" the factors of low-rank adapters (`lora_A`, `adapter`: by name) stay with AdamW: an orthogonal update of a
+    factor is none of their product.
 
     Raises `UserError` for an unknown optimiser, and whatever `param_groups` raises.
 
@@ -91,19 +98,21 @@ def build_optimizer(
         return torch.optim.AdamW(groups, betas=betas)
     if name == "sgd":
         return torch.optim.SGD([_without(group, "eps") for group in groups], momentum=momentum)
-    return _muon(groups, betas, momentum)
+    factors = {id(p) for key, p in model.named_parameters() if _LOW_RANK.search(key)}
+    return _muon(groups, factors, betas, momentum)
 
 
-def _muon(groups: list[dict[str, Any]], betas: tuple[float, float], momentum: float) -> MuonAdamW:
+def _muon(groups: list[dict[str, Any]], factors: set[int], betas: tuple[float, float], momentum: float) -> MuonAdamW:
     matrices, rest = [], []
     for group in groups:
         hidden = group["name"] in (Role.HIDDEN.value, Role.VISIT.value)
-        flat = [p for p in group["params"] if not hidden or p.ndim != 2]
-        square: list[Tensor] = [p for p in group["params"] if hidden and p.ndim == 2]
+        square: list[Tensor] = [p for p in group["params"] if hidden and p.ndim == 2 and id(p) not in factors]
+        mine = {id(p) for p in square}
+        others = [p for p in group["params"] if id(p) not in mine]
         if square:
             matrices.append({**group, "params": square})
-        if flat:
-            rest.append({**group, "params": flat})
+        if others:
+            rest.append({**group, "params": others})
     if not matrices:
         raise UserError("Muon needs hidden matrices and the model has none: use optimizer 'adamw'")
     return MuonAdamW(matrices, rest, momentum=momentum, betas=betas)

@@ -13,9 +13,10 @@ from loopscale.speaker import named_handle, speaker, states_depth
 
 
 def roles_of(model: nn.Module, roles: Mapping[str, Role] | None = None) -> dict[str, Role]:
-    """The role of every parameter: `roles` where given, else what `model.roles()` states, else inferred from the loops.
+    """Return the role of every parameter: `roles` where given, else what `model.roles()` states, else inferred.
 
-    Both may name some parameters only, or modules, for all parameters below them.
+    Both may name some parameters only, or modules, for all parameters below them. A tied readout is the embedding under
+    a second name: one parameter with one role, that of the embedding unless `roles` says otherwise.
 
     Inferred: inside a `Loop`, or below a residual branch with a scale, matrices are hidden, vectors gains, the weights of
     `nn.Embedding` embeddings. Outside, by module (`nn.Embedding`; an `nn.Linear` back onto its rows is the readout), then
@@ -30,9 +31,21 @@ def roles_of(model: nn.Module, roles: Mapping[str, Role] | None = None) -> dict[
     {'stem.weight': 'embedding', 'core.stack.0.branch.weight': 'hidden', 'head.weight': 'readout'}
     """
     names = {name: parameter.ndim for name, parameter in model.named_parameters()}
-    given = {**spread_roles(names, _stated_roles(model)), **spread_roles(names, roles or {})}
+    tied = tied_names(model)
+    asked = {tied.get(name, tied.get(f"{name}.weight", name)): role for name, role in (roles or {}).items()}
+    given = {**spread_roles(names, _stated_roles(model)), **spread_roles(names, asked)}
     inferred = _inferred(model, given) if len(given) < len(names) else {}
     return check_roles(names, {**inferred, **given})
+
+
+def tied_names(model: nn.Module) -> dict[str, str]:
+    """Return every further name of a parameter and the one it is listed under, whose role it has."""
+    first: dict[int, str] = {}
+    further = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if first.setdefault(id(parameter), name) != name:
+            further[name] = first[id(parameter)]
+    return further
 
 
 def _stated_roles(model: nn.Module) -> dict[str, Role]:
