@@ -1,6 +1,7 @@
 """The documents are true: numbers come from records, code blocks run, the tour names files that exist."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -20,6 +21,28 @@ def test_the_readme_shows_the_records():
 @pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
 def test_every_python_block_of_the_readme_runs(block):
     exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_readme_take_its_model_all_the_way(tmp_path):
+    pytest.importorskip("optuna")
+    text = (ROOT / "README.md").read_text()
+    (commands,) = [block for block in re.findall(r"```bash\n(.*?)```", text, flags=re.S) if "my_model.py" in block]
+    (tmp_path / "my_model.py").write_text(next(block for block in BLOCKS if "def make_model" in block))
+    (tmp_path / "small.toml").write_text("[model]\nwidth = 32\nlayers = 2\nloops = 1\n[train]\nsteps = 10\n")
+    short = {"transfer": "--loops 1,2 --seeds 1 --set train.steps=4", "tune": "--trials 4 --seeds 1"}
+    assert "scale" in commands and len(commands.splitlines()) == 4
+    for line in commands.splitlines():
+        words = line.partition("#")[0].split()[1:]
+        done = subprocess.run(
+            [sys.executable, "-m", "loopscale", *words, *short.get(words[0], "").split()],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        )
+        assert done.returncode == 0, f"{line}\n{done.stdout[-1500:]}{done.stderr[-1500:]}"
+    assert "loops = 16" in (tmp_path / "run" / "config.toml").read_text()
 
 
 def test_there_are_blocks_to_run():
