@@ -52,7 +52,7 @@ class Handle(Speaker, Protocol):
         """Scale for this many loops from now on."""
 
     def roles(self) -> dict[str, Role]:
-        """The role of every parameter of the part that the handle is on."""
+        """Return the role of every parameter of the part that the handle is on."""
 
 
 def leave(model: nn.Module, handle: Handle) -> None:
@@ -119,7 +119,7 @@ def base_layers(part: Any) -> int | None:
 def unrestored(model: Any) -> str | None:
     """Return what to say of a converted checkpoint that was loaded without `restore`; None for every other model."""
     stored = getattr(getattr(model, "config", None), "loopscale", None)
-    if not isinstance(stored, dict) or "convert" not in stored or "folded" in stored or handle_of(model) is not None:
+    if not isinstance(stored, dict) or "convert" not in stored or handle_of(model) is not None:
         return None
     return (
         f"the checkpoint is of a model converted to {stored.get('loops')} loops and its loops are not in place: "

@@ -57,7 +57,7 @@ def open_slots(cache: Any, first: int, layers: int, total: int, visits: int) -> 
 
 
 def view(cache: Any, visit: int, first: int, layers: int, total: int) -> Any:
-    """The cache as the layers see it at this visit (0-based)."""
+    """Return the cache as the layers see it at this visit (0-based)."""
     if visit == 0:
         return cache
     shown = copy.copy(cache)

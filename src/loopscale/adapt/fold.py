@@ -196,7 +196,7 @@ class OneN:
         self.loops = loops
 
     def __call__(self, module: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
-        """What torch calls before the core's forward."""
+        """Compare the N of a call with the folded one."""
         asked = kwargs["loops"]
         if asked != self.loops:
             raise UserError(

@@ -233,10 +233,8 @@ def compare(model: nn.Module, wanted: Mapping[str, Any]) -> None:
     if stored is None:
         return
     if "folded" in stored:
-        raise UserError(
-            f"the checkpoint's weights are folded for N = {stored['folded']}, the scale is in them: save it unfolded, "
-            "or use it as it is"
-        )
+        way = "unfold before saving" if "convert" in stored else "save it unfolded, or use it as it is"
+        raise UserError(f"the checkpoint's weights are folded for N = {stored['folded']}, the scale is in them: {way}")
     if ("convert" in stored) != ("convert" in wanted):
         was = "converted" if "convert" in stored else "attached"
         raise UserError(

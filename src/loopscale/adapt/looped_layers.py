@@ -40,7 +40,7 @@ class Core:
         self.calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
     def enter(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What a layer of the core does when the model calls it."""
+        """Run a layer of the core as the model calls it, and the other visits after the last."""
         if layer is self.layers[0]:
             self.calls = []
             slots.refuse_states(layer, kwargs)
@@ -79,7 +79,7 @@ class Core:
     def _each_cache(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], visit: int
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments with every cache replaced by its view at this visit."""
+        """Return the arguments with every cache replaced by its view at this visit."""
 
         def shown(value: Any) -> Any:
             if not slots.is_cache(value):
@@ -96,7 +96,7 @@ def _floating(value: Any) -> bool:
 def with_stream(
     args: tuple[Any, ...], kwargs: dict[str, Any], stream: Tensor
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A layer's arguments with another stream: the first positional, or `hidden_states`, or the first tensor by name."""
+    """Return a layer's arguments with another stream, the first positional, `hidden_states` or the first tensor."""
     if args and _floating(args[0]):
         return (stream, *args[1:]), kwargs
     name = "hidden_states" if "hidden_states" in kwargs else next((k for k, v in kwargs.items() if _floating(v)), None)
@@ -106,7 +106,7 @@ def with_stream(
 
 
 def first_of(out: Any) -> Tensor:
-    """The stream among a layer's results."""
+    """Return the stream among a layer's results."""
     first = out[0] if isinstance(out, (tuple, list)) else out
     if not isinstance(first, Tensor):
         raise UserError(f"a layer of the core returns {type(out).__name__}, not its stream first: it cannot be looped")
@@ -114,7 +114,7 @@ def first_of(out: Any) -> Tensor:
 
 
 def with_first(out: Any, stream: Tensor) -> Any:
-    """A layer's results with another stream."""
+    """Return a layer's results with another stream."""
     return type(out)((stream, *out[1:])) if isinstance(out, (tuple, list)) else stream
 
 
@@ -122,7 +122,7 @@ _LOOPING: dict[type, type[nn.Module]] = {}
 
 
 def looping(base: type[nn.Module]) -> type[nn.Module]:
-    """The subclass of a layer's class that belongs to a core. It keeps the name, by which others look layers up."""
+    """Return the subclass of a layer's class that belongs to a core. It keeps the name, by which others look layers up."""
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         return vars(self)[PLAN].enter(self, args, kwargs)
@@ -141,7 +141,7 @@ def looping(base: type[nn.Module]) -> type[nn.Module]:
 
 
 def blank(base: type[nn.Module]) -> Any:
-    """An empty layer of a core, for copy and pickle to fill."""
+    """Return an empty layer of a core, for copy and pickle to fill."""
     kind = looping(base)
     return kind.__new__(kind)
 

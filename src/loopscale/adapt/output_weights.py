@@ -76,7 +76,7 @@ def check_same(folded: Tensor, reference: Tensor) -> str:
 
 
 def _candidates(module: nn.Module) -> Iterator[tuple[dict[str, nn.Parameter], float]]:
-    """Sets of parameters that may end the branch, and what to add before scaling (a gain stored as 1 + w)."""
+    """Yield sets of parameters that may end the branch, and what to add before scaling (a gain stored as 1 + w)."""
     own = _own(module)
     if own:
         yield own, 0.0
@@ -92,7 +92,7 @@ def _candidates(module: nn.Module) -> Iterator[tuple[dict[str, nn.Parameter], fl
 
 
 def _own(module: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters of the module itself; those of which its weight is made (`parametrizations`) are its own."""
+    """Return the parameters of the module itself; those of which its weight is made (`parametrizations`) are its own."""
     return {k: p for k, p in module.named_parameters() if "." not in k or k.startswith("parametrizations.")}
 
 

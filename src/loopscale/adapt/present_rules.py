@@ -42,7 +42,7 @@ class DepthRuleWarning(UserWarning):
 
 
 def factor_in_modules(model: nn.Module) -> str | None:
-    """A sentence naming a `Loop`, `ScaledUpdate`, `ScaledResidual` or `PostNormResidual` that the model holds, if any."""
+    """Return a sentence naming a `Loop` or a scaled residual that the model holds, if any."""
     for name, module in model.named_modules():
         if isinstance(module, (Loop, HoldsScale)):
             return (
@@ -53,7 +53,7 @@ def factor_in_modules(model: nn.Module) -> str | None:
 
 
 def factor_in_config(model: nn.Module) -> str | None:
-    """A sentence naming the residual factor of the model's config, if it has one that acts."""
+    """Return a sentence naming the residual factor of the model's config, if it has one that acts."""
     config: Any = getattr(model, "config", None)
     for name, neutral in FACTORS.items():
         value = getattr(config, name, None)

@@ -48,7 +48,7 @@ def shorten(model: nn.Module, stack: str, total: int, gone: set[int], undo: Undo
 
 
 def _parts(config: Any) -> Iterator[Any]:
-    """The config and those inside it (text_config, vision_config)."""
+    """Return the config and those inside it (text_config, vision_config)."""
     yield config
     for value in list(config.__dict__.values()):
         if hasattr(value, "to_dict") and value is not config:
@@ -56,7 +56,7 @@ def _parts(config: Any) -> Iterator[Any]:
 
 
 def _plans(config: Any, stack: str, total: int) -> Iterator[tuple[Field, ...]]:
-    """Sets of fields to shorten, small ones first, those named like the stack (decoder, text) before others."""
+    """Yield sets of fields to shorten, small ones first, those named like the stack (decoder, text) before others."""
     words = [word for word in stack.replace("_", ".").split(".") if word]
 
     def fits(field: Field) -> bool:
@@ -89,7 +89,7 @@ def _per_layer(key: str, value: Any, total: int) -> bool:
 
 
 def _built(model: nn.Module) -> Any:
-    """A model of this class built from its config, without weights where that goes; None when it cannot be built."""
+    """Return a model of this class built from its config, without weights where that goes; None when it cannot be built."""
     for device in ("meta", "cpu"):
         with torch.random.fork_rng(devices=[]):
             try:

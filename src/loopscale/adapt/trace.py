@@ -43,7 +43,7 @@ class Addition:
 
 
 def by_trace(model: nn.Module, batch: Any) -> list[Branch]:
-    """The branches seen in one forward pass on `batch`; empty when no addition has a module behind it."""
+    """Return the branches seen in one forward pass on `batch`; empty when no addition has a module behind it."""
     tape = Tape(model, batch)
     outputs: dict[int, list[str]] = {}  # of each node, the modules whose (first) output it is, inner ones first
 
@@ -94,7 +94,7 @@ def _additions(nodes: list[Node], outputs: dict[int, list[str]], weighted: set[s
 
 
 def _nested(before: list[int], found: list[Addition]) -> set[int]:
-    """The additions that happen inside the branch of another one: after its skip and before its update."""
+    """Return the additions that happen inside the branch of another one: after its skip and before its update."""
     places = [one.at for one in found]
     inside: set[int] = set()
     for other in found:
@@ -122,7 +122,7 @@ def _ancestors(nodes: list[Node]) -> list[int]:
 def _sources(
     nodes: list[Node], outputs: dict[int, list[str]], weighted: set[str], at: int, stream: set[int]
 ) -> list[str] | None:
-    """The outermost modules whose outputs make this node by linear steps; None when something else comes between."""
+    """Return the outermost modules whose outputs make this node by linear steps; None when something else comes between."""
     while at not in stream:
         named = [name for name in outputs.get(at, []) if name in weighted]
         if named:

@@ -161,7 +161,7 @@ def _calls(model: nn.Module, layers: list[str], batch: Any) -> dict[str, Call]:
 
 
 def stream_of(value: Any) -> Tensor | None:
-    """The first floating-point tensor among arguments or results."""
+    """Return the first floating-point tensor among arguments or results."""
     if isinstance(value, Tensor):
         return value if value.is_floating_point() else None
     if isinstance(value, Mapping):

@@ -46,13 +46,13 @@ class MuonAdamW(torch.optim.Optimizer):
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of both, in torch's layout: parameters numbered across Muon's groups, then AdamW's."""
+        """Return the state of both, in torch's layout: parameters numbered across Muon's groups, then AdamW's."""
         self.state.clear()
         self.state.update({**self.muon.state, **(self.adamw.state if self.adamw else {})})
         return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The reverse of `state_dict`."""
+        """Return the reverse of `state_dict`."""
         super().load_state_dict(state_dict)
         count = len(self.muon.param_groups)
         self.muon.param_groups, muon_parameters = self.param_groups[:count], _members(self.param_groups[:count])

@@ -133,7 +133,7 @@ def _unstated(model: nn.Module) -> str:
 
 
 def taken_as_hidden(names: Sequence[str], how: str) -> str:
-    """What to say of matrices outside the layers that nothing tells; `how` is where roles can be stated."""
+    """Say what to say of matrices outside the layers that nothing tells; `how` is where roles can be stated."""
     told = f"cannot tell the role of {_listed(names)}, taken as hidden"
     return f"{told}: state it with {how} if it maps into or out of the stream"
 

@@ -34,7 +34,7 @@ class _Slot:
     step: int = 0
 
     def zeros(self, name: str) -> Tensor:
-        """The state of that name; zeros at first."""
+        """Return the state of that name; zeros at first."""
         if name not in self.state:
             self.state[name] = torch.zeros_like(self.parameter)
         return self.state[name]
@@ -136,7 +136,7 @@ def _orthogonalized(update_KAB: Tensor, group: Group) -> Tensor:
 
 
 def newton_schulz(coefficients: tuple[float, float, float], steps: int, eps: float, update_AB: Tensor) -> Tensor:
-    """The update with its singular values moved towards 1: X <- a X + (b G + c G^2) X, G = X X^T, in bf16.
+    """Return the update with its singular values moved towards 1: X <- a X + (b G + c G^2) X, G = X X^T, in bf16.
 
     Source: Jordan et al., Muon (2024); the order of operations is that of `torch.optim.Muon`.
     """

@@ -35,7 +35,7 @@ def descendants_past(nodes: list[Node], start: int, end: int, avoided: set[int])
 
 
 def dominators(nodes: list[Node], start: int, end: int) -> list[int]:
-    """The nodes that every path from `start` to `end` passes, both ends included; empty when there is no path."""
+    """Return the nodes that every path from `start` to `end` passes, both ends included; empty when there is no path."""
     inside = ancestors(nodes, end, start) & descendants(nodes, start, end)
     if start not in inside:
         return []

@@ -40,7 +40,7 @@ class Watch:
     readings: list[Reading] = field(default_factory=list)
 
     def of(self, module: str) -> list[Reading]:
-        """The readings of one module, visit by visit; raises `UserError` when it was never called."""
+        """Return the readings of one module, visit by visit; raises `UserError` when it was never called."""
         found = [reading for reading in self.readings if reading.module == module]
         if not found:
             seen = ", ".join(sorted({r.module for r in self.readings})[:8])
@@ -48,7 +48,7 @@ class Watch:
         return found
 
     def visits(self) -> dict[str, int]:
-        """The most calls of each module in one forward pass."""
+        """Return the most calls of each module in one forward pass."""
         most: dict[str, int] = {}
         for reading in self.readings:
             most[reading.module] = max(most.get(reading.module, 0), reading.visit)

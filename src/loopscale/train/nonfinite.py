@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from loopscale.probe.noting import Given, noting
 from loopscale.probe.untouched import eager
 from loopscale.train.parallel import whole
 from loopscale.train.task import StepRecord, to_device
@@ -27,23 +28,16 @@ def find(training: Training) -> Birthplace | None:
     first: list[Birthplace] = []
     visits: dict[str, int] = {}
 
-    def watcher(name: str) -> Any:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            visits[name] = visits.get(name, 0) + 1
-            if not first and isinstance(output, Tensor) and not torch.isfinite(output).all():
-                first.append(Birthplace(name, visits[name]))
+    def note(name: str, module: nn.Module, given: Given, output: Any) -> None:
+        visits[name] = visits.get(name, 0) + 1
+        if not first and isinstance(output, Tensor) and not torch.isfinite(output).all():
+            first.append(Birthplace(name, visits[name]))
 
-        return hook
-
-    handles = [module.register_forward_hook(watcher(name)) for name, module in training.model.named_modules() if name]
-    try:
-        # Hooks do not fire inside a compiled body.
-        with torch.no_grad(), eager(), training.task.drawing(training.done):
-            batch = to_device(training.batches(training.done), training.device)
-            training.loss(batch, training.task.loops(training.done))
-    finally:
-        for handle in handles:
-            handle.remove()
+    names = [name for name, _ in training.model.named_modules() if name]
+    # Hooks do not fire inside a compiled body.
+    with torch.no_grad(), eager(), noting(training.model, note, names), training.task.drawing(training.done):
+        batch = to_device(training.batches(training.done), training.device)
+        training.loss(batch, training.task.loops(training.done))
     return first[0] if first else None
 
 
