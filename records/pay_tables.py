@@ -1,4 +1,4 @@
-"""Tables of docs/reference/does-looping-pay.md, from the records alone."""
+"""Tables of docs/reference/does-looping-pay.md and of chapter 2, from the records alone."""
 
 from __future__ import annotations
 
@@ -77,6 +77,22 @@ def serving() -> str:
         low, high = row["ratio_range"]
         lines.append(f"| {row['what']} | {row['ratio_median']:.2f} ({low:.2f} to {high:.2f}) |")
     return "\n".join([*lines, "", f"({_origin(record)})"])
+
+
+def post_norm() -> str:
+    """The two Post-LN rules beside `looped`: tuned at 2 loops, carried to 32, tuned there."""
+    record = load("paper/rules")
+    heads = [
+        "rule",
+        "loss at N = 2",
+        "loss at N = 32, carried",
+        "loss at N = 32, tuned there",
+        "regret of carrying [95 % interval], n = 3",
+    ]
+    rows = [row for row in record["table"] if row["rule"] in ("`looped`", "`deeploop`", "`deepnorm`")]
+    lines = ["| " + " | ".join(heads) + " |", "|---|" + "---|" * (len(heads) - 1)]
+    lines += ["| " + " | ".join(row[head] for head in heads) + " |" for row in rows]
+    return "\n".join([*lines, "", f"({record['setting']}; {_origin(record)})"])
 
 
 BLOCKS = {"pay-loops": over_loops, "pay-layers": against_layers, "pay-cost": cost, "pay-serving": serving}

@@ -71,6 +71,7 @@ def documents() -> dict[str, dict[str, Callable[[], str]]]:
         "docs/architecture.md": schema_tables.BLOCKS,
         "docs/blocks.md": block_tables.BLOCKS,
         "docs/performance.md": performance_tables.BLOCKS,
+        "docs/learn/rule.md": {"post-norm": pay_tables.post_norm},
         "docs/reference/config.md": {"keys": markdown},
         "docs/reference/does-looping-pay.md": pay_tables.BLOCKS,
         "docs/tuning.md": tune_tables.BLOCKS,

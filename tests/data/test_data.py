@@ -204,7 +204,7 @@ def test_mistakes_get_a_sentence(tmp_path, book):
         (lambda: load_data(file("blank.txt", b" \n\n")), "is empty"),
         (lambda: load_data(file("zero.txt", b"ab\0cd")), "is binary (a zero byte at offset 2)"),
         (lambda: load_data(file("latin.txt", b"caf\xe9 au lait")), "is not UTF-8 text (byte 3)"),
-        (lambda: load_data(file("short.txt", b"one line\ntwo\n"), context=64), "too few for a context of 64"),
+        (lambda: load_data(file("short.txt", b"one line\ntwo\n"), context=64), "a context of 64: give more text"),
         (lambda: load_data(book, tokenizer="byte"), "unknown tokenizer 'byte': did you mean 'bytes'"),
         (lambda: load_data(book, tokenizer="bpe", vocab_size=20), "at least 257"),
         (lambda: load_data(book, tokenizer="bpe", vocab_size="5"), "got '5'"),

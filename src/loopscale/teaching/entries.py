@@ -133,7 +133,7 @@ def _close(asked: str) -> list[str]:
     known = [name for entry in entries() for name in (entry.name, *entry.also) if len(name) > 2]
     longer = [name for name in known if asked in name] if len(asked) > 2 else []
     starts = [name for name in longer if name.startswith(asked)]
-    return starts or longer or get_close_matches(asked, known, n=1, cutoff=0.5)
+    return starts or longer or get_close_matches(asked, known, n=1, cutoff=0.6)
 
 
 @cache
