@@ -36,13 +36,13 @@ def _links(text: str) -> str:
 
 
 def title_of(text: str) -> str:
-    """The first heading of a page."""
+    """Give the first heading of a page."""
     found = re.search(r"^# (.+)$", text, flags=re.M)
     return found[1] if found else ""
 
 
 def first_sentence(text: str) -> str:
-    """The first sentence of the first paragraph (or item of a list) below the heading."""
+    """Give the first sentence of the first paragraph (or item of a list) below the heading."""
     prose = re.sub(r"```.*?```|<!--.*?-->", "", text, flags=re.S)
     for part in (f"\n{prose}").partition("\n# ")[2].split("\n\n")[1:]:
         part = part.strip()

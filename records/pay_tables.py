@@ -10,7 +10,7 @@ RECORDS = Path(__file__).resolve().parent
 
 
 def load(name: str) -> dict[str, Any]:
-    """A record by name."""
+    """Read a record by name."""
     return json.loads((RECORDS / f"{name}.json").read_text())
 
 
@@ -65,7 +65,7 @@ def cost() -> str:
 
 
 def serving() -> str:
-    """A looped model against the same network unrolled: weights and tokens a second."""
+    """Compare a looped model with the same network unrolled: weights and tokens a second."""
     record = load("inference")
     looped, unrolled = (record["parameters"][kind] / 1e6 for kind in ("looped", "unrolled"))
     lines = [
@@ -80,7 +80,7 @@ def serving() -> str:
 
 
 def post_norm() -> str:
-    """The two Post-LN rules beside `looped`: tuned at 2 loops, carried to 32, tuned there."""
+    """Show the two Post-LN rules beside `looped`: tuned at 2 loops, carried to 32, tuned there."""
     record = load("paper/rules")
     heads = [
         "rule",

@@ -54,7 +54,7 @@ def _rules() -> dict[str, Any]:
 
 
 def _recorded() -> dict[str, Any]:
-    """The curves of the laptop study, the alignment of visits and the one-step change, with where they come from."""
+    """Read the curves of the laptop study, the alignment of visits and the one-step change, with where they come from."""
     study = _read("transfer_laptop.json")
     curves = {
         rule: {n: [[p["lr"], p["loss"]] for p in points if p["loss"]] for n, points in found["points"].items()}

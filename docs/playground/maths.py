@@ -29,7 +29,7 @@ NORMS = ("pre", "sandwich", "stream", "absent")
 
 
 def eps(rule: str, loops: int, layers: int, strength: float) -> float:
-    """The residual scale, layers counted against one."""
+    """Compute the residual scale, layers counted against one."""
     return ls.residual_scale(ls.Depth(loops, layers), strength, rule=rule)
 
 

@@ -136,7 +136,7 @@ def _model(place: Path, warn: Warn) -> tuple[Any, Any, int]:
 
 
 def _near(name: str, known: Sequence[str]) -> str:
-    """The nearest name; the harness knows thousands, which are not listed."""
+    """Name the nearest task; the harness knows thousands, which are not listed."""
     return nearest(name, known).partition(" known: ")[0] + " (local tasks: --include FOLDER, or give the YAML file)"
 
 

@@ -56,7 +56,7 @@ def for_transformers(trained: Trained) -> tuple[Any, Any]:
 
 
 def model_card(trained: Trained) -> str:
-    """The README.md of the folder: what it is, how it was trained, how to use it."""
+    """Write the README.md of the folder: what it is, how it was trained, how to use it."""
     run, config = trained.run, trained.model.config
     origin = read_record(run.path / "provenance.json", Provenance)
     eps = trained.model.residual_scale(config.loops)

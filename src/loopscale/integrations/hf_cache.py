@@ -45,7 +45,7 @@ class CacheSlots:
         self._numbers: dict[Hashable, int] = {}
 
     def begin(self, loops: int) -> None:
-        """Raises `UserError` when the loops change while tokens are held."""
+        """Begin a pass at `loops`; raises `UserError` when they change while tokens are held."""
         self.length = int(self.cache.get_seq_length())
         check_loops(self.length, self.loops, loops)
         if not self.length:
@@ -68,7 +68,7 @@ class CacheSlots:
 
 
 def slots_of(cache: Any) -> CacheSlots:
-    """The slots of any growing cache of transformers; they stay with it. Raises `UserError` for one of fixed size."""
+    """Find or make the slots of a growing cache of transformers; raises `UserError` for one of fixed size."""
     known = getattr(cache, _MARK, None)
     if isinstance(known, CacheSlots) and known.cache is cache:
         return known

@@ -43,7 +43,7 @@ class LoopedConfig(transformers().PretrainedConfig):  # type: ignore[misc, name-
             setattr(self, name, plain(getattr(network, name)))
 
     def network(self) -> ModelConfig:
-        """The house model's config, with the values of now."""
+        """Give the house model's config, with the values of now."""
         return ModelConfig(**{name: getattr(self, name) for name in FIELDS})
 
     @classmethod
@@ -52,7 +52,7 @@ class LoopedConfig(transformers().PretrainedConfig):  # type: ignore[misc, name-
         return cls(**{name: plain(getattr(network, name)) for name in FIELDS}, **values)
 
     def to_dict(self) -> dict[str, Any]:
-        """What config.json holds."""
+        """Give what config.json holds."""
         values: dict[str, Any] = super().to_dict()
         return {**values, "parameterization": parameterization(self)}
 
@@ -78,7 +78,7 @@ class LoopedConfig(transformers().PretrainedConfig):  # type: ignore[misc, name-
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON holds it: dataclasses become tables."""
+    """Turn a value into what JSON holds: dataclasses become tables."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {key: plain(inner) for key, inner in dataclasses.asdict(value).items()}
     if isinstance(value, (tuple, list)):
@@ -87,7 +87,7 @@ def plain(value: Any) -> Any:
 
 
 def parameterization(config: Any) -> dict[str, Any]:
-    """What must be equal for weights to mean the same: the rule with its numbers, strength and base layers."""
+    """Give what must be equal for weights to mean the same: the rule with its numbers, strength and base layers."""
     rule = get_rule(config.rule)
     return {
         "rule": rule.name,

@@ -95,7 +95,7 @@ class LoopedForCausalLM(_hf.PreTrainedModel, _hf.GenerationMixin):  # type: igno
         return output if as_dict else output.to_tuple()
 
     def _held(self, given: Any, use_cache: bool | None, labels: Tensor | None) -> Any:
-        """The cache given, or a new one where somebody asks for it, or will: without gradients and labels."""
+        """Give the cache given, or a new one where one is asked for, or will be: without gradients and labels."""
         if given is not None:
             return None if use_cache is False else given
         if use_cache is None:
@@ -132,7 +132,7 @@ class LoopedForCausalLM(_hf.PreTrainedModel, _hf.GenerationMixin):  # type: igno
     # What loopscale asks of a model: parameter groups follow from these.
 
     def roles(self) -> dict[str, Role]:
-        """The role of every parameter, by name."""
+        """Give the role of every parameter, by name."""
         return {f"model.{name}": role for name, role in self.model.roles().items()}
 
     @property
@@ -151,7 +151,7 @@ class LoopedForCausalLM(_hf.PreTrainedModel, _hf.GenerationMixin):  # type: igno
         return self.model.width_ratio
 
     def get_input_embeddings(self) -> nn.Module:
-        """The embedding."""
+        """Give the embedding."""
         return self.model.embedding
 
     def set_input_embeddings(self, value: Any) -> None:
@@ -159,7 +159,7 @@ class LoopedForCausalLM(_hf.PreTrainedModel, _hf.GenerationMixin):  # type: igno
         self.model.embedding = value
 
     def get_output_embeddings(self) -> nn.Module | None:
-        """The readout; None when the embedding serves as it."""
+        """Give the readout; None when the embedding serves as it."""
         return self.model.readout
 
     def set_output_embeddings(self, value: Any) -> None:

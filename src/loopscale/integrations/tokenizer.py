@@ -57,7 +57,7 @@ def _bpe(description: dict[str, Any]) -> Any:
 
 
 def _byte_characters() -> list[str]:
-    """The character that byte-level BPE writes for each byte: printable ones stand for themselves.
+    """Give the character that byte-level BPE writes for each byte: printable ones stand for themselves.
 
     Source: the byte-to-unicode table of GPT-2's encoder.
     """

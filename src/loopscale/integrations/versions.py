@@ -11,7 +11,7 @@ OLDEST = (4, 57)
 
 
 def transformers() -> ModuleType:
-    """The library, or `UserError` when it is absent or older than 4.57."""
+    """Import the library, or raise `UserError` when it is absent or older than 4.57."""
     module = require("transformers", "hf")
     version = str(getattr(module, "__version__", "0"))
     if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < OLDEST:

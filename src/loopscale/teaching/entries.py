@@ -156,7 +156,7 @@ def _findings() -> tuple[Entry, ...]:
 
 
 def _words() -> tuple[Entry, ...]:
-    """The glossary; a word that is also a role says so."""
+    """Read the glossary; a word that is also a role says so."""
     roles = {role.value: f"as a role: {role.meaning}" for role in Role}
     return tuple(_plain("word", GLOSSARY, roles.get(row["name"], ""), row) for row in _table("words"))
 
@@ -217,7 +217,7 @@ def _symptoms() -> tuple[Entry, ...]:
 
 
 def _plain(kind: str, page: str, idea: str, row: dict[str, Any]) -> Entry:
-    """An entry without formula or source: what a word means in this package."""
+    """Make an entry without formula or source: what a word means in this package."""
     also = {"also": tuple(row.get("also", ()))}
     return Entry(kind=kind, page=page, idea=idea, formula="", source="", **{**row, **also})
 
