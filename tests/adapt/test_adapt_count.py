@@ -111,3 +111,34 @@ def test_a_stack_that_its_caller_loops_is_warned_of():
     stack = nn.Sequential(Layer(), Layer())
     with pytest.warns(UserWarning, match="visits every layer once and you say loops=8"):
         assert attach(stack, loops=8, batch=torch.randn(2, 16)).layers == 2
+
+
+def test_blocks_side_by_side_are_one_layer_and_a_branch_may_have_an_n_of_its_own():
+    class Experts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.experts = nn.ModuleList([Layer() for _ in range(3)])
+
+        def forward(self, x):
+            for _ in range(4):
+                x = torch.stack([expert(x) for expert in self.experts]).mean(0)
+            return x
+
+    assert attach(Experts(), loops=4, batch=torch.randn(2, 16)).layers == 1
+
+    class Mixed(nn.Module):
+        """A mixer looped four times around one feed-forward branch, in each of two layers."""
+
+        def __init__(self):
+            super().__init__()
+            self.norm, self.mixer, self.ffn = nn.LayerNorm(16), nn.Linear(16, 16), nn.Linear(16, 16)
+
+        def forward(self, x):
+            for _ in range(4):
+                x = x + self.mixer(torch.tanh(self.norm(x)))
+            return x + self.ffn(torch.relu(self.norm(x)))
+
+    handle = attach(nn.Sequential(Mixed(), Mixed()), loops=4, batch=torch.randn(2, 16))
+    factors = {row["name"]: row["factor"] for row in handle.to_json()["branches"]}
+    assert handle.layers == 2 and factors["0.mixer"] == ls.residual_scale(ls.Depth(4, 2))
+    assert factors["1.ffn"] == ls.residual_scale(ls.Depth(1, 2))

@@ -179,7 +179,7 @@ def _check(handle: Attachment, batch: Any, layers: int | None) -> None:
             raise
         branches, handle.found_by = traced, TRACED
         verdict = verify(model, branches, made)
-    branches, unique, warning = counted(model, branches, verdict.visits, handle.loops)
+    branches, unique, warning = counted(model, branches, verdict, handle.loops)
     handle.recount(branches, Depth(handle.loops, layers or unique))
     if warning:
         handle.warnings.append(warning)

@@ -6,26 +6,27 @@ that share the weights of one that counts do not count.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 from torch import nn
 
 from loopscale.adapt.branches import Branch
+from loopscale.adapt.verify import Verdict
 from loopscale.errors import UserError
 from loopscale.probe.tape import storage_key
 
 
 def counted(
-    model: nn.Module, branches: list[Branch], calls: Mapping[str, int], loops: int
+    model: nn.Module, branches: list[Branch], verdict: Verdict, loops: int
 ) -> tuple[list[Branch], int, str | None]:
     """Return the branches with their visits, L, and what to warn of.
 
-    `calls`: how often each branch was called in one pass. A model that visits each layer once may be a stack that its
+    A model that visits each layer once may be a stack that its
     caller loops: any N goes then, with a warning.
 
     Raises `UserError` when the pass shows another N than `loops`.
     """
+    calls = verdict.visits
     weights = {branch.name: _weights(model.get_submodule(branch.name), branch.name) for branch in branches}
     visits: dict[object, int] = {}
     for name, key in weights.items():
@@ -38,7 +39,8 @@ def counted(
                 "leave it out of once="
             )
     if top == 1:
-        unique = layers_of(model, [branch for branch in branches if calls[branch.name]])
+        acting = [branch for branch in branches if calls[branch.name]]
+        unique = layers_of(model, [replace(b, layer=verdict.beside.get(b.layer, b.layer)) for b in acting])
         return branches, unique, _not_looped(model, loops) if loops > 1 else None
     if top != loops:
         most = next(name for name, key in weights.items() if visits[key] == top)
@@ -50,7 +52,7 @@ def counted(
     core: dict[str, set[object]] = {}
     for branch in found:
         if branch.visits is None and calls[branch.name]:
-            core.setdefault(branch.layer, set()).add(weights[branch.name])
+            core.setdefault(verdict.beside.get(branch.layer, branch.layer), set()).add(weights[branch.name])
     return found, len({frozenset(keys) for keys in core.values()}), None
 
 
@@ -61,7 +63,7 @@ def _told(branch: Branch, visits: int, loops: int) -> Branch:
 def _not_looped(model: nn.Module, loops: int) -> str:
     return (
         f"the forward pass of {type(model).__name__} visits every layer once and you say loops={loops}: right only if its "
-        f"caller visits it {loops} times, else give loops=1"
+        "caller visits it that often, else give loops=1"
     )
 
 

@@ -19,15 +19,20 @@ from loopscale.adapt.branch_hook import scaled
 from loopscale.adapt.branches import Branch
 from loopscale.errors import UserError
 from loopscale.probe.batch import call_model, first_float
-from loopscale.probe.noting import Given, noting
+from loopscale.probe.noting import Given, Note, noting
 from loopscale.probe.untouched import untouched
 
 
 @dataclass
 class Verdict:
-    """What the check saw. `visits`: calls of each branch in one pass; `post_norm`: layers that norm the sum."""
+    """What the check saw.
+
+    `visits`: calls of each branch in one pass; `beside`: of each layer the first one that reads the same stream (blocks
+    of which a visit takes one or a mean); `post_norm`: layers that norm the sum.
+    """
 
     visits: dict[str, int]
+    beside: dict[str, str]
     post_norm: list[str] = field(default_factory=list)
     layers: int = 0
 
@@ -50,8 +55,10 @@ def verify(model: nn.Module, branches: Sequence[Branch], batch: Any) -> Verdict:
     layers = list(dict.fromkeys(branch.layer for branch in branches))
     scale = dict.fromkeys((branch.name for branch in branches), 1.0)
     with evaluating(model), _probes(model, scale) as seen:
-        ours = _run(model, batch)
-        verdict = Verdict({name: seen.get(name, 0) for name in scale}, layers=len(layers))
+        beside: dict[str, str] = {}
+        with noting(model, _beside(beside), layers):
+            ours = _run(model, batch)
+        verdict = Verdict({name: seen.get(name, 0) for name in scale}, beside, layers=len(layers))
         _same(ours, _run_without(model, scale, batch))
         if not any(verdict.visits.values()):
             raise UserError(
@@ -67,6 +74,20 @@ def verify(model: nn.Module, branches: Sequence[Branch], batch: Any) -> Verdict:
             else:
                 raise UserError(_not_identity(layer, own, call))
     return verdict
+
+
+def _beside(found: dict[str, str]) -> Note:
+    read: list[tuple[Tensor, int, str]] = []
+
+    def note(name: str, module: nn.Module, given: Given, output: Any) -> None:
+        stream = stream_of(given)
+        if name not in found and stream is not None:
+            # A layer that adds in place hands the same tensor on, changed: its version tells.
+            same = (other for tensor, version, other in read if tensor is stream and version == stream._version)
+            found[name] = next(same, name)
+            read.append((stream, stream._version, name))
+
+    return note
 
 
 def _not_identity(layer: str, own: list[str], call: Call) -> str:
