@@ -142,3 +142,34 @@ def test_blocks_side_by_side_are_one_layer_and_a_branch_may_have_an_n_of_its_own
     factors = {row["name"]: row["factor"] for row in handle.to_json()["branches"]}
     assert handle.layers == 2 and factors["0.mixer"] == ls.residual_scale(ls.Depth(4, 2))
     assert factors["1.ffn"] == ls.residual_scale(ls.Depth(1, 2))
+
+
+def test_branches_in_a_list_are_layers_and_experts_that_are_routed_to_are_one():
+    class Bare(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.ModuleList(
+                [nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 16)) for _ in range(3)]
+            )
+
+        def forward(self, x):
+            for _ in range(4):
+                for block in self.blocks:
+                    x = x + block(x)
+            return x
+
+    assert attach(Bare(), loops=4, batch=torch.randn(2, 16)).layers == 3
+
+    class Routed(Bare):
+        def forward(self, x):
+            for _ in range(4):
+                out = torch.zeros_like(x)
+                chosen = torch.arange(len(x)) % 3
+                for place, block in enumerate(self.blocks):
+                    out[chosen == place] += 0.5 * block(x[chosen == place])
+                x = x + out
+            return x
+
+    handle = attach(Routed(), loops=4, batch=torch.randn(6, 16))
+    assert [branch.name for branch in handle.branches] == ["blocks.0", "blocks.1", "blocks.2"]
+    assert handle.layers == 1 and handle.residual_scale == 0.25

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -16,12 +16,14 @@ from loopscale.errors import UserError, nearest
 class Branch:
     """A module whose output is added to the stream (by way of linear steps), and the layer it belongs to.
 
-    `visits`: how often it acts in a forward pass, where that is not N (1 for prelude and coda).
+    `visits`: how often it acts in a forward pass, where that is not N (1 for prelude and coda). `group` names the first of
+    the modules that make one update together (experts).
     """
 
     name: str
     layer: str
     visits: int | None = None
+    group: str = ""
 
 
 def layer_of(model: nn.Module, name: str) -> str:
@@ -114,7 +116,7 @@ def marked_once(branches: list[Branch], patterns: Sequence[str]) -> list[Branch]
     for pattern in patterns:
         if not any(_outside(branch, [pattern]) for branch in branches):
             raise UserError(f"once= pattern {pattern!r} matches no branch: known: {branches[0].name}, ...")
-    marked = [Branch(b.name, b.layer, 1 if _outside(b, patterns) else None) for b in branches]
+    marked = [replace(branch, visits=1 if _outside(branch, patterns) else None) for branch in branches]
     if all(branch.visits == 1 for branch in marked):
         raise UserError("once= matches every branch: leave out the layers that are looped")
     return marked

@@ -40,7 +40,7 @@ def counted(
             )
     if top == 1:
         acting = [branch for branch in branches if calls[branch.name]]
-        unique = layers_of(model, [replace(b, layer=verdict.beside.get(b.layer, b.layer)) for b in acting])
+        unique = layers_of(model, [replace(b, layer=_layer(model, b, verdict)) for b in acting])
         return branches, unique, _not_looped(model, loops) if loops > 1 else None
     if top != loops:
         most = next(name for name, key in weights.items() if visits[key] == top)
@@ -52,8 +52,15 @@ def counted(
     core: dict[str, set[object]] = {}
     for branch in found:
         if branch.visits is None and calls[branch.name]:
-            core.setdefault(verdict.beside.get(branch.layer, branch.layer), set()).add(weights[branch.name])
+            core.setdefault(_layer(model, branch, verdict), set()).add(weights[branch.name])
     return found, len({frozenset(keys) for keys in core.values()}), None
+
+
+def _layer(model: nn.Module, branch: Branch, verdict: Verdict) -> str:
+    """Return what the branch counts for: its layer; itself where its members stand in a list that nobody calls."""
+    if isinstance(model.get_submodule(branch.layer), nn.ModuleList):
+        return branch.group or branch.name
+    return verdict.beside.get(branch.layer, branch.layer)
 
 
 def _told(branch: Branch, visits: int, loops: int) -> Branch:

@@ -28,6 +28,10 @@ LINEAR = frozenset(
     "__truediv__ div_ true_divide feature_dropout requires_grad_ detach alias".split()
 )
 
+# Steps that pick from their first tensor, and steps that put their last one into their first: routing to experts.
+PICKS = frozenset("__getitem__ index_select gather take_along_dim masked_select".split())
+PUTS = frozenset("__setitem__ index_add index_add_ index_put index_put_ index_copy_ scatter_add scatter_add_".split())
+BLANK = frozenset("zeros zeros_like new_zeros".split())
 # How far back a node's ancestors are known, in nodes: a loop of thousands of visits then takes bounded time and memory.
 WINDOW = 8192
 
@@ -57,9 +61,12 @@ def by_trace(model: nn.Module, batch: Any) -> list[Branch]:
         with tape:
             call_model(model, batch)
     found = _additions(tape.nodes, outputs, {name for name, m in model.named_modules() if _has_weights(m)})
-    named = dict.fromkeys(name for addition in found for name in addition.sources)
-    order = [name for name, _ in model.named_modules() if name in named]
-    return [Branch(name, layer_of(model, name)) for name in order if not _inside(name, order)]
+    group: dict[str, str] = {}
+    for addition in found:
+        first = next((group[name] for name in addition.sources if name in group), addition.sources[0])
+        group.update(dict.fromkeys(addition.sources, first))
+    order = [name for name, _ in model.named_modules() if name in group]
+    return [Branch(name, layer_of(model, name), None, group[name]) for name in order if not _inside(name, order)]
 
 
 def _has_weights(module: nn.Module) -> bool:
@@ -128,12 +135,16 @@ def _sources(
         if named:
             return [named[-1]]
         node = nodes[at]
+        if node.op in BLANK:
+            return []
         parents = [parent for parent in dict.fromkeys(node.parents) if nodes[parent].data]
-        if node.op.endswith("_as"):  # the second tensor lends its shape only
+        if node.op.endswith("_as") or node.op in PICKS:  # the other tensors lend a shape or a place only
             parents = parents[:1]
-        if node.op in ADDITIONS and len(parents) == 2:
+        if node.op in PUTS and len(node.parents) > 1:
+            parents = [node.parents[0], node.parents[-1]]
+        if node.op in (ADDITIONS | PUTS) and len(parents) == 2:
             sides = [_sources(nodes, outputs, weighted, parent, stream) for parent in parents]
-            return None if None in sides else [name for side in sides if side for name in side]
+            return None if None in sides else list(dict.fromkeys(name for side in sides if side for name in side))
         if node.op not in LINEAR or len(parents) != 1:
             return None
         at = parents[0]

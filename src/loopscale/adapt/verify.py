@@ -83,9 +83,9 @@ def _beside(found: dict[str, str]) -> Note:
         stream = stream_of(given)
         if name not in found and stream is not None:
             # A layer that adds in place hands the same tensor on, changed: its version tells.
-            same = (other for tensor, version, other in read if tensor is stream and version == stream._version)
-            found[name] = next(same, name)
-            read.append((stream, stream._version, name))
+            now = 0 if stream.is_inference() else stream._version
+            found[name] = next((other for tensor, then, other in read if tensor is stream and then == now), name)
+            read.append((stream, now, name))
 
     return note
 
