@@ -155,6 +155,15 @@ def test_mistakes_get_a_sentence(lo):
         lo.check_parameterization(lambda params, batch, loops: 0, {"w": 1.0}, None)
 
 
+def test_an_outer_rate_moves_what_is_visited_once_and_not_its_decay(lo):
+    plain, outer = (lo.groups(lo.Scaling(lo.Depth(8, 4), outer_lr=factor), 0.01) for factor in (1.0, 4.0))
+    for name, factor in (("embedding", 4), ("readout", 4), ("outer_gain", 4), ("hidden", 1), ("gain", 1), ("visit", 1)):
+        assert outer[name].lr == factor * plain[name].lr
+        assert outer[name].lr * outer[name].weight_decay == plain[name].lr * plain[name].weight_decay
+    with pytest.raises(UserError, match="outer_lr must be a positive number"):
+        lo.groups(lo.Scaling(lo.Depth(8, 4), outer_lr=0.0), 0.01)
+
+
 def test_a_schedule_keeps_its_shape(lo):
     made = lo.groups(lo.Scaling(lo.Depth(8, 4)), lambda step: 0.01 * step)
     assert made["hidden"].lr(2) == 0.01 and made["embedding"].lr(2) == 0.02

@@ -9,12 +9,15 @@ from typing import Any
 from loopscale.errors import UserError, require
 from loopscale.parameterization import Depth, Optimizer, Role, Rule, Width, get_rule
 
+_OUTER = (Role.EMBEDDING, Role.READOUT, Role.OUTER_GAIN)
 Rate = Any  # a number, an array, or an optax schedule: step -> rate
 
 
 @dataclass(frozen=True)
 class Scaling:
     """What a rule needs to know of a network: its depth, and where they matter its width and base.
+
+    `outer_lr` is a factor on the rate of what is visited once (embedding, readout, outer gains); their decay a step stays.
 
     >>> Scaling(Depth(loops=8, layers=4)).eps
     0.0625
@@ -25,6 +28,7 @@ class Scaling:
     rule: str | Rule = "looped"
     width: Width | None = None
     base_layers: int | None = None
+    outer_lr: float = 1.0
 
     @property
     def eps(self) -> float:
@@ -58,14 +62,16 @@ def groups(
     >>> groups(Scaling(Depth(loops=8, layers=4)), lr=0.01)["hidden"].lr
     0.005
     """
-    if isinstance(lr, (int, float)) and not 0 < lr < float("inf"):
-        raise UserError(f"lr must be a positive number or a schedule, got {lr!r}")
+    for name, rate in (("lr", lr), ("outer_lr", scaling.outer_lr)):
+        if isinstance(rate, (int, float)) and not 0 < rate < float("inf"):
+            raise UserError(f"{name} must be a positive number or a schedule, got {rate!r}")
     rule = get_rule(scaling.rule)
     made = {}
     for role in Role:
         values = rule.for_role(role, scaling.depth, scaling.width, scaling.base_layers, optimizer)
-        decay, adam_eps = weight_decay * values.weight_decay.value, eps * values.adam_eps.value
-        made[role.value] = Group(role.value, _times(lr, values.lr.value), decay, adam_eps)
+        outer = scaling.outer_lr if role in _OUTER else 1.0
+        decay, adam_eps = weight_decay * values.weight_decay.value / outer, eps * values.adam_eps.value
+        made[role.value] = Group(role.value, _times(lr, values.lr.value * outer), decay, adam_eps)
     return made
 
 
