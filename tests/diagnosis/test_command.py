@@ -50,7 +50,7 @@ def test_exit_codes_and_json(source, capsys):
     assert main(["diagnose", "zoo_of_mine:bad", "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert [f["code"] for f in found["findings"]] == ["unscaled-residual"]
-    assert set(found["findings"][0]) == {"code", "severity", "where", "evidence", "cause", "remedy"}
+    assert set(found["findings"][0]) == {"code", "severity", "where", "evidence", "cause", "remedy", "tried", "lines"}
     assert main(["diagnose", "zoo_of_mine.py:bad", "--fail-on", "never"]) == 0
     assert main(["diagnose", "zoo_of_mine.py:plain"]) == 1
     assert "not looped" in capsys.readouterr().out
@@ -143,3 +143,54 @@ def test_hugging_face_folder(source, capsys):
     capsys.readouterr()
     assert main(["diagnose", "albert", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["growth"] == "bounded"
+
+
+UNSCALED = """
+import torch
+from torch import nn
+
+class Model(nn.Module):
+    def __init__(self, loops, eps):
+        super().__init__()
+        self.table, self.loops, self.eps = nn.Embedding(97, 32), loops, eps
+        self.norm, self.mlp = nn.LayerNorm(32), nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 32))
+
+    def forward(self, tokens):
+        x = self.table(tokens)
+        for _ in range(self.loops):
+            x = x + self.eps * self.mlp(self.norm(x))
+        return x
+
+def make(loops=4):
+    return Model(loops, 1.0)
+
+def right(loops=4):
+    return Model(loops, 1 / loops)
+"""
+
+
+@pytest.fixture
+def unscaled(tmp_path):
+    (tmp_path / "mine.py").write_text(UNSCALED)
+    return tmp_path / "mine.py"
+
+
+def test_fix_attaches_the_remedy_and_diagnoses_again(unscaled, capsys):
+    assert main(["diagnose", "--model", f"{unscaled}:make"]) == 1
+    assert "ls.attach(model, loops=4, layers=1" in capsys.readouterr().out
+    assert main(["diagnose", f"{unscaled}:make", "--fix", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["findings"] == []
+
+
+def test_compare_says_what_differs(unscaled, capsys):
+    assert main(["diagnose", f"{unscaled}:make", "--compare", f"{unscaled}:right", "--json"]) == 0
+    changes = json.loads(capsys.readouterr().out)
+    assert changes["findings"] == [["unscaled-residual"], []] and changes["growth"] == ["linear", "bounded"]
+
+
+def test_code_that_a_folder_brings_is_not_run(tmp_path, capsys):
+    pytest.importorskip("transformers")
+    (tmp_path / "config.json").write_text('{"model_type": "mine", "auto_map": {"AutoConfig": "evil.Config"}}')
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    assert main(["diagnose", str(tmp_path)]) == 2
+    assert "--trust-remote-code" in capsys.readouterr().err and not (tmp_path / "ran").exists()

@@ -18,7 +18,8 @@ _LEVELS = ("info", "warning", "error", "never")
 
 
 @click.command()
-@click.argument("target")
+@click.argument("target", required=False)
+@click.option("--model", help="The same as TARGET: file.py:make_model, as train and tune take it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the diagnosis as JSON.")
 @click.option(
     "--fail-on",
@@ -44,9 +45,15 @@ _LEVELS = ("info", "warning", "error", "never")
 @click.option(
     "--weights", type=click.Path(path_type=Path), help="A state dict to load into the model (no pickled code)."
 )
+@click.option(
+    "--fix", is_flag=True, help="Attach the remedy, diagnose again, and print both; exit by the second diagnosis."
+)
+@click.option("--compare", help="Diagnose a second model, run or folder too, and say what differs.")
+@click.option("--trust-remote-code", is_flag=True, help="Run the code that a Hugging Face folder brings with it.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write diagnosis.json and report.html into this folder.")
 def command(
-    target: str,
+    target: str | None,
+    model: str | None,
     as_json: bool,
     fail_on: str,
     loops: int | None,
@@ -54,6 +61,9 @@ def command(
     loops_range: str | None,
     data: Path | None,
     weights: Path | None,
+    fix: bool,
+    compare: str | None,
+    trust_remote_code: bool,
     out: Path | None,
 ) -> int:
     """Diagnose the looped model TARGET.
@@ -66,17 +76,54 @@ def command(
     span = _span(loops_range)
     if data is not None and span is None:
         raise UserError("--data measures the loss over a range of loops: add --loops-range, for example 1:32")
-    model, batch = _load(target, {} if loops is None else {loops_arg or "loops": loops})
+    named = target or model
+    if named is None or (target and model):
+        raise UserError("name one model: loopscale diagnose file.py:make_model")
+    target = named
+    given = {} if loops is None else {loops_arg or "loops": loops}
+    built, batch = _load(target, given, trust_remote_code)
     if weights is not None:
-        _load_weights(model, weights)
+        _load_weights(built, weights)
     from loopscale.diagnosis import diagnose
 
-    batches = _batches(data, model) if data is not None else None
-    found = diagnose(model, batch, loops_arg=loops_arg if loops is None else None, loops_range=span, data=batches)
+    batches = _batches(data, built) if data is not None else None
+    options = {"loops_arg": loops_arg if loops is None else None, "loops_range": span, "data": batches}
+    found = diagnose(built, batch, **options)
+    if fix:
+        click.echo(found.text() + "\n", err=as_json)
+        handle = _in_one_sentence(lambda: found.apply(built), "the remedy cannot be attached")
+        click.echo(f"{handle}\n", err=as_json)
+        found = diagnose(built, batch, **options)
+    if compare is not None:
+        second = diagnose(*_load(compare, given, trust_remote_code), **options)
+        changes = differences(found, second)
+        click.echo(json.dumps(changes, indent=1) if as_json else _spelt(target, compare, changes))
+        return 1 if fail_on != "never" and second.at_least(fail_on) else 0
     if out is not None:
         _write(out, target, found)
     click.echo(json.dumps(found.to_json(), indent=1) if as_json else found.text())
     return 1 if fail_on != "never" and found.at_least(fail_on) else 0
+
+
+def differences(first: Any, second: Any) -> dict[str, list[Any]]:
+    """Every field that differs between two diagnoses, with both values; findings by their codes."""
+    told = [{**found.to_json(), "findings": sorted(found.codes)} for found in (first, second)]
+    skip = ("details", "verdict", "schema", "loops_found")
+    made = {name: [told[0][name], told[1][name]] for name in told[0] if name not in skip}
+    return {name: pair for name, pair in made.items() if pair[0] != pair[1]}
+
+
+def _spelt(first: str, second: str, changes: dict[str, list[Any]]) -> str:
+    if not changes:
+        return f"{first} and {second}: the same in every field"
+    lines = [f"{name:<18}{_word(pair[0])} -> {_word(pair[1])}" for name, pair in changes.items()]
+    return "\n".join([f"{first} -> {second}", *lines])
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _write(out: Path, target: str, found: Any) -> None:
@@ -102,10 +149,10 @@ def _span(text: str | None) -> tuple[int, int] | None:
     return int(low), int(high)
 
 
-def _load(target: str, given: dict[str, int]) -> tuple[nn.Module, Any]:
+def _load(target: str, given: dict[str, int], trusted: bool = False) -> tuple[nn.Module, Any]:
     from loopscale.cli.diagnose_target import load_target
 
-    return load_target(target, given)
+    return load_target(target, given, trusted)
 
 
 def _batches(path: Path, model: nn.Module) -> list[Any]:
@@ -129,9 +176,9 @@ def _load_weights(model: nn.Module, path: Path) -> None:
     _in_one_sentence(lambda: model.load_state_dict(read_weights(path)), f"the weights in {path} do not fit the model")
 
 
-def _in_one_sentence(action: Callable[[], object], what: str) -> None:
+def _in_one_sentence(action: Callable[[], Any], what: str) -> Any:
     try:
-        action()
+        return action()
     except UserError:
         raise
     except Exception as cause:

@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 _FORMS = "give package.module:factory, file.py:factory, a run folder or a local Hugging Face folder"
 
 
-def load_target(target: str, given: Mapping[str, int] | None = None) -> tuple[nn.Module, Any]:
+def load_target(target: str, given: Mapping[str, int] | None = None, trusted: bool = False) -> tuple[nn.Module, Any]:
     """Build the module that `target` names, and its batch where the factory gives one, else None.
 
-    `given`: arguments for the factory. It runs at torch's seed 0, in a fork of the random state.
+    `given`: arguments for the factory; `trusted`: a Hugging Face model may bring code.
+    The factory runs at torch's seed 0, in a fork of the random state.
 
     Raises `UserError`, one sentence, when it cannot be built, or nothing takes what is given.
     """
@@ -27,18 +28,18 @@ def load_target(target: str, given: Mapping[str, int] | None = None) -> tuple[nn
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        made = _made(target, given or {})
+        made = _made(target, given or {}, trusted)
     return made if isinstance(made, tuple) else (made, None)
 
 
-def _made(target: str, given: Mapping[str, int]) -> Any:
+def _made(target: str, given: Mapping[str, int], trusted: bool) -> Any:
     if given and (target.startswith("hf://") or Path(target).is_dir()):
         raise UserError(_untaken(given, target))
     if target.startswith("hf://"):
-        return _hugging_face(target.removeprefix("hf://"))
+        return _hugging_face(target.removeprefix("hf://"), trusted)
     path = Path(target)
     if path.is_dir():
-        return _folder(path)
+        return _folder(path, trusted)
     if path.is_file():
         return _file(path)
     place, colon, name = target.rpartition(":")
@@ -96,11 +97,11 @@ def _file(path: Path) -> nn.Module:
     raise UserError(f"{path} holds weights and no model: name the factory as TARGET and pass --weights {path}")
 
 
-def _folder(path: Path) -> nn.Module:
+def _folder(path: Path, trusted: bool) -> nn.Module:
     if (path / "config.toml").is_file():
         return _run(path)
     if (path / "config.json").is_file():
-        return _hugging_face(str(path))
+        return _hugging_face(str(path), trusted)
     raise UserError(f"{path} has neither config.toml (a run) nor config.json (a Hugging Face model): {_FORMS}")
 
 
@@ -111,16 +112,19 @@ def _run(path: Path) -> nn.Module:
     return load_model(path, warn, untrained=True).model
 
 
-def _hugging_face(name: str) -> nn.Module:
+def _hugging_face(name: str, trusted: bool) -> nn.Module:
+    """Load a model; one that brings its own code is refused unless `trusted`, without asking or running any."""
     auto = require("transformers", "hf")
     local = Path(name).is_dir()
+    if local and not trusted and b'"auto_map"' in (Path(name) / "config.json").read_bytes():
+        raise UserError(f"{name} brings its own code (auto_map): read it, then add --trust-remote-code to run it")
     try:
-        config = auto.AutoConfig.from_pretrained(name, local_files_only=local)
+        config = auto.AutoConfig.from_pretrained(name, local_files_only=local, trust_remote_code=trusted)
         kind = getattr(auto, (getattr(config, "architectures", None) or ["AutoModel"])[0], auto.AutoModel)
         if local and not list(Path(name).glob("*.safetensors*")) and not list(Path(name).glob("*.bin*")):
-            made: nn.Module = kind(config)
+            made: nn.Module = kind.from_config(config) if hasattr(kind, "from_config") else kind(config)
             return made
-        loaded: nn.Module = kind.from_pretrained(name, local_files_only=local)
+        loaded: nn.Module = kind.from_pretrained(name, local_files_only=local, trust_remote_code=trusted)
         return loaded
     except Exception as cause:
         raise UserError(f"cannot load the Hugging Face model {name}: {_line(cause)}") from None
