@@ -11,6 +11,7 @@ from typing import Any
 import plan
 
 from loopscale.files import write_json
+from loopscale.findings import FINDINGS
 from loopscale.parameterization import Role
 from loopscale.teaching import Entry, entries
 
@@ -139,6 +140,14 @@ def findings() -> str:
     )
 
 
+def codes() -> str:
+    """The table of a diagnosis's findings, from its rows."""
+    lines = ["| code | severity | likely cause | what to try |", "|---|---|---|---|"]
+    for row in sorted(FINDINGS, key=lambda row: row.code):
+        lines.append(f"| `{row.code}` | {row.severity} | {row.cause} | {row.remedy} |")
+    return "\n".join(lines)
+
+
 def words() -> str:
     """The glossary's table."""
     lines = ["| here | symbol | meaning | elsewhere |", "|---|---|---|---|"]
@@ -222,6 +231,7 @@ def blocks() -> dict[str, str]:
         "numbers": numbers(found),
         "figures": figures(found),
         "findings": findings(),
+        "codes": codes(),
         "words": words(),
         "roles": roles(),
         "fields": fields(),

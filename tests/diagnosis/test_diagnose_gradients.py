@@ -31,7 +31,7 @@ class Attends(nn.Module):
 
 def kappas():
     torch.manual_seed(0)
-    return diagnose(Attends(), torch.randn(2, 5, 16), seconds=0.0).details["kappa_by_parameter"]
+    return diagnose(Attends(), torch.randn(2, 5, 16), products=0).details["kappa_by_parameter"]
 
 
 def test_kappa_is_the_same_for_any_number_of_backward_passes(monkeypatch):
@@ -54,10 +54,10 @@ def test_kappa_is_the_same_for_any_number_of_backward_passes(monkeypatch):
 def test_weights_too_large_to_form_are_named(monkeypatch):
     torch.manual_seed(0)
     model, x = Attends(), torch.randn(2, 5, 16)
-    whole = diagnose(model, x, seconds=0.0)
+    whole = diagnose(model, x, products=0)
     assert whole.details["kappa_left_out"] == [] and "too large" not in whole.text()
     monkeypatch.setattr(sys.modules["loopscale.diagnosis.gradients"], "_MOST_FORMED", 16 * 48 * 4 - 1)
-    parted = diagnose(model, x, seconds=0.0)
+    parted = diagnose(model, x, products=0)
     names = [f"layers.{i}.self_attn.in_proj_weight" for i in range(3)]
     assert parted.details["kappa_left_out"] == names
     assert set(whole.details["kappa_by_parameter"]) - set(parted.details["kappa_by_parameter"]) == set(names)
@@ -77,4 +77,4 @@ def test_kappa_of_a_weight_that_is_looked_at_before_it_is_used_is_that_of_a_copy
     pretend_loss(h, x).backward()
     each = torch.stack([copy.grad.flatten() for copy in copies])
     kappa = float(each.sum(0).square().sum() / each.square().sum())
-    assert diagnose(model, x, seconds=0.0).details["kappa_by_parameter"][name] == pytest.approx(kappa, rel=1e-4)
+    assert diagnose(model, x, products=0).details["kappa_by_parameter"][name] == pytest.approx(kappa, rel=1e-4)

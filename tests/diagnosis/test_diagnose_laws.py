@@ -34,7 +34,7 @@ def test_a_plain_loop_grows_as_it_is_known_to(loops):
     model = states.Cache(n=loops)
     with torch.no_grad():
         model.tok.weight.mul_(0.3)
-    found = diagnose(model, seconds=0.05)
+    found = diagnose(model, products=0)
     assert found.growth == found.growth_over_loops == "linear"
     assert after_one(found) == pytest.approx(KNOWN[loops], rel=0.1)
     low, high = found.details["growth_interval"]
@@ -45,10 +45,10 @@ def test_a_plain_loop_grows_as_it_is_known_to(loops):
 @pytest.mark.parametrize("loops", [4, 16, 64])
 def test_a_nested_skip_doubles_and_norms_and_contraction_bound(loops):
     torch.manual_seed(0)
-    nested = diagnose(own.Looped("none", loops=loops, carry="nested"), seconds=0.05)
+    nested = diagnose(own.Looped("none", loops=loops, carry="nested"), products=0)
     assert nested.growth == "exponential" and nested.gain == pytest.approx(2.0**loops, rel=0.7)
-    assert diagnose(styles.Ouro(ut=loops), seconds=0.05).growth == "bounded"
-    assert diagnose(styles.Parcae(T=loops, scale=1 / loops), seconds=0.05).growth == "bounded"
+    assert diagnose(styles.Ouro(ut=loops), products=0).growth == "bounded"
+    assert diagnose(styles.Parcae(T=loops, scale=1 / loops), products=0).growth == "bounded"
 
 
 @settings(max_examples=15, deadline=None)

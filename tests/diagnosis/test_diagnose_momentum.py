@@ -29,6 +29,6 @@ class Momentum(nn.Module):
 
 def test_the_stream_is_followed_and_not_its_momentum():
     torch.manual_seed(0)
-    found = diagnose(Momentum(), torch.randn(2, 5, 16), seconds=0.0)
+    found = diagnose(Momentum(), torch.randn(2, 5, 16), products=0)
     assert found.details["far_gain"] == pytest.approx(1.0, abs=0.01)
     assert found.growth == "linear" and "unscaled-injection" in found.codes and "norm-bounded" not in found.codes

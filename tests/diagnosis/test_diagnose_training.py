@@ -50,14 +50,14 @@ def test_a_hugging_face_trainer_samples_every_visit(tmp_path):
 def test_range_of_loops_with_a_loss_of_ones_own():
     model = LoopedTransformer(ModelConfig(vocab_size=17, width=32, loops=4))
     tokens = torch.randint(0, 17, (2, 8), generator=torch.Generator().manual_seed(0))
-    found = diagnose(model, tokens, loops_range=(2, 8), data=[tokens], seconds=0.1).details["loops_range"]
+    found = diagnose(model, tokens, loops_range=(2, 8), data=[tokens], products=8).details["loops_range"]
     assert set(found["loss"]) == set(found["output_change"]) == {2, 4, 8} and found["safe_by"] == "loss"
     with torch.no_grad():
         logits = model(tokens, loops=8)
     true = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
     assert found["loss"][8] == pytest.approx(float(true), rel=1e-4)
     mine = diagnose(
-        model, tokens, loops_range=(2, 8), data=[tokens], loss=lambda out, batch: out.sum() * 0 + 3, seconds=0.1
+        model, tokens, loops_range=(2, 8), data=[tokens], loss=lambda out, batch: out.sum() * 0 + 3, products=8
     )
     assert set(mine.details["loops_range"]["loss"].values()) == {3.0}
     with pytest.raises(UserError, match="cannot be varied"):
@@ -68,7 +68,7 @@ def test_an_unscaled_loop_leaves_its_range_sooner():
     spans = {}
     for rule in ("looped", "none"):
         model = LoopedTransformer(ModelConfig(vocab_size=17, width=32, loops=4, rule=rule), seed=0)
-        spans[rule] = diagnose(model, loops_range=(1, 32), seconds=0.1).details["loops_range"]["output_change"]
+        spans[rule] = diagnose(model, loops_range=(1, 32), products=8).details["loops_range"]["output_change"]
     assert all(spans["looped"][n] < spans["none"][n] for n in (8, 16, 32))
 
 
@@ -82,7 +82,7 @@ def test_one_step_law_tells_rules_apart():
             made.append(torch.optim.SGD(module.parameters(), lr=0.01))
             return made[-1]
 
-        step = diagnose(model, optimizer=mine, seconds=0.1).details["one_step"]
+        step = diagnose(model, optimizer=mine, products=8).details["one_step"]
         assert len(made) == len(step["first"]) == 3 and step["optimizer"] == "yours"
         slopes[rule] = step["slope_first"]
     assert abs(slopes["looped"]) < 0.25 < slopes["none"]

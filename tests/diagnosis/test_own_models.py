@@ -23,7 +23,7 @@ def test_an_attached_model_is_flat_since_its_handle_follows_the_loops():
     check = check_parameterization(model, batch=TOKENS, steps=2)
     assert check.passed, check.table()
     assert handle.loops == 4 and model.n_loop == 4
-    found = diagnose(model, TOKENS, seconds=0.1)
+    found = diagnose(model, TOKENS, products=8)
     assert found.growth_over_loops == "bounded" and found.codes == set(), found.text()
 
 
@@ -35,7 +35,7 @@ def test_one_step_is_one_column():
 
 
 def test_printing_a_diagnosis_shows_its_text():
-    found = diagnose(ls.Loop(torch.nn.Sequential(ls.ScaledResidual(torch.nn.Linear(8, 8))), loops=4), seconds=0.1)
+    found = diagnose(ls.Loop(torch.nn.Sequential(ls.ScaledResidual(torch.nn.Linear(8, 8))), loops=4), products=8)
     assert str(found) == found.text() and "loop map" in str(found)
 
 
@@ -54,7 +54,7 @@ def test_modules_are_not_called_layers():
                 x = x + self.mlp(x) / 4
             return x
 
-    found = diagnose(Model(), torch.randn(4, 8), seconds=0.1)
+    found = diagnose(Model(), torch.randn(4, 8), products=8)
     assert found.layers == 1 and "modules 0..2 of `mlp`" in found.verdict, found.verdict
 
 
@@ -65,7 +65,7 @@ def test_a_for_around_a_loop_is_told_so_by_the_check():
 
 
 def told(model):
-    return diagnose(model, TOKENS, seconds=0.1)
+    return diagnose(model, TOKENS, products=8)
 
 
 def test_a_right_loop_is_healthy_and_base_layers_are_in_the_prescribed_scale():
@@ -91,7 +91,7 @@ def test_a_loop_in_a_loop_counts_right():
     from torch import nn
 
     inner = ls.Loop(nn.Sequential(*(ls.ScaledResidual(nn.Linear(16, 16), nn.LayerNorm(16)) for _ in range(2))), loops=3)
-    assert diagnose(ls.Loop(inner, loops=4), torch.randn(3, 16), seconds=0.1).codes == set()
+    assert diagnose(ls.Loop(inner, loops=4), torch.randn(3, 16), products=8).codes == set()
 
 
 @pytest.mark.parametrize(("made", "codes"), [(4, set()), (8, {"miscounted-loops"}), (2, {"miscounted-loops"})])
@@ -118,7 +118,7 @@ def test_a_fixed_scale_is_not_said_to_fall():
     model = GPT("plain", loops=16, more=1 / (4 * 2**0.5))
     (finding,) = told(model).findings
     assert finding.code == "sqrt-scaled" and "N^-" not in finding.evidence
-    assert finding.evidence.endswith("it is fixed and does not follow N")
+    assert "it is fixed and does not follow N" in finding.evidence
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_a_batch_that_a_table_cannot_serve(batch, says):
 
 
 def test_a_radius_that_has_not_settled_is_no_failure():
-    found = diagnose(GPT(), TOKENS, seconds=0.01)
+    found = diagnose(GPT(), TOKENS, products=8)
     assert found.details["spectrum_converged"] is False
     assert "(lower estimates)" in found.text() and "ran out" not in found.text()
 
@@ -160,7 +160,7 @@ def test_a_double_initialisation_is_found_from_two_layers_on_and_printed_in_one(
     mlp = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 64))
     nn.init.kaiming_normal_(mlp[0].weight, nonlinearity="relu")
     nn.init.kaiming_normal_(mlp[2].weight, nonlinearity="linear")
-    usual = diagnose(ls.Loop(ls.ScaledResidual(mlp, nn.LayerNorm(64)), loops=4), torch.randn(16, 64), seconds=0.1)
+    usual = diagnose(ls.Loop(ls.ScaledResidual(mlp, nn.LayerNorm(64)), loops=4), torch.randn(16, 64), products=8)
     for found in (shrunk(1), usual):
         assert found.codes == set() and found.details["init_ratio"] == pytest.approx(0.707, abs=0.01)
         assert "output projections are 0.7" in found.text()
@@ -182,4 +182,4 @@ def test_a_learned_factor_of_the_same_size_is_no_second_rule():
     for learned, codes in ((True, set()), (False, {"double-depth-scale"})):
         torch.manual_seed(0)
         model = ls.Loop(ls.ScaledResidual(Scaled(learned), nn.LayerNorm(16)), loops=10)
-        assert diagnose(model, torch.randn(3, 16), seconds=0.05).codes == codes
+        assert diagnose(model, torch.randn(3, 16), products=0).codes == codes

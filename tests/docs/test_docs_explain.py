@@ -16,12 +16,12 @@ from loopscale.teaching import entries, explain
 ROOT = Path(__file__).parents[2]
 
 
-def codes() -> set[str]:
-    """The first argument of every `Finding(...)` in the diagnosis."""
+def codes():
+    """The first argument of every `finding(...)` in the diagnosis."""
     found = set()
     for path in (ROOT / "src" / "loopscale" / "diagnosis").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Finding" and node.args:
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "finding" and node.args:
                 if isinstance(node.args[0], ast.Constant):
                     found.add(node.args[0].value)
     return found
@@ -34,7 +34,7 @@ def test_predictions_are_22_in_order():
 
 def test_every_finding_is_explained_and_no_other():
     told = {entry.name for entry in entries() if entry.kind == "finding"}
-    assert codes() == told, "src/loopscale/teaching/findings.toml must explain what the diagnosis can find"
+    assert codes() == told, "src/loopscale/findings.py has a row for what the diagnosis can find, and for nothing else"
 
 
 def test_every_rule_is_explained():

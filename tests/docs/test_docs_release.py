@@ -38,7 +38,7 @@ def test_twine_is_content(built):
 
 def test_the_wheel_holds_its_data_and_nothing_foreign(built):
     names = zipfile.ZipFile(next(built.glob("*.whl"))).namelist()
-    for wanted in ("teaching/predictions.toml", "teaching/findings.toml", "teaching/verdicts.json", "py.typed"):
+    for wanted in ("teaching/predictions.toml", "teaching/verdicts.json", "py.typed"):
         assert f"loopscale/{wanted}" in names
     assert all(name.startswith(("loopscale/", "loopscale-")) for name in names)
     with tarfile.open(next(built.glob("*.tar.gz"))) as sdist:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -32,13 +31,13 @@ def leading_eigenvalues(
     like: Tensor,
     *,
     most: int = 300,
-    seconds: float = 20.0,
     tolerance: float = 1e-3,
 ) -> Spectrum:
     """Arnoldi with full re-orthogonalisation in double precision, from a fixed random vector shaped like `like`.
 
     Stops when the residual of the leading Ritz value is below `tolerance` of it at two checks in a row, when the Krylov
-    space is exhausted (then the values are exact), after `most` products or `seconds`. Power iteration would be wrong
+    space is exhausted (then the values are exact), or after `most` products: a count, so that the same map gives the same
+    number on a machine however busy it is. Power iteration would be wrong
     for complex pairs, and a residual checked once may catch a value that is not yet the largest.
 
     >>> turn = torch.tensor([[0.0, -2.0], [2.0, 0.0]])
@@ -51,7 +50,7 @@ def leading_eigenvalues(
     basis = [start / start.norm()]
     most = min(most, size)
     hessenberg = np.zeros((most + 1, most))
-    begun, good, norm = time.perf_counter(), 0, 0.0
+    good, norm = 0, 0.0
     for step in range(most):
         image = product(basis[-1].to(like).reshape(like.shape)).detach().to("cpu", torch.float64).flatten()
         if not bool(torch.isfinite(image).all()):
@@ -66,11 +65,10 @@ def leading_eigenvalues(
         hessenberg[step + 1, step] = rest
         done = step + 1
         exhausted = rest <= 1e-7 * max(norm, 1e-30)
-        late = time.perf_counter() - begun > seconds
-        if exhausted or late or done == most or done % 8 == 0:
+        if exhausted or done == most or done % 8 == 0:
             values, residual = _ritz(hessenberg, done)
             good = good + 1 if residual <= tolerance * abs(values[0]) else 0
-            if exhausted or late or done == most or (good >= 3 and done >= 24):
+            if exhausted or done == most or (good >= 3 and done >= 24):
                 return Spectrum(tuple(values[:8]), done, exhausted or good > 0 or done == size, norm)
         basis.append(image / rest)
     return Spectrum((), 0, False, norm)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from loopscale.diagnosis.stream import BLENDS, Step, Stream, strip
-from loopscale.probe.tape import Tape
+from loopscale.probe.tape import Site, Tape
 from loopscale.probe.walks import ancestors
 
 
@@ -36,6 +36,15 @@ class Branch:
     dead: bool
     decay: float | None = None
     learned: bool = False
+    sites: tuple[Site, ...] = ()
+    operand: int = -1
+    other: int = -1
+    beside: bool = False
+
+    @property
+    def line(self) -> str:
+        """File and line of the addition, where Python code made it."""
+        return next((str(site) for site in self.sites if site.file), "")
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -47,6 +56,7 @@ class Branch:
             "cosine": self.cosine,
             "absorbed": self.absorbed,
             "dead": self.dead,
+            "line": self.line,
         }
 
 
@@ -78,6 +88,8 @@ def measure(tape: Tape, stream: Stream, values: dict[int, Tensor]) -> list[Branc
 def _measure(tape: Tape, column: list[Step], values: dict[int, Tensor]) -> Branch:
     first = column[0]
     where = owner(tape, first.base if first.base >= 0 else first.node)
+    if first.kind == "inject":
+        where = _injected(tape, first) or where
     if first.kind not in ("branch", "inject"):
         decay = _decay(tape, first.factor, values) if first.kind == "scale" else None
         return Branch(first.kind, where, 1.0, (), (), None, 0.0, False, 0, False, decay)
@@ -110,7 +122,27 @@ def _measure(tape: Tape, column: list[Step], values: dict[int, Tensor]) -> Branc
         dead,
         decay,
         _learned(tape, first),
+        tuple(dict.fromkeys(site for step in column if (site := tape.nodes[step.node].site) is not None)),
+        first.operand,
+        first.other,
+        first.beside,
     )
+
+
+def _injected(tape: Tape, step: Step) -> str:
+    """Name the buffer or parameter that is added, where it is one; empty where the input comes from the batch."""
+    if step.update != step.skip and tape.nodes[step.update].data:
+        return ""
+    waiting = [step.node if step.update == step.skip else step.update]
+    while waiting:
+        node = tape.nodes[waiting.pop()]
+        for word in node.args:
+            if isinstance(word, tuple) and word and word[0] == "constant" and word[2]:
+                return str(word[2])
+            if isinstance(word, tuple) and word and word[0] == "param":
+                return tape.names[word[1]][0]
+        waiting += [p for p in node.parents if not tape.nodes[p].data]
+    return "a constant"
 
 
 def _learned(tape: Tape, step: Step) -> bool:
@@ -129,13 +161,26 @@ def _learned(tape: Tape, step: Step) -> bool:
 
 
 def _base(tape: Tape, step: Step, values: dict[int, Tensor]) -> float:
+    if step.base < 0:
+        return 0.0
     if tape.nodes[step.node].op.startswith("lerp"):
         return rms(values[step.update].float() - values[step.skip].float())
     return rms(values[step.base])
 
 
 def _update(tape: Tape, step: Step, values: dict[int, Tensor]) -> Tensor:
+    """What is added, with the factor that this pass puts on it."""
+    site = tape.nodes[step.node].site
+    operand, factor = tape.factors.get(site, (-1, 1.0)) if site is not None else (-1, 1.0)
+    difference = tape.nodes[step.node].op in BLENDS or step.update == step.skip
+    update = _added(tape, step, values)
+    return update * factor if operand == step.operand and not difference else update
+
+
+def _added(tape: Tape, step: Step, values: dict[int, Tensor]) -> Tensor:
     node = tape.nodes[step.node]
+    if step.update == step.skip and step.kind == "inject" and values[step.skip].shape != values[step.node].shape:
+        return values[step.node].float().detach()
     spelt = any(isinstance(word, (int, float)) for word in node.args)
     if node.op in BLENDS or spelt or step.update == step.skip:
         return (values[step.node].float() - values[step.skip].float()).detach()
@@ -163,15 +208,20 @@ def _skip_factor(tape: Tape, step: Step) -> object:
 
 
 def _decay(tape: Tape, factor: object, values: dict[int, Tensor]) -> float | None:
-    """The share of channels of a learned factor on the stream that has come to exactly 1 (to 6 digits)."""
-    value: Tensor | None = None
-    if isinstance(factor, tuple) and factor[0] == "node" and not tape.nodes[factor[1]].data:
-        value = values.get(factor[1])
-    elif isinstance(factor, tuple) and factor[0] == "param":
-        value = next((p.detach() for p in tape.model.parameters() if tape.keys.get(id(p)) == factor[1]), None)
-    if value is None or not value.is_floating_point():
+    """The share of channels of a decay on the stream that has come to exactly 1 (to 6 digits).
+
+    A decay is below 1 by construction (exp, sigmoid, ...); a gain that starts at exactly 1 is none.
+    """
+    if not (isinstance(factor, tuple) and factor[0] == "node") or tape.nodes[factor[1]].data:
+        return None
+    made = {tape.nodes[i].op for i in ancestors(tape.nodes, factor[1], 0)}
+    value = values.get(factor[1])
+    if value is None or not value.is_floating_point() or not made & _BELOW_ONE:
         return None
     return float(((value.double() - 1).abs() < 1e-6).double().mean())
+
+
+_BELOW_ONE = frozenset("exp exp2 sigmoid logsigmoid softplus tanh clamp clamp_max minimum rsqrt reciprocal".split())
 
 
 def owner(tape: Tape, index: int) -> str:

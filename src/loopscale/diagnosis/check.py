@@ -16,6 +16,7 @@ from loopscale.diagnosis.endnode import at_two
 from loopscale.diagnosis.knob import Knob, find_knob
 from loopscale.diagnosis.loops import find_loops
 from loopscale.diagnosis.onestep import MakeLoss, MakeOptimizer, train_a_little
+from loopscale.diagnosis.setting import Setting
 from loopscale.errors import UserError
 from loopscale.parameterization import CheckRow, Depth, ParameterizationCheck, Role, Rule, get_rule
 from loopscale.probe.batch import prepare
@@ -65,11 +66,11 @@ def check_parameterization(
     return ParameterizationCheck.of(chosen.name, steps, rows)
 
 
-Setting = tuple[nn.Module, Any, dict[str, Any], int]
+Prepared = tuple[nn.Module, Any, dict[str, Any], int]
 
 
 @contextmanager
-def _at(source: nn.Module | Factory, count: int, batch: Any) -> Iterator[Setting]:
+def _at(source: nn.Module | Factory, count: int, batch: Any) -> Iterator[Prepared]:
     """A copy of the model at `count` loops, its batch, extra arguments, and the node of the stream after the last visit."""
     if not isinstance(source, nn.Module):
         model, longer = _build(source, count), _build(source, 2)
@@ -124,13 +125,14 @@ def _row(
     def stream() -> Tensor:
         return record(model, batch, extra, keep=frozenset({end}), stop=end)[0].values[end].float()
 
+    there = Setting(model, batch, extra)
     before = stream()
     if optimizer is not None:
         own = optimizer(model)
     else:
         own = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=rate)
-    train_a_little(model, batch, 1, optimizer=lambda _: own, extra=extra, loss_of=loss)
+    train_a_little(there, 1, optimizer=lambda _: own, loss_of=loss)
     first = rms(stream() - before)
     if steps > 1:
-        train_a_little(model, batch, steps - 1, optimizer=lambda _: own, extra=extra, loss_of=loss)
+        train_a_little(there, steps - 1, optimizer=lambda _: own, loss_of=loss)
     return CheckRow(count, rms(before), first, rms(stream() - before))

@@ -5,7 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from loopscale.findings import BY_CODE
+
+if TYPE_CHECKING:
+    from torch import nn
 
 SEVERITIES = ("info", "warning", "error")
 # Output projections smaller than this against the other matrices are worth a line.
@@ -14,7 +19,10 @@ SMALLER = 0.8
 
 @dataclass(frozen=True)
 class Finding:
-    """`code` is stable; `where` names modules; the rest are sentences for people."""
+    """`code` is stable; `where` names modules; the rest are sentences for people.
+
+    `tried`: what the remedy did to the numbers when it was tried; `lines`: code to paste. Both empty where there is none.
+    """
 
     code: str
     severity: str
@@ -22,6 +30,40 @@ class Finding:
     evidence: str
     cause: str
     remedy: str
+    tried: str = ""
+    lines: tuple[str, ...] = ()
+
+
+def finding(
+    code: str,
+    where: str,
+    evidence: str,
+    severity: str | None = None,
+    remedy: str | None = None,
+    cause: str | None = None,
+) -> Finding:
+    """Make a finding of a row: its severity, cause and remedy where no others are given."""
+    row = BY_CODE[code]
+    return Finding(code, severity or row.severity, where, evidence, cause or row.cause, remedy or row.remedy)
+
+
+@dataclass(frozen=True)
+class Symptom:
+    """One figure that every diagnosis takes: its value, the limit, whether it is beyond; `why` it was not measured."""
+
+    name: str
+    value: float | None
+    limit: float
+    beyond: bool = False
+    why: str | None = None
+    told: str = ""
+
+    def text(self) -> str:
+        """Spell it for a terminal."""
+        if self.value is None:
+            return f"{self.name}: {self.why}"
+        said = self.told or f"{_show(self.value)} (limit {self.limit:g})"
+        return f"{self.name}: {said}"
 
 
 @dataclass(frozen=True)
@@ -90,8 +132,35 @@ class Diagnosis:
                 f"  seen    {finding.evidence}",
                 f"  cause   {finding.cause}",
                 f"  remedy  {finding.remedy}",
+                *([f"  tried   {finding.tried}"] if finding.tried else []),
+                *(f"          {line}" for line in finding.lines),
             ]
+        lines += self._checked()
         return "\n".join([*lines, "", self.verdict])
+
+    def apply(self, model: nn.Module) -> Any:
+        """Attach the remedy to the model on the spot and give the handle; `loopscale.detach(model)` takes it off again.
+
+        Raises `UserError` when the diagnosis found nothing that `attach` mends, or when attaching refuses the model.
+        """
+        from loopscale.errors import UserError
+
+        given = self.details.get("attach")
+        if not given:
+            raise UserError("the diagnosis has no remedy that attach makes: follow the remedies it prints")
+        from loopscale.adapt import attach
+
+        return attach(model, **given)
+
+    def _checked(self) -> list[str]:
+        """What the symptoms were, where one is beyond its limit or not checked."""
+        told = [s for s in self.symptoms if s.beyond or s.value is None]
+        return ["", *(f"{'beyond' if s.beyond else 'unchecked':<10}{s.text()}" for s in told)] if told else []
+
+    @property
+    def symptoms(self) -> tuple[Symptom, ...]:
+        """The figures that a healthy loop keeps within their limits."""
+        return tuple(Symptom(**row) for row in self.details.get("symptoms", ()))
 
     def _numbers(self) -> list[str]:
         details = self.details
@@ -103,9 +172,10 @@ class Diagnosis:
             lines.append(f"over N    {self.growth_over_loops}, N set by {self.loops_argument}{_frozen(details)}")
         lines += [
             f"scale     measured {_show(self.effective_scale)}, prescribed {_show(self.prescribed_scale)} "
-            f"(strength 1{_based(details)})",
+            f"(strength 1{_based(details)}){_strength(self.effective_scale, details)}",
             *_weights(details),
             f"aligned   kappa {_show(self.kappa)} of at most {self.loops}{_left_out(details)}",
+            *_silent(details),
             f"loop map  spectral radius {_show(self.spectral_radius)}, "
             f"largest singular value {_show(details.get('singular_value'))}"
             + ("" if details.get("spectrum_converged") in (True, None) else " (lower estimates)"),
@@ -121,14 +191,22 @@ class Diagnosis:
         return lines
 
 
-def verdict(findings: Sequence[Finding], where: str) -> str:
-    """One sentence over all findings."""
+def verdict(findings: Sequence[Finding], where: str, symptoms: Sequence[Symptom] = ()) -> str:
+    """Say in one sentence what was found; "healthy" only where every symptom was measured and is within its limit."""
     bad = [f for f in findings if f.severity != "info"]
     if bad:
         return f"{len(bad)} finding{'s' if len(bad) > 1 else ''}: {', '.join(dict.fromkeys(f.code for f in bad))} ({where})"
-    if any(f.code == "norm-bounded" for f in findings):
-        return f"healthy: the loop is norm-bounded, eps is not the lever ({where})"
-    return f"healthy ({where})"
+    norm = "; the loop is norm-bounded, eps is not the lever" if any(f.code == "norm-bounded" for f in findings) else ""
+    beyond = [s.name for s in symptoms if s.beyond]
+    missing = [f"{s.name} ({s.why})" for s in symptoms if s.value is None]
+    if not beyond and not missing:
+        return f"healthy{norm.replace(';', ':', 1)} ({where})"
+    said = f"no fault found{norm}"
+    if beyond:
+        said += f"; beyond a limit: {', '.join(beyond)}"
+    if missing:
+        said += f"; not checked: {', '.join(missing)}"
+    return f"{said} ({where})"
 
 
 def _show(value: float | None) -> str:
@@ -160,9 +238,23 @@ def _left_out(details: dict[str, Any]) -> str:
     return f", without {', '.join(names[:2])}{more}: too large"
 
 
+def _silent(details: dict[str, Any]) -> list[str]:
+    names = (details.get("one_step") or {}).get("without_gradient") or ()
+    if not names:
+        return []
+    return [f"gradient  none for {', '.join(names[:4])}{' and more' if len(names) > 4 else ''}"]
+
+
 def _based(details: dict[str, Any]) -> str:
     base = details.get("base_layers")
     return "" if base is None else f", base_layers {base}"
+
+
+def _strength(eps: float | None, details: dict[str, Any]) -> str:
+    strength = details.get("strength")
+    if not eps or strength in (None, 1.0):
+        return ""
+    return f"; {eps:.4g} = strength {strength:g} x {eps / strength:.4g}"
 
 
 def _frozen(details: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from loopscale.diagnosis.diagnosis import Finding
+from loopscale.diagnosis.diagnosis import Finding, finding
 from loopscale.probe.batch import call_model, first_float
 from loopscale.probe.tape import Tape, tensors_in
 
@@ -40,7 +40,7 @@ def first_nonfinite(model: nn.Module, batch: Any, tape: Tape, output: Any) -> li
 
 
 def _finding(where: str, evidence: str, cause: str, remedy: str) -> Finding:
-    return Finding("nonfinite", "error", where, evidence, cause, remedy)
+    return finding("nonfinite", where, evidence, remedy=remedy, cause=cause)
 
 
 def _finite(value: Tensor) -> bool:

@@ -34,7 +34,8 @@ _BLOCK = 4_000_000
 class Gradients:
     """`kappa` over the shared matrices; `by_parameter`; gradient norm of the stream and of the weights at every visit.
 
-    `left_out` names the shared weights whose gradients are too large to be formed visit by visit.
+    `left_out` names the shared weights whose gradients are too large to be formed visit by visit. `reached`: the visits
+    that any gradient reaches; `without`: parameters that act in the pass and get no gradient at all.
     """
 
     kappa: float | None
@@ -42,6 +43,8 @@ class Gradients:
     weights: tuple[float, ...]
     stream: tuple[float, ...]
     left_out: tuple[str, ...] = ()
+    reached: int | None = None
+    without: tuple[str, ...] = ()
 
 
 def gradients(model: nn.Module, batch: Any, loop: FoundLoop, stream: Stream | None, like: Tape) -> Gradients:
@@ -95,15 +98,21 @@ def _gradients(
         if len(chain) == most > 1
     }
     visits = {key: len(formed[key]) for key in twins}
-    for key, parts in _formed(loss, twins, groups, found[len(order) :], visits):
-        if len(formed[key]) == most > 1:
+    formed_alive: dict[Key, list[int]] = {}
+    for key, parts, alive_at in _formed(loss, twins, groups, found[len(order) :], visits):
+        formed_alive[key] = alive_at
+        if len(formed[key]) == len(set(alive_at)) == most > 1:
             grams[key] = _formed_gram(parts, most)
     by_parameter = {names[key][0]: _kappa(gram) for key, gram in grams.items() if float(gram.trace()) > 0}
     total = sum(grams.values(), torch.zeros(most, most, dtype=torch.float64))
     weights = tuple(math.sqrt(max(float(v), 0.0)) for v in total.diagonal())
     along = tuple(float(deltas[i].double().norm()) for i in (stream.states if stream else ()) if i in deltas)
     kappa = _kappa(total) if float(total.trace()) > 0 else None
-    return Gradients(kappa, by_parameter, weights, along, tuple(sorted(names[key][0] for key in beyond)))
+    visits = {n for chain in loop.uses.values() for n, i in enumerate(chain) if i in deltas}
+    visits |= {n for key, own in formed_alive.items() for n in own}
+    return Gradients(
+        kappa, by_parameter, weights, along, tuple(sorted(names[key][0] for key in beyond)), len(visits) or None
+    )
 
 
 def _kinds(loop: FoundLoop, ops: list[str]) -> tuple[Group, Group, list[Key]]:
@@ -125,8 +134,8 @@ def _formed(
     groups: list[list[Key]],
     first: tuple[Tensor | None, ...],
     visits: dict[Key, int],
-) -> Iterator[tuple[Key, list[Tensor]]]:
-    """Gradients that have to be formed: a backward pass for every group of parameters after the first.
+) -> Iterator[tuple[Key, list[Tensor], list[int]]]:
+    """Gradients that have to be formed, and the visits they reach: a backward pass for every group after the first.
 
     A weight that is read twice in a visit and used once (torch's own attention looks before it calls) has one of two.
     """
@@ -138,11 +147,11 @@ def _formed(
         for key in group:
             parts = [next(rest) for _ in twins[key]]
             calls = len(parts) // visits[key]
-            if all(any(p is not None for p in parts[n : n + calls]) for n in range(0, len(parts), calls)):
-                yield (
-                    key,
-                    [torch.zeros_like(twin) if p is None else p for p, twin in zip(parts, twins[key], strict=True)],
-                )
+            yield (
+                key,
+                [torch.zeros_like(twin) if p is None else p for p, twin in zip(parts, twins[key], strict=True)],
+                [n // calls for n, p in enumerate(parts) if p is not None],
+            )
 
 
 def _groups(sizes: dict[Key, int]) -> list[list[Key]]:

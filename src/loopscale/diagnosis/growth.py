@@ -45,13 +45,18 @@ def power_fit(x: Sequence[float], y: Sequence[float]) -> tuple[float, tuple[floa
 
 
 def growth_law(
-    norms: Sequence[float], moved: Sequence[float], time: float | None = None, far_gain: float | None = None
+    norms: Sequence[float],
+    moved: Sequence[float],
+    time: float | None = None,
+    far_gain: float | None = None,
+    whole: float | None = None,
 ) -> Growth:
     """Classify the stream over the visits of one pass.
 
     `norms[n]` = |h_n|, `moved[n]` = |h_n - h_0|, n = 0..N. `time` is N * eps, the sum of a branch's scales over the
-    visits; `far_gain` is |F(c h)| / |c h| at large c. Bounded: `far_gain` below 1; or `time` of about 1 and a gain under
-    10, since more visits would then not add more; or a gain under 1.1 (under 2 where `time` is not known); or a
+    visits; `far_gain` is |F(c h)| / |c h| at large c; `whole` is |h_0| and all that the branches would add in one visit
+    without a scale. Bounded: `far_gain` below 1; or `time` of about 1 and a gain under 10 or a stream that stays near
+    `whole`, since more visits would then not add more; or a gain under 1.1 (under 2 where `time` is not known); or a
     movement that has come to rest (exponent under 0.25). Exponential: each visit adds more than the one before, by a
     factor of at least 2 in all. Between them |h_n - h_0| ~ n^p: sqrt below p = 0.75, linear above.
     """
@@ -63,15 +68,16 @@ def growth_law(
     fit = power_fit(range(start, visits + 1), moved[start:])
     exponent, interval = fit if fit else (None, None)
     contracts = far_gain is not None and far_gain < 0.97
-    law = "bounded" if contracts else _law(norms, gain, exponent, time)
+    near = gain < 10 or (whole is not None and norms[-1] <= 3 * whole)
+    law = "bounded" if contracts else _law(norms, gain, exponent, time, near)
     return Growth(law, gain, exponent, interval, tuple(norms), tuple(moved))
 
 
-def _law(norms: Sequence[float], gain: float, exponent: float | None, time: float | None) -> str:
+def _law(norms: Sequence[float], gain: float, exponent: float | None, time: float | None, near: bool) -> str:
     if _compounds(norms, gain):
         return "exponential"
     still = gain < (2 if time is None else 1.1)
-    if still or (time is not None and time <= 1.5 and gain < 10) or (exponent is not None and exponent < 0.25):
+    if still or (time is not None and time <= 1.5 and near) or (exponent is not None and exponent < 0.25):
         return "bounded"
     if exponent is None:
         return "linear"

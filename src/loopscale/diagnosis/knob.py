@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import inspect
 import re
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,14 +17,14 @@ from torch import nn
 from loopscale.diagnosis.loops import FoundLoop, find_loops
 from loopscale.diagnosis.stated import attachment_in, scaled_for
 from loopscale.errors import UserError, nearest
-from loopscale.probe.batch import LOOP_WORDS
+from loopscale.probe.batch import LARGE, LOOP_WORDS
 from loopscale.probe.passes import record
 
 _SIZES = re.compile(
     r"dim|size|width|head|feature|channel|kernel|stride|vocab|embed|token|_id$|group|length|hidden$|seed"
 )
-# Each trial costs a forward pass.
-_MOST, _SECONDS = 12, 10.0
+# Each trial costs a forward pass at few loops; of a large model fewer are tried.
+_MOST, _MOST_LARGE = 12, 4
 _CONFIGS = ("config", "cfg", "args", "hparams", "params", "conf", "opt")
 
 
@@ -91,20 +90,18 @@ def find_knob(model: nn.Module, batch: Any, loop: FoundLoop | None, named: str |
     Raises `UserError` when a knob is named that the model does not have or that does not set the loops.
     """
     visits = loop.visits if loop else 1
-    known = [*candidates(model), *_equal(model, visits)][:_MOST]
+    known = [*candidates(model), *_given(model, batch), *_equal(model, visits)]
+    known = known[: _MOST if sum(p.numel() for p in model.parameters()) <= LARGE else _MOST_LARGE]
     if named is not None:
-        chosen = [knob for knob in known if knob.name == named] or [knob for knob in _all(model) if knob.name == named]
+        chosen = [knob for knob in [*known, *_all(model), *_given(model, batch)] if knob.name == named][:1]
         if not chosen:
             raise UserError(
                 f"the model has no argument, attribute or config value {named!r}: "
                 f"{nearest(named, [knob.name for knob in known])}"
             )
         known = chosen
-    begun = time.perf_counter()
     for measure in (_direct, _in_proportion):
         for knob in known:
-            if named is None and time.perf_counter() - begun > _SECONDS:
-                return None
             found = measure(model, batch, knob, visits)
             if found is not None:
                 return replace(found, handle=attachment_in(model))
@@ -154,6 +151,14 @@ def _equal(model: nn.Module, visits: int) -> list[Knob]:
             if store[name] == visits:
                 found.append(knob)
     return found
+
+
+def _given(model: nn.Module, batch: Any) -> list[Knob]:
+    """Whole numbers that the batch itself gives to forward, by name or place, however they are called."""
+    items = batch.items() if isinstance(batch, Mapping) else ()
+    if isinstance(batch, (tuple, list)):
+        items = zip(inspect.signature(model.forward).parameters, batch, strict=False)
+    return [Knob("kwarg", name) for name, value in items if type(value) is int]
 
 
 def candidates(model: nn.Module) -> Iterator[Knob]:

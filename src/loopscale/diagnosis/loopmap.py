@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.autograd.forward_ad as forward_ad
-from torch import Tensor, nn
+from torch import Tensor
 
-from loopscale.probe.passes import record
+from loopscale.diagnosis.setting import Setting
 from loopscale.probe.tape import Tape
 
 
@@ -19,18 +17,18 @@ class LoopMap:
     `jvp` falls back to a central difference, right to about three digits.
     """
 
-    def __init__(self, model: nn.Module, batch: Any, like: Tape, start: int, end: int) -> None:
-        self.model, self.batch, self.like = model, batch, like
+    def __init__(self, setting: Setting, like: Tape, start: int, end: int) -> None:
+        self.setting, self.like = setting, like
         self.start, self.end = start, end
-        tape, _ = record(model, batch, keep=frozenset({start, end}), stop=end, like=like)
+        tape, _ = setting.run(keep=frozenset({start, end}), stop=end, like=like)
+        for index, root in enumerate(tape._roots):
+            tape.values.setdefault(index, root)
         self.point, self.image = tape.values[start], tape.values[end]
         self.exact = True
 
     def __call__(self, stream: Tensor) -> Tensor:
         """Run F at another point; raises `LookupError` where the model takes another way there."""
-        tape, _ = record(
-            self.model,
-            self.batch,
+        tape, _ = self.setting.run(
             keep=frozenset({self.end}),
             stop=self.end,
             replace={self.start: lambda _: stream.clone()},
@@ -51,13 +49,10 @@ class LoopMap:
     def _forward(self, direction: Tensor) -> Tensor:
         with forward_ad.dual_level():
             dual = forward_ad.make_dual(self.point.clone(), direction)  # type: ignore[no-untyped-call]
-            tape, _ = record(
-                self.model,
-                self.batch,
+            tape, _ = self.setting.run(
                 keep=frozenset({self.end}),
                 stop=self.end,
                 replace={self.start: lambda _: dual},
-                graph=True,
                 like=self.like,
                 plain=True,
             )
@@ -70,9 +65,7 @@ class LoopMap:
     def vjp(self, direction: Tensor) -> Tensor:
         """The transposed derivative of F at `point` in a direction; raises what autograd raises."""
         leaf = self.point.clone().requires_grad_(True)
-        tape, _ = record(
-            self.model,
-            self.batch,
+        tape, _ = self.setting.run(
             keep=frozenset({self.end}),
             stop=self.end,
             replace={self.start: lambda _: leaf * 1.0},

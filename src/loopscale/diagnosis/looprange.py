@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from loopscale.diagnosis.branches import rms
 from loopscale.diagnosis.knob import Knob
+from loopscale.diagnosis.setting import Setting, at_each
 from loopscale.errors import UserError
 from loopscale.probe.batch import first_float
-from loopscale.probe.passes import record
 from loopscale.probe.tape import tensors_in
 
 LossOf = Callable[[Any, Any], Tensor]
@@ -43,8 +43,7 @@ class LoopRange:
 
 
 def loop_range(
-    model: nn.Module,
-    batch: Any,
+    setting: Setting,
     knob: Knob,
     own: int,
     span: tuple[int, int],
@@ -57,30 +56,28 @@ def loop_range(
     """
     low, high = span
     counts = sorted({knob.nearest(n) for n in (low, own, high, *(2**k for k in range(12))) if low <= n <= high} | {own})
-    before = _output(model, batch, knob, own)
+    outputs = {n: _output(there) for n, there in at_each(setting, knob, counts)}
+    before = outputs[own]
     change: dict[int, float] = {}
-    for n in counts if before is not None else ():
-        after = _output(model, batch, knob, n)
+    for n, after in outputs.items():
         if after is not None and before is not None and after.shape == before.shape:
             change[n] = rms(after - before) / max(rms(before), 1e-30)
     kept = list(data) if data is not None else []
-    losses = {n: _mean_loss(model, kept, knob, n, loss) for n in counts} if kept else {}
+    losses = {n: _mean_loss(there, kept, loss) for n, there in at_each(setting, knob, counts)} if kept else {}
     return LoopRange(own, change, losses, _safe(own, change, losses))
 
 
-def _output(model: nn.Module, batch: Any, knob: Knob, count: int) -> Tensor | None:
+def _output(setting: Setting) -> Tensor | None:
     try:
-        with knob.at(count) as extra:
-            value = first_float(record(model, batch, extra)[1])
+        value = first_float(setting.run()[1])
     except (RuntimeError, IndexError, ValueError):  # embeddings of the visits may end
         return None
     return None if value is None else value.float()
 
 
-def _mean_loss(model: nn.Module, data: list[Any], knob: Knob, count: int, loss: LossOf | None) -> float:
+def _mean_loss(setting: Setting, data: list[Any], loss: LossOf | None) -> float:
     try:
-        with knob.at(count) as extra:
-            found = [loss_of(record(model, batch, extra)[1], batch, loss) for batch in data]
+        found = [loss_of(replace(setting, batch=batch).run()[1], batch, loss) for batch in data]
     except (RuntimeError, IndexError, ValueError):
         return float("nan")
     return sum(float(value) for value in found) / len(found)

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
-
-import torch
-from torch import nn
 
 from loopscale.diagnosis.arnoldi import Spectrum, leading_eigenvalues
 from loopscale.diagnosis.branches import Branch, measure, rms, wanted
 from loopscale.diagnosis.growth import Growth, growth_law
 from loopscale.diagnosis.loopmap import LoopMap
 from loopscale.diagnosis.loops import FoundLoop, find_loops
+from loopscale.diagnosis.setting import Setting
 from loopscale.diagnosis.stream import Stream, follow
-from loopscale.probe.passes import record
 from loopscale.probe.tape import Tape
+
+# An injection that makes up less than this share of the stream does not tell its law.
+SHARE = 0.3
+# Work that the products with the Jacobian may take, in weights times rows of tokens times visits, and their number.
+WORK, PRODUCTS, LEAST = 2e11, 240, 8
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Pass:
     branches: tuple[Branch, ...]
     growth: Growth | None
     dtype: str
+    far: float | None = None
 
 
 def main_loop(loops: Sequence[FoundLoop], tape: Tape) -> FoundLoop:
@@ -38,37 +39,32 @@ def main_loop(loops: Sequence[FoundLoop], tape: Tape) -> FoundLoop:
     return next((loop for loop in loops if follow(tape, loop) is not None), loops[0])
 
 
-def measured_pass(
-    model: nn.Module,
-    batch: Any,
-    extra: Mapping[str, Any] | None,
-    loop: FoundLoop | None = None,
-    tape: Tape | None = None,
-) -> Pass:
-    """Run once to find the loop and once to measure its stream; only the latter where loop and tape are given."""
-    tape = tape or record(model, batch, extra)[0]
+def measured_pass(setting: Setting, loop: FoundLoop | None = None, tape: Tape | None = None) -> Pass:
+    """Run once to find the loop and once to measure its stream; only the latter where loop and tape are given.
+
+    Raises `LookupError` when nothing is looped at this setting.
+    """
+    tape = tape or setting.run()[0]
     if loop is None:
-        loops = find_loops(model, tape)
+        loops = find_loops(setting.model, tape)
         if not loops:
             raise LookupError("not looped at this setting")
         loop = main_loop(loops, tape)
-    first = _measured(model, batch, extra, tape, loop, 0)
+    first = _measured(setting, tape, loop, 0)
     if first.growth is not None and first.growth.norms[-1] <= 1e-6 * max(first.growth.norms):
         # A momentum that is still zero, not the stream.
-        second = _measured(model, batch, extra, tape, loop, 1)
+        second = _measured(setting, tape, loop, 1)
         first = second if second.growth is not None else first
     if first.growth is not None and not any(first.growth.norms):
         return replace(first, growth=None)
     return first
 
 
-def _measured(
-    model: nn.Module, batch: Any, extra: Mapping[str, Any] | None, tape: Tape, loop: FoundLoop, rank: int
-) -> Pass:
+def _measured(setting: Setting, tape: Tape, loop: FoundLoop, rank: int) -> Pass:
     stream = follow(tape, loop, rank)
     if stream is None:
         return Pass(tape, loop, None, (), None, "unknown")
-    again, _ = record(model, batch, extra, keep=wanted(tape, stream), like=tape)
+    again, _ = setting.run(keep=wanted(tape, stream), like=tape)
     values = again.values
     for index, root in enumerate(again._roots):
         values.setdefault(index, root)
@@ -76,62 +72,78 @@ def _measured(
         return Pass(tape, loop, None, (), None, "unknown")
     branches = tuple(measure(tape, stream, values))
     states = [values[index] for index in stream.states]
-    moved = [rms(s.float() - states[0].float()) if s.shape == states[0].shape else rms(s) for s in states]
-    growth = growth_law([rms(s) for s in states], moved, _time(loop, branches))
-    return Pass(tape, loop, stream, branches, growth, str(states[0].dtype).removeprefix("torch."))
+    norms = tuple(rms(state) for state in states)
+    moved = tuple(rms(s.float() - states[0].float()) if s.shape == states[0].shape else rms(s) for s in states)
+    seen = Pass(tape, loop, stream, branches, None, str(states[0].dtype).removeprefix("torch."))
+    return replace(seen, growth=_growth(seen, norms, moved))
 
 
-def _time(loop: FoundLoop, branches: tuple[Branch, ...]) -> float | None:
-    """N * eps of the strongest kind of addition: about 1 when more visits would not add more."""
-    living = [b.scale for b in branches if b.kind == "branch" and not b.dead]
-    injected = [b.scale for b in branches if b.kind == "inject" and b.sizes and max(b.sizes) > 0]
-    means = [sum(part) / len(part) for part in (living, injected) if part]
-    return max(means) * loop.visits if means else None
+def _growth(seen: Pass, norms: tuple[float, ...], moved: tuple[float, ...]) -> Growth:
+    living = [b for b in seen.branches if b.kind == "branch" and not b.dead]
+    large = [b for b in seen.branches if b.kind == "inject" and sum(b.sizes) >= SHARE * norms[-1] > 0]
+    means = [sum(b.scale for b in part) / len(part) for part in (living, large) if part]
+    time = max(means) * seen.loop.visits if means else None
+    whole = norms[0] + sum(b.sizes[0] / b.scale for b in living + large if b.sizes and b.scale > 0)
+    return growth_law(norms, moved, time, seen.far, whole)
 
 
 def with_far_gain(seen: Pass, far: float | None) -> Pass:
     """The same pass, its growth law judged with the knowledge of what a visit does to a large stream."""
+    known = replace(seen, far=far)
     if seen.growth is None or far is None:
-        return seen
-    time_ = _time(seen.loop, seen.branches)
-    return replace(seen, growth=growth_law(seen.growth.norms, seen.growth.moved, time_, far))
+        return known
+    return replace(known, growth=_growth(known, seen.growth.norms, seen.growth.moved))
 
 
 def count_layers(loop: FoundLoop, branches: tuple[Branch, ...]) -> int:
-    """L: attention branches when there are any (attention and MLP make one layer), else branches or looped modules."""
-    attention = sum(b.attention for b in branches if b.kind == "branch")
+    """L: attention branches when there are any (attention and MLP make one layer), else branches or looped modules.
+
+    Blocks side by side, of which a visit takes one or a mean, are one layer.
+    """
+    attention = sum(b.attention for b in branches if b.kind == "branch" and not b.beside)
     if attention:
         return attention
-    plain = sum(b.kind == "branch" for b in branches)
+    plain = sum(b.kind == "branch" and not b.beside for b in branches)
     return max(1, plain or len(loop.modules))
 
 
-def loop_map(model: nn.Module, batch: Any, seen: Pass, seconds: float) -> tuple[float | None, Spectrum | None]:
-    """Far gain and leading eigenvalues of the map from the stream after one visit to that after two.
-
-    With no `seconds` the far gain alone, at the cost of two partial passes.
-    """
+def far_gain(setting: Setting, seen: Pass) -> float | None:
+    """What a visit does to the size of a very large stream; None where that cannot be told."""
     if seen.stream is None or len(seen.stream.states) < 3:
-        return None, None
-    start, end = seen.stream.states[1], seen.stream.states[2]
-    made = LoopMap(model, batch, seen.tape, start, end)
-    far = made.far_gain()
-    if made.point.shape != made.image.shape or not seconds:
-        return far, None
-    begun = time.perf_counter()
-    made.jvp(torch.ones_like(made.point))
-    spent = time.perf_counter() - begun
-    most = 300 if spent < 0.02 else max(8, int(seconds / 2 / max(spent, 1e-6)))
-    spectrum = leading_eigenvalues(made.jvp, made.point, most=min(most, 300), seconds=seconds / 2)
-    return far, replace(spectrum, singular_value=_singular(made, min(most, 24), seconds / 4))
+        return None
+    try:
+        return LoopMap(setting, seen.tape, seen.stream.states[1], seen.stream.states[2]).far_gain()
+    except (RuntimeError, LookupError, ValueError):
+        return None
 
 
-def _singular(made: LoopMap, most: int, seconds: float) -> float | None:
+def last_map(setting: Setting, seen: Pass, products: int | None = None) -> Spectrum | None:
+    """Leading eigenvalues of the map of the last visit, and its largest singular value; None where no product is made."""
+    if seen.stream is None or len(seen.stream.states) < 3:
+        return None
+    made = LoopMap(setting, seen.tape, seen.stream.states[-2], seen.stream.states[-1])
+    if made.point.shape != made.image.shape or not made.point.is_floating_point():
+        return None
+    most = budget(seen) if products is None else products
+    if not most:
+        return None
+    spectrum = leading_eigenvalues(made.jvp, made.point, most=most)
+    return replace(spectrum, singular_value=_singular(made, max(2, min(most // 4, 16))))
+
+
+def budget(seen: Pass) -> int:
+    """How many products with the Jacobian a diagnosis takes: fewer of a large model, counted and never timed."""
+    state = seen.tape.nodes[seen.stream.states[0]] if seen.stream else None
+    rows = math.prod(state.shape[:-1]) if state else 1
+    work = max(1, seen.loop.size * rows * seen.loop.visits)
+    calls = max(1, len(seen.tape.nodes))
+    return max(LEAST, min(PRODUCTS, int(WORK / work), 8_000 // calls))
+
+
+def _singular(made: LoopMap, most: int) -> float | None:
     """The largest singular value of the Jacobian, by Lanczos on J^T J; None where no gradient comes back."""
     try:
-        square = leading_eigenvalues(
-            lambda v: made.vjp(made.jvp(v)), made.point, most=most, seconds=seconds, tolerance=1e-2
-        )
+        square = leading_eigenvalues(lambda v: made.vjp(made.jvp(v)), made.point, most=most, tolerance=1e-2)
     except RuntimeError:
         return None
     return math.sqrt(square.radius)

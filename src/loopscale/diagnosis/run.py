@@ -1,4 +1,4 @@
-"""`diagnose(model)`: from a module to a diagnosis, in a handful of forward passes and one backward pass."""
+"""`diagnose(model)`: find the loop, measure its symptoms, try what causes them, say what is wrong."""
 
 from __future__ import annotations
 
@@ -6,31 +6,35 @@ import copy
 import math
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import nn
 
 from loopscale.diagnosis.arnoldi import Spectrum
-from loopscale.diagnosis.diagnosis import Diagnosis, Finding, verdict
+from loopscale.diagnosis.branches import Branch
+from loopscale.diagnosis.causes import CONTRACTIVE, Facts, judge
+from loopscale.diagnosis.diagnosis import Diagnosis, Finding, Symptom, finding, verdict
 from loopscale.diagnosis.finite import first_nonfinite
 from loopscale.diagnosis.gradients import Gradients, gradients
 from loopscale.diagnosis.initial import init_ratio
-from loopscale.diagnosis.judge import CONTRACTIVE, Facts, judge
 from loopscale.diagnosis.knob import Knob, find_knob
 from loopscale.diagnosis.looprange import LoopRange, LossOf, loop_range
 from loopscale.diagnosis.loops import FoundLoop, find_loops
-from loopscale.diagnosis.measure import Pass, count_layers, loop_map, main_loop, measured_pass, with_far_gain
+from loopscale.diagnosis.measure import Pass, count_layers, far_gain, last_map, main_loop, measured_pass, with_far_gain
 from loopscale.diagnosis.merge import merged
 from loopscale.diagnosis.onestep import MakeOptimizer, train_a_little
-from loopscale.diagnosis.overloops import OverLoops, over_loops
+from loopscale.diagnosis.overloops import FROZEN, OverLoops, over_loops
+from loopscale.diagnosis.remedies import MENDED, attachable, edits, share, spelt, try_remedies, with_trial
+from loopscale.diagnosis.setting import Setting
 from loopscale.diagnosis.stated import Stated, listening, stated_for
-from loopscale.diagnosis.steplaw import OneStep, one_step_law
+from loopscale.diagnosis.steplaw import one_step_law
+from loopscale.diagnosis.symptoms import EXPANSION, ONE_STEP, REACH, Measured, symptoms, unexplained
 from loopscale.diagnosis.tying import untied
+from loopscale.diagnosis.whole import Modes, halts, idle, modes, restarts, table, unused_knobs
 from loopscale.errors import UserError
 from loopscale.parameterization import Depth, residual_scale
 from loopscale.probe.batch import LARGE, prepare
-from loopscale.probe.passes import record
 from loopscale.probe.tape import Tape
 from loopscale.probe.untouched import untouched, unwrap
 
@@ -44,12 +48,12 @@ _BESIDE = 8
 class _Asked:
     """What the caller wants besides the plain diagnosis."""
 
-    loops_arg: str | None
-    loops_range: tuple[int, int] | None
-    seconds: float
-    optimizer: MakeOptimizer | None
-    data: Iterable[Any] | None
-    loss: LossOf | None
+    loops_arg: str | None = None
+    loops_range: tuple[int, int] | None = None
+    products: int | None = None
+    optimizer: MakeOptimizer | None = None
+    data: Iterable[Any] | None = None
+    loss: LossOf | None = None
 
 
 def diagnose(
@@ -58,7 +62,7 @@ def diagnose(
     *,
     loops_arg: str | None = None,
     loops_range: tuple[int, int] | None = None,
-    seconds: float = 20.0,
+    products: int | None = None,
     optimizer: MakeOptimizer | None = None,
     data: Iterable[Any] | None = None,
     loss: LossOf | None = None,
@@ -69,7 +73,9 @@ def diagnose(
     `loops_arg`: what sets N, when it cannot be guessed (an argument of forward, or "config.num_steps").
     `loops_range`: measure the output's change when N is varied between these; with `data` (batches) also the loss's, by
     `loss(output, batch)` or as the output tells it. `optimizer`: makes your optimiser from a model, for the one-step
-    law; Adam otherwise, where the model is small. `seconds`: time for the loop map; below 1 no training steps are tried.
+    law; Adam otherwise, where the model is small. `products`: how many products with the Jacobian to take, by the size of
+    the model when None; at 0 none, and no training steps are tried. Counts alone decide what is done, never a clock: the
+    same model and batch give the same diagnosis, bit for bit.
     The model is left bit-identical: weights, buffers, mode, hooks, gradients and random state.
 
     Raises `UserError`, one sentence, when the model cannot be run on the batch, is scripted or on the meta device, or
@@ -81,58 +87,203 @@ def diagnose(
     model = unwrap(model)
     with untouched(model, grads=True), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        batch = prepare(model, batch)
-        return _diagnose(model, batch, _Asked(loops_arg, loops_range, seconds, optimizer, data, loss))
+        asked = _Asked(loops_arg, loops_range, products, optimizer, data, loss)
+        return _diagnose(Setting(model, prepare(model, batch)), asked)
 
 
-def _diagnose(model: nn.Module, batch: Any, asked: _Asked) -> Diagnosis:
+def _diagnose(setting: Setting, asked: _Asked) -> Diagnosis:
+    model = setting.model
     with listening(model) as heard:
-        tape, output = record(model, batch)
+        tape, output = setting.run()
     loops = find_loops(model, tape)
+    broken = first_nonfinite(model, setting.batch, tape, output)
+    if broken and broken[0].evidence.startswith("parameter"):
+        return _broken(loops, broken)  # nothing else follows from weights that are no numbers
     ties = list(untied(model, tape, loops))
-    broken = first_nonfinite(model, batch, tape, output)
-    knob = find_knob(model, batch, loops[0] if loops else None, asked.loops_arg)
+    knob = find_knob(model, setting.batch, loops[0] if loops else None, asked.loops_arg)
     if asked.loops_range is not None and knob is None:
         raise UserError("the loops of this model cannot be varied: name what sets them with --loops-arg (loops_arg)")
     if not loops:
-        return _not_looped(ties + broken, knob)
+        found = [*broken, *(ties or [*restarts(tape, loops), *unused_knobs(setting, None, knob)])]
+        return _not_looped(found, knob)
     main = main_loop(loops, tape)
-    seen, far, spectrum, grads = _main_pass(model, batch, main, tape, asked.seconds, bool(broken))
-    contracts = far is not None and far < CONTRACTIVE
-    varied = over_loops(model, batch, knob, seen, contracts) if knob else None
+    seen = measured_pass(setting, main, tape)
+    seen = with_far_gain(seen, far_gain(setting, seen))
+    varied = over_loops(setting, knob, seen, seen.far is not None and seen.far < CONTRACTIVE) if knob else None
     stated = _stated(model, main, loops, heard)
-    facts = _facts(model, seen, far, varied, stated)
-    findings = judge(facts)
-    if any(f.code == "dead-branch" for f in findings):
-        findings = _after_steps(model, batch, seen, findings, varied, stated)
-    others = _beside(model, batch, loops, main, tape)
+    facts = _facts(model, seen, varied, stated)
+    others = _beside(setting, loops, main, tape)
     facts = _with_siblings(facts, main, others)
-    findings = merged([*findings, *(f for other in others for f in judge(other.facts))])
-    stepped = _one_step(model, batch, knob, main, asked) if not broken else None
+    findings = merged([*judge(facts), *(f for other in others for f in judge(other.facts))])
+    if any(f.code == "dead-branch" for f in findings):
+        findings = _after_steps(setting, findings, varied, stated)
+    findings, attach = _tried(setting, seen, facts, findings, knob, others)
+    beside = [b for other in others if other.loop.visits == main.visits for b in other.facts.branches]
+    measured, modes_seen, more = _symptoms(setting, seen, facts, varied, knob, asked, bool(broken), beside)
+    findings = merged([*broken, *ties, *findings, *_expanding(measured), *more, *restarts(tape, loops)])
+    if not broken:
+        findings = merged(
+            [*findings, *idle(setting, seen, output), *halts(main, knob), *unused_knobs(setting, main, knob)]
+        )
+    figures = symptoms(measured)
+    findings = merged([*findings, *_truncated(measured)])
+    findings = merged([*findings, *unexplained(figures, findings, main.where)])
     ranged = (
-        loop_range(model, batch, knob, main.visits, asked.loops_range, asked.data, asked.loss)
+        loop_range(setting, knob, main.visits, asked.loops_range, asked.data, asked.loss)
         if knob and asked.loops_range
         else None
     )
-    found = tuple(merged([*broken, *ties, *findings]))
+    silent = measured.stepped.without_gradient if measured.stepped else ()
+    details = {
+        **_details(measured, ranged),
+        "symptoms": [asdict(figure) for figure in figures],
+        "modules": table(tape, main, silent),
+        "modes": asdict(modes_seen) if modes_seen else None,
+        "attach": attach,
+    }
+    grads = measured.grads
     return Diagnosis(
         looped=True,
         loops=main.visits,
-        tied=not any(f.code == "untied" for f in found),
+        tied=not any(f.code == "untied" for f in findings),
         growth=facts.growth.law if facts.growth else None,
         gain=facts.growth.gain if facts.growth else None,
         growth_over_loops=varied.law if varied else None,
         effective_scale=facts.scale,
         prescribed_scale=facts.prescribed,
-        kappa=grads.kappa,
-        spectral_radius=spectrum.radius if spectrum else None,
-        findings=found,
-        verdict=verdict(found, main.where),
+        kappa=grads.kappa if grads else None,
+        spectral_radius=measured.spectrum.radius if measured.spectrum else None,
+        findings=tuple(findings),
+        verdict=verdict(findings, main.where, figures),
         layers=facts.layers,
         loops_found=tuple(loop.to_json() for loop in loops),
         loops_argument=knob.name if knob else None,
-        details=_details(facts, spectrum, grads, varied, stepped, ranged),
+        details=details,
     )
+
+
+def _broken(loops: list[FoundLoop], broken: list[Finding]) -> Diagnosis:
+    visits = loops[0].visits if loops else 1
+    where = loops[0].where if loops else "model"
+    found = tuple(loop.to_json() for loop in loops)
+    missing = [asdict(Symptom("finite values", 0.0, 1.0, True, told="not all"))]
+    return Diagnosis(
+        bool(loops),
+        visits,
+        bool(loops),
+        findings=tuple(broken),
+        verdict=verdict(broken, where),
+        loops_found=found,
+        details={"symptoms": missing},
+    )
+
+
+def _symptoms(
+    setting: Setting,
+    seen: Pass,
+    facts: Facts,
+    varied: OverLoops | None,
+    knob: Knob | None,
+    asked: _Asked,
+    broken: bool,
+    beside: list[Branch],
+) -> tuple[Measured, Modes | None, list[Finding]]:
+    """Measure what is left: one step of an optimiser, the map of the last visit, gradients, training mode."""
+    if broken:
+        return Measured(facts, varied, None, None, None, True, {}), None, []
+    why: dict[str, str] = {}
+    spectrum = _spectrum(setting, seen, asked.products, why)
+    grads = _gradients(setting, seen, why)
+    small = asked.products != 0 and sum(p.numel() for p in setting.model.parameters()) <= _SMALL
+    frozen = facts.scale_power is not None and abs(facts.scale_power) < FROZEN and (facts.scale or 1.0) < 0.9
+    stepped = None
+    if small or asked.optimizer:
+        stepped = one_step_law(setting, knob, seen, asked.optimizer, follow=beside if frozen else None)
+    if stepped is not None:
+        acting = {name for node in seen.tape.nodes for key in node.params for name in seen.tape.names.get(key, [])}
+        stepped = replace(stepped, without_gradient=tuple(n for n in stepped.without_gradient if n in acting))
+    if stepped is None:
+        large = "products is 0" if asked.products == 0 else "more than 25 million weights: give optimizer="
+        why[ONE_STEP] = "the output has no gradient" if small else large
+    told, differ = modes(setting, seen)
+    return Measured(facts, varied, stepped, spectrum, grads, False, why), told, differ
+
+
+def _spectrum(setting: Setting, seen: Pass, products: int | None, why: dict[str, str]) -> Spectrum | None:
+    if products == 0:
+        why[EXPANSION] = "products is 0"
+        return None
+    try:
+        return last_map(setting, seen, products)
+    except (RuntimeError, LookupError, ValueError) as cause:
+        why[EXPANSION] = f"the visit cannot be run again: {type(cause).__name__}"
+        return None
+
+
+def _gradients(setting: Setting, seen: Pass, why: dict[str, str]) -> Gradients | None:
+    try:
+        found = gradients(setting.model, setting.batch, seen.loop, seen.stream, seen.tape)
+    except (RuntimeError, LookupError, ValueError):  # the model detaches or changes in place what a gradient would need
+        why[REACH] = "the model changes in place, or detaches, what a gradient needs"
+        return None
+    if found.reached is None:
+        why[REACH] = "no gradient reaches the loop, as where it runs under no_grad in evaluation mode"
+    return found
+
+
+def _expanding(measured: Measured) -> list[Finding]:
+    """A loop without a skip whose visits multiply differences."""
+    facts, spectrum = measured.facts, measured.spectrum
+    if spectrum is None or not spectrum.radius > 1.05 or any(b.kind in ("branch",) for b in facts.branches):
+        return []
+    growth = facts.growth
+    grown = growth is not None and growth.gain > 2 and growth.law != "bounded"
+    said = f"spectral radius {spectrum.radius:.3g} at the last visit, no skip beside the block"
+    if growth is not None:
+        said += f"; gain {growth.gain:.3g} over {facts.loops} visits"
+    return [finding("expanding-map", facts.where, said, "error" if grown else "warning")]
+
+
+def _truncated(measured: Measured) -> list[Finding]:
+    grads, loops = measured.grads, measured.facts.loops
+    if grads is None or grads.reached is None or grads.reached >= loops:
+        return []
+    said = f"the gradient reaches {grads.reached} of {loops} visits"
+    return [finding("truncated-gradient", measured.facts.where, said)]
+
+
+def _tried(
+    setting: Setting, seen: Pass, facts: Facts, findings: list[Finding], knob: Knob | None, others: list[_Other]
+) -> tuple[list[Finding], dict[str, Any] | None]:
+    """Find each cause's share by leaving it out and try the remedies together; give the findings, and `attach`."""
+    if not {f.code for f in findings if f.severity != "info"} & MENDED:
+        return findings, None
+    findings = [_with_share(setting, seen, facts, f) for f in findings]
+
+    def facts_of(now: Pass) -> Facts:
+        made = _facts(setting.model, now, None, facts.stated)
+        return replace(made, layers=facts.layers, prescribed=facts.prescribed)
+
+    trial = try_remedies(setting, seen, facts, facts_of, knob)
+    if trial is None:
+        return findings, None
+    gain = facts.growth.gain if facts.growth else math.inf
+    helps = not trial.left and (trial.gain <= max(2.0, gain) or not math.isfinite(gain))
+    same = [o for o in others if o.loop.order == "layer-wise" and o.loop.visits == facts.loops]
+    names = [b.where for other in same for b in other.facts.living]
+    attach = attachable(setting.model, setting.batch, facts, trial, names) if helps else None
+    lines = (spelt(attach),) if attach else edits(trial, setting.model)
+    return with_trial(findings, trial.said(facts, facts.over), lines, helps), attach
+
+
+def _with_share(setting: Setting, seen: Pass, facts: Facts, told: Finding) -> Finding:
+    kinds = {"unscaled-residual": facts.living, "sqrt-scaled": facts.living}
+    kinds["unscaled-injection"] = [b for b in facts.branches if b.kind == "inject" and b.sizes]
+    part = share(setting, seen, kinds[told.code]) if told.code in kinds else None
+    if part is None:
+        return told
+    what = "they take" if told.code != "unscaled-injection" else "it takes"
+    return replace(told, evidence=f"{told.evidence}; left out, {what} {part:.0%} of the growth along")
 
 
 def _stated(model: nn.Module, main: FoundLoop, loops: list[FoundLoop], heard: Mapping[str, Stated]) -> Stated | None:
@@ -142,41 +293,28 @@ def _stated(model: nn.Module, main: FoundLoop, loops: list[FoundLoop], heard: Ma
     return told
 
 
-def _one_step(model: nn.Module, batch: Any, knob: Knob | None, main: FoundLoop, asked: _Asked) -> OneStep | None:
-    small = asked.seconds >= 1 and sum(p.numel() for p in model.parameters()) <= _SMALL
-    return one_step_law(model, batch, knob, main.visits, asked.optimizer) if small or asked.optimizer else None
-
-
-def _main_pass(
-    model: nn.Module, batch: Any, main: FoundLoop, tape: Tape, seconds: float, broken: bool
-) -> tuple[Pass, float | None, Spectrum | None, Gradients]:
-    seen = measured_pass(model, batch, None, main, tape)
-    if broken:
-        return seen, None, None, Gradients(None, {}, (), ())
-    far, spectrum = loop_map(model, batch, seen, seconds)
-    return with_far_gain(seen, far), far, spectrum, _gradients(model, batch, seen)
-
-
 @dataclass(frozen=True)
 class _Other:
     loop: FoundLoop
     facts: Facts
 
 
-def _beside(model: nn.Module, batch: Any, loops: list[FoundLoop], main: FoundLoop, tape: Tape) -> list[_Other]:
-    """Further loops of the same pass: layers repeated one after the other, a second stage, cycles around cycles."""
+def _beside(setting: Setting, loops: list[FoundLoop], main: FoundLoop, tape: Tape) -> list[_Other]:
+    """Measure further loops of the same pass: layers repeated one after the other, a second stage, cycles around cycles."""
     found = []
     begin, end = main.span
     apart = [o for o in loops if o.visits < main.visits or o.span[0] > end or o.span[1] < begin]
     for loop in [loop for loop in apart if loop is not main and loop.size * 20 >= main.size][:_BESIDE]:
+        if set(loop.modules) <= set(main.modules):
+            continue  # weights of the main loop that some visits skip, as routing does
         try:
-            seen = measured_pass(model, batch, None, loop, tape)
-            far, _ = loop_map(model, batch, seen, 0.0)
+            seen = measured_pass(setting, loop, tape)
         except (RuntimeError, LookupError):
             continue
+        far = far_gain(setting, seen)
         # Without the far gain a norm around the loop would go unseen, and every such loop be called unscaled.
         if far is not None:
-            found.append(_Other(loop, _facts(model, with_far_gain(seen, far), far, None)))
+            found.append(_Other(loop, _facts(setting.model, with_far_gain(seen, far), None)))
     return found
 
 
@@ -191,6 +329,9 @@ def _with_siblings(facts: Facts, main: FoundLoop, others: list[_Other]) -> Facts
         gain = math.prod([growth.gain, *(other.growth.gain for other in same if other.growth)])
         growth = replace(growth, gain=gain)
     prescribed = residual_scale(Depth(facts.loops, layers), base_layers=_base(facts.stated))
+    for number, other in enumerate(others):
+        if other.facts in same:
+            others[number] = replace(other, facts=replace(other.facts, layers=layers, prescribed=prescribed))
     return replace(facts, layers=layers, prescribed=prescribed, growth=growth)
 
 
@@ -198,16 +339,7 @@ def _base(stated: Stated | None) -> int | None:
     return None if stated is None else stated.base_layers
 
 
-def _gradients(model: nn.Module, batch: Any, seen: Pass) -> Gradients:
-    try:
-        return gradients(model, batch, seen.loop, seen.stream, seen.tape)
-    except RuntimeError:  # the model detaches or changes in place what a gradient would need
-        return Gradients(None, {}, (), ())
-
-
-def _facts(
-    model: nn.Module, seen: Pass, far: float | None, varied: OverLoops | None, stated: Stated | None = None
-) -> Facts:
+def _facts(model: nn.Module, seen: Pass, varied: OverLoops | None, stated: Stated | None = None) -> Facts:
     layers = count_layers(seen.loop, seen.branches)
     return Facts(
         seen.loop.visits,
@@ -216,30 +348,24 @@ def _facts(
         residual_scale(Depth(seen.loop.visits, layers), base_layers=_base(stated)),
         seen.branches,
         seen.growth,
-        far,
+        seen.far,
         varied.scale_power if varied else None,
         init_ratio(model, seen.loop, seen.branches),
         seen.dtype,
         stated,
+        varied.exponent if varied else None,
     )
 
 
 def _after_steps(
-    model: nn.Module,
-    batch: Any,
-    seen: Pass,
-    findings: list[Finding],
-    varied: OverLoops | None,
-    stated: Stated | None,
+    setting: Setting, findings: list[Finding], varied: OverLoops | None, stated: Stated | None
 ) -> list[Finding]:
     """Judge a copy that was trained for a few steps, since dead branches hide the law."""
     try:
-        trained = copy.deepcopy(model)
-        train_a_little(trained, batch, steps=4)
-        again = measured_pass(trained, batch, None)
-        far, _ = loop_map(trained, batch, again, 0.0)
-        again = with_far_gain(again, far)
-        later = judge(_facts(trained, again, far, varied, stated))
+        trained = replace(setting, model=copy.deepcopy(setting.model))
+        train_a_little(trained, steps=4)
+        again = measured_pass(trained)
+        later = judge(_facts(trained.model, with_far_gain(again, far_gain(trained, again)), varied, stated))
     except (RuntimeError, LookupError, TypeError):
         return findings
     told = {f.code for f in findings}
@@ -258,31 +384,17 @@ def _not_looped(findings: list[Finding], knob: Knob | None) -> Diagnosis:
             "a loop of one visit needs no rule"
         )
     if not any(f.code == "untied" for f in findings):
-        findings = [
-            Finding(
-                "not-looped",
-                "error",
-                "model",
-                "no parameter acts twice on its own result in one forward pass",
-                "every layer is visited once",
-                remedy,
-            ),
-            *findings,
-        ]
+        said = "no parameter acts twice on its own result in one forward pass"
+        if not any(f.code == "restarts" for f in findings):
+            findings = [finding("not-looped", "model", said, remedy=remedy), *findings]
     said = f"not looped: {findings[0].evidence}; {findings[0].remedy}"
     return Diagnosis(
         False, 1, False, findings=tuple(findings), verdict=said, loops_argument=knob.name if knob else None
     )
 
 
-def _details(
-    facts: Facts,
-    spectrum: Spectrum | None,
-    grads: Gradients,
-    varied: OverLoops | None,
-    stepped: OneStep | None,
-    ranged: LoopRange | None,
-) -> dict[str, Any]:
+def _details(measured: Measured, ranged: LoopRange | None) -> dict[str, Any]:
+    facts, spectrum, grads = measured.facts, measured.spectrum, measured.grads or Gradients(None, {}, (), ())
     growth = facts.growth
     return {
         "norms": list(growth.norms) if growth else [],
@@ -298,9 +410,11 @@ def _details(
         "kappa_left_out": list(grads.left_out),
         "gradient_by_visit": list(grads.weights),
         "stream_gradient_by_visit": list(grads.stream),
-        "over_loops": varied.to_json() if varied else None,
+        "gradient_reach": grads.reached,
+        "over_loops": measured.varied.to_json() if measured.varied else None,
         "init_ratio": facts.init_ratio,
         "base_layers": _base(facts.stated),
-        "one_step": stepped.to_json() if stepped else None,
+        "strength": facts.stated.strength if facts.stated else None,
+        "one_step": measured.stepped.to_json() if measured.stepped else None,
         "loops_range": ranged.to_json() if ranged else None,
     }

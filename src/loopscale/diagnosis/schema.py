@@ -6,6 +6,8 @@ import json
 from importlib.resources import files
 from typing import Any
 
+from loopscale.findings import FINDINGS
+
 
 def diagnosis_schema() -> dict[str, Any]:
     """The JSON Schema (2020-12) that every diagnosis keeps to; fields are only ever added within one number.
@@ -15,4 +17,6 @@ def diagnosis_schema() -> dict[str, Any]:
     """
     text = files("loopscale.diagnosis").joinpath("schema.json").read_text(encoding="utf-8")
     found: dict[str, Any] = json.loads(text)
+    codes = found["properties"]["findings"]["items"]["properties"]["code"]
+    codes["enum"] = [row.code for row in FINDINGS]
     return found

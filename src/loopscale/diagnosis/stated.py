@@ -27,6 +27,7 @@ class Stated:
     loops: int | None = None
     eps: float | None = None
     base_layers: int | None = None
+    strength: float = 1.0
 
 
 @contextmanager
@@ -50,7 +51,7 @@ def _listener(heard: dict[str, Stated], name: str) -> Any:
         visits = module.loops if kwargs.get("loops") is None else kwargs["loops"]
         eps = None if module.rule.norm == "post" else module.residual_scale(visits)
         where = f"`{name}`" if name else "the model"
-        heard[name] = Stated("loop", where, module.depth_at(visits).loops, eps, module.base_layers)
+        heard[name] = Stated("loop", where, module.depth_at(visits).loops, eps, module.base_layers, module.strength)
 
     return listen
 
@@ -60,7 +61,7 @@ def stated_for(model: nn.Module, modules: tuple[str, ...], heard: Mapping[str, S
     handle = attachment_in(model)
     if handle is not None:
         eps = None if handle.rule.norm == "post" else handle.residual_scale
-        return Stated("attached", "the attached scale", handle.loops, eps, handle.base_layers)
+        return Stated("attached", "the attached scale", handle.loops, eps, handle.base_layers, handle.strength)
     around = [name for name in heard if not name or any(f"{module}.".startswith(f"{name}.") for module in modules)]
     if around:
         return heard[max(around, key=len)]

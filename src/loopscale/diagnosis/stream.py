@@ -7,7 +7,7 @@ such value. The path of a visit runs through its dominators: the values that eve
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from loopscale.diagnosis.loops import FoundLoop
 from loopscale.probe.tape import Node, Tape
@@ -21,6 +21,11 @@ SAME = frozenset(
     "unflatten __getitem__ __get__ transpose permute rearrange identity alias view_as expand_as movedim chunk split "
     "unbind".split()
 )
+# What mixes several carriers of the stream into one: streams side by side, blends of blocks, a sum over neighbours.
+MIXES = frozenset(
+    "stack cat concat concatenate sum mean einsum matmul __matmul__ bmm gather where index_select take_along_dim "
+    "scatter __setitem__ index_put_ masked_scatter masked_fill".split()
+)
 NORMS = frozenset("layer_norm rms_norm group_norm normalize instance_norm batch_norm".split())
 
 
@@ -28,9 +33,11 @@ NORMS = frozenset("layer_norm rms_norm group_norm normalize instance_norm batch_
 class Step:
     """One thing that happens to the stream: kind is branch, inject, scale, norm or map.
 
-    `skip` is the operand that carries the stream, `update` what is added, `base` the update before its scale;
-    `factor` is how the scale was spelt; `nested` says that the update carries a copy of the stream itself;
-    `attention` counts attention calls in the branch.
+    `skip` is the operand that carries the stream, `update` what is added (the skip again where a constant is: it has no
+    node), `base` the update before its scale; `factor` is how the scale was spelt; `nested` says that the update carries a
+    copy of the stream itself; `attention` counts attention calls in the branch. `operand` and `other` are the places of
+    the update and of the skip among what the call reads; -1 where no factor can be put on it. `beside`: an addition
+    that an earlier one does not feed, as in blocks side by side.
     """
 
     kind: str
@@ -41,6 +48,9 @@ class Step:
     factor: object = None
     nested: bool = False
     attention: int = 0
+    operand: int = -1
+    other: int = -1
+    beside: bool = False
 
 
 @dataclass(frozen=True)
@@ -220,10 +230,11 @@ def _steps(nodes: list[Node], path: list[int]) -> list[Step]:
 def _segment(nodes: list[Node], start: int, end: int) -> list[Step]:
     node, inside = nodes[end], descendants(nodes, start, end)
     carried = [p for p in dict.fromkeys(node.parents) if p in inside]
-    if node.op in ADDS:
+    if node.op in ADDS or node.op in MIXES or (node.op in SCALES and len(carried) > 1):
         linear = _linear(nodes, start, inside)
-        if any(p in linear for p in carried):
-            return _adds(nodes, start, end, linear, inside)
+        if any(p in linear for p in carried) and end in linear:
+            made = _adds(nodes, start, end, linear, inside)
+            return made if made or node.op not in SCALES else [Step("map", end, start)]
         return [Step("map", end, start)]
     if node.op in NORMS or _manual_norm(nodes, start, end, inside):
         return [Step("norm", end, start)]
@@ -240,41 +251,89 @@ def _manual_norm(nodes: list[Node], start: int, end: int, inside: set[int]) -> b
 
 
 def _linear(nodes: list[Node], start: int, inside: set[int]) -> dict[int, int]:
-    """Values that carry the stream itself, reached by adding, scaling and reshaping only; by how many additions."""
+    """Values that carry the stream itself, reached by adding, scaling, mixing and reshaping only; by how many additions."""
     reached = {start: 0}
     for index in sorted(inside - {start}):
         node = nodes[index]
-        carried = [p for p in node.parents if p in inside]
-        plain = node.op in SAME or (node.op in SCALES and len(set(carried)) == 1)
-        if (plain or node.op in ADDS) and any(p in reached for p in carried):
-            reached[index] = min(reached[p] for p in carried if p in reached) + (node.op in ADDS)
+        known = [p for p in dict.fromkeys(node.parents) if p in reached]
+        scaled = node.op in SCALES and len(known) == 1
+        # A product with a weight is the branch's own; with anything else it is a mixture of what it reads.
+        mixed = node.op in MIXES and not node.params and not _weighs(nodes, node)
+        if known and (node.op in SAME or scaled or mixed or node.op in ADDS):
+            reached[index] = min(reached[p] for p in known) + (node.op in ADDS)
     return reached
+
+
+def _weighs(nodes: list[Node], node: Node) -> bool:
+    return any(nodes[p].params for p in node.parents if not nodes[p].data)
 
 
 def _adds(nodes: list[Node], start: int, end: int, linear: dict[int, int], inside: set[int]) -> list[Step]:
     """The additions on the way from `start` to `end`, in order.
 
     Of two operands that both carry the stream the one with fewer additions is the skip; the other is one update as a
-    whole (x + block(x), x + eps (block(x) - x)).
+    whole (x + block(x), x + eps (block(x) - x)). Where a mixture reads several carriers each is followed.
     """
-    found: list[Step] = []
-    index = end
-    while index > start:
+    found: dict[int, Step] = {}
+    waiting, seen, side = [end], {start}, False
+    while waiting:
+        index = waiting.pop()
+        if index in seen:
+            continue
+        seen.add(index)
         node = nodes[index]
         skips = [p for p in dict.fromkeys(node.parents) if p in linear]
         if not skips:
-            break
+            continue
+        if node.op not in ADDS:
+            side = side or len(skips) > 1
+            waiting += skips
+            continue
         skip = min(skips, key=lambda p: (linear[p], p))
-        others = [p for p in node.parents if p != skip]
-        if node.op in ADDS and others:
-            update = max(others, key=lambda p: (p in inside, p))
-            if nodes[update].shape and (nodes[update].data or update in inside):
-                kind = "branch" if update in inside else "inject"
-                base, factor = strip(nodes, update)
-                attends = _attentions(nodes, start, update) if kind == "branch" else 0
-                found.append(Step(kind, index, skip, update, base, factor, update in linear, attends))
-        index = skip
-    return found[::-1]
+        step = _addition(nodes, start, index, skip, linear, inside)
+        if step is not None:
+            found[index] = step
+        waiting.append(skip)
+    steps = [found[index] for index in sorted(found)]
+    if not side:
+        return steps
+    fed = [any(t.node in ancestors(nodes, s.skip, start) for t in steps[:n]) for n, s in enumerate(steps)]
+    return [replace(s, beside=n > 0 and not fed[n]) for n, s in enumerate(steps)]
+
+
+def _addition(
+    nodes: list[Node], start: int, index: int, skip: int, linear: dict[int, int], inside: set[int]
+) -> Step | None:
+    """What an addition adds to the stream: a branch of it, an input or a constant; None for a number."""
+    node = nodes[index]
+    others = [p for p in node.parents if p != skip]
+    places = {word[1]: place for place, word in enumerate(node.args) if _is_node(word)}
+    if not others:
+        constant = next((p for p, word in enumerate(node.args) if _is_constant(word)), None)
+        if constant is None or not _numel(nodes[index].shape):
+            return None
+        return Step("inject", index, skip, skip, -1, None, operand=constant, other=places.get(skip, -1))
+    update = max(others, key=lambda p: (p in inside, p))
+    if not nodes[update].shape:
+        return None
+    kind = "branch" if update in inside else "inject"
+    base, factor = strip(nodes, update)
+    attends = _attentions(nodes, start, update) if kind == "branch" else 0
+    operand, other = places.get(update, -1), places.get(skip, -1)
+    if node.op.startswith("lerp"):
+        operand, other = 2, -1
+    return Step(kind, index, skip, update, base, factor, update in linear, attends, operand, other)
+
+
+def _is_node(word: object) -> bool:
+    return isinstance(word, tuple) and len(word) == 2 and word[0] == "node"
+
+
+def _is_constant(word: object) -> bool:
+    """Whether this is a buffer, a parameter or another tensor that comes from no call."""
+    if not isinstance(word, tuple) or not word:
+        return False
+    return (word[0] == "constant" and bool(word[1])) or (word[0] == "param" and bool(word[1][2]))
 
 
 def _attentions(nodes: list[Node], start: int, update: int) -> int:
@@ -291,7 +350,11 @@ def strip(nodes: list[Node], index: int) -> tuple[int, object]:
     factor: object = None
     while True:
         node = nodes[index]
-        data = [p for p in node.parents if nodes[p].data]
+        number = next((word for word in node.args if type(word) in (int, float)), None)
+        if node.op in SCALES and not node.parents and number:  # a constant times a number: it has no node of its own
+            written = 1 / number if "div" in node.op else number
+            return -1, written if factor is None else written * factor if isinstance(factor, float) else factor
+        data = [p for p in node.parents if nodes[p].data] or list(node.parents)[:1]
         if node.op in SCALES and len(node.parents) <= 2 and len(data) == 1:
             factor = factor or _factor(node, data[0])
         elif not (node.op in SAME and len(data) == 1 and _numel(nodes[data[0]].shape) == _numel(node.shape)):

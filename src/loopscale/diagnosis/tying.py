@@ -9,16 +9,22 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from loopscale.diagnosis.diagnosis import Finding
+from loopscale.diagnosis.diagnosis import Finding, finding
 from loopscale.diagnosis.knob import candidates
 from loopscale.diagnosis.loops import FoundLoop
 from loopscale.probe.tape import Key, Tape, storage_key
 
-_REMEDY = "assign the same module or parameter object at every visit, after any deepcopy, cast or load with assign=True"
+# Values this alike from one row or column to the next are written by a formula; random ones have about none.
+SMOOTH = 0.5
 
 
 def untied(model: nn.Module, tape: Tape, loops: list[FoundLoop]) -> Iterator[Finding]:
-    """At most one finding: equal copies, then twins of shared parameters, then loops declared but not made."""
+    """Give at most one finding: equal copies, then twins of shared parameters, then loops declared but not made.
+
+    Only what was meant to be shared counts, by evidence: random values that are equal, or sharing set up parameter by
+    parameter that leaves some out. Private adapters, attention, first and last layers, and matrices that every layer
+    initialises by one formula are the design.
+    """
     yield from list(_found(model, tape, loops))[:1]
 
 
@@ -27,39 +33,24 @@ def _found(model: nn.Module, tape: Tape, loops: list[FoundLoop]) -> Iterator[Fin
     copies = _equal_copies(model, used)
     if copies:
         names = ", ".join(f"`{name}`" for name in copies[0][:3])
-        yield Finding(
-            "untied",
-            "error",
-            ", ".join(copies[0][:4]),
-            f"{names} hold equal values in separate memory ({len(copies)} such sets): they drift apart in training",
-            "a copy was made where the same parameter was meant",
-            _REMEDY,
+        said = f"{names} hold equal values in separate memory ({len(copies)} such sets): they drift apart in training"
+        yield finding(
+            "untied", ", ".join(copies[0][:4]), said, cause="a copy was made where the same parameter was meant"
         )
-    twins = _twins(tape, loops)
+    twins = _twins(model, tape, loops)
     if twins:
-        yield Finding(
-            "untied",
-            "warning",
-            ", ".join(twins[:4]),
-            f"{len(twins)} matrices differ from visit to visit beside matrices of the same layers that are shared",
-            "sharing was set up for a part of the layer only",
-            _REMEDY,
-        )
+        said = f"{len(twins)} matrices differ from visit to visit beside matrices of the same layers that are shared"
+        cause = "sharing was set up for a part of the layer only"
+        yield finding("untied", ", ".join(twins[:4]), said, "warning", cause=cause)
     if not loops:
         declared = _declared(model)
         if declared:
-            yield Finding(
-                "untied",
-                "error",
-                declared[0],
-                f"`{declared[0]}` asks for {declared[1]} loops, and no parameter acts twice in a forward pass",
-                "each visit has layers of its own",
-                _REMEDY,
-            )
+            said = f"`{declared[0]}` asks for {declared[1]} loops, and no parameter acts twice in a forward pass"
+            yield finding("untied", declared[0], said, cause="each visit has layers of its own")
 
 
 def _equal_copies(model: nn.Module, used: set[Key]) -> list[list[str]]:
-    """Sets of matrices, used in the pass, of equal value in separate memory; constant matrices do not count."""
+    """Sets of random matrices, used in the pass, of equal value in separate memory."""
     sets: dict[tuple[object, ...], dict[object, tuple[str, Tensor]]] = defaultdict(dict)
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if parameter.ndim < 2 or parameter.numel() < 4 or storage_key(parameter) not in used:
@@ -75,36 +66,55 @@ def _equal_copies(model: nn.Module, used: set[Key]) -> list[list[str]]:
     found = []
     for members in sets.values():
         (first, value), *others = members.values()
-        if others and bool((value != value.flatten()[0]).any()):
+        if others and not _by_formula(value):
             same = [name for name, other in others if torch.equal(value, other)]
             if same:
                 found.append([first, *same])
     return found
 
 
-def _twins(tape: Tape, loops: list[FoundLoop]) -> list[str]:
-    """Private matrices whose siblings in the same numbered layers are shared by storage."""
-    shared = {name for loop in loops for key in loop.uses for name in tape.names.get(key, [])}
+def _by_formula(value: Tensor) -> bool:
+    """Whether a matrix looks written by a formula: few distinct values, equal rows, or smooth along an axis."""
+    part = value.detach().double().flatten(0, -2)[:256, :256]
+    if part.unique().numel() * 2 < part.numel() or not bool(torch.isfinite(part).all()):
+        return True
+    for rows in (part, part.T):
+        if rows.shape[1] > 7:
+            before, after = rows[:, :-1].flatten(), rows[:, 1:].flatten()
+            spread = float(before.std() * after.std())
+            if spread and float(((before - before.mean()) * (after - after.mean())).mean()) / spread > SMOOTH:
+                return True
+    return False
+
+
+def _twins(model: nn.Module, tape: Tape, loops: list[FoundLoop]) -> list[str]:
+    """Private matrices of numbered layers whose siblings are one parameter held by several modules.
+
+    Where a layer holds a shared *module* (a bank of experts, one attention for all), the rest is its own on purpose.
+    """
+    looped = {key for loop in loops for key in loop.uses}
+    holders = _holders(model)
     spread: dict[str, set[str]] = defaultdict(set)
-    for name in shared:
-        match = re.match(r"(.*?)\.(\d+)\.", name)
-        if match:
-            spread[match[1]].add(match[2])
-    several = {
-        stem
-        for stem in spread
-        if any(
-            len({n.split(".")[stem.count(".") + 1] for n in names if n.startswith(stem + ".")}) > 1
-            for key, names in tape.names.items()
-            if names[0] in shared
-        )
-    }
+    for key in looped:
+        for name in holders.get(key, []):
+            match = re.match(r"(.*?)\.(\d+)\.", name)
+            if match and len(holders[key]) > 1:
+                spread[match[1]].add(match[2])
     found: dict[tuple[str, str], list[str]] = defaultdict(list)
     for key, names in tape.names.items():
         match = re.match(r"(.*?)\.(\d+)\.(.*)", names[0])
-        if match and match[1] in several and len(key[2]) >= 2 and len(names) == 1 and min(key[2]) > 32:
+        if match and match[2] in spread.get(match[1], ()) and len(key[2]) >= 2 and len(names) == 1 and min(key[2]) > 32:
             found[match[1], match[3]].append(names[0])
     return [name for names in found.values() if len(names) > 1 for name in names]
+
+
+def _holders(model: nn.Module) -> dict[Key, list[str]]:
+    """Names of each parameter, one for each module object that holds it."""
+    found: dict[Key, list[str]] = defaultdict(list)
+    for path, module in model.named_modules():  # each module object once
+        for name, parameter in module.named_parameters(recurse=False):
+            found[storage_key(parameter)].append(f"{path}.{name}".strip("."))
+    return found
 
 
 def _declared(model: nn.Module) -> tuple[str, int] | None:

@@ -27,7 +27,14 @@ def call_model(model: nn.Module, batch: Any, extra: Mapping[str, Any] | None = N
     if isinstance(batch, Mapping):
         return model(**{**batch, **more})
     if isinstance(batch, (tuple, list)):
-        return model(*batch, **more)
+        # What is given by place and set by name is set in its place.
+        by_place = (
+            dict(zip(inspect.signature(model.forward).parameters, range(len(batch)), strict=False)) if more else {}
+        )
+        given = list(batch)
+        for name in [name for name in more if name in by_place]:
+            given[by_place[name]] = more.pop(name)
+        return model(*given, **more)
     return model(batch, **more)
 
 

@@ -43,8 +43,9 @@ class Site(NamedTuple):
     op: str
 
     def __str__(self) -> str:
-        """Spell it as file:line."""
-        return f"{self.file}:{self.line}"
+        """Spell it as file:line, the file as seen from here or from where packages are installed."""
+        _, installed, within = self.file.partition(f"site-packages{os.sep}")
+        return f"{within if installed else os.path.relpath(self.file)}:{self.line}"
 
 
 @dataclass
@@ -215,7 +216,9 @@ class Tape(TorchFunctionMode):
             replaced = tensor.copy_(replaced)
         if index not in self.keep:
             return replaced
-        if not self.graph:
+        if self.plain:  # a dual number: detaching would take its tangent away
+            self.values[index] = replaced.clone()
+        elif not self.graph:
             self.values[index] = replaced.detach().clone()
         elif self.guard:
             self.values[index] = replaced.clone()
@@ -285,8 +288,9 @@ class Tape(TorchFunctionMode):
         """Multiply one operand of a call; an in-place call whose own tensor is meant keeps that tensor."""
         value = args[operand] if operand < len(args) else None
         if isinstance(value, Tensor):
+            # At 0 nothing is left of the value: what stands in for it comes from nowhere.
             scaled: Any = value * factor if factor else torch.zeros_like(value)
-            if self.node_of(value) is not None:
+            if factor and self.node_of(value) is not None:
                 setattr(scaled, _TAG, (self.serial, self.node_of(value)))
         elif isinstance(value, float):
             scaled = value * factor

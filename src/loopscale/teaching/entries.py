@@ -11,6 +11,7 @@ from importlib.resources import files
 from typing import Any
 
 from loopscale.errors import UserError
+from loopscale.findings import FINDINGS as ROWS
 from loopscale.parameterization import RULES, Role, Rule
 from loopscale.teaching.interfaces import Interface, commands, functions
 from loopscale.teaching.symptoms import matching
@@ -152,7 +153,20 @@ def _predictions() -> tuple[Entry, ...]:
 
 
 def _findings() -> tuple[Entry, ...]:
-    return tuple(Entry(kind="finding", page=FINDINGS, **row) for row in _table("findings"))
+    return tuple(
+        Entry(
+            "finding",
+            row.code,
+            row.title,
+            row.cause,
+            row.formula,
+            row.source,
+            use=row.remedy,
+            figure=row.paper,
+            page=FINDINGS,
+        )
+        for row in ROWS
+    )
 
 
 def _words() -> tuple[Entry, ...]:

@@ -1,4 +1,4 @@
-"""From measured facts to findings. Every threshold stands here, with its reason."""
+"""From measured facts to findings: one function for each cause. Every threshold stands here, with its reason."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from loopscale.diagnosis.branches import Branch
-from loopscale.diagnosis.diagnosis import Finding
+from loopscale.diagnosis.diagnosis import Finding, finding
 from loopscale.diagnosis.growth import Growth
 from loopscale.diagnosis.stated import Stated
 
@@ -22,6 +22,8 @@ MIXED = 2.0
 FURTHER = 0.45
 # Additions that sum to less than this share of the stream cannot harm it.
 NEGLIGIBLE = 0.3
+# Updates with a smaller mean cosine over the visits do not add up coherently: then 1/N is no advice.
+COHERENT = 0.3
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Facts:
     init_ratio: float | None = None
     dtype: str = "float32"
     stated: Stated | None = None
+    over: float | None = None
 
     @property
     def miscounted(self) -> bool:
@@ -77,6 +80,13 @@ class Facts:
         return [b for b in self.living if b.scale * MIXED >= eps]
 
     @property
+    def coherent(self) -> bool:
+        """Whether the updates of the visits add up: their cosine, or a stream that grew all the same."""
+        known = [b.cosine for b in self.living if b.cosine is not None]
+        grown = self.growth is not None and self.growth.gain > 2 and self.growth.law != "bounded"
+        return not known or sum(known) / len(known) >= COHERENT or grown
+
+    @property
     def bounded_by(self) -> str | None:
         """Why the size of the stream cannot grow whatever eps is; None when it can."""
         if self.far_gain is None:
@@ -94,20 +104,9 @@ class Facts:
 
 
 def judge(facts: Facts) -> list[Finding]:
-    """All findings on one loop, the worst first."""
-    found = [
-        *_miscounted(facts),
-        *_nested(facts),
-        *_bounded(facts),
-        *_scales(facts),
-        *_injection(facts),
-        *_decay(facts),
-        *_dead(facts),
-        *_double(facts),
-        *_squared(facts),
-        *_absorbed(facts),
-    ]
-    return sorted(found, key=lambda finding: ("error", "warning", "info").index(finding.severity))
+    """Give all findings on one loop, the worst first."""
+    found = [said for cause in CAUSES for said in cause(facts)]
+    return sorted(found, key=lambda said: ("error", "warning", "info").index(said.severity))
 
 
 def _miscounted(facts: Facts) -> Iterator[Finding]:
@@ -123,40 +122,35 @@ def _miscounted(facts: Facts) -> Iterator[Finding]:
         cause = "attach was given another N than the model makes, or the model's own was changed since"
         remedy = f"handle.set_loops({facts.loops}) wherever the model's own number of loops is set"
     eps = "" if told.eps is None else f" and gives its eps, {told.eps:.4g}"
-    yield Finding(
+    yield finding(
         "miscounted-loops",
-        "error" if facts.growth is not None and facts.growth.gain > 2 else "warning",
         told.where if told.kind == "loop" else facts.where,
         f"the weights act {facts.loops} times in one pass, and {told.where} counts N = {told.loops}{eps}",
-        cause,
+        "error" if facts.growth is not None and facts.growth.gain > 2 else "warning",
         remedy,
+        cause,
     )
 
 
 def _nested(facts: Facts) -> Iterator[Finding]:
     if facts.nested and facts.far_gain is not None:
         factor = facts.far_gain
-        yield Finding(
+        skips = [b for b in facts.branches if b.nested and b.line]
+        yield finding(
             "nested-skip",
-            "error",
             facts.where,
             f"a large stream comes out {factor:.3g} times as large from every visit: "
-            f"{factor**facts.loops:.3g} after {facts.loops}",
-            "the block already adds its input, and the loop adds it again: x + block(x)",
-            "iterate x = block(x), or let the loop add block(x) - x",
+            f"{factor**facts.loops:.3g} after {facts.loops}" + (f"; added at {skips[0].line}" if skips else ""),
         )
 
 
 def _bounded(facts: Facts) -> Iterator[Finding]:
     reason = facts.bounded_by
     if reason is not None:
-        yield Finding(
+        yield finding(
             "norm-bounded",
-            "info",
             facts.where,
-            f"a stream made 1000 times larger leaves a visit {facts.far_gain:.3g} times as large as it came",
-            f"{reason} sets the size of the stream at every visit",
-            "your loop is norm-bounded, eps is not the lever: look at alignment and gradients over visits instead",
+            f"a stream made 1000 times larger leaves a visit {facts.far_gain:.3g} times as large as it came: {reason}",
         )
 
 
@@ -167,28 +161,35 @@ def _scales(facts: Facts) -> Iterator[Finding]:
     if facts.miscounted:  # its eps is right for another N: no law of another rule
         return
     kind = scale_kind(facts)
+    if kind == "none" and not facts.coherent:
+        return
     if kind == "none":
         law = f"{facts.growth.law}, gain {facts.growth.gain:.3g}" if facts.growth else "not measured"
         grown = facts.growth is not None and facts.growth.gain > 2
-        yield Finding(
+        yield finding(
             "unscaled-residual",
-            "error" if grown else "warning",
             _places(facts.least_scaled),
             f"eps = {eps:.3g} at N = {facts.loops}{_only(facts)}, growth {law}, "
-            f"updates of the visits have cosine {_cosine(facts)}",
-            "a shared layer adds nearly the same update at every visit, so the stream grows like N",
+            f"updates of the visits have cosine {_cosine(facts)}{_lines(facts.least_scaled)}",
+            "error" if grown else "warning",
             f"multiply every residual branch by {facts.prescribed:.4g} = {facts.formula}, "
             "and tune its strength at few loops",
         )
     elif kind == "sqrt":
-        yield Finding(
+        ratio = facts.init_ratio or 1.0
+        by_init = f", and output projections initialised at {ratio:.3g} of the others" if eps > 0.9 > ratio else ""
+        mended = f", and initialise output projections like the others (times {1 / ratio:.3g})" if by_init else ""
+        yield finding(
             "sqrt-scaled",
-            "warning",
             _places(facts.least_scaled),
-            f"eps = {eps:.4g}{_only(facts)} at N = {facts.loops}, L = {facts.layers}{_over_loops(facts.scale_power)}",
-            "1/sqrt(depth) is right for distinct layers; visits of one layer add coherently: the stream grows as sqrt(N)",
-            f"use 1/N over loops: {facts.prescribed:.4g} = {facts.formula}",
+            f"eps = {eps:.4g}{by_init}{_only(facts)} at N = {facts.loops}, L = {facts.layers}"
+            f"{_over_loops(facts.scale_power)}",
+            remedy=f"use 1/N over loops: {facts.prescribed:.4g} = {facts.formula}{mended}",
         )
+
+
+# A stream that grew by less has no injection to mend.
+INJECTED = 1.5
 
 
 def scale_kind(facts: Facts) -> str:
@@ -221,23 +222,28 @@ def _negligible(facts: Facts) -> bool:
 
 
 def _injection(facts: Facts) -> Iterator[Finding]:
-    if facts.bounded_by or facts.growth is None or facts.loops < 2:
+    if facts.bounded_by or facts.nested or facts.growth is None or facts.loops < 2:
         return
-    for branch in facts.branches:
-        if branch.kind != "inject" or not branch.sizes:
-            continue
-        total = sum(branch.sizes) / len(branch.sizes) * facts.loops
-        if branch.scale * facts.loops >= 1.8 and total >= 0.4 * facts.growth.norms[-1]:
-            yield Finding(
-                "unscaled-injection",
-                "error",
-                branch.where,
-                f"the same input is added at each of {facts.loops} visits, {total:.3g} in all against a stream of "
-                f"{facts.growth.norms[-1]:.3g}",
-                "an injected input is a perfectly aligned update: it grows like N, whatever the branches do",
-                f"scale it by 1/N = {1 / facts.loops:.4g}, add it to the branch input only, or use a contractive carry",
-            )
-            return
+    # What is injected is judged together: a position and a time signal are each a part of one thing. A vector of each
+    # visit's own adds up at random, and is no cause beside one that adds up straight.
+    other = facts.scale is not None and scale_kind(facts) != "looped"
+    large = [b for b in facts.branches if b.kind == "inject" and b.sizes and b.scale * facts.loops >= 1.8]
+    added = [b for b in large if not (other and (1.0 if b.cosine is None else b.cosine) < COHERENT)]
+    sums = [sum(b.sizes) / len(b.sizes) * facts.loops for b in added]
+    total, end = sum(sums), facts.growth.norms[-1]
+    if not added or facts.growth.gain < INJECTED or total < 0.4 * end:
+        return
+    large = [(b, part) for b, part in zip(added, sums, strict=True) if part >= 0.1 * total]
+    names = list(dict.fromkeys(b.where for b, _ in large))
+    shares = ", ".join(f"{b.where} {part:.3g}" for b, part in large)
+    yield finding(
+        "unscaled-injection",
+        ", ".join(names),
+        f"the same input is added at each of {facts.loops} visits, {total:.3g} in all ({shares}) against a stream of "
+        f"{end:.3g}{_lines([b for b, _ in large])}",
+        remedy=f"scale it by 1/N = {1 / facts.loops:.4g}, add it once before the loop or to the branch input only, or "
+        "use a contractive carry",
+    )
 
 
 def _decay(facts: Facts) -> Iterator[Finding]:
@@ -245,13 +251,8 @@ def _decay(facts: Facts) -> Iterator[Finding]:
         return
     for branch in facts.branches:
         if branch.decay is not None and branch.decay > 0:
-            yield Finding(
-                "marginal-decay",
-                "warning",
-                branch.where,
-                f"{branch.decay:.0%} of the channels of the decay are 1 to six digits",
-                "a decay below 1 by construction rounds to 1.0 in fp32: these channels never forget",
-                "bound it away from 1, for example exp(-softplus(a) - 1e-3), or store 1 - decay",
+            yield finding(
+                "marginal-decay", branch.where, f"{branch.decay:.0%} of the channels of the decay are 1 to six digits"
             )
             return
 
@@ -259,14 +260,7 @@ def _decay(facts: Facts) -> Iterator[Finding]:
 def _dead(facts: Facts) -> Iterator[Finding]:
     dead = [b for b in facts.branches if b.kind == "branch" and b.dead]
     if dead:
-        yield Finding(
-            "dead-branch",
-            "info",
-            _places(dead),
-            f"{len(dead)} branches add exactly nothing",
-            "their output projection or gate is zero, often on purpose at initialisation",
-            "nothing to mend at initialisation; growth and scale are those after a few training steps",
-        )
+        yield finding("dead-branch", _places(dead), f"{len(dead)} branches add exactly nothing")
 
 
 def _double(facts: Facts) -> Iterator[Finding]:
@@ -276,13 +270,12 @@ def _double(facts: Facts) -> Iterator[Finding]:
     depths = (facts.loops, facts.layers, facts.loops * facts.layers)
     products = {factor * depth for depth in depths for factor in (1, 2)}
     if any(_near(ratio, 1 / math.sqrt(product), 0.12) for product in products if product > 2):
-        yield Finding(
+        yield finding(
             "double-depth-scale",
-            "warning",
             _places(facts.living),
             f"eps = {eps:.3g}, and output projections are {ratio:.3g} times as large as the other matrices",
-            "an initialisation by 1/sqrt(2 depth), as GPT-2 does, stands on top of the residual scale",
-            "initialise output projections like the others; eps alone carries the depth",
+            remedy=f"initialise output projections like the others (times {1 / ratio:.3g}); eps alone carries the depth",
+            cause="an initialisation by 1/sqrt(2 depth), as GPT-2 does, stands on top of the residual scale",
         )
 
 
@@ -296,13 +289,12 @@ def _squared(facts: Facts) -> Iterator[Finding]:
     further = eps / told.eps
     rules = (told.eps, facts.prescribed, 1 / N, 1 / (N * math.sqrt(L)), 1 / math.sqrt(N * L), 1 / math.sqrt(N))
     if further < FURTHER and any(_near(further, rule) for rule in rules):
-        yield Finding(
+        yield finding(
             "double-depth-scale",
-            "warning",
             _places(facts.living),
             f"eps = {eps:.4g} as measured and {told.eps:.4g} by {told.where}: a further factor {further:.4g} acts",
-            "a second residual scale stands on top of the first: attach over a Loop, or a factor in the forward",
-            "keep one of the two: the Loop, or what was attached, carries the depth alone",
+            remedy="keep one of the two: the Loop, or what was attached, carries the depth alone",
+            cause="a second residual scale stands on top of the first: attach over a Loop, or a factor in the forward",
         )
 
 
@@ -317,13 +309,10 @@ def _over_loops(power: float | None) -> str:
 def _absorbed(facts: Facts) -> Iterator[Finding]:
     lost = [b for b in facts.branches if b.absorbed > 0.2]
     if lost:
-        yield Finding(
+        yield finding(
             "bf16-absorbed",
-            "warning",
             _places(lost),
             f"{max(b.absorbed for b in lost):.0%} of the elements of the {facts.dtype} stream are unchanged by an update",
-            "an addition below 2^-8 of the stream is rounded away in bf16",
-            "keep the stream in fp32 and run only the branches in bf16",
         )
 
 
@@ -344,3 +333,24 @@ def _cosine(facts: Facts) -> str:
 def _places(branches: list[Branch]) -> str:
     names = list(dict.fromkeys(b.where for b in branches))
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _lines(branches: list[Branch]) -> str:
+    """Where the additions stand in the code; empty where no Python code makes them."""
+    lines = list(dict.fromkeys(b.line for b in branches if b.line))
+    return "" if not lines else "; added at " + ", ".join(lines[:3]) + (" ..." if len(lines) > 3 else "")
+
+
+# In the order in which they are said within one severity.
+CAUSES = (
+    _miscounted,
+    _nested,
+    _bounded,
+    _scales,
+    _injection,
+    _decay,
+    _dead,
+    _double,
+    _squared,
+    _absorbed,
+)

@@ -1,0 +1,55 @@
+"""One way to run the model: a batch, a number of loops, factors on its additions; and the same at several N."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from loopscale.probe.passes import record
+from loopscale.probe.tape import Site, Tape
+
+if TYPE_CHECKING:
+    from loopscale.diagnosis.knob import Knob
+
+Factors = Mapping[Site, tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The model, what it is called with, and the factor that each addition is run with (the user's code stays as it is)."""
+
+    model: nn.Module
+    batch: Any
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    factors: Factors = field(default_factory=dict)
+
+    def run(self, **more: Any) -> tuple[Tape, Any]:
+        """Record one pass; the arguments are those of `record`."""
+        return record(self.model, self.batch, self.extra, factors=self.factors, **more)
+
+    def changed(self, factors: Factors) -> Setting:
+        """Put further factors on additions; of one addition they multiply."""
+        joined = dict(self.factors)
+        for site, (operand, factor) in factors.items():
+            joined[site] = (operand, factor * (joined[site][1] if site in joined else 1.0))
+        return replace(self, factors=joined)
+
+
+def at_each(
+    setting: Setting,
+    knob: Knob | None,
+    counts: Sequence[int],
+    factors: Callable[[int], Factors] | None = None,
+) -> Iterator[tuple[int, Setting]]:
+    """Give the setting at each number of loops, the knob set meanwhile; without a knob, at the model's own alone."""
+    if knob is None:
+        for count in counts[:1]:
+            yield count, setting
+        return
+    for count in sorted({knob.nearest(count) for count in counts}):
+        with knob.at(count) as extra:
+            moved = replace(setting, extra={**setting.extra, **extra})
+            yield count, moved if factors is None else moved.changed(factors(count))

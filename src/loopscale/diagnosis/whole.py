@@ -1,0 +1,218 @@
+"""The loop within its model: is it used, does it restart, is it the same in training, does the knob act?"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from loopscale.diagnosis.branches import owner, rms
+from loopscale.diagnosis.diagnosis import Finding, finding
+from loopscale.diagnosis.knob import Knob, candidates
+from loopscale.diagnosis.loops import FoundLoop, find_loops
+from loopscale.diagnosis.measure import Pass, measured_pass
+from loopscale.diagnosis.setting import Setting
+from loopscale.probe.batch import first_float
+from loopscale.probe.tape import Key, Tape
+from loopscale.probe.walks import ancestors
+
+# Leaving the loop out moves the output by less than this share: it is idle.
+IDLE = 1e-3
+# Gains of training and evaluation that differ by more than this factor are two different streams.
+DIFFER = 1.5
+# Names that can mean nothing but a number of loops.
+PLAIN = re.compile(
+    r"^(n|num|max|total|mean)?_?(loops?|recurrences?|recurs|recur|visits|unrolls?|ut_steps|cycles|iterations|iters)$"
+)
+
+
+def idle(setting: Setting, seen: Pass, output: Any) -> list[Finding]:
+    """Find a loop whose result the output does not read, or which changes it by next to nothing when it is left out."""
+    value, stream = first_float(output), seen.stream
+    if value is None or stream is None or any(b.learned or b.dead for b in seen.branches):
+        return []
+    end = seen.tape.node_of(value)
+    last = stream.states[-1]
+    if end is None or len(stream.states) <= seen.loop.visits:
+        return []
+    used = {i for chain in seen.loop.uses.values() for i in chain if i > stream.states[0]}
+    if not ancestors(seen.tape.nodes, end, 0) & used:
+        return [finding("idle-loop", seen.loop.where, "the output is computed without the loop's result")]
+    held, _ = setting.run(keep=frozenset({stream.states[0], last}), stop=last, like=seen.tape)
+    first = held.values.get(stream.states[0])
+    if first is None or last not in held.values or first.shape != held.values[last].shape:
+        return []
+    try:
+        _, without = setting.run(replace={last: lambda _: first.clone()}, like=seen.tape)
+    except (RuntimeError, ValueError, IndexError):
+        return []
+    then = first_float(without)
+    if then is None or then.shape != value.shape or not bool(torch.isfinite(value).all()):
+        return []
+    change = rms(then.float() - value.float()) / max(rms(value), 1e-30)
+    if change >= IDLE:
+        return []
+    return [finding("idle-loop", seen.loop.where, f"leaving the loop out moves the output by {change:.2g} of itself")]
+
+
+def restarts(tape: Tape, loops: list[FoundLoop]) -> list[Finding]:
+    """Find weights that read one and the same value several times, with the same result: a loop that hands nothing on."""
+    chained = {key for loop in loops for key in loop.uses}
+    repeats: dict[Key, int] = {}
+    for key, inputs in _inputs(tape).items():
+        most = max(inputs.values())
+        if len(key[2]) >= 2 and most > 1:
+            repeats[key] = most
+    own = {key: count for key, count in repeats.items() if key not in chained}
+    again = {key: count for key, count in repeats.items() if key in chained}
+    told = own if not loops else again
+    if not told or (loops and len(again) * 2 < 1):
+        return []
+    most = max(told.values())
+    names = [tape.names[key][0].rpartition(".")[0] or tape.names[key][0] for key in told]
+    if most < 3 and not loops and len(told) == 1:  # one matrix read twice is a shared projection
+        return []
+    where = ", ".join(list(dict.fromkeys(names))[:3])
+    return [finding("restarts", where, f"the same weights read the same value {most} times in one pass")]
+
+
+def _inputs(tape: Tape) -> dict[Key, dict[tuple[int, ...], int]]:
+    """How often each parameter is used on the same values."""
+    found: dict[Key, dict[tuple[int, ...], int]] = defaultdict(lambda: defaultdict(int))
+    for node in tape.nodes:
+        if node.params and node.data and node.op not in ("embedding", "__getitem__", "index_select", "gather"):
+            data = tuple(p for p in node.parents if tape.nodes[p].data)
+            for key in node.params:
+                found[key][data] += 1
+    return found
+
+
+@dataclass(frozen=True)
+class Modes:
+    """N and gain in training and in evaluation; what acts in one of them only."""
+
+    training: int
+    evaluation: int
+    gain: float | None
+    acts: tuple[str, ...]
+
+
+def modes(setting: Setting, seen: Pass) -> tuple[Modes | None, list[Finding]]:
+    """Run the model in training mode once and compare: visits, the stream's growth, BatchNorm inside the loop."""
+    model = setting.model
+    model.train()
+    try:
+        told = measured_pass(setting)
+    except Exception:  # some models cannot run in training mode on this batch
+        return None, []
+    finally:
+        model.eval()
+    norms = tuple(_batch_norms(model, seen.loop))
+    gain = told.growth.gain if told.growth else None
+    both = Modes(told.loop.visits, seen.loop.visits, gain, norms)
+    own = seen.growth.gain if seen.growth else None
+    reasons = []
+    if told.loop.visits != seen.loop.visits:
+        reasons.append(f"training made {told.loop.visits} visits and evaluation {seen.loop.visits}")
+    if norms:
+        reasons.append(f"BatchNorm inside the loop ({', '.join(norms[:2])}) shares its running statistics over visits")
+    if gain and own and max(gain / own, own / gain) > DIFFER:
+        reasons.append(f"the stream's gain is {gain:.3g} in training and {own:.3g} in evaluation")
+    if not reasons:
+        return both, []
+    return both, [finding("train-eval-differ", seen.loop.where, "; ".join(reasons))]
+
+
+def _batch_norms(model: nn.Module, loop: FoundLoop) -> Iterator[str]:
+    for name, module in model.named_modules():
+        inside = any(f"{name}.".startswith(f"{top}.") or top.startswith(f"{name}.") for top in loop.modules)
+        parent = name.rpartition(".")[0]
+        beside = any(top.rpartition(".")[0] == parent and parent for top in loop.modules)
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (inside or beside):
+            yield name
+
+
+def halts(loop: FoundLoop, knob: Knob | None) -> list[Finding]:
+    """Find a loop that made fewer visits than the number that sets its most."""
+    if knob is None or knob.value is None or knob.each != 1 or knob.more:
+        return []
+    if loop.visits >= knob.value:
+        return []
+    return [
+        finding(
+            "halts-early",
+            loop.where,
+            f"the loop made {loop.visits} visits on this batch and {knob.name} allows {knob.value}",
+        )
+    ]
+
+
+def unused_knobs(setting: Setting, loop: FoundLoop | None, knob: Knob | None) -> list[Finding]:
+    """Find an argument or a value that asks for a number of loops and changes nothing."""
+    if knob is not None:
+        return []
+    visits = loop.visits if loop else 1
+    for one in candidates(setting.model):
+        if not PLAIN.match(one.name.rpartition(".")[2].lower()):
+            continue
+        if one.kind != "kwarg" and (one.value is None or one.value == visits or one.value < 2):
+            continue
+        counts = set()
+        for value in (2, 3, 5):
+            try:
+                with one.set(value) as extra:
+                    tape, _ = Setting(setting.model, setting.batch, extra).run()
+                counts.add(tuple(found.visits for found in find_loops(setting.model, tape)))
+            except Exception:  # a wrong guess may break the model in any way: then it does have an effect
+                counts.add(("broken",))
+        if len(counts) == 1 and ("broken",) not in counts:
+            asked = "" if one.value is None else f" asks for {one.value} loops and"
+            said = (
+                f"{one.name}{asked} changes nothing: the model makes {visits} visit{'s' * (visits > 1)} at 2, 3 and 5"
+            )
+            return [finding("knob-without-effect", one.name, said)]
+    return []
+
+
+def table(tape: Tape, loop: FoundLoop | None, without: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Modules x visits: how often each acts, on what, which weights are private to a visit, where no gradient arrives."""
+    looped = {key for key in loop.uses} if loop else set()
+    span = loop.span if loop else (0, -1)
+    rows: dict[str, dict[str, Any]] = {}
+    for index, node in enumerate(tape.nodes):
+        for key in sorted(node.params, key=lambda k: tape.names.get(k, [""])[0]):
+            names = tape.names.get(key)
+            if not names or (not node.data and node.op not in ("embedding",)):
+                continue
+            name = names[0].rpartition(".")[0] or names[0]
+            row = rows.setdefault(
+                name, {"module": name, "calls": set(), "on": set(), "private": False, "silent": False}
+            )
+            row["calls"].add((key, index))
+            row["on"].add("the batch" if any(tape.nodes[p].op == "input" for p in node.parents) else "the stream")
+            inside = span[0] <= index <= span[1]
+            row["private"] = row["private"] or (inside and key not in looped and len(key[2]) >= 2)
+            row["silent"] = row["silent"] or names[0] in without
+    made = []
+    for row in rows.values():
+        keys: dict[Key, int] = defaultdict(int)
+        for key, _ in row["calls"]:
+            keys[key] += 1
+        made.append(
+            {
+                "module": row["module"],
+                "visits": max(keys.values()),
+                "on": sorted(row["on"])[0],
+                "private": row["private"],
+                "no_gradient": row["silent"],
+            }
+        )
+    return made
+
+
+__all__ = ["Modes", "halts", "idle", "modes", "owner", "restarts", "table", "unused_knobs"]
