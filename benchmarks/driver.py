@@ -40,15 +40,16 @@ def measured(trials: int, workers: int) -> dict[str, Any]:
         cpu, wall = time.process_time(), time.perf_counter()
         run_study(chosen, folder, executor=LocalProcesses(workers))
         cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-        began = time.perf_counter()
+        began, resumed = time.perf_counter(), time.process_time()
         count = len(Study.load(folder).trials)
-        resume = time.perf_counter() - began
+        resume, resumed = time.perf_counter() - began, time.process_time() - resumed
         size = (folder / "trials.jsonl").stat().st_size
     return {
         "trials": count,
         "driver_ms_per_trial": round(1000 * cpu / count, 3),
         "wall_ms_per_trial": round(1000 * wall / count, 3),
         "resume_seconds": round(resume, 3),
+        "resume_cpu_seconds": round(resumed, 3),
         "journal_bytes_per_trial": round(size / count),
     }
 

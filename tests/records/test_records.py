@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import random
 
 import pytest
 
 from loopscale.errors import UserError
-from loopscale.records import Cell, Trial, read_record, sealed, write_record
+from loopscale.records import Cell, Journal, Trial, read_record, sealed, write_record
 
 TRIAL = Trial(
     key="k1",
@@ -62,7 +63,21 @@ def test_a_damaged_record_names_file_and_field(path, damage):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "null", "7", '"x"', "[" * 100_000, '{"a":' * 5000, '{"loss": NaN}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "null",
+        "7",
+        '"x"',
+        "[" * 100_000,
+        '{"a":' * 5000,
+        '{"loss": NaN}',
+        '{"loss": 1e999}',
+        '{"x":' * 950 + "1" + "}" * 950,
+    ],
+)
 def test_what_is_no_object_is_a_sentence(path, text):
     path.write_text(text)
     with pytest.raises(UserError, match=r"k1\.json"):
@@ -86,3 +101,34 @@ def test_a_record_of_the_older_layout_is_read(path):
     body = {key: value for key, value in sealed(TRIAL).items() if key not in ("schema", "seal")}
     path.write_text(json.dumps(body))
     assert read_record(path, Trial) == TRIAL
+
+
+def test_a_journal_reads_what_was_appended_and_overwrites_half_a_line(tmp_path):
+    journal, reader = Journal(tmp_path), Journal(tmp_path)
+    journal.append(TRIAL)
+    journal.append(TRIAL)  # a key is written once
+    assert reader.read() == [TRIAL] and reader.read() == []
+    with journal.path.open("ab") as file:
+        file.write(b'{"half')
+    assert reader.read() == []
+    second = TRIAL.model_copy(update={"key": "k2"})
+    Journal(tmp_path).append(second)
+    assert reader.read() == [second] and set(Journal(tmp_path).trials) == {"k1", "k2"}
+    assert journal.path.read_bytes().count(b"\n") == 2 and b"half" not in journal.path.read_bytes()
+
+
+def test_a_full_disk_leaves_the_journal_as_it_was(tmp_path, monkeypatch):
+    journal = Journal(tmp_path)
+    journal.append(TRIAL)
+    before = journal.path.read_bytes()
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("loopscale.records.journal.os.fsync", full)
+    with pytest.raises(UserError, match="the disk is full"):
+        journal.append(TRIAL.model_copy(update={"key": "k2"}))
+    monkeypatch.undo()
+    assert set(Journal(tmp_path).trials) <= {"k1", "k2"}
+    journal.append(TRIAL.model_copy(update={"key": "k3"}))
+    assert journal.path.read_bytes().startswith(before) and set(Journal(tmp_path).trials) == {"k1", "k3"}

@@ -122,6 +122,10 @@ def _gpus(device: str, asked: float | None) -> float:
     """Decide the GPUs of a trial on this machine: one where the config trains on a GPU, none, with a warning, where not."""
     import torch
 
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(
+            "the trials train on a GPU and this machine has none: --set train.device=cpu, or --executor ray or slurm"
+        )
     if asked is not None or not torch.cuda.is_available():
         return asked or 0.0
     if device != "cpu":

@@ -40,7 +40,14 @@ R = TypeVar("R", bound=Record)
 
 def content_hash(value: Any) -> str:
     """Return the first 16 hex digits of SHA-256 over canonical JSON."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return _hash(_canonical(value))
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -74,8 +81,13 @@ def parse_record(raw: dict[str, Any], model: type[R], name: str) -> R:
         if type(schema) is int and schema > model.SCHEMA:
             raise UserError(f"{name} has schema {schema}, newer than the {model.SCHEMA} known here: upgrade loopscale")
         raise UserError(f"{name} has schema {_short(schema)}, this version reads {model.SCHEMA}: {model.FIX}")
-    record = checked(model, clean(body), name)
-    if (schema == model.SCHEMA or "seal" in raw) and raw.get("seal") != content_hash({**body, "schema": schema}):
+    try:
+        text = _canonical({**body, "schema": schema})
+    except (ValueError, RecursionError) as cause:  # a number beyond all floats, or nested deeper than Python goes
+        raise UserError(f"{name} is damaged (no record holds such a value): {model.FIX}") from cause
+    # In ASCII JSON whatever `clean` replaces is escaped, but for DEL: most records have nothing to look through.
+    record = checked(model, clean(body) if "\\" in text or "\x7f" in text else body, name)
+    if (schema == model.SCHEMA or "seal" in raw) and raw.get("seal") != _hash(text):
         raise UserError(f"{name} is damaged or was edited (its content does not fit its seal): {model.FIX}")
     return record
 

@@ -74,9 +74,11 @@ class StudyPlan:
             get_rule(rule)
         for loops in self.loops:
             Depth(loops, 1)
-        for rate in (self.center_lr, *(self.lrs or ())):
-            if not (math.isfinite(rate) and rate > 0):
-                raise UserError(f"a learning rate must be a positive number, got {rate!r}")
+        rates = (self.center_lr, *(self.lrs or ()))
+        for noun, values in (("learning rate", rates), ("strength", self.strengths)):
+            for value in values:
+                if not (math.isfinite(value) and value > 0):
+                    raise UserError(f"a {noun} must be a positive number, got {value!r}")
         if self.lrs is not None and len(set(self.lrs)) < 3:
             raise UserError(f"a parabola needs at least 3 different rates, got {len(set(self.lrs))}: add to --lrs")
 
