@@ -131,6 +131,23 @@ def _shape(record: dict) -> str:
     return f"{shape}; torch {origin['torch']}, {origin['hardware']}, {origin['date'][:10]}"
 
 
+def driver() -> str:
+    """What a study costs besides its trials, over the number of trials."""
+    record = load("driver")
+    lines = [
+        "| trials | driver, ms of CPU per trial | resuming, seconds of CPU | journal, KB per trial |",
+        "|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['trials']:,} | {row['driver_ms_per_trial']:.1f} | {row['resume_cpu_seconds']:.2f} | "
+        f"{row['journal_bytes_per_trial'] / 1000:.1f} |"
+        for row in record["rows"]
+    ]
+    origin = record["provenance"]
+    where = f"torch {origin['torch']}, {origin['hardware']}, {origin['date'][:10]}"
+    return "\n".join([*lines, "", f"(an objective that returns at once, one worker; {where})"])
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "ratios": lambda: ratios(
         "step_time", "sampled_loops", "compile_time", "memory_over_loops", "cross_entropy", "train_overhead"
@@ -140,4 +157,5 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "loss": loss,
     "memory": memory,
     "stacks": stacks,
+    "driver": driver,
 }
