@@ -49,18 +49,17 @@ def alone(path: Path, busy: str) -> Iterator[None]:
 
     Raises `UserError`, with `busy`, while another process holds it.
     """
-    handle = None
     try:
-        while handle is None:
+        while True:
             handle = path.open("a+", encoding="utf-8")
             try:
                 _take(handle, busy)
-                if not path.exists() or not os.path.samestat(os.fstat(handle.fileno()), path.stat()):
-                    handle.close()  # its folder was removed meanwhile
-                    handle = None
             except UserError:
                 handle.close()
                 raise
+            if path.exists() and os.path.samestat(os.fstat(handle.fileno()), path.stat()):
+                break
+            handle.close()  # its folder was removed meanwhile
     except OSError as cause:
         raise disk_error(path, cause) from cause
     with handle:

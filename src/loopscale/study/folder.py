@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from loopscale.errors import UserError
 from loopscale.files import alone, new_folder
+from loopscale.study.local import refuse_import
 
 LOCK = "study.lock"
 ENOUGH = 3  # trials that raise, with none that does not, before a study gives up
@@ -43,6 +44,7 @@ def driven(folder: Path, marker: str, noun: str) -> Iterator[None]:
 
     Raises `UserError` when a different process drives the folder (names it), or the folder holds something else.
     """
+    refuse_import()
     if folder.exists() and not (folder / marker).exists() and not _begun(folder, marker):
         raise UserError(f"{folder} exists and is not a {noun}: name an empty or new folder with --out")
     busy = f"{{process}} runs the {noun} in {folder}: wait for it, or watch it with loopscale report {folder} --serve"

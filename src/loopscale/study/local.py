@@ -35,13 +35,8 @@ class LocalProcesses(Executor):
         self._pool: ProcessPoolExecutor | None = None
 
     def submit(self, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        """Run it in the next free process.
-
-        Raises `UserError` in a process that is just importing the script that started it: it would start processes of its
-        own, or wait for its parent.
-        """
-        if getattr(multiprocessing.current_process(), "_inheriting", False):
-            raise UserError(f"a script starts trials where their processes import it: put that under {GUARD}")
+        """Run it in the next free process; raises `UserError` as `refuse_import` does."""
+        refuse_import()
         try:
             return self._running().submit(work, *arguments)
         except BrokenProcessPool:  # a process died, and takes the pool along
@@ -68,6 +63,15 @@ class LocalProcesses(Executor):
     def _running(self) -> ProcessPoolExecutor:
         self._pool = self._pool or spawned(self.slots, devices=self._devices)
         return self._pool
+
+
+def refuse_import() -> None:
+    """Raise `UserError` in a process that is just importing the script that started it.
+
+    It would start processes of its own, or wait for its parent.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise UserError(f"a script starts trials where their processes import it: put that under {GUARD}")
 
 
 def cores() -> int:
