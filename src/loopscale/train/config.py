@@ -156,23 +156,19 @@ class TrainConfig(Section):
         return {f"{name}.{key}": value for name, section in self.to_dict().items() for key, value in section.items()}
 
     def to_dict(self) -> dict[str, Any]:
-        """Give nested plain values without the keys that are absent: what TOML and JSON can hold."""
-        return self.model_dump(mode="json", exclude_none=True)
-
-    def to_toml(self) -> str:
-        """Write every value, defaults included, as TOML that `load_config` reads back to an equal config.
+        """Give nested plain values without the keys that are absent: what TOML and JSON can hold.
 
         With a user model, values that describe the house model alone are left out.
         """
-        return tomli_w.dumps(self.to_table())
-
-    def to_table(self) -> dict[str, Any]:
-        """Give what `to_toml` writes, as nested plain values."""
-        record = self.to_dict()
+        record = self.model_dump(mode="json", exclude_none=True)
         if self.model.factory is not None:
             kept = ("factory", *OFFERED.split(", "))
             record["model"] = {name: value for name, value in record["model"].items() if name in kept}
         return record
+
+    def to_toml(self) -> str:
+        """Write every value, defaults included, as TOML that `load_config` reads back to an equal config."""
+        return tomli_w.dumps(self.to_dict())
 
     def for_study(self) -> TrainConfig:
         """Give the config of a study's trials: one precision for all of them, fp32 unless one is asked for."""

@@ -29,6 +29,7 @@ from loopscale.train.run import (
     Warn,
     begin_with,
     check_new,
+    check_source,
     create_run,
     cut_metrics,
     exclusive,
@@ -191,7 +192,9 @@ def _begun(config: TrainConfig, world: World, warn: Warn, new: bool) -> Training
 def _continue_from(run: Run, training: Training, warn: Warn) -> None:
     world, newest = training.world, None
     with world.together():
-        newest = run.newest_whole(warn) if world.main else None
+        if world.main:
+            check_source(run, training)
+            newest = run.newest_whole(warn)
     name = world.of_main("" if newest is None else newest.name)
     if not name:
         warn("the run has no checkpoint yet: it starts from step 1")

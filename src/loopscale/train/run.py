@@ -133,7 +133,21 @@ def create_run(path: Path, training: Training) -> Run:
 
 
 def _provenance(run: Run, more: dict[str, Any]) -> Provenance:
-    return Provenance(**{**provenance(), **more, "config": content_hash(run.config.to_table())})
+    return Provenance(**{**provenance(), **more, "config": content_hash(run.config.to_dict())})
+
+
+def check_source(run: Run, training: Training) -> None:
+    """Raise `UserError` unless the run began with the same model code: comments and blank lines do not count."""
+    then, now = read_record(run.path / "provenance.json", Provenance).model, training.task.origin.get("model", {})
+    sources = [model.get("source", "the house model") for model in (then, now)]
+    same_function = sources[0].rpartition(":")[2] == sources[1].rpartition(":")[2]
+    if same_function and then.get("sha256") == now.get("sha256"):
+        return
+    if sources[0] != sources[1]:
+        raise UserError(f"{run.path} is a run of {sources[0]}, not of {sources[1]}: name another folder with --out")
+    raise UserError(
+        f"{sources[1]} has changed since {run.path} began, comments aside: restore the file, or begin a new run with --out"
+    )
 
 
 def note_resumption(run: Run, training: Training, warn: Warn) -> None:
@@ -146,12 +160,6 @@ def note_resumption(run: Run, training: Training, warn: Warn) -> None:
     here = provenance()
     if origin.data.get("sha256") != _origin(training)["data"].get("sha256"):
         raise UserError(f"the data of {run.path} have changed since it began: restore them, or begin a new run")
-    model = _origin(training).get("model", {})
-    if model.get("sha256") != origin.model.get("sha256"):
-        raise UserError(
-            f"{model.get('source', 'the model')} has changed since {run.path} began, comments aside: restore the file, "
-            "or begin a new run with --out"
-        )
     if origin.torch != here["torch"]:
         warn(f"the run began with torch {origin.torch}, this is {here['torch']}: losses may differ in the last digits")
     resumed = [*origin.resumed, {"step": training.done, **here}]
