@@ -32,6 +32,7 @@ from loopscale.report.palette import (
     number,
     power,
     power_ticks,
+    whole_ticks,
 )
 
 
@@ -255,7 +256,7 @@ def stream_over_visits(study: StudyInfo) -> Figure:
     return Figure(
         "stream-over-visits",
         "RMS of the residual stream after each visit at the largest number of loops, before and after training.",
-        Axis("visit (0 is the entry)"),
+        visit_axis(marks),
         log_axis("RMS of the stream", [mark.y for mark in marks if mark.y]),
         {name: look for name, look in looks(list(study.rules)).items() if any(s.rule == name for s in found)},
         marks,
@@ -309,6 +310,12 @@ def loss_over_strength(study: StudyInfo) -> Figure:
         marks,
         panels=list(dict.fromkeys(rule_name(curve.rule) for curve in found)),
     )
+
+
+def visit_axis(marks: Sequence[Mark]) -> Axis:
+    """The axis of visits, with ticks at whole numbers: there is no half visit."""
+    last = max(mark.x for mark in marks)
+    return Axis("visit (0 is the entry)", {float(at): str(at) for at in whole_ticks(0, last, 16)}, (0, last))
 
 
 def log_axis(title: str, values: Sequence[float]) -> Axis:

@@ -4,7 +4,7 @@
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const said = document.getElementById("said"), tip = document.getElementById("tip");
   const { themes, figures } = JSON.parse(document.getElementById("figures").textContent);
-  const MARGIN = 76, GAP = 18;
+  const MARGIN = 92, GAP = 18;
 
   // As many panels in a row as the width allows, the rows as full as can be.
   const arranged = (figure, width) => {

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from loopscale.files import write_text
 from loopscale.report.figure import Axis, Figure, Mark
-from loopscale.report.figures import log_axis
+from loopscale.report.figures import log_axis, visit_axis
 from loopscale.report.page import Section, Table, render_page
 from loopscale.report.palette import MEASURED, SECOND, Look, number, sequential
 from loopscale.report.run_info import RunInfo, Series, run_info
@@ -100,7 +100,7 @@ def _stream(run: RunInfo) -> Section:
     figure = Figure(
         "stream",
         "RMS of the residual stream after each visit, at several steps of training.",
-        Axis("visit (0 is the entry)"),
+        visit_axis(marks),
         log_axis("RMS of the stream", [mark.y for mark in marks if mark.y]),
         {f"step {step}": Look(ink) for (step, _), ink in zip(shown, inks, strict=True)},
         marks,

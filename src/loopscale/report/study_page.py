@@ -77,10 +77,13 @@ def sections(study: StudyInfo) -> list[Section]:
 
     criterion = CRITERION.format(slope=SLOPE_TOLERANCE, regret=REGRET_TOLERANCE)
     verdict = f"{study.result.sentence} {criterion}"
-    parts = [Section("Verdict by rule", verdict, cards_html(study, SLOPE_TOLERANCE))]
-    for name, figure in study_figures(study).items():
-        told = " ".join(pair.sentence for pair in study.result.paired) if name == "paired-differences" else ""
-        parts.append(Section(TITLES[name], told, figure=figure, how_to_read=READINGS[name]))
+    told = {"paired-differences": " ".join(pair.sentence for pair in study.result.paired)}
+    parts = [
+        Section(TITLES[name], told.get(name, ""), figure=figure, how_to_read=READINGS[name])
+        for name, figure in study_figures(study).items()
+    ]
+    compared = parts[0].title == TITLES["paired-differences"]  # that is the strongest evidence, so it stands first
+    parts.insert(int(compared), Section("Verdict by rule", verdict, cards_html(study, SLOPE_TOLERANCE)))
     if not study.trials:
         text = "This folder holds no trial records, so the figures drawn from single trials are left out."
         parts.append(Section("Left out", text))

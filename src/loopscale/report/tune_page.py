@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 
 from loopscale.files import write_text
 from loopscale.records import Proxy, Row, Sweep, Trial, Verification
@@ -23,8 +23,8 @@ _VERDICTS = {
 }
 _EXPLORED = (
     "Each point is a trial of the search that finished, with one seed{shade}; the large diamond is the tuned value at its "
-    "mean over seeds, {bar}. The tuning is sound when the points fall towards the diamond from both sides; one at the "
-    "end of the points is a bound, not an optimum."
+    "mean over seeds, {bar}; a triangle marks a loss above the figure. The tuning is sound when the points fall towards the "
+    "diamond from both sides; one at the end of the points is a bound, not an optimum."
 )
 _SWEPT = (
     "At each size: the plan and its neighbours an octave below and above, as the difference of loss to the plan, mean over "
@@ -112,10 +112,12 @@ def _explored(tuning: TuneInfo, name: str) -> Section:
     finished = lowest(
         [t for t in tuning.trials if t.cell.explored and t.loss is not None and name in t.cell.values], name
     )
+    top = _ceiling([t.loss for t in finished if t.loss is not None] or [proxy.loss])
     marks = [
-        Mark(_place(name, t.cell.values[name]), t.loss, "explored", _told(t),
-             shade=t.cell.values.get(other) if shade else None)
+        Mark(_place(name, t.cell.values[name]), min(t.loss, top), "explored", _told(t),
+             shape="triangle-up" if t.loss > top else "", shade=t.cell.values.get(other) if shade else None)
         for t in finished
+        if t.loss is not None
     ]  # fmt: skip
     best, ends = _place(name, proxy.values[name]), proxy.intervals.get(name)
     said = {"what": "tuned", name: plain(proxy.values[name]), "loss": number(proxy.loss, 4)}
@@ -136,6 +138,12 @@ def _explored(tuning: TuneInfo, name: str) -> Section:
     shaded = f", and its colour is {shade.title}" if shade else ""
     reading = _EXPLORED.format(bar=_bar(name, proxy), shade=shaded)
     return Section(f"Loss over {name.replace('_', ' ')}", figure=figure, how_to_read=reading)
+
+
+def _ceiling(losses: list[float]) -> float:
+    """Where the axis of losses ends: those far above the better half would flatten the valley."""
+    low = min(losses)
+    return min(max(losses), low + max(5 * (median(losses) - low), 0.02))
 
 
 def _log(name: str) -> bool:
