@@ -30,7 +30,22 @@ def tuned(tmp_path_factory):
     size = ["--target", "loops=16,layers=2", "--workers", "1", "--out", out]
     assert main(["tune", str(folder / "small.toml"), "--objective", place, *size]) == 0
     verified = main(
-        ["verify", out, "--loops", "2,4", "--layers", "2", "--share", "9", "--seeds", "2", "--workers", "1"]
+        [
+            "verify",
+            out,
+            "--objective",
+            place,
+            "--loops",
+            "2,4",
+            "--layers",
+            "2",
+            "--share",
+            "9",
+            "--seeds",
+            "2",
+            "--workers",
+            "1",
+        ]
     )
     assert verified in (0, 1)
     return folder / "t"

@@ -22,9 +22,9 @@ _VERDICTS = {
     "undecided": "Verified in between: the data do not decide whether the plan holds.",
 }
 _EXPLORED = (
-    "Each point is a trial of the search that finished, with one seed{shade}; the large diamond is the tuned value at its "
-    "mean over seeds, {bar}; a triangle marks a loss above the figure. The tuning is sound when the points fall towards the "
-    "diamond from both sides; one at the end of the points is a bound, not an optimum."
+    "Each point is a trial of the search that finished, one seed each{shade}; the large diamond is the tuned value at its "
+    "mean over seeds, {bar}; a triangle marks a loss above the figure. The tuning is sound when the points fall towards "
+    "the diamond from both sides; one at the end of the points is a bound, not an optimum."
 )
 _SWEPT = (
     "At each size: the plan and its neighbours an octave below and above, as the difference of loss to the plan, mean over "
