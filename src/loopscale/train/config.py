@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field
 
+from loopscale.errors import UserError
 from loopscale.factory import OFFERED
 
 if TYPE_CHECKING:
@@ -136,11 +137,16 @@ class TrainConfig(Section):
     def network(self, vocab_size: int) -> ModelConfig:
         """Give the model's config; `vocab_size` counts where the file names none.
 
-        Raises `UserError` when two values do not fit together, for example head_dim and width.
+        Raises `UserError` when two values do not fit together, for example head_dim and width, and for a user model.
         """
         from loopscale.nn import ModelConfig
 
-        values = self.model.model_dump()
+        if self.model.factory is not None:
+            raise UserError(
+                f"this is a training of {self.model.factory}, and only the house model is known by its config: build it "
+                "with loopscale.train.user_model, and load model.safetensors into it"
+            )
+        values = self.model.model_dump(exclude={"factory"})
         values["vocab_size"] = self.model.vocab_size or vocab_size
         return ModelConfig(**values)
 

@@ -45,6 +45,8 @@ def load_model(folder: str | Path, warn: Warn = lambda sentence: None, *, untrai
     Raises `UserError` when there is no checkpoint, or config.toml describes another model than was trained.
     """
     run = open_run(Path(folder))
+    if run.config.model.factory is not None:
+        run.config.network(256)  # says that it is a user model
     newest = run.newest_whole(warn)
     if newest is None:
         if untrained:
