@@ -245,3 +245,14 @@ def test_the_norm_is_torch_s_rms_norm():
     ours, theirs = (torch.autograd.grad(y.square().sum(), (x, norm.weight)) for y in (norm(x), expected))
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(norm(x.bfloat16()), expected.bfloat16(), rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("width", [64, 256])
+def test_a_tied_stream_enters_with_rms_one_as_an_untied_does(width):
+    for tied in (False, True):
+        model = LoopedTransformer(ModelConfig(vocab_size=97, width=width, base_width=64, tied_readout=tied))
+        entered = []
+        model.core.register_forward_pre_hook(lambda core, arguments, at=entered: at.append(arguments[0]))
+        logits = model(torch.arange(97)[None])
+        assert entered[0].square().mean().sqrt().item() == pytest.approx(1.0, abs=0.1)
+        assert 0.3 < logits.std().item() < 3

@@ -8,7 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from loopscale import Depth, LoopedTransformer, ModelConfig, Role, UserError, build_optimizer, param_groups, schedule
+from loopscale import (
+    Depth,
+    LoopedTransformer,
+    ModelConfig,
+    Role,
+    UserError,
+    Width,
+    build_optimizer,
+    param_groups,
+    schedule,
+)
 from loopscale.optim import SCHEDULES, check_partition
 
 CONFIG = ModelConfig(vocab_size=31, width=32, head_dim=16, layers=4, prelude=1, base_layers=1)
@@ -37,6 +47,41 @@ def test_multipliers_reach_the_groups():
     assert groups["hidden"]["weight_decay"] == pytest.approx(0.4) and groups["hidden"]["eps"] == pytest.approx(5e-9)
     assert groups["embedding"]["lr"] == groups["readout"]["lr"] == groups["outer_gain"]["lr"] == 0.01
     assert groups["gain"]["weight_decay"] == groups["outer_gain"]["weight_decay"] == 0
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_the_outer_rate_is_a_factor_on_what_is_visited_once(optimizer):
+    model = LoopedTransformer(CONFIG)
+    plain, faster = (
+        {g["name"]: g for g in param_groups(model, lr=0.01, optimizer=optimizer, outer_lr=factor)}
+        for factor in (1.0, 4.0)
+    )
+    for name, group in faster.items():
+        factor = 4.0 if name in ("embedding", "readout", "outer_gain") else 1.0
+        assert group["lr"] == group["initial_lr"] == factor * plain[name]["lr"]
+        assert group["lr"] * group["weight_decay"] == pytest.approx(plain[name]["lr"] * plain[name]["weight_decay"])
+    with pytest.raises(UserError, match="outer_lr must be a positive number, got 0"):
+        param_groups(model, lr=0.01, outer_lr=0)
+
+
+class Experts(nn.Module):
+    """A layer with experts in one three-axis tensor, and a matrix."""
+
+    def __init__(self):
+        super().__init__()
+        self.experts, self.mix = nn.Parameter(torch.ones(3, 4, 4)), nn.Parameter(torch.ones(4, 4))
+        self.gain, self.head = nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(2, 4))
+
+
+def test_under_muon_what_adamw_gets_has_adamws_multipliers_and_a_rate_of_its_own():
+    roles = {"experts": Role.HIDDEN, "mix": Role.HIDDEN, "gain": Role.GAIN, "head": Role.READOUT}
+    model, size = Experts(), {"rule": "looped", "depth": Depth(2, 1), "roles": roles}
+    with pytest.warns(UserWarning, match="multiply its logits by 0.25"):
+        groups = param_groups(model, lr=0.02, optimizer="muon", width=Width(32, 8), outer_lr=0.5, **size)
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+    assert rates[id(model.mix)] == 0.02  # in units of spectral norm: no width factor
+    assert rates[id(model.experts)] == 0.02 / 4 * 0.5  # AdamW's 1/m_d
+    assert rates[id(model.gain)] == rates[id(model.head)] == 0.02 * 0.5
 
 
 def test_adamw_without_a_depth_is_plain_adamw():

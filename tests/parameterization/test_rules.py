@@ -89,6 +89,36 @@ def test_decay_per_step_of_hidden_weights_is_constant(layers, ratio):
     assert math.isclose(values.lr.value * values.weight_decay.value, 1.0)
 
 
+@given(st.sampled_from(PRE_NORM), counts, counts, st.sampled_from([1, 2, 4]))
+def test_adams_epsilon_follows_the_gradient_eps_times_n(rule, loops, layers, ratio):
+    """The gradient of a shared weight sums N visits of size eps: N^(1-a) m_L^-b, and 1/m_d."""
+    depth, width = Depth(loops, layers), Width(8 * ratio, 8)
+    eps = rule.for_role(Role.HIDDEN, depth, width).adam_eps
+    assert math.isclose(eps.value, rule.residual_scale(depth).value * loops / ratio)
+    assert ("no N" in eps.why) == (rule.loops_exponent == 1)
+
+
+@given(counts, st.sampled_from([1, 2, 4]), st.sampled_from([Role.GAIN, Role.OUTER_GAIN]))
+def test_under_sgd_vectors_learn_as_fast_as_the_width_ratio(layers, ratio, role):
+    rule, depth = get_rule("looped"), Depth(2, layers)
+    wide, narrow = (rule.for_role(role, depth, Width(8 * m, 8), 1, "sgd").lr.value for m in (ratio, 1))
+    assert math.isclose(wide, ratio * narrow)
+
+
+@given(st.sampled_from(PRE_NORM), st.sampled_from([1, 2, 4]), st.sampled_from(["adamw", "muon", "sgd"]))
+def test_decay_per_step_does_not_depend_on_the_width(rule, ratio, optimizer):
+    for role in (Role.EMBEDDING, Role.HIDDEN, Role.VISIT, Role.READOUT):
+        values = rule.for_role(role, Depth(4, 2), Width(8 * ratio, 8), 1, optimizer)
+        assert math.isclose(values.lr.value * values.weight_decay.value, 1.0)
+
+
+def test_depth_mup_has_its_own_exponent_under_sgd():
+    """Tensor Programs VI: with branches / sqrt(depth) the rate falls as 1/sqrt(depth) under Adam and stays under SGD."""
+    rule = get_rule("depth-mup")
+    adam, sgd = (rule.for_role(Role.HIDDEN, Depth(16, 4), None, 1, name).lr.value for name in ("adamw", "sgd"))
+    assert math.isclose(adam, 1 / 8) and math.isclose(sgd, 1.0)
+
+
 def test_post_norm_rules_follow_their_papers():
     depth = Depth(loops=8, layers=4)
     assert math.isclose(get_rule("deepnorm").skip_scale(depth).value, 64**0.25)

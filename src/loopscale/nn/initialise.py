@@ -6,7 +6,7 @@
 | qk                         | N(0, 1 / fan_in)                    | keeps the branch O(1); independent of depth    |
 | value, out, gate, up, down | the same * branch_gain              | 1 for pre-norm: no second depth rule; Post-LN  |
 | readout                    | N(0, 1 / base_width)                | the 1/m_d output multiplier carries the width  |
-| tied readout               | embedding * 1 / sqrt(base_width)    | both at once: logits O(1)                      |
+| tied readout               | embedding * 1 / sqrt(base_width)    | logits O(1); the entry is multiplied back to 1 |
 | linear injection           | N(0, 1 / 2 D)                       | fan-in of the concatenation [x, e]             |
 | diagonal injection         | A = B = decay                       | pulls the stream towards e, where it starts    |
 | visit embedding            | 0                                   | the network without it                         |

@@ -282,6 +282,8 @@ class LoopedTransformer(nn.Module):
 
     def flow(self, x: Tensor, loops: int | None = None, keep: bool = False, **options: Unpack[Options]) -> list[Tensor]:
         """Do what `run` does, from embedded tokens [B, T, D]."""
+        if self.readout is None:  # the rows of a shared table have RMS 1/sqrt(base width), and the stream enters with 1
+            x = x * (self.config.base_width or self.config.width) ** 0.5
         visits = self.config.loops if loops is None else loops
         past, exit_below = options.get("past"), options.get("exit_below")
         outside, pace = options.get("paces") or self.paces(visits, options.get("scale"))

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Unpack
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from loopscale.errors import UserError, nearest
-from loopscale.optim.groups import check_partition, param_groups
+from loopscale.optim.groups import Stated, check_partition, param_groups, update_of
 from loopscale.parameterization import OPTIMIZERS, Role
-
-# Factors of adapters, by the words that PEFT, torchtune and models with adapters per visit use.
-_LOW_RANK = re.compile(r"(^|[._])(lora|dora|adapters?|low_?rank)([._]|$|\d)", re.IGNORECASE)
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -68,21 +64,25 @@ def _members(groups: list[dict[str, Any]]) -> set[int]:
     return {id(p) for group in groups for p in group["params"]}
 
 
+class Options(Stated, total=False):
+    """What `param_groups` takes, and `betas` of AdamW, `momentum` of Muon and SGD."""
+
+    betas: tuple[float, float]
+    momentum: float
+
+
 def build_optimizer(
     model: nn.Module,
     name: str = "adamw",
     *,
     lr: float,
     weight_decay: float = 0.1,
-    betas: tuple[float, float] = (0.9, 0.95),
     eps: float = 1e-8,
-    momentum: float = 0.95,
-    **parameterization: Any,
+    **options: Unpack[Options],
 ) -> torch.optim.Optimizer:
-    """Build an optimiser over the groups of `param_groups` (which takes `**parameterization`).
+    """Build an optimiser over the groups of `param_groups`, with `betas` (0.9, 0.95) and `momentum` 0.95.
 
-    Under "muon" the factors of low-rank adapters (`lora_A`, `adapter`: by name) stay with AdamW: an orthogonal update of a
-    factor is none of their product.
+    Under "muon" the factors of low-rank adapters (`lora_A`, `adapter`: by name) stay with AdamW.
 
     Raises `UserError` for an unknown optimiser, and whatever `param_groups` raises.
 
@@ -92,30 +92,24 @@ def build_optimizer(
     """
     if name not in OPTIMIZERS:
         raise UserError(f"unknown optimizer {name!r}: {nearest(str(name), OPTIMIZERS)}")
-    groups = param_groups(model, lr=lr, weight_decay=weight_decay, eps=eps, optimizer=name, **parameterization)
+    betas, momentum = options.pop("betas", (0.9, 0.95)), options.pop("momentum", 0.95)
+    groups = param_groups(model, lr=lr, weight_decay=weight_decay, eps=eps, optimizer=name, **options)
     check_partition(model, groups)
     if name == "adamw":
         return torch.optim.AdamW(groups, betas=betas)
     if name == "sgd":
         return torch.optim.SGD([_without(group, "eps") for group in groups], momentum=momentum)
-    factors = {id(p) for key, p in model.named_parameters() if _LOW_RANK.search(key)}
-    return _muon(groups, factors, betas, momentum)
-
-
-def _muon(groups: list[dict[str, Any]], factors: set[int], betas: tuple[float, float], momentum: float) -> MuonAdamW:
-    matrices, rest = [], []
-    for group in groups:
-        hidden = group["name"] in (Role.HIDDEN.value, Role.VISIT.value)
-        square: list[Tensor] = [p for p in group["params"] if hidden and p.ndim == 2 and id(p) not in factors]
-        mine = {id(p) for p in square}
-        others = [p for p in group["params"] if id(p) not in mine]
-        if square:
-            matrices.append({**group, "params": square})
-        if others:
-            rest.append({**group, "params": others})
+    names = {id(parameter): key for key, parameter in model.named_parameters()}
+    matrices = [group for group in groups if _is_muons(group, names)]
     if not matrices:
         raise UserError("Muon needs hidden matrices and the model has none: use optimizer 'adamw'")
+    rest = [group for group in groups if not _is_muons(group, names)]
     return MuonAdamW(matrices, rest, momentum=momentum, betas=betas)
+
+
+def _is_muons(group: dict[str, Any], names: dict[int, str]) -> bool:
+    first = group["params"][0]
+    return update_of(Role(group["name"]), names[id(first)], first, "muon") == "muon"
 
 
 def _without(group: dict[str, Any], key: str) -> dict[str, Any]:

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
-from torch import nn
+from torch import Tensor, nn
 
 from loopscale.errors import UserError
 from loopscale.optim.roles_of import roles_of
 from loopscale.parameterization import Depth, Optimizer, Role, Rule, Width, get_rule
 from loopscale.speaker import Speaker, speaker, speakers
 from loopscale.speaker import base_layers as stated_base
+
+# Factors of adapters, by the words that PEFT, torchtune and models with adapters per visit use.
+_LOW_RANK = re.compile(r"(^|[._])(lora|dora|adapters?|low_?rank)([._]|$|\d)", re.IGNORECASE)
+OUTER = (Role.EMBEDDING, Role.READOUT, Role.OUTER_GAIN)
+
+
+class Stated(TypedDict, total=False):
+    """What a model may state itself and a caller may give instead, and `outer_lr`, a factor on the outer rates (1)."""
+
+    rule: str | Rule | None
+    depth: Depth | None
+    width: Width | None
+    base_layers: int | None
+    roles: Mapping[str, Role] | None
+    outer_lr: float
 
 
 def param_groups(
@@ -21,20 +37,20 @@ def param_groups(
     lr: float,
     weight_decay: float = 0.1,
     eps: float = 1e-8,
-    rule: str | Rule | None = None,
-    depth: Depth | None = None,
-    width: Width | None = None,
-    base_layers: int | None = None,
-    roles: Mapping[str, Role] | None = None,
     optimizer: Optimizer = "adamw",
+    **stated: Unpack[Stated],
 ) -> list[dict[str, Any]]:
-    """One group per role (`name`), with lr, weight decay and Adam's eps spelled out, for any torch optimiser.
+    """Make a group per role (`name`), with lr, weight decay and Adam's eps spelled out, for any torch optimiser.
 
     A model that states `roles()`, `depth`, `width_ratio`, `rule` and `config.base_layers`, as the house model does, needs
     no more; nor does a model with a `Loop` inside, whose roles are those of `roles_of`, nor one after `attach` or `convert`
     (or its handle). `roles=` corrects some by name. For another model pass `roles=`, `depth=` and, as wanted, `rule=`,
     `width=`, `base_layers=`. `lr` is the base rate, before the rule's multiplier. Tied parameters are listed once. Frozen
     parameters are left out.
+
+    `outer_lr` is a factor on the rate of what is visited once: embedding, readout, norms and biases outside the layers;
+    their decay per step stays. Tune it once: it depends on neither N, L nor width. Under "muon" it is on everything that
+    AdamW gets, whose rate has another unit; matrices of more than two axes get AdamW's multipliers there.
 
     Raises `UserError` for a parameter without a role, for loops of different depths, or a rate that is not positive.
 
@@ -43,29 +59,34 @@ def param_groups(
     >>> next(group["lr"] for group in groups if group["name"] == "hidden")
     0.005
     """
-    if not (lr > 0 and lr < float("inf")):
-        raise UserError(f"lr must be a positive number, got {lr!r}")
-    parameters = dict(model.named_parameters())
-    assigned, said = roles_of(model, roles), speakers(model)
-    chosen = get_rule(_stated(model, said, "rule", rule))
-    size = _stated(model, said, "depth", depth)
-    ratio = width if width is not None else getattr(speaker(model), "width_ratio", None)
-    base = base_layers if base_layers is not None or not said else stated_base(said[0])
+    outer_lr = stated.get("outer_lr", 1.0)
+    for name, rate in (("lr", lr), ("outer_lr", outer_lr)):
+        if not 0 < rate < float("inf"):
+            raise UserError(f"{name} must be a positive number, got {rate!r}")
+    assigned, said = roles_of(model, stated.get("roles")), speakers(model)
+    chosen = get_rule(_stated(model, said, "rule", stated.get("rule")))
+    depth, base = _stated(model, said, "depth", stated.get("depth")), stated.get("base_layers")
+    base = base if base is not None or not said else stated_base(said[0])
+    width = _width(model, stated.get("width"))
+    members: dict[tuple[Role, Optimizer], list[Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            role = assigned[name]
+            members.setdefault((role, update_of(role, name, parameter, optimizer)), []).append(parameter)
     groups = []
-    for role in Role:
-        members = [p for name, p in parameters.items() if assigned[name] is role and p.requires_grad]
-        if members:
-            values = chosen.for_role(role, size, ratio, base, optimizer)
-            groups.append(
-                {
-                    "params": members,
-                    "name": role.value,
-                    "lr": lr * values.lr.value,
-                    "initial_lr": lr * values.lr.value,
-                    "weight_decay": weight_decay * values.weight_decay.value,
-                    "eps": eps * values.adam_eps.value,
-                }
-            )
+    for role, update in sorted(members, key=lambda key: (list(Role).index(key[0]), key[1])):
+        values = chosen.for_role(role, depth, width, base, update)
+        factor = outer_lr if role in OUTER or update != optimizer else 1.0
+        groups.append(
+            {
+                "params": members[role, update],
+                "name": role.value,
+                "lr": lr * values.lr.value * factor,
+                "initial_lr": lr * values.lr.value * factor,
+                "weight_decay": weight_decay * values.weight_decay.value / factor,
+                "eps": eps * values.adam_eps.value,
+            }
+        )
     return groups
 
 
@@ -78,6 +99,26 @@ def warn_of_plain_groups(model: Any, optimizer: Any) -> None:
             "optimizers=trainer_optimizers(model, args) to the Trainer, or make it with build_optimizer",
             stacklevel=3,
         )
+
+
+def update_of(role: Role, name: str, parameter: Tensor, optimizer: Optimizer) -> Optimizer:
+    """Say which update a parameter really gets: under "muon" AdamW's, unless it is a matrix of the layers.
+
+    The factors of low-rank adapters stay with AdamW: an orthogonal update of a factor is none of their product.
+    """
+    matrix = role in (Role.HIDDEN, Role.VISIT) and parameter.ndim == 2 and not _LOW_RANK.search(name)
+    return optimizer if optimizer != "muon" or matrix else "adamw"
+
+
+def _width(model: nn.Module, given: Width | None) -> Width | None:
+    known = getattr(speaker(model), "width_ratio", None)
+    if given is not None and known is None and given.ratio != 1:
+        warnings.warn(
+            f"width= scales the rates of {type(model).__name__}, which does not state a width_ratio: multiply its logits "
+            f"by {1 / given.ratio:g} (output_multiplier) and divide attention by head_dim, or its readout learns too fast",
+            stacklevel=3,
+        )
+    return given if given is not None else known
 
 
 def check_partition(model: nn.Module, groups: list[dict[str, Any]]) -> None:

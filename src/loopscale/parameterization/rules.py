@@ -108,7 +108,7 @@ class Rule:
         ratio = 1.0 if width is None else width.ratio
         layers = relative_layers(depth, base_layers)
         rate = self._rate(role, depth, layers, ratio, optimizer)
-        return RoleValues(_init_std(role), rate, self._adam_eps(role, layers, ratio), _decay(role, rate, optimizer))
+        return RoleValues(_init_std(role), rate, self._adam_eps(role, depth, layers, ratio), _decay(role, rate))
 
     def _scale_reason(self) -> str:
         if self.norm == "post":
@@ -131,7 +131,7 @@ class Rule:
             return Value(by_width, "one a visit, not one a layer: no L; its step 1/N cancels the N visits", MUP)
         if role not in (Role.HIDDEN, Role.GAIN):
             return self._outer_rate(role, ratio, optimizer)
-        by_depth = layers ** self._layer_power(optimizer) * depth.loops**-self.rate_loops_exponent
+        by_depth = layers ** self._layer_power(optimizer) * depth.loops ** self._loop_power(optimizer)
         why = "updates of all layers move the output together; " + (
             "no N: eps = 1/N cancels the N visits"
             if self.loops_exponent == 1
@@ -141,7 +141,14 @@ class Rule:
         )
         if role is Role.HIDDEN and optimizer == "adamw":
             return Value(by_depth / ratio, why + "; 1/m_d (muP)", f"{self.source}, {MUP}")
+        if role is Role.GAIN and optimizer == "sgd":
+            return Value(by_depth * ratio, why + "; m_d under SGD (muP)", f"{self.source}, {MUP}")
         return Value(by_depth, why, self.source)
+
+    def _loop_power(self, optimizer: Optimizer) -> float:
+        """The power of N in the rate; a rule that lowers it under Adam owes its gradient one factor N^a more under SGD."""
+        owed = self.loops_exponent if optimizer == "sgd" and self.rate_loops_exponent else 0.0
+        return owed - self.rate_loops_exponent
 
     def _layer_power(self, optimizer: Optimizer) -> float:
         if self.rate_layers_exponent is not None:
@@ -161,11 +168,13 @@ class Rule:
             return Value(ratio, "visited once: no N, no L; m_d under SGD (muP)", MUP)
         return Value(1.0, "visited once: no N, no L, and no width factor under Adam", MUP)
 
-    def _adam_eps(self, role: Role, layers: float, ratio: float) -> Value:
+    def _adam_eps(self, role: Role, depth: Depth, layers: float, ratio: float) -> Value:
         inside = role in (Role.HIDDEN, Role.GAIN)
-        by_depth = layers**-self.layers_exponent if inside and self.norm == "pre" else 1.0
-        why = "follows the gradient per weight" + (": eps*N = m_L^-b, so no N" if inside else ": no N, no L")
-        return Value(by_depth / ratio, why + "; 1/m_d", COMPLETEP)
+        if not inside or self.norm == "post":
+            return Value(1 / ratio, "follows the gradient per weight: no N, no L; 1/m_d", COMPLETEP)
+        size = depth.loops ** (1 - self.loops_exponent) * layers**-self.layers_exponent
+        power = {1.0: "m_L^-b, so no N", 0.0: "N m_L^-b"}.get(self.loops_exponent, "N^(1-a) m_L^-b")
+        return Value(size / ratio, f"follows the gradient per weight: eps*N = {power}; 1/m_d", COMPLETEP)
 
 
 def _init_std(role: Role) -> Value:
@@ -178,9 +187,7 @@ def _init_std(role: Role) -> Value:
     return Value(1.0, "a gain starts at 1, a bias at 0", "convention")
 
 
-def _decay(role: Role, rate: Value, optimizer: Optimizer) -> Value:
+def _decay(role: Role, rate: Value) -> Value:
     if role in (Role.GAIN, Role.OUTER_GAIN):
         return Value(0.0, "gains and biases are not decayed", "convention")
-    if role in (Role.HIDDEN, Role.VISIT):
-        return Value(1.0 / rate.value, "decoupled decay is lr * wd: the product stays constant", COMPLETEP)
-    return Value(1.0, "visited once: no N, no L", DERIVED)
+    return Value(1.0 / rate.value, "decoupled decay is lr * wd: the product stays constant", COMPLETEP)

@@ -78,10 +78,14 @@ class DataSection(Section):
 
 
 class OptimSection(Section):
-    """The optimizer and its rates; `clip = 0` leaves gradients alone, `warmup` is a fraction of the steps."""
+    """The optimizer and its rates; `clip = 0` leaves gradients alone, `warmup` is a fraction of the steps.
+
+    `outer_lr` is a factor on the rate of embedding, readout and outer gains, which are visited once.
+    """
 
     optimizer: Literal["adamw", "muon", "sgd"] = "adamw"
     lr: Positive = 2.0**-7
+    outer_lr: Positive = 1.0
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     betas: Annotated[tuple[Moment, Moment], Field(strict=False)] = (0.9, 0.95)
     eps: Positive = 1e-8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -148,20 +149,23 @@ def spread(task: Task, world: World) -> Training:
 def task_optimizer(task: Task) -> torch.optim.Optimizer:
     """Build the optimizer over the model's roles, under the config's rule and size."""
     optim, size = task.config.optim, task.config.model
-    return build_optimizer(
-        task.model,
-        optim.optimizer,
-        lr=optim.lr,
-        weight_decay=optim.weight_decay,
-        betas=optim.betas,
-        eps=optim.eps,
-        momentum=optim.momentum,
-        rule=size.rule,
-        depth=Depth(size.loops, size.layers),
-        width=Width(size.width, size.base_width),
-        base_layers=size.base_layers,
-        roles=task.roles,
-    )
+    with warnings.catch_warnings():  # what a factory should do about the width is said once, before the first trial
+        warnings.filterwarnings("ignore", "width= scales the rates")
+        return build_optimizer(
+            task.model,
+            optim.optimizer,
+            lr=optim.lr,
+            outer_lr=optim.outer_lr,
+            weight_decay=optim.weight_decay,
+            betas=optim.betas,
+            eps=optim.eps,
+            momentum=optim.momentum,
+            rule=size.rule,
+            depth=Depth(size.loops, size.layers),
+            width=Width(size.width, size.base_width),
+            base_layers=size.base_layers,
+            roles=task.roles,
+        )
 
 
 @torch.no_grad()
