@@ -28,6 +28,7 @@ from loopscale.records import Journal, Trial
 from loopscale.study import LocalProcesses, drive
 from loopscale.train import TrainConfig, make_config
 from loopscale.transfer import Arm, Cell, StudyPlan
+from loopscale.tune.regret import TOLERANCE
 
 CENTER_LOG2_LR = {"adamw": -6, "muon": -5}
 TARGET, PROXIES = 32, (1, 2)
@@ -186,7 +187,7 @@ def summary(setting: Setting, loops: int, plan: dict[str, Any]) -> dict[str, Any
         "swept_at_32": {"lr": best[0], "strength": best[1], "losses": cells[best], "cells": len(cells)},
         "one_shot_at_32": shot,
         "regret": (sum(shot["looped"]) - sum(cells[best])) / 2,
-        "allowed": max(0.005, noise or 0.0),
+        "allowed": TOLERANCE,
         "seed_noise": noise,
         "regret_of_other_rules": {rule: shot[rule][0] - first for rule in ("sqrt", "none")},
         "optimum_of_other_rules": {"sqrt": best[1] / TARGET**0.5, "none": best[1] / TARGET},

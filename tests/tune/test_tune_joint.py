@@ -9,7 +9,7 @@ from loopscale.study import LocalProcesses, content_hash, drive
 from loopscale.train import make_config
 from loopscale.tune import Size, TuneSettings, tune
 from loopscale.tune.race import paired_noise
-from loopscale.tune.regret import allowed
+from loopscale.tune.regret import TOLERANCE
 
 PROXY = Size(1, 1, 32, 100, 8)
 TARGET = PROXY.replace(loops=16, layers=2, width=64)
@@ -67,7 +67,7 @@ def test_rate_and_strength_carried_over_three_axes_lose_nothing_at_the_target(tm
     table, best = swept(chosen, plan["target"]["values"])
     regret = fmean(table[PLAN][seed] - table[best][seed] for seed in SEEDS)
     noise = paired_noise(list(table.values()))
-    most = allowed(plan["proxy"]["seed_noise"])
+    most = TOLERANCE
     error = 0.0 if best == PLAN else noise.error(len(SEEDS))
     said = (
         f"plan {plan['proxy']['values']}, best at (rate, strength) {best} octaves from it: regret {regret:.4f} nats "

@@ -62,7 +62,11 @@ def parse_seconds(text: str | None) -> float | None:
     "--trials", type=int, help="Points to explore, with one seed each; default: 16, 8 more a value beyond two."
 )
 @click.option("--seeds", type=int, default=3, show_default=True, help="Seeds that the best points get.")
-@click.option("--tune", "tuned", default="lr,strength", show_default=True, help="Also: weight_decay, warmup, batch.")
+@click.option(
+    "--tune",
+    "tuned",
+    help="Default: lr,strength,outer_lr (of an objective: lr,strength); also: weight_decay, warmup, batch.",
+)
 @click.option("--rule", help="The rule that carries the values; default: the config's.")
 @click.option("--model", metavar="PLACE", help="Your own model: file.py:make_model, a factory; see below.")
 @click.option("--objective", metavar="PLACE", help="Your own Python objective: file.py:objective, values -> loss.")
@@ -80,7 +84,7 @@ def command(
     budget: str | None,
     trials: int | None,
     seeds: int,
-    tuned: str,
+    tuned: str | None,
     rule: str | None,
     model: str | None,
     objective: str | None,
@@ -108,7 +112,9 @@ def command(
     rules = where.sets((*sets, f'model.rule="{rule}"') if rule else sets)
     base = load_config(config, rules) if own is None else load_values(config, rules)
     small, large = sizes(base, proxy, target)
-    names = tuple(name.strip() for name in tuned.split(",") if name.strip())
+    # An objective of the user's own knows nothing of roles; a model's outer rate matters more than any scale.
+    usual = "lr,strength" if objective else "lr,strength,outer_lr"
+    names = tuple(name.strip() for name in (tuned or usual).split(",") if name.strip())
     wanted = 16 + 8 * max(0, len(names) - 2) if trials is None else trials
     settings = TuneSettings(base, small, large, names, wanted, seeds, own)
     folder = out or Path("runs") / f"tune-{config.stem}"

@@ -73,5 +73,10 @@ def _said(found: dict[str, Any], page: Path) -> str:
         shown = "the plan diverged" if row["regret"] is None else f"regret {nats(row['regret'], row['interval'])}"
         lines.append(f"{row['label']}: {shown}, {row['verdict']}")
     lines += [f"L = {row['layers']}, b = 1/2 against b = 1 at the plan: {row['says']}" for row in found["exponents"]]
-    lines += [found["sentence"], *(f"not verified: {said}" for said in found["not_verified"]), f"page: {page}"]
+    lines += [
+        found["sentence"],
+        *([found["next"]] if found["next"] else []),
+        *(f"not verified: {said}" for said in found["not_verified"]),
+        f"page: {page}",
+    ]
     return "\n".join(lines)

@@ -99,6 +99,7 @@ class Verification(Record):
 
     verdict: str
     sentence: str
+    next: str = ""
     local: tuple[Sweep, ...]
     target: tuple[Trend, ...]
     exponents: tuple[Exponent, ...] = ()

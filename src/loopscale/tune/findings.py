@@ -8,7 +8,7 @@ from typing import Any
 
 from loopscale.tune.probes import LAYER_RULES, Probe, jobs_of
 from loopscale.tune.race import PairedNoise, paired_noise
-from loopscale.tune.regret import Local, allowed, as_json, extrapolate, read_local, verdict
+from loopscale.tune.regret import TOLERANCE, Local, as_json, extrapolate, read_local, verdict
 from loopscale.tune.settings import TuneSettings
 from loopscale.tune.words import in_seed_noise, nats
 
@@ -38,19 +38,21 @@ def findings(
             "label": probe.label,
             "size": vars(probe.size),
             "losses": [[loss if math.isfinite(loss) else None for loss in row] for row in tables[probe]],
+            "inside": read.inside,
             **as_json(read, seed_noise),
         }
         for probe, read in reads.items()
     ]
     found: dict[str, Any] = {
         "noise": {"paired": None if noise is None else noise.size, "from": source},
-        "allowed_regret": allowed(seed_noise),
+        "allowed_regret": TOLERANCE,
         "local": local,
-        "target": trends(settings, reads, seed_noise),
+        "target": trends(settings, reads),
         "exponents": exponents(tables, noise),
         "not_verified": _not_verified(settings, taken, left),
     }
     found["verdict"] = _overall(settings, found)
+    found["next"] = _next(settings, found, seeds)
     found["sentence"] = _sentence(settings, found, seed_noise, share)
     return found
 
@@ -82,7 +84,7 @@ def known_noise(plan: dict[str, Any], tables: list[Rows]) -> tuple[PairedNoise |
     return None, "nowhere: one seed, and no surface was fitted"
 
 
-def trends(settings: TuneSettings, reads: dict[Probe, Local], seed_noise: float | None) -> list[dict[str, Any]]:
+def trends(settings: TuneSettings, reads: dict[Probe, Local]) -> list[dict[str, Any]]:
     """The optimum's trend over each axis, from the proxy on, carried to the target."""
     sizes: dict[tuple[str, str, str], dict[int, Local]] = {}
     anchors = {probe.along: read for probe, read in reads.items() if probe.axis == "proxy"}
@@ -94,6 +96,7 @@ def trends(settings: TuneSettings, reads: dict[Probe, Local], seed_noise: float 
     rows = []
     for (axis, along, rule), found in sizes.items():
         far = extrapolate(found, getattr(settings.target, axis))
+        bowls = all(local.inside for local in found.values())
         rows.append(
             {
                 "axis": axis,
@@ -104,7 +107,7 @@ def trends(settings: TuneSettings, reads: dict[Probe, Local], seed_noise: float 
                 "regret": far.regret,
                 "interval": None if far.interval is None else list(far.interval),
                 "slope": far.slope,
-                "verdict": verdict(far.regret, far.interval, seed_noise),
+                "verdict": verdict(far.regret, far.interval) if far.regret is None or bowls else "undecided",
             }
         )
     return rows
@@ -162,21 +165,42 @@ def _not_verified(settings: TuneSettings, taken: list[Probe], left: list[tuple[P
 
 
 def _overall(settings: TuneSettings, found: dict[str, Any]) -> str:
-    verdicts = {row["verdict"] for row in (*found["target"], *found["local"]) if row["rule"] == settings.rule}
-    return "fails" if "fails" in verdicts else "undecided" if "undecided" in verdicts else "holds"
+    """Fails only where a size or its trend certainly does; a trend fails on no better ground than the sizes under it.
+
+    What is extrapolated from sizes that are all undecided is undecided.
+    """
+    mine = [row for row in found["local"] if row["rule"] == settings.rule]
+    verdicts = {row["verdict"] for row in mine}
+    if verdicts != {"undecided"}:
+        verdicts |= {row["verdict"] for row in found["target"] if row["rule"] == settings.rule}
+    return "fails" if "fails" in verdicts else "undecided" if "undecided" in verdicts or not verdicts else "holds"
+
+
+def _next(settings: TuneSettings, found: dict[str, Any], seeds: int) -> str:
+    """Say in one line what to do now, as a command; empty where the plan holds."""
+    mine = [row for row in (*found["local"], *found["target"]) if row["rule"] == settings.rule]
+    if found["verdict"] == "fails":
+        lost = " and ".join(sorted({row["along"] for row in mine if row["verdict"] == "fails"}))
+        proxy = min(settings.target.loops, 2 * settings.proxy.loops)
+        return f"Tune nearer to the target, {lost} did not carry: loopscale tune --proxy loops={proxy} --out NEW."
+    if found["verdict"] == "undecided":
+        flat = [row["label"] for row in mine if row.get("inside") is False]
+        where = f"; no minimum inside the octave on either side at {flat[0]}" if flat else ""
+        return f"Repeat it with --seeds {max(3, 2 * seeds)}, the trials that ran are kept{where}."
+    return ""
 
 
 def _sentence(settings: TuneSettings, found: dict[str, Any], seed_noise: float | None, share: float) -> str:
     says = {
-        "holds": "The plan holds",
-        "fails": "The plan fails",
-        "undecided": "The data do not decide whether the plan holds",
+        "holds": "The plan holds.",
+        "fails": "The plan fails.",
+        "undecided": "The data do not decide whether the plan holds.",
     }[found["verdict"]]
     mine = [row for row in found["target"] if row["rule"] == settings.rule]
     parts = [f"{row['along']} over {row['axis']} to {row['at']}: {_told(row, seed_noise)}" for row in mine]
-    expected = f"expected regret at the target, {'; '.join(parts)}" if parts else "nothing was carried to the target"
+    expected = f"Expected regret at the target: {'; '.join(parts)}." if parts else "Nothing was carried to the target."
     return (
-        f"{says} (to at most {found['allowed_regret']:.4f} nats, the larger of 0.005 and the seed noise): {expected}. "
+        f"{says} {expected} A plan holds to at most {found['allowed_regret']:g} nats. "
         f"Cost: {share:.1%} of the FLOPs of a sweep at the target, tuning included."
     )
 

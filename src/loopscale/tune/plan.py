@@ -225,9 +225,22 @@ def _shown(decision: dict[str, Any]) -> str:
 
 
 def sentence(settings: TuneSettings, decision: dict[str, Any]) -> str:
-    """What was found, in words."""
-    edge = f"; {' and '.join(decision['edges'])} lies near the end of its range" if decision["edges"] else ""
+    """Say what was found, in words, and what to do about a value near the end of its range."""
+    edges = decision["edges"]
+    end = ""
+    if edges:
+        start_at = " ".join(f"--set {_PLACES[name]}={decision['values'][name]:g}" for name in edges if name in _PLACES)
+        end = f" {' and '.join(edges)} lies near the end of its range: tune again from there, {start_at} --out NEW."
     return (
         f"Tuned at {settings.proxy}: {_shown(decision)} ({decision['interval_note']}), for {settings.target} by the rule "
-        f"{settings.rule}; {decision['decided']}{edge}."
+        f"{settings.rule}; {decision['decided']}.{end}"
     )
+
+
+_PLACES = {
+    "lr": "optim.lr",
+    "outer_lr": "optim.outer_lr",
+    "weight_decay": "optim.weight_decay",
+    "warmup": "optim.warmup",
+    "strength": "model.strength",
+}

@@ -15,7 +15,7 @@ from loopscale.tune.race import PairedNoise
 Array = NDArray[np.float64]
 DRAWS = 2000
 FURTHEST = 1.5  # octaves: a parabola through three points says nothing beyond
-TOLERANCE = 0.005  # nats
+TOLERANCE = 0.01  # nats: the regret that counts as none, in every study
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,11 @@ class Local:
     def interval(self) -> tuple[float, float] | None:
         """95 % interval of the regret; None where no noise is known."""
         return _ends(self.regrets)
+
+    @property
+    def inside(self) -> bool:
+        """Whether the parabola has a minimum within reach of its three points; else it decides nothing."""
+        return self.curve > 0 and abs(self.offset) < FURTHEST
 
 
 def _ends(draws: Array) -> tuple[float, float] | None:
@@ -102,24 +107,22 @@ def extrapolate(found: Mapping[int, Local], target: int) -> Extrapolated:
     return Extrapolated(float(regrets[0]), _ends(regrets[1:]), float(slopes[0]), len(found))
 
 
-def allowed(seed_noise: float | None) -> float:
-    """The regret that counts as none: max(0.005 nats, seed noise)."""
-    return max(TOLERANCE, seed_noise or 0.0)
+def verdict(regret: float | None, interval: tuple[float, float] | None) -> str:
+    """Say holds, fails or undecided; without an interval nothing is decided, but a plan that diverged fails.
 
-
-def verdict(regret: float | None, interval: tuple[float, float] | None, seed_noise: float | None) -> str:
-    """holds, fails or undecided; without an interval nothing is decided, but a plan that diverged fails."""
+    The interval is of paired differences, so the limit is a fixed one: a study with more noise is not judged laxer.
+    """
     if regret is None:
         return "fails"
     if interval is None:
         return "undecided"
-    if interval[1] <= allowed(seed_noise):
+    if interval[1] <= TOLERANCE:
         return "holds"
-    return "fails" if interval[0] > allowed(seed_noise) else "undecided"
+    return "fails" if interval[0] > TOLERANCE else "undecided"
 
 
 def as_json(local: Local, seed_noise: float | None) -> dict[str, Any]:
-    """Plain numbers; regret also in units of seed noise."""
+    """Plain numbers; regret also in units of seed noise. A sweep without a minimum inside decides nothing."""
     if local.regret is None:
         return {"regret": None, "interval": None, "in_seed_noise": None, "offset": None, "verdict": "fails"}
     interval = local.interval()
@@ -128,5 +131,5 @@ def as_json(local: Local, seed_noise: float | None) -> dict[str, Any]:
         "interval": None if interval is None else list(interval),
         "in_seed_noise": local.regret / seed_noise if seed_noise else None,
         "offset": local.offset,
-        "verdict": verdict(local.regret, interval, seed_noise),
+        "verdict": verdict(local.regret, interval) if local.inside else "undecided",
     }

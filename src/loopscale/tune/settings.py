@@ -12,7 +12,7 @@ from loopscale.records import TuneRecord, checked
 from loopscale.study import Own, content_hash
 from loopscale.train import TrainConfig
 
-TUNABLE = ("lr", "strength", "weight_decay", "warmup", "batch")
+TUNABLE = ("lr", "strength", "outer_lr", "weight_decay", "warmup", "batch")
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class TuneSettings:
             rule=rule or self.rule,
         )
         record["optim"].update(
-            {name: float(values[name]) for name in ("lr", "weight_decay", "warmup") if name in values}
+            {name: float(values[name]) for name in ("lr", "outer_lr", "weight_decay", "warmup") if name in values}
         )
         record["data"]["batch_size"] = batch
         # As many tokens trained on, and as many evaluated on: losses of two batches stay comparable.
@@ -186,6 +186,7 @@ def bounds(settings: TuneSettings) -> dict[str, tuple[float, float]]:
     ranges = {
         "lr": (math.log2(optim.lr) - 4, math.log2(optim.lr) + 4),
         "strength": (math.log2(model.strength) - 3, math.log2(model.strength) + 3),
+        "outer_lr": (math.log2(optim.outer_lr) - 2, math.log2(optim.outer_lr) + 5),
         "weight_decay": (decay - 3, decay + 3),
         "warmup": (0.0, 0.5),
         "batch": (-2.0, 2.0),
@@ -206,6 +207,7 @@ def to_point(values: dict[str, float]) -> dict[str, float]:
 def start(settings: TuneSettings) -> dict[str, float]:
     """Where the search begins: the config's own values."""
     optim, model = settings.base.optim, settings.base.model
-    known = {"lr": optim.lr, "strength": model.strength, "weight_decay": optim.weight_decay or 0.1, "batch": 1.0}
+    known = {"lr": optim.lr, "outer_lr": optim.outer_lr, "strength": model.strength, "batch": 1.0}
+    known["weight_decay"] = optim.weight_decay or 0.1
     values = {**known, "warmup": min(optim.warmup, 0.5)}
     return {name: values[name] for name in settings.tuned}
