@@ -97,7 +97,9 @@ def test_at_one_layer_the_rules_of_the_family_are_one_network_at_strengths_apart
         paper["search"].base(4, rule=rule, strength=2.0 * 4 ** (power - 1), steps=3)(2.0**-6, 0).config
         for rule, power in compare.family().items()
     ]
-    assert len({fit(config).val_loss for config in configs}) == 1
+    losses = [fit(config).val_loss for config in configs]
+    # Not bitwise: Adam's epsilon follows N^(1-a), which rounds differently.
+    assert losses == pytest.approx([losses[0]] * len(losses), rel=1e-5)
 
 
 def test_every_rule_is_compared(paper):

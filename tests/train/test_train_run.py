@@ -176,7 +176,9 @@ def test_a_changed_rate_is_said(run: Path) -> None:
     file, said = run / "config.toml", []
     file.write_text(file.read_text().replace("lr = 0.0078125", "lr = 0.01").replace("keep = 2", "keep = 3"))
     resume_run(run, warn=said.append)
-    assert said == ["optim.lr was 0.0078125 and is now 0.01: from this step on the run no longer reproduces the original"]
+    assert said == [
+        "optim.lr was 0.0078125 and is now 0.01: from this step on the run no longer reproduces the original"
+    ]
 
 
 def test_an_out_folder_that_is_taken(run: Path, tiny: TrainConfig, tmp_path: Path) -> None:

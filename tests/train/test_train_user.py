@@ -187,7 +187,9 @@ def test_a_factory_without_a_config_keeps_its_own_defaults() -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
-@pytest.mark.parametrize("arguments", [["generate", "RUN", "--prompt", "a"], ["plan", "RUN/config.toml", "--gpus", "1"]])
+@pytest.mark.parametrize(
+    "arguments", [["generate", "RUN", "--prompt", "a"], ["plan", "RUN/config.toml", "--gpus", "1"]]
+)
 def test_a_command_for_the_house_model_says_so(
     finished: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -239,7 +239,7 @@ def test_one_seed_decides_nothing_and_claims_no_interval():
     ("verdict", "slope", "regret", "claims", "open_at", "says"),
     [
         ("transfers", estimate(0.0, 0.1), estimate(0.0, 0.005), True, "", ""),
-        ("drifts", estimate(0.3, 0.1), estimate(0.1, 0.0), True, "", "loopscale exponent"),
+        ("drifts", estimate(0.3, 0.1), estimate(0.1, 0.0), True, "", "loopscale tune"),
         ("drifts", estimate(0.3, 0.1), estimate(0.1, 0.0), False, "", "--rules looped"),
         ("undecided", estimate(0.0, 0.2), estimate(0.0, 0.005), True, "", "--seeds 4"),
         ("undecided", estimate(-0.2, 0.5), estimate(0.0, 0.005), True, "", "--seeds 7"),

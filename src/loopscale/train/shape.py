@@ -31,7 +31,7 @@ def shape_of(config: TrainConfig, vocab_size: int | None = None) -> Shape:
         batch=config.data.batch_size,
         steps=config.train.steps,
         optimizer=config.optim.optimizer,
-        bf16=config.train.precision != "fp32",
+        bf16=config.train.precision == "bf16",
         sharded=config.train.strategy == "fsdp",
         accumulate=config.train.accumulate,
         recompute=config.train.recompute,

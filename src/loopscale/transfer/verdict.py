@@ -113,7 +113,7 @@ def next_step(verdict: Verdict, slope: Estimate | None, regret: Estimate | None,
     if slope is None:
         return f"Add rates{open_at}, with --lrs or a larger --set optim.lr, in the same folder." if open_at else ""
     if verdict == "drifts" and claims:
-        return "Measure what your model wants in place of 1/N: loopscale exponent, with the same --model and --set."
+        return "Tune at the N that you train at (loopscale tune CONFIG --proxy loops=N), and run loopscale diagnose."
     if verdict == "drifts":
         return "Tune the rate at the N that you train at, or use --rules looped."
     if verdict == "transfers":

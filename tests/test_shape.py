@@ -1,0 +1,54 @@
+"""The house keeps its shape: no import circle, the central line in sight, a tour that is true."""
+
+import ast
+import re
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "loopscale"
+FILES = sorted(SOURCE.rglob("*.py"))
+
+
+def module(path: Path) -> str:
+    parts = path.relative_to(SOURCE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module(path) for path in FILES}
+
+
+def imports(path: Path) -> set[str]:
+    """The modules of this package that a file imports when it is imported itself (not for types, not in functions)."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("loopscale"):
+            inner = {f"{node.module}.{alias.name}" for alias in node.names} & MODULES
+            found |= inner or {node.module}
+    return found - {"loopscale"}
+
+
+def test_no_file_imports_itself_in_a_circle():
+    TopologicalSorter({module(path): imports(path) for path in FILES}).prepare()  # raises CycleError
+
+
+def test_the_central_line_is_in_sight():
+    text = (SOURCE / "nn" / "transformer.py").read_text()
+    block = text[text.index("class PreNormBlock") : text.index("class SandwichBlock")]
+    assert "# x = x + scale * branch(norm(x))" in block
+    core = text[text.index("class LoopedCore") :]
+    assert re.search(r"for visit in range\(loops\):\n.*\n\s+for layer, block in enumerate\(self\):", core)
+
+
+TOUR = (ROOT / "CONTRIBUTING.md").read_text()
+
+
+@pytest.mark.parametrize("name, span", re.findall(r"`([\w/]+\.py)` holds `([^`]+)`", TOUR))
+def test_what_the_tour_quotes_stands_in_the_file_that_it_names(name, span):
+    assert span in (SOURCE / name).read_text()
+
+
+def test_the_tour_quotes_code():
+    assert len(re.findall(r"`([\w/]+\.py)` holds `([^`]+)`", TOUR)) >= 5
