@@ -8,7 +8,7 @@ import warnings
 
 import pytest
 import torch
-from adapt_architectures import MODELS, make
+from adapt_architectures import MODELS, batch_for, make
 from adapt_models import bert, llama, tokens
 from torch import nn
 
@@ -409,3 +409,16 @@ def test_a_pair_of_layers_names_the_core_and_even_steps_start_at_full_strength()
     for wrong in (dict(layers=(1, 2), start=1), dict(loops=4), dict(layers=(1, 2, 3)), dict(layers=(2, 9))):
         with pytest.raises(UserError, match=r"layers|range"):
             convert(llama(4), **{"loops": 4, **wrong})
+
+
+@pytest.mark.parametrize("name", ["Mamba 2", "DINOv2"])
+def test_lists_that_are_not_per_layer_keep_their_length(name, tmp_path):
+    model, batch = make(name).eval(), batch_for(make(name))
+    convert(model, 0, 2, loops=2, layers=1, batch=batch)
+    with torch.no_grad():
+        expected = model(**batch)[0]
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path).eval()
+    restore(again, batch=batch)
+    with torch.no_grad():
+        assert torch.equal(again(**batch)[0], expected)

@@ -80,12 +80,17 @@ def _apply(plan: tuple[Field, ...], total: int, gone: set[int]) -> None:
         for key, value in list(values.items()):
             if _per_layer(key, value, total):
                 values[key] = type(value)(item for place, item in enumerate(value) if place not in gone)
+        stages = values.get("stage_names") or []
+        if len(stages) == total + 1:  # of a backbone: the stem and a stage for each layer
+            left = stages[: 1 + total - len(gone)]
+            features = [stage for stage in values.get("_out_features") or [] if stage in left] or left[-1:]
+            places = [left.index(stage) for stage in features]
+            values |= {"stage_names": left, "_out_features": features, "_out_indices": places}
 
 
 def _per_layer(key: str, value: Any, total: int) -> bool:
-    """Whether this is a list with an entry for each layer (`layer_types`), and not one of tokens or names."""
-    other = any(word in key for word in ("token", "architectures", "label", "depths"))
-    return isinstance(value, (list, tuple)) and len(value) == total and not other
+    """Say whether this is a list with an entry for each layer (`layer_types`), and not two limits or a list of tokens."""
+    return isinstance(value, (list, tuple)) and len(value) == total and ("layer" in key or "block" in key)
 
 
 def _built(model: nn.Module) -> Any:
