@@ -59,7 +59,7 @@ def _gradients(
     model: nn.Module, batch: Any, loop: FoundLoop, stream: Stream | None, like: Tape, guard: bool
 ) -> Gradients:
     names, ops = like.names, [node.op for node in like.nodes]
-    uses, formed, beyond = _kinds(loop, ops)
+    uses, formed, beyond = _kinds(loop, ops, {key: found[0] for key, found in names.items()})
     nodes = frozenset(i for chain in uses.values() for i in chain)
     states = frozenset(stream.states if stream else ())
     tape, output = record(
@@ -115,10 +115,14 @@ def _gradients(
     )
 
 
-def _kinds(loop: FoundLoop, ops: list[str]) -> tuple[Group, Group, list[Key]]:
-    """Chains of weights used in products alone, of others small enough to be formed, and the weights that are too large."""
-    uses = {key: chain for key, chain in loop.uses.items() if all(ops[i] in _PRODUCTS for i in chain)}
-    others = {key: chain for key, chain in loop.uses.items() if key not in uses}
+def _kinds(loop: FoundLoop, ops: list[str], names: dict[Key, str]) -> tuple[Group, Group, list[Key]]:
+    """Give chains of weights used in products alone, of others small enough to be formed, and the weights too large for it.
+
+    They come in the order of their names: a sum depends on its order, and a diagnosis has to be the same every time.
+    """
+    chains = sorted(loop.uses.items(), key=lambda found: names[found[0]])
+    uses = {key: chain for key, chain in chains if all(ops[i] in _PRODUCTS for i in chain)}
+    others = {key: chain for key, chain in chains if key not in uses}
     formed = {key: chain for key, chain in others.items() if math.prod(key[2]) * len(chain) <= _MOST_FORMED}
     return uses, formed, [key for key in others if key not in formed]
 
