@@ -10,19 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loopscale.errors import UserError
+from loopscale.cli.asked import asked_config, check_options, free_folder, print_keys, run_name
 from loopscale.factory import CONTRACT, peek
 
 if TYPE_CHECKING:
-    from loopscale.train import Outcome, Profile, TrainConfig, World
-
-
-def _print_keys(context: click.Context, option: click.Parameter, wanted: bool) -> None:
-    if wanted:
-        from loopscale.cli.keys import table
-
-        click.echo(table())
-        context.exit()
+    from loopscale.train import Outcome, Profile, World
 
 
 @click.command(epilog=CONTRACT)
@@ -37,7 +29,7 @@ def _print_keys(context: click.Context, option: click.Parameter, wanted: bool) -
 @click.option("--profile", is_flag=True, help="Print where the time went: data, forward by visit, backward, ...")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
 @click.option(
-    "--keys", is_flag=True, expose_value=False, is_eager=True, callback=_print_keys, help="List all config keys."
+    "--keys", is_flag=True, expose_value=False, is_eager=True, callback=print_keys, help="List all config keys."
 )
 def command(**given: Any) -> int:
     """Train the model of a CONFIG file (TOML), or your own with --model, or continue a run with --resume.
@@ -49,7 +41,7 @@ def command(**given: Any) -> int:
 
     Exit codes: 0 finished, 1 the loss became non-finite, 2 a mistake to mend, 130 Ctrl-C, 143 SIGTERM.
     """
-    _check_options(given)
+    check_options(given)
     if given["model"] is not None:
         peek(given["model"], rule=False)
     from loopscale.train import Profile, joined
@@ -68,29 +60,17 @@ def command(**given: Any) -> int:
     return outcome.exit_code
 
 
-def _check_options(given: dict[str, Any]) -> None:
-    new = given["config"] is not None or (given["model"] is not None and given["resume"] is None)
-    if new == (given["resume"] is not None):
-        raise UserError(
-            "give either a config file (or --model file.py:make_model) or --resume DIR: loopscale train config.toml"
-        )
-    if given["resume"] is not None and any(given[name] is not None for name in ("out", "tuned", "init_from")):
-        raise UserError("--resume continues a run exactly, so it takes no --from, --init-from or --out: leave them out")
-    if given["again"] and given["out"] is None:
-        raise UserError("--continue needs the folder of the run: add --out DIR")
-
-
 def _train(given: dict[str, Any], world: World, profile: Profile | None) -> Outcome:
     from loopscale.cli.progress import progress, warn
     from loopscale.train import open_run, resume_run, train_run
 
     run: Path | None = given["resume"]
     with world.together():
-        config = _config(given, warn if world.main else lambda sentence: None) if run is None else None
+        config = asked_config(given, warn if world.main else lambda sentence: None) if run is None else None
         if config is not None and given["again"] and (given["out"] / "config.toml").exists():
             open_run(given["out"]).check_same(config)
-    name = (given["config"].stem if given["config"] else _name(given["model"])) if run is None else ""
-    out = Path(world.of_main(str(given["out"] or _free(name))))
+    name = (given["config"].stem if given["config"] else run_name(given["model"])) if run is None else ""
+    out = Path(world.of_main(str(given["out"] or free_folder(name))))
     if given["again"] and world.of_main("yes" if (out / "config.toml").exists() else "") == "yes":
         run = out
     with progress() if world.main else nullcontext(lambda line, steps: None) as on_step:
@@ -101,38 +81,6 @@ def _train(given: dict[str, Any], world: World, profile: Profile | None) -> Outc
         if given["model"] is not None:
             sets = (*sets, f"model.factory={json.dumps(given['model'])}")
         return resume_run(run, sets, on_step=on_step, warn=warn, world=world, profile=profile)
-
-
-def _config(given: dict[str, Any], warn: Any) -> TrainConfig:
-    """Read the config, or take that of tuned.toml, which is whole; put the tuned values and the options on top."""
-    from loopscale.train import load_config, make_config, read_toml, with_tuned
-
-    sets = list(given["sets"])
-    if given["model"] is not None:
-        sets.append(f"model.factory={json.dumps(given['model'])}")
-    if given["init_from"] is not None:
-        sets.append(f"train.init_from={json.dumps(given['init_from'])}")
-    if given["config"] is None:
-        return make_config({} if given["tuned"] is None else read_toml(given["tuned"]), sets)
-    config = load_config(given["config"], sets)
-    if given["tuned"] is not None:
-        config, cautions = with_tuned(config, given["tuned"])
-        for caution in cautions:
-            warn(caution)
-    return config
-
-
-def _name(place: str) -> str:
-    """Name a run of a user model after its file or module."""
-    return place.rpartition(":")[0].removesuffix(".py").replace("/", ".").rpartition(".")[2]
-
-
-def _free(name: str) -> Path:
-    """Give runs/NAME, or runs/NAME-2, -3, ... when that is taken."""
-    path, number = Path("runs") / name, 2
-    while path.exists():
-        path, number = Path("runs") / f"{name}-{number}", number + 1
-    return path
 
 
 def _show(outcome: Outcome, as_json: bool) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,29 +16,17 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from loopscale.data import Prefetched
 from loopscale.errors import UserError
-from loopscale.files import write_text
-from loopscale.train import checkpoint, nonfinite, precision
+from loopscale.train import checkpoint, nonfinite
+from loopscale.train.begin import alone, begun, continue_from, lost, shown
 from loopscale.train.config import TrainConfig
 from loopscale.train.interrupt import Interrupt, orderly, signal_name
 from loopscale.train.load import make_config
 from loopscale.train.parallel import whole
 from loopscale.train.profile import Profile
 from loopscale.train.room import check_room
-from loopscale.train.run import (
-    Run,
-    Warn,
-    begin_with,
-    check_new,
-    check_source,
-    create_run,
-    cut_metrics,
-    exclusive,
-    metrics_writer,
-    note_resumption,
-    open_run,
-)
+from loopscale.train.run import Run, Warn, check_new, create_run, metrics_writer, open_run
 from loopscale.train.task import StepRecord, rows_of, to_device
-from loopscale.train.training import Training, evaluate, make_task, spread, stream_rms
+from loopscale.train.training import Training, evaluate, stream_rms
 from loopscale.train.world import World, noticing_lost_ranks
 
 FAILED = 255  # in place of a signal's number: rank 0 cannot write
@@ -129,18 +117,18 @@ def train_run(
     written then. Ctrl-C, SIGTERM and a non-finite loss are outcomes.
     """
     world = World() if world is None else world
-    with orderly() as interrupt, noticing_lost_ranks(world, _lost(out)):
-        world.same("the config", _shown(config), "start every rank with the same file and the same --set")
+    with orderly() as interrupt, noticing_lost_ranks(world, lost(out)):
+        world.same("the config", shown(config), "start every rank with the same file and the same --set")
         with world.together():
             if world.main:
                 check_new(out)
-        training = _begun(config, world, warn if world.main else _silent, new=True)
+        training = begun(config, world, warn if world.main else _silent, new=True)
         with world.together():
             if world.main:
                 check_room(out, training)
                 create_run(out, training)
         run = Run(out, training.config)
-        with _alone(run, world):
+        with alone(run, world):
             return _loop(run, training, interrupt, on_step, profile)
 
 
@@ -165,67 +153,12 @@ def resume_run(
     with world.together():
         run = open_run(path)
         run = Run(path, make_config(run.config.to_dict(), sets)) if sets else run
-    world.same("the config", _shown(run.config), "give every rank the same run folder")
-    with orderly() as interrupt, noticing_lost_ranks(world, _lost(path)), _alone(run, world):
-        training = _begun(run.config, world, _silent, new=not checkpoint.listed(run.checkpoints))
+    world.same("the config", shown(run.config), "give every rank the same run folder")
+    with orderly() as interrupt, noticing_lost_ranks(world, lost(path)), alone(run, world):
+        training = begun(run.config, world, _silent, new=not checkpoint.listed(run.checkpoints))
         run = Run(path, training.config)
-        _continue_from(run, training, warn if world.main else _silent)
+        continue_from(run, training, warn if world.main else _silent)
         return _loop(run, training, interrupt, on_step, profile)
-
-
-def _begun(config: TrainConfig, world: World, warn: Warn, new: bool) -> Training:
-    """Build the training of a run: tried once, in the precision that is faster; a new one with the weights it asks for."""
-    task = make_task(config, world=world)
-    with world.together():
-        for sentence in task.check(None):
-            warn(sentence)
-        if new and config.train.init_from is not None:
-            begin_with(Path(config.train.init_from), task.model, warn)
-        task = precision.settled(task)
-        slow = precision.slower(task)
-        if slow is not None:
-            warn(slow)
-    chosen = world.of_main(task.config.train.precision)
-    return spread(precision.fixed(task, chosen), world)
-
-
-def _continue_from(run: Run, training: Training, warn: Warn) -> None:
-    world, newest = training.world, None
-    with world.together():
-        if world.main:
-            check_source(run, training)
-            newest = run.newest_whole(warn)
-    name = world.of_main("" if newest is None else newest.name)
-    if not name:
-        warn("the run has no checkpoint yet: it starts from step 1")
-    else:
-        for change in checkpoint.changes(run.checkpoints / name, training):
-            warn(f"{change}: from this step on the run no longer reproduces the original")
-        checkpoint.load(run.checkpoints / name, training)
-    with world.together():
-        if world.main:
-            check_room(run.path, training)
-            write_text(run.path / "config.toml", run.config.to_toml())
-            note_resumption(run, training, warn)
-            cut_metrics(run, training.done)
-
-
-@contextmanager
-def _alone(run: Run, world: World) -> Iterator[None]:
-    """Keep a second training out of the folder; rank 0 holds the lock for all."""
-    with ExitStack() as held:
-        with world.together():
-            if world.main:
-                held.enter_context(exclusive(run))
-        yield
-
-
-def _shown(config: TrainConfig) -> dict[str, str]:
-    return {key: str(value) for key, value in config.flat().items()}
-
-
-def _lost(path: Path) -> str:
-    return f"a rank was lost: continue from the last checkpoint with torchrun ... -m loopscale train --resume {path}"
 
 
 def _loop(run: Run, training: Training, interrupt: Interrupt, on_step: OnStep, profile: Profile | None) -> Outcome:

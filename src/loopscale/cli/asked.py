@@ -1,0 +1,69 @@
+"""What `loopscale train` was asked for: its options checked, its config read, its folder named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from loopscale.errors import UserError
+
+if TYPE_CHECKING:
+    from loopscale.train import TrainConfig
+
+
+def check_options(given: dict[str, Any]) -> None:
+    """Raise `UserError` for options that contradict each other."""
+    new = given["config"] is not None or (given["model"] is not None and given["resume"] is None)
+    if new == (given["resume"] is not None):
+        raise UserError(
+            "give either a config file (or --model file.py:make_model) or --resume DIR: loopscale train config.toml"
+        )
+    if given["resume"] is not None and any(given[name] is not None for name in ("out", "tuned", "init_from")):
+        raise UserError("--resume continues a run exactly, so it takes no --from, --init-from or --out: leave them out")
+    if given["again"] and given["out"] is None:
+        raise UserError("--continue needs the folder of the run: add --out DIR")
+
+
+def asked_config(given: dict[str, Any], warn: Callable[[str], object]) -> TrainConfig:
+    """Read the config, or take that of tuned.toml, which is whole; put the tuned values and the options on top."""
+    from loopscale.train import load_config, make_config, read_toml, with_tuned
+
+    sets = list(given["sets"])
+    if given["model"] is not None:
+        sets.append(f"model.factory={json.dumps(given['model'])}")
+    if given["init_from"] is not None:
+        sets.append(f"train.init_from={json.dumps(given['init_from'])}")
+    if given["config"] is None:
+        return make_config({} if given["tuned"] is None else read_toml(given["tuned"]), sets)
+    config = load_config(given["config"], sets)
+    if given["tuned"] is not None:
+        config, cautions = with_tuned(config, given["tuned"])
+        for caution in cautions:
+            warn(caution)
+    return config
+
+
+def run_name(place: str) -> str:
+    """Name a run of a user model after its file or module."""
+    return place.rpartition(":")[0].removesuffix(".py").replace("/", ".").rpartition(".")[2]
+
+
+def free_folder(name: str) -> Path:
+    """Give runs/NAME, or runs/NAME-2, -3, ... when that is taken."""
+    path, number = Path("runs") / name, 2
+    while path.exists():
+        path, number = Path("runs") / f"{name}-{number}", number + 1
+    return path
+
+
+def print_keys(context: click.Context, option: click.Parameter, wanted: bool) -> None:
+    """Print every key of the config and end the command, where the option asks for it."""
+    if wanted:
+        from loopscale.cli.keys import table
+
+        click.echo(table())
+        context.exit()
