@@ -93,3 +93,20 @@ def test_a_reported_case_is_told_right(case):
     torch.manual_seed(0)
     model, batch = built(case)
     agrees(diagnose(model, batch), CASES[case])
+
+
+def test_ten_thousand_visits_are_diagnosed_at_fewer_and_said_so():
+    torch.manual_seed(0)
+    model, _ = built("gain_of_one:make")
+    model.loops = 10_000
+    found = diagnose(model, products=0)
+    assert "measured at loops = 32 in the place of 10000" in found.verdict and model.loops == 10_000
+
+
+def test_the_same_model_gives_the_same_diagnosis_bit_for_bit():
+    made = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        model, batch = built("gain_of_one:make")
+        made.append(diagnose(model, batch).to_json())
+    assert made[0] == made[1]

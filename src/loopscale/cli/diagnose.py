@@ -87,7 +87,7 @@ def command(
     from loopscale.diagnosis import diagnose
 
     batches = _batches(data, built) if data is not None else None
-    options = {"loops_arg": loops_arg if loops is None else None, "loops_range": span, "data": batches}
+    options: dict[str, Any] = {"loops_arg": loops_arg if loops is None else None, "loops_range": span, "data": batches}
     found = diagnose(built, batch, **options)
     if fix:
         click.echo(found.text() + "\n", err=as_json)
@@ -95,7 +95,8 @@ def command(
         click.echo(f"{handle}\n", err=as_json)
         found = diagnose(built, batch, **options)
     if compare is not None:
-        second = diagnose(*_load(compare, given, trust_remote_code), **options)
+        other, other_batch = _load(compare, given, trust_remote_code)
+        second = diagnose(other, other_batch, **options)
         changes = differences(found, second)
         click.echo(json.dumps(changes, indent=1) if as_json else _spelt(target, compare, changes))
         return 1 if fail_on != "never" and second.at_least(fail_on) else 0

@@ -233,14 +233,14 @@ def _injection(facts: Facts) -> Iterator[Finding]:
     total, end = sum(sums), facts.growth.norms[-1]
     if not added or facts.growth.gain < INJECTED or total < 0.4 * end:
         return
-    large = [(b, part) for b, part in zip(added, sums, strict=True) if part >= 0.1 * total]
-    names = list(dict.fromkeys(b.where for b, _ in large))
-    shares = ", ".join(f"{b.where} {part:.3g}" for b, part in large)
+    heavy = [(b, part) for b, part in zip(added, sums, strict=True) if part >= 0.1 * total]
+    names = list(dict.fromkeys(b.where for b, _ in heavy))
+    shares = ", ".join(f"{b.where} {part:.3g}" for b, part in heavy)
     yield finding(
         "unscaled-injection",
         ", ".join(names),
         f"the same input is added at each of {facts.loops} visits, {total:.3g} in all ({shares}) against a stream of "
-        f"{end:.3g}{_lines([b for b, _ in large])}",
+        f"{end:.3g}{_lines([b for b, _ in heavy])}",
         remedy=f"scale it by 1/N = {1 / facts.loops:.4g}, add it once before the loop or to the branch input only, or "
         "use a contractive carry",
     )

@@ -108,10 +108,10 @@ def _gradients(
     weights = tuple(math.sqrt(max(float(v), 0.0)) for v in total.diagonal())
     along = tuple(float(deltas[i].double().norm()) for i in (stream.states if stream else ()) if i in deltas)
     kappa = _kappa(total) if float(total.trace()) > 0 else None
-    visits = {n for chain in loop.uses.values() for n, i in enumerate(chain) if i in deltas}
-    visits |= {n for key, own in formed_alive.items() for n in own}
+    told = {n for chain in loop.uses.values() for n, i in enumerate(chain) if i in deltas}
+    told |= {n for key, own in formed_alive.items() for n in own}
     return Gradients(
-        kappa, by_parameter, weights, along, tuple(sorted(names[key][0] for key in beyond)), len(visits) or None
+        kappa, by_parameter, weights, along, tuple(sorted(names[key][0] for key in beyond)), len(told) or None
     )
 
 

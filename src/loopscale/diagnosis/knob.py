@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -155,7 +155,7 @@ def _equal(model: nn.Module, visits: int) -> list[Knob]:
 
 def _given(model: nn.Module, batch: Any) -> list[Knob]:
     """Whole numbers that the batch itself gives to forward, by name or place, however they are called."""
-    items = batch.items() if isinstance(batch, Mapping) else ()
+    items: Iterable[tuple[str, Any]] = batch.items() if isinstance(batch, Mapping) else ()
     if isinstance(batch, (tuple, list)):
         items = zip(inspect.signature(model.forward).parameters, batch, strict=False)
     return [Knob("kwarg", name) for name, value in items if type(value) is int]

@@ -18,7 +18,7 @@ from loopscale.diagnosis.diagnosis import Diagnosis, Finding, Symptom, finding, 
 from loopscale.diagnosis.finite import first_nonfinite
 from loopscale.diagnosis.gradients import Gradients, gradients
 from loopscale.diagnosis.initial import init_ratio
-from loopscale.diagnosis.knob import Knob, find_knob
+from loopscale.diagnosis.knob import Knob, candidates, find_knob
 from loopscale.diagnosis.looprange import LoopRange, LossOf, loop_range
 from loopscale.diagnosis.loops import FoundLoop, find_loops
 from loopscale.diagnosis.measure import Pass, count_layers, far_gain, last_map, main_loop, measured_pass, with_far_gain
@@ -26,7 +26,7 @@ from loopscale.diagnosis.merge import merged
 from loopscale.diagnosis.onestep import MakeOptimizer, train_a_little
 from loopscale.diagnosis.overloops import FROZEN, OverLoops, over_loops
 from loopscale.diagnosis.remedies import MENDED, attachable, edits, share, spelt, try_remedies, with_trial
-from loopscale.diagnosis.setting import Setting
+from loopscale.diagnosis.setting import MOST_CALLS, Setting
 from loopscale.diagnosis.stated import Stated, listening, stated_for
 from loopscale.diagnosis.steplaw import one_step_law
 from loopscale.diagnosis.symptoms import EXPANSION, ONE_STEP, REACH, Measured, symptoms, unexplained
@@ -35,11 +35,13 @@ from loopscale.diagnosis.whole import Modes, halts, idle, modes, restarts, table
 from loopscale.errors import UserError
 from loopscale.parameterization import Depth, residual_scale
 from loopscale.probe.batch import LARGE, prepare
-from loopscale.probe.tape import Tape
+from loopscale.probe.tape import Tape, TooLong
 from loopscale.probe.untouched import untouched, unwrap
 
 # Training copies costs four times the weights: above this many it is done only when an optimizer is given.
 _SMALL = LARGE
+# Loops at which a model is diagnosed whose own number makes too long a pass.
+FEWER = 32
 # Loops beside the main one that are looked at as well.
 _BESIDE = 8
 
@@ -88,7 +90,37 @@ def diagnose(
     with untouched(model, grads=True), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         asked = _Asked(loops_arg, loops_range, products, optimizer, data, loss)
-        return _diagnose(Setting(model, prepare(model, batch)), asked)
+        setting = Setting(model, prepare(model, batch))
+        try:
+            return _diagnose(setting, asked)
+        except TooLong:
+            return _shorter(setting, asked)
+        except UserError:
+            raise
+        except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as cause:
+            # A model may do something else at every call, or use what no tape can follow.
+            line = (str(cause).strip().splitlines() or [""])[0][:160]
+            raise UserError(
+                f"the diagnosis could not go on after the first pass: {type(cause).__name__}: {line}"
+            ) from cause
+
+
+def _shorter(setting: Setting, asked: _Asked) -> Diagnosis:
+    """Diagnose a model whose pass is too long at fewer loops, and say so; raises `UserError` where N cannot be set."""
+    for knob in candidates(setting.model):
+        if knob.value is None or knob.value <= FEWER:
+            continue
+        with knob.set(FEWER) as extra:
+            try:
+                found = _diagnose(replace(setting, extra={**setting.extra, **extra}), asked)
+            except TooLong:
+                continue
+        said = f"measured at {knob.name} = {FEWER} in the place of {knob.value}, whose pass is too long to be followed"
+        healthy = found.verdict.replace("healthy", "no fault found", 1) if found.verdict.startswith("healthy") else None
+        return replace(found, verdict=f"{healthy or found.verdict}; {said}")
+    raise UserError(
+        f"one pass makes more than {MOST_CALLS} torch calls, too many to be followed: build it with fewer loops (--loops)"
+    )
 
 
 def _diagnose(setting: Setting, asked: _Asked) -> Diagnosis:

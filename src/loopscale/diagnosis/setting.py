@@ -14,6 +14,8 @@ from loopscale.probe.tape import Site, Tape
 if TYPE_CHECKING:
     from loopscale.diagnosis.knob import Knob
 
+# A diagnosis makes a hundred passes and more: a longer one would take hours.
+MOST_CALLS = 20_000
 Factors = Mapping[Site, tuple[int, float]]
 
 
@@ -28,7 +30,7 @@ class Setting:
 
     def run(self, **more: Any) -> tuple[Tape, Any]:
         """Record one pass; the arguments are those of `record`."""
-        return record(self.model, self.batch, self.extra, factors=self.factors, **more)
+        return record(self.model, self.batch, self.extra, factors=self.factors, most=MOST_CALLS, **more)
 
     def changed(self, factors: Factors) -> Setting:
         """Put further factors on additions; of one addition they multiply."""

@@ -76,7 +76,7 @@ def _equal_copies(model: nn.Module, used: set[Key]) -> list[list[str]]:
 def _by_formula(value: Tensor) -> bool:
     """Whether a matrix looks written by a formula: few distinct values, equal rows, or smooth along an axis."""
     part = value.detach().double().flatten(0, -2)[:256, :256]
-    if part.unique().numel() * 2 < part.numel() or not bool(torch.isfinite(part).all()):
+    if len(set(part.flatten().tolist())) * 2 < part.numel() or not bool(torch.isfinite(part).all()):
         return True
     for rows in (part, part.T):
         if rows.shape[1] > 7:

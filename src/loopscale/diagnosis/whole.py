@@ -162,7 +162,7 @@ def unused_knobs(setting: Setting, loop: FoundLoop | None, knob: Knob | None) ->
             continue
         if one.kind != "kwarg" and (one.value is None or one.value == visits or one.value < 2):
             continue
-        counts = set()
+        counts: set[tuple[Any, ...]] = set()
         for value in (2, 3, 5):
             try:
                 with one.set(value) as extra:

@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from loopscale.probe.batch import call_model
-from loopscale.probe.tape import Key, Site, Stop, Tape
+from loopscale.probe.tape import MOST_NODES, Key, Site, Stop, Tape
 
 
 def record(
@@ -32,6 +32,7 @@ def record(
     like: Tape | None = None,
     factors: Mapping[Site, tuple[int, float]] | None = None,
     plain: bool = False,
+    most: int = MOST_NODES,
 ) -> tuple[Tape, Any]:
     """Run one forward pass on a tape; give the tape and the model's output (None after an early stop).
 
@@ -41,7 +42,9 @@ def record(
     # The same random numbers in every pass: a random initial state or number of loops must not differ between them.
     torch.manual_seed(0)
     random.seed(0)
-    tape = Tape(model, batch, keep, keep_inputs, replace or {}, stop, graph, alias, guard, like, factors or {}, plain)
+    tape = Tape(
+        model, batch, keep, keep_inputs, replace or {}, stop, graph, alias, guard, like, factors or {}, plain, most
+    )
     output = None
     attention = sdpa_kernel(SDPBackend.MATH) if plain else nullcontext()
     with torch.set_grad_enabled(graph), attention, warnings.catch_warnings():

@@ -120,6 +120,7 @@ class Tape(TorchFunctionMode):
     like: Tape | None = None
     factors: Mapping[Site, tuple[int, float]] = field(default_factory=dict)
     plain: bool = False
+    most: int = MOST_NODES
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -349,7 +350,7 @@ class Tape(TorchFunctionMode):
         self, op: str, parents: tuple[int, ...], made: Tensor, data: bool, params: frozenset[Key], args: Any
     ) -> int:
         index = len(self.nodes)
-        if index >= MOST_NODES:
+        if index >= self.most:
             raise TooLong
         site, turn = (None, 0) if op == "input" else (self.site, self.turns[self.site])
         strides = made.stride() if op == "scaled_dot_product_attention" else ()
