@@ -119,6 +119,14 @@ def test_depth_mup_has_its_own_exponent_under_sgd():
     assert math.isclose(adam, 1 / 8) and math.isclose(sgd, 1.0)
 
 
+@pytest.mark.parametrize(("name", "power"), [("tied-lr-sqrt", 0.5), ("tied-lr", 1.0)])
+def test_the_rule_in_the_optimiser_scales_the_rate_of_looped_weights_alone(name, power):
+    rule, depth = get_rule(name), Depth(16, 4)
+    assert rule.residual_scale(depth).value == 1
+    rates = {role: rule.for_role(role, depth).lr.value for role in Role}
+    assert math.isclose(rates[Role.HIDDEN], 16**-power) and rates[Role.EMBEDDING] == rates[Role.READOUT] == 1
+
+
 def test_post_norm_rules_follow_their_papers():
     depth = Depth(loops=8, layers=4)
     assert math.isclose(get_rule("deepnorm").skip_scale(depth).value, 64**0.25)

@@ -135,7 +135,7 @@ class Rule:
         why = "updates of all layers move the output together; " + (
             "no N: eps = 1/N cancels the N visits"
             if self.loops_exponent == 1
-            else "falls with N as for unrolled depth"
+            else f"falls as N^-{self.rate_loops_exponent:g}"
             if self.rate_loops_exponent
             else "no N factor: must be re-tuned at every N"
         )

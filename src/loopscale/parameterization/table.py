@@ -40,6 +40,18 @@ _ROWS = (
         rate_loops_exponent=0.5,
     ),
     Rule(
+        "tied-lr-sqrt",
+        "the rule in the optimiser: no scale, the rate of looped weights / sqrt(N)",
+        "arXiv:2606.16825",
+        rate_loops_exponent=0.5,
+    ),
+    Rule(
+        "tied-lr",
+        "the rule in the optimiser: no scale, the rate of looped weights / N",
+        "arXiv:2606.16825",
+        rate_loops_exponent=1.0,
+    ),
+    Rule(
         "deepnorm",
         "Post-LN, skip (2E)^1/4, initial gain (8E)^-1/4, E = N L",
         "arXiv:2203.00555",
