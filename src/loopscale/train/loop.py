@@ -67,9 +67,8 @@ def train_step(training: Training) -> StepRecord:
     loops = training.task.loops(index)
     with training.task.drawing(index):
         loss = _backward(training, batch, loops)
-    with span(
-        "waiting"
-    ):  # the one wait for the device, and for other ranks, in a step: both numbers come over together
+    # The one wait for the device, and for other ranks, in a step: both numbers come over together.
+    with span("waiting"):
         loss = training.world.mean(loss)
         norm = whole(get_total_norm([p.grad for p in training.parameters if p.grad is not None]))
         loss_value, norm_value = torch.stack([loss, norm.to(loss.dtype)]).tolist()
