@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import os
 import secrets
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from loopscale.errors import UserError
+
+LOCK = ".lock"  # in a folder that one process at a time may write
 
 
 @contextmanager
@@ -83,6 +86,46 @@ def _take(handle: TextIO, busy: str) -> None:
     handle.flush()
 
 
+def _dead(aside: Path) -> bool:
+    """Whether whoever made the folder aside has ended: its lock is there, and free."""
+    try:
+        import fcntl
+
+        with (aside / LOCK).open("r+") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except (ImportError, OSError):
+        return False
+
+
+def machine_memory() -> float | None:
+    """Return the bytes of memory of this machine, or of its container; None where the system does not tell."""
+    found = []
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        found += [1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemTotal:")]
+    except (OSError, ValueError, IndexError):
+        pass
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            found.append(float(Path(limit).read_text(encoding="utf-8")))
+        except (OSError, ValueError):  # absent, or "max"
+            pass
+    return min(found, default=None)
+
+
+def read_bounded(path: Path, most: int = 2**26) -> str:
+    """Read a text file of at most `most` bytes: a device or a pipe may have no end.
+
+    Raises `UserError` for a longer one, `OSError` and `UnicodeDecodeError` as `Path.read_text` does.
+    """
+    with path.open("rb") as file:
+        raw = file.read(most + 1)
+    if len(raw) > most:
+        raise UserError(f"{path} has more than {most / 2**20:.0f} MB: name the file that was meant")
+    return raw.decode("utf-8")
+
+
 @contextmanager
 def new_folder(path: Path) -> Iterator[None]:
     """Make `path` for the block; when the block fails, the folders made here that are still empty are taken away.
@@ -107,14 +150,20 @@ def new_folder(path: Path) -> Iterator[None]:
 def folder_aside(path: Path) -> Iterator[Path]:
     """Give a new folder beside `path` that takes its place, an empty one's at most, when the block is done.
 
-    Raises `UserError` when the disk refuses; nothing is left behind then.
+    What killed processes left of earlier tries is removed. Raises `UserError` when the disk refuses; nothing is left
+    behind then.
     """
+    for left in path.parent.glob(f".{glob.escape(path.name[:200])}.*"):
+        if _dead(left):
+            shutil.rmtree(left, ignore_errors=True)
     aside = path.parent / f".{path.name[:200]}.{secrets.token_hex(4)}"
     try:
         with new_folder(path.parent):
             try:
                 aside.mkdir()
-                yield aside
+                with alone(aside / LOCK, "{process} writes here"):
+                    yield aside
+                    (aside / LOCK).unlink()
                 if path.exists():
                     path.rmdir()
                 os.rename(aside, path)

@@ -130,23 +130,24 @@ def test_validation_windows_do_not_overlap_and_targets_are_all_distinct_places(b
 def test_packing_conserves_the_text(book):
     data = load_data(book, context=16)
     assert data.description["tokens"] == {side: data.tokens(side) for side in ("train", "validation")}
-    whole = b"".join(bytes(data._sides[side].astype(np.uint8)).rstrip(b"\0") for side in ("train", "validation"))
+    sides = [data._sides[side][np.arange(data.tokens(side))] for side in ("train", "validation")]
+    whole = b"".join(bytes(side.astype(np.uint8)).rstrip(b"\0") for side in sides)
     assert whole == book.read_bytes()
 
 
 def test_a_changed_file_is_packed_again_and_a_truncated_cache_is_mended(book, tmp_path):
     cache = tmp_path / "cache"
     first = load_data(book, cache_dir=cache)
-    packed = next(cache.rglob("train.bin"))
-    size = packed.stat().st_size
+    packed = next(cache.rglob("train-00000.safetensors"))
+    size = first.tokens("train")
     del first
     packed.write_bytes(packed.read_bytes()[:100])
-    assert load_data(book, cache_dir=cache).tokens("train") == size // 2
+    assert load_data(book, cache_dir=cache).tokens("train") == size
     book.write_text(book.read_text() + "one more line\n" * 100)
-    assert load_data(book, cache_dir=cache).tokens("train") > size // 2
+    assert load_data(book, cache_dir=cache).tokens("train") > size
 
 
-@pytest.mark.parametrize("damaged", ["tokenizer.json", "meta.json", "validation.bin"])
+@pytest.mark.parametrize("damaged", ["tokenizer.json", "manifest.json", "validation-00000.safetensors"])
 def test_any_damaged_file_of_the_cache_is_made_again(book, tmp_path, damaged):
     keywords = {"cache_dir": tmp_path / "cache", "tokenizer": "bpe", "vocab_size": 300, "context": 16}
     before = load_data(book, **keywords).batch(0, 0, 4, 16)[0]
@@ -160,7 +161,7 @@ def test_a_cache_is_found_by_content(book, tmp_path):
     first = load_data(book, cache_dir=cache).description["sha256"]
     os.utime(book, ns=(1, 1))
     load_data(book, cache_dir=cache)
-    assert len(list(cache.rglob("meta.json"))) == 1
+    assert len(list(cache.rglob("manifest.json"))) == 1
     book.write_text(book.read_text().replace("line 7:", "LINE 7:"))
     os.utime(book, ns=(1, 1))
     assert load_data(book, cache_dir=cache).description["sha256"] != first
@@ -212,6 +213,8 @@ def test_mistakes_get_a_sentence(tmp_path, book):
         (lambda: load_data("synthetic:cpy"), "unknown synthetic task 'cpy': did you mean 'copy'?"),
         (lambda: load_data(file("bad.jsonl", b'{"text": "a"}\n{oops\n')), "line 2 of"),
         (lambda: load_data(file("field.jsonl", b'{"txt": "a"}\n')), "did you mean 'txt'?"),
+        (lambda: load_data(file("tiny.txt", b"thirty bytes of text, no more.")), "context of 64: give more text"),
+        (lambda: load_data("/dev/zero"), "'/dev/zero' is a device or a pipe, which may have no end"),
         (lambda: load_data(" "), "the data source is an empty name: set data.path"),
         (lambda: load_data("stdlb"), "did you mean 'stdlib'?"),
         (lambda: load_data("hf:"), "write hf:NAME or hf:NAME:SPLIT"),

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from pydantic import ValidationError
 
 from loopscale.errors import UserError
+
+if TYPE_CHECKING:
+    from loopscale.records import Manifest
 
 
 @click.group()
@@ -27,7 +29,7 @@ def command() -> None:
 @click.option("--text-field", default="text", show_default=True, help="The field of JSONL, parquet or a data set.")
 @click.option("--validation-fraction", type=float, default=0.05, show_default=True, help="Share held out, by hash.")
 @click.option("--shard-tokens", type=int, default=2**27, show_default=True, help="Tokens after which a shard ends.")
-@click.option("--workers", type=click.IntRange(min=1), help="Threads that tokenize; default: the cores.")
+@click.option("--workers", type=click.IntRange(min=1), help="Pieces tokenized at once; default: the cores.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest.")
 def prepare(source: str, out: Path, workers: int | None, as_json: bool, **values: Any) -> int:
     """Tokenize SOURCE (a file, a folder, stdlib, synthetic:TASK, hf:NAME[:SPLIT]) into a folder of shards.
@@ -61,7 +63,7 @@ def verify(folder: Path, as_json: bool) -> int:
 
 
 def _report() -> Any:
-    """A line that is written over in a terminal, about one a million tokens elsewhere."""
+    """Give what writes over its line in a terminal, and elsewhere a line for about a million tokens."""
     terminal, said = sys.stderr.isatty(), [0]
 
     def report(documents: int, tokens: int, shards: int) -> None:
@@ -75,13 +77,13 @@ def _report() -> Any:
     return report
 
 
-def _show(folder: Path, manifest: dict[str, Any], as_json: bool) -> None:
+def _show(folder: Path, manifest: Manifest, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(manifest))
+        click.echo(manifest.model_dump_json())
         return
     if sys.stderr.isatty():
         click.echo("", err=True)
-    for side, rows in manifest["shards"].items():
-        click.echo(f"{side}: {sum(row['tokens'] for row in rows):,} tokens in {len(rows)} shards")
-    click.echo(f"tokenizer: {manifest['tokenizer']}, {manifest['vocab_size']} tokens")
-    click.echo(f"train on it: --set data.path={folder} --set data.tokenizer={manifest['tokenizer']}")
+    for side, rows in (("train", manifest.shards.train), ("validation", manifest.shards.validation)):
+        click.echo(f"{side}: {sum(row.tokens for row in rows):,} tokens in {len(rows)} shards")
+    click.echo(f"tokenizer: {manifest.tokenizer}, {manifest.vocab_size} tokens")
+    click.echo(f"train on it: --set data.path={folder} --set data.tokenizer={manifest.tokenizer}")

@@ -14,6 +14,7 @@ from loopscale.errors import UserError, nearest
 
 ALL = slice(None)
 ORDERS = ("random", "epochs")
+LEAST = 16  # tokens: a shorter context is no advice, the text is too short
 
 
 class TokenArray(Protocol):
@@ -57,7 +58,7 @@ class Dataset:
             if len(side) < context + 1:
                 longest = min(map(len, self._sides.values())) - 1
                 more = "raise data.max_tokens" if "max_tokens" in self.description else "give more text"
-                advice = f"set data.context to at most {longest}" if longest >= 16 else more
+                advice = f"set data.context to at most {longest}" if longest >= LEAST else more
                 raise UserError(
                     f"the {split} text of {self.description['source']} has {len(side)} tokens, "
                     f"too few for a context of {context}: {advice}"

@@ -59,6 +59,8 @@ def find_source(path: str | Path, identity: Callable[[Path], str] = content_hash
         beside = [entry.name for entry in place.parent.iterdir()][:200] if place.parent.is_dir() else []
         hint = nearest(place.name, [*beside, "stdlib"]).split("known:")[0].strip()
         raise UserError(f"there is no data file or folder {name!r}: {hint or 'check data.path'}")
+    if not (place.is_file() or place.is_dir()):
+        raise UserError(f"{name!r} is a device or a pipe, which may have no end: save its text in a file and name that")
     return Source(str(place.resolve()), identity(place))
 
 

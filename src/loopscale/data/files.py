@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from loopscale.errors import UserError, nearest, require
+from loopscale.files import machine_memory
 
 
 def files_in(place: Path) -> list[Path]:
-    """The file itself, or all files of a folder, sorted; what begins with a dot, at any depth, is left out."""
+    """List the file itself, or all files of a folder, sorted; what begins with a dot, at any depth, is left out."""
     if place.is_file():
         return [place]
     found = (file for file in place.rglob("*") if file.is_file())
@@ -20,7 +21,7 @@ def files_in(place: Path) -> list[Path]:
 
 
 def content_hash(place: Path) -> str:
-    """SHA-256 over the names and contents of the files: a changed text is another source, a touched file is not.
+    """Hash the names and contents of the files: a changed text is another source, a touched file is not.
 
     Raises `UserError` when a file cannot be read.
     """
@@ -58,7 +59,7 @@ def local_documents(place: Path, text_field: str) -> Iterator[str]:
 
 
 def field_of(row: Any, text_field: str, where: str) -> str:
-    """The text of a row. Raises `UserError` that names the fields there are."""
+    """Give the text of a row. Raises `UserError` that names the fields there are."""
     if not isinstance(row, dict):
         raise UserError(f"{where} is not an object with fields: write one like {{{text_field!r}: '...'}} a line")
     value = row.get(text_field)
@@ -85,6 +86,11 @@ def _text_or_none(file: Path) -> str | None:
 
 
 def _text(file: Path) -> str:
+    limit = machine_memory()
+    if limit is not None and 4 * file.stat().st_size > limit:
+        raise UserError(
+            f"{file} is one document larger than memory: split it into files, or JSONL"
+        )
     raw = file.read_bytes()
     if not raw.strip():
         raise UserError(f"{file} is empty: give a file with text")

@@ -5,22 +5,27 @@ from __future__ import annotations
 import errno
 import os
 import platform
+import shutil
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from loopscale.data.dataset import Dataset
 from loopscale.data.documents import Source, find_source
-from loopscale.data.packing import cache_key, open_tokens, pack, packed_meta
-from loopscale.data.prepared import is_prepared, open_prepared
+from loopscale.data.prepare import WORDS, Writer
+from loopscale.data.prepared import MANIFEST, is_prepared, open_folder, open_prepared
 from loopscale.data.split import limited, split_documents
 from loopscale.data.stream import open_stream
-from loopscale.data.tokenizer import BPE_SAMPLE, make_tokenizer, tokenizer_from_json
+from loopscale.data.tokenizer import BPE_SAMPLE, make_tokenizer
 from loopscale.errors import UserError
+from loopscale.files import folder_aside, write_text
+from loopscale.records import Manifest, content_hash, write_record
+
+VERSION = 3  # of the packed tokens
 
 
 def cache_folder() -> Path:
-    """Where packed tokens lie: $LOOPSCALE_CACHE, or ~/.cache/loopscale."""
+    """Say where packed tokens lie: $LOOPSCALE_CACHE, or ~/.cache/loopscale."""
     return Path(os.environ.get("LOOPSCALE_CACHE") or Path.home() / ".cache" / "loopscale")
 
 
@@ -72,43 +77,57 @@ def load_data(
         "max_tokens": max_tokens,
         "text_field": text_field,
     }
-    folder = (cache_dir or cache_folder()) / "tokens" / cache_key(**settings)
-    meta = packed_meta(folder)
-    if meta is None:
-        meta = _pack(folder, found, settings)
-    words = tokenizer_from_json((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    sides = {side: open_tokens(folder, side, meta) for side in ("train", "validation")}
-    dataset = Dataset(sides, words, _description(found, settings, meta))
+    folder = (cache_dir or cache_folder()) / "tokens" / content_hash({"version": VERSION, **settings})
+    manifest, dataset = _packed(folder, found, settings)
+    dataset.description = _description(found, settings, manifest, dataset)
     dataset.check(context)
     return dataset
 
 
-def _pack(folder: Path, source: Source, settings: dict[str, Any]) -> dict[str, Any]:
-    field = settings["text_field"]
-    words = make_tokenizer(settings["tokenizer"], settings["vocab_size"], islice(source.documents(field), BPE_SAMPLE))
-    documents = (document for document in source.documents(field) if document)
-    parts = split_documents(limited(documents, words, settings["max_tokens"]), settings["validation_fraction"])
+def _packed(folder: Path, source: Source, settings: dict[str, Any]) -> tuple[Manifest, Dataset]:
+    """Open the cache's folder, packing it first when it is absent or damaged; another process may do so at once."""
+    there = folder.exists()
     try:
-        return pack(folder, parts, words)
+        return open_folder(folder)
+    except UserError:
+        if there:
+            shutil.rmtree(folder, ignore_errors=True)
+    try:
+        _pack(folder, source, settings)
     except UserError as problem:
+        if (folder / MANIFEST).exists():  # the other process was sooner
+            return open_folder(folder)
         if isinstance(problem.__cause__, PermissionError) or getattr(problem.__cause__, "errno", None) == errno.EROFS:
             raise UserError(
                 f"cannot write packed tokens to {folder}: set LOOPSCALE_CACHE to a folder you can write"
             ) from problem.__cause__
         raise
+    return open_folder(folder)
 
 
-def _description(source: Source, settings: dict[str, Any], meta: dict[str, Any]) -> dict[str, Any]:
-    """What provenance keeps: the name of a local file, not the path to it."""
+def _pack(folder: Path, source: Source, settings: dict[str, Any]) -> None:
+    field = settings["text_field"]
+    words = make_tokenizer(settings["tokenizer"], settings["vocab_size"], islice(source.documents(field), BPE_SAMPLE))
+    documents = (document for document in source.documents(field) if document)
+    parts = split_documents(limited(documents, words, settings["max_tokens"]), settings["validation_fraction"])
+    with folder_aside(folder) as aside:
+        write_text(aside / WORDS, words.to_json())
+        writer = Writer(aside, words)
+        writer.take(parts)
+        write_record(aside / MANIFEST, writer.manifest(source.name, {"key": folder.name}))
+
+
+def _description(source: Source, settings: dict[str, Any], manifest: Manifest, dataset: Dataset) -> dict[str, Any]:
+    """Give what provenance keeps: the name of a local file, not the path to it."""
     name = source.name if source.name.startswith(("stdlib", "synthetic:", "hf:")) else Path(source.name).name
     limit = {} if settings["max_tokens"] is None else {"max_tokens": settings["max_tokens"]}
     return {
         "source": name,
-        "sha256": meta["sha256"],
+        "sha256": manifest.text_sha256,
         "tokenizer": settings["tokenizer"],
-        "vocab_size": meta["vocab_size"],
-        "tokens": meta["tokens"],
-        "documents": meta["documents"],
+        "vocab_size": manifest.vocab_size,
+        "tokens": dataset.description["tokens"],
+        "documents": manifest.documents,
         "python": platform.python_version(),
         **limit,
     }

@@ -8,7 +8,6 @@ DIR/train-00000.safetensors, ..., DIR/validation-00000.safetensors, ...     see 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,10 @@ from loopscale.data.dataset import Dataset
 from loopscale.data.shard import Shard
 from loopscale.data.tokenizer import tokenizer_from_json
 from loopscale.errors import UserError
+from loopscale.records import Manifest, read_record
 
-SCHEMA = 1
 SIDES = ("train", "validation")
-MANIFEST = "manifest.json"
+MANIFEST, PROGRESS = "manifest.json", "progress.json"
 
 
 class Shards:
@@ -36,8 +35,10 @@ class Shards:
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
-    def __getitem__(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The tokens at `places`, in their shape; raises `UserError` when a block that holds one is damaged."""
+    def __getitem__(self, places: NDArray[np.int64]) -> NDArray[Any]:
+        """Give the tokens at `places`, in their shape; raises `UserError` when a block that holds one is damaged."""
+        if len(self._shards) == 1:
+            return self._shards[0].take(places)
         flat = places.ravel()
         found = np.empty(len(flat), dtype=np.int64)
         holder = np.searchsorted(self._ends, flat, side="right")
@@ -50,70 +51,71 @@ class Shards:
 
 def is_prepared(place: Path) -> bool:
     """Whether this is a folder that `loopscale data prepare` finished or began."""
-    return (place / MANIFEST).is_file() or (place / "progress.json").is_file()
+    return (place / MANIFEST).is_file() or (place / PROGRESS).is_file()
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a whole folder; raises `UserError` when it is absent, damaged or of a later version."""
-    try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        schema, _ = manifest["schema"], [manifest["asked"], *(manifest["shards"][side] for side in SIDES)]
-    except FileNotFoundError:
-        raise UserError(
-            f"the preparation of {folder} is not finished: run the same loopscale data prepare again"
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{folder / MANIFEST} is damaged: restore it, or prepare the data again") from None
-    if schema != SCHEMA:
-        raise UserError(f"{folder / MANIFEST} has schema {schema!r}, this loopscale reads {SCHEMA}: prepare it again")
-    return manifest
+def read_manifest(folder: Path) -> Manifest:
+    """Read the manifest of a whole folder; raises `UserError` when it is absent, damaged or of a later version."""
+    if not (folder / MANIFEST).exists():
+        raise UserError(f"the preparation of {folder} is not finished: run the same loopscale data prepare again")
+    return read_record(folder / MANIFEST, Manifest)
+
+
+def open_folder(folder: Path) -> tuple[Manifest, Dataset]:
+    """Open a whole folder.
+
+    Raises `UserError` for a folder that is not whole, a shard that is absent, truncated or of another tokenizer.
+    """
+    manifest = read_manifest(folder)
+    words = tokenizer_from_json(_tokenizer_text(folder, manifest))
+    if (words.name, words.vocab_size) != (manifest.tokenizer, manifest.vocab_size):
+        raise UserError(f"{folder / MANIFEST} names another tokenizer than tokenizer.json is: restore it")
+    sides = {side: Shards(_shards(folder, manifest, side)) for side in SIDES}
+    return manifest, Dataset(sides, words, _description(folder, manifest))
 
 
 def open_prepared(folder: Path, tokenizer: str, vocab_size: int | None, max_tokens: int | None) -> Dataset:
     """Open a prepared folder as a data set. What was decided by its preparation cannot be asked for otherwise.
 
-    Raises `UserError` for a folder that is not whole, a shard that is absent, truncated or of another tokenizer, and for
-    settings that contradict the manifest.
+    Raises `UserError` as `open_folder`, and for settings that contradict the manifest.
     """
-    manifest = read_manifest(folder)
-    words_text = _tokenizer_text(folder, manifest)
-    _same("data.tokenizer", tokenizer, manifest["tokenizer"], folder)
+    manifest, dataset = open_folder(folder)
+    _same("data.tokenizer", tokenizer, manifest.tokenizer, folder)
     if vocab_size is not None:
-        _same("data.vocab_size", vocab_size, manifest["vocab_size"], folder)
+        _same("data.vocab_size", vocab_size, manifest.vocab_size, folder)
     if max_tokens is not None:
         raise UserError(f"{folder} is prepared, data.max_tokens cannot shorten it: leave it out")
-    sides = {side: Shards(_shards(folder, manifest, side)) for side in SIDES}
-    return Dataset(sides, tokenizer_from_json(words_text), _description(folder, manifest))
+    return dataset
 
 
-def verify(folder: Path) -> dict[str, Any]:
+def verify(folder: Path) -> Manifest:
     """Read every byte against the manifest's sha256 and give the manifest; raises `UserError` naming what is damaged."""
     manifest = read_manifest(folder)
     _tokenizer_text(folder, manifest)
     for side in SIDES:
-        for shard, row in zip(_shards(folder, manifest, side), manifest["shards"][side], strict=True):
+        for shard, row in zip(_shards(folder, manifest, side), getattr(manifest.shards, side), strict=True):
             shard.check()
-            if file_sha256(shard.path) != row["sha256"]:
+            if file_sha256(shard.path) != row.sha256:
                 raise UserError(f"{shard.path} does not match its sha256: restore it, or prepare the data again")
     return manifest
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's content."""
+    """Hash a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def text_sha256(text: str) -> str:
-    """SHA-256 of a text: what shards name their tokenizer by."""
+    """Hash a text: what shards name their tokenizer by."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _shards(folder: Path, manifest: dict[str, Any], side: str) -> list[Shard]:
+def _shards(folder: Path, manifest: Manifest, side: str) -> list[Shard]:
     found = []
-    for row in manifest["shards"][side]:
-        shard = Shard(folder / row["file"], manifest["tokenizer_sha256"])
-        if len(shard) != row["tokens"]:
+    for row in getattr(manifest.shards, side):
+        shard = Shard(folder / row.file, manifest.tokenizer_sha256)
+        if len(shard) != row.tokens:
             raise UserError(
                 f"{shard.path} has {len(shard)} tokens, the manifest says {row['tokens']}: "
                 "restore it, or prepare the data again"
@@ -122,12 +124,12 @@ def _shards(folder: Path, manifest: dict[str, Any], side: str) -> list[Shard]:
     return found
 
 
-def _tokenizer_text(folder: Path, manifest: dict[str, Any]) -> str:
+def _tokenizer_text(folder: Path, manifest: Manifest) -> str:
     try:
         text = (folder / "tokenizer.json").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         text = ""
-    if text_sha256(text) != manifest["tokenizer_sha256"]:
+    if text_sha256(text) != manifest.tokenizer_sha256:
         raise UserError(f"{folder / 'tokenizer.json'} is not the one that the manifest names: restore it")
     return text
 
@@ -137,14 +139,14 @@ def _same(key: str, asked: Any, made: Any, folder: Path) -> None:
         raise UserError(f"{key} = {asked!r}, but {folder} was prepared with {made!r}: set {key} = {made!r}")
 
 
-def _description(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    sums = [row["sha256"] for side in SIDES for row in manifest["shards"][side]]
+def _description(folder: Path, manifest: Manifest) -> dict[str, Any]:
+    sums = [row.sha256 for side in SIDES for row in getattr(manifest.shards, side)]
     return {
         "source": folder.resolve().name,
-        "sha256": text_sha256("".join([manifest["tokenizer_sha256"], *sums])),
-        "tokenizer": manifest["tokenizer"],
-        "vocab_size": manifest["vocab_size"],
-        "tokens": {side: sum(row["tokens"] for row in manifest["shards"][side]) for side in SIDES},
-        "documents": manifest["documents"],
-        "prepared_from": manifest["source"],
+        "sha256": text_sha256("".join([manifest.tokenizer_sha256, *sums])),
+        "tokenizer": manifest.tokenizer,
+        "vocab_size": manifest.vocab_size,
+        "tokens": {side: sum(row.tokens for row in getattr(manifest.shards, side)) for side in SIDES},
+        "documents": manifest.documents,
+        "prepared_from": manifest.source,
     }

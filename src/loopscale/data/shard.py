@@ -32,13 +32,19 @@ class Shard:
     def __init__(self, path: Path, tokenizer: str | None = None) -> None:
         header, start = read_header(path)
         try:
-            made_with = header["__metadata__"]["tokenizer"]
+            made_with = str(header["__metadata__"]["tokenizer"])
             tokens, sums = header["tokens"], header["crc32"]
-            dtype, count = DTYPES[tokens["dtype"]], int(tokens["shape"][0])
-            places = [start + int(tokens["data_offsets"][0]), start + int(sums["data_offsets"][0])]
-            end = start + int(sums["data_offsets"][1])
+            dtype, (count,), (blocks,) = DTYPES[tokens["dtype"]], tokens["shape"], sums["shape"]
+            places = [start + tokens["data_offsets"][0], start + sums["data_offsets"][0]]
+            end = start + sums["data_offsets"][1]
+            numbers = [count, blocks, *tokens["data_offsets"], *sums["data_offsets"]]
+            fits = all(type(number) is int and number >= 0 for number in numbers) and tokens["data_offsets"][0] == 0
+            fits = fits and tokens["data_offsets"][1] == count * dtype.itemsize and end - places[1] == 4 * blocks
+            fits = fits and blocks == -(-count * dtype.itemsize // BLOCK) and sums["dtype"] == "U32"
         except (KeyError, TypeError, ValueError, IndexError):
-            raise UserError(f"{path} is no shard of tokens: {AGAIN}") from None
+            fits = False
+        if not fits:
+            raise UserError(f"{path} is no shard of tokens, or its header is damaged: {AGAIN}")
         if tokenizer is not None and made_with != tokenizer:
             raise UserError(
                 f"{path} was made with another tokenizer ({made_with[:12]}, not {tokenizer[:12]}): "
@@ -49,7 +55,6 @@ class Shard:
             raise UserError(f"{path} is {'truncated' if size < end else 'too long'} ({size} of {end} bytes): {AGAIN}")
         self.path = path
         self._tokens = np.memmap(path, dtype, "r", places[0], (count,)) if count else np.zeros(0, dtype)
-        blocks = -(-count * dtype.itemsize // BLOCK)
         self._sums = np.fromfile(path, np.dtype("<u4"), blocks, offset=places[1])
         self._seen = np.zeros(blocks, dtype=bool)
         self._per_block = BLOCK // dtype.itemsize
@@ -58,7 +63,7 @@ class Shard:
         return len(self._tokens)
 
     def take(self, places: NDArray[np.int64]) -> NDArray[Any]:
-        """The tokens at `places`; raises `UserError` when a block that holds one of them is damaged."""
+        """Give the tokens at `places`; raises `UserError` when a block that holds one of them is damaged."""
         for block in np.unique(places // self._per_block):
             if not self._seen[block]:
                 self._check(int(block))
@@ -80,19 +85,21 @@ class Shard:
 def write_shard(path: Path, pieces: Iterable[NDArray[Any]], dtype: np.dtype[Any], tokenizer: str) -> int:
     """Write the tokens of all pieces to `path`, piece by piece, and give their number. `path` is written in place."""
     kind = next(name for name, known in DTYPES.items() if known == dtype)
-    sums, rest, count = [], b"", 0
+    sums, crc, filled, count = [], 0, 0, 0
     with path.open("wb") as file:
         file.write(b"\0" * HEADER)
         for piece in pieces:
-            raw = piece.astype(dtype, copy=False).tobytes()
+            raw = memoryview(piece.astype(dtype, copy=False).tobytes())
             file.write(raw)
             count += len(piece)
-            rest += raw
-            while len(rest) >= BLOCK:
-                sums.append(zlib.crc32(rest[:BLOCK]))
-                rest = rest[BLOCK:]
-        if rest:
-            sums.append(zlib.crc32(rest))
+            while raw:
+                part, raw = raw[: BLOCK - filled], raw[BLOCK - filled :]
+                crc, filled = zlib.crc32(part, crc), filled + len(part)
+                if filled == BLOCK:
+                    sums.append(crc)
+                    crc = filled = 0
+        if filled:
+            sums.append(crc)
         size = count * dtype.itemsize
         gap = -size % 4  # safetensors wants no holes: the gap is a tensor of its own
         file.write(b"\0" * gap + np.array(sums, "<u4").tobytes())
@@ -115,7 +122,7 @@ def _header(kind: str, count: int, size: int, gap: int, blocks: int, tokenizer: 
 
 
 def read_header(path: Path) -> tuple[dict[str, Any], int]:
-    """The header of a safetensors file and where its data begin; raises `UserError` when there is none."""
+    """Read the header of a safetensors file and where its data begin; raises `UserError` when there is none."""
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -123,7 +130,7 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
         header = json.loads(raw)
     except OSError as cause:
         raise UserError(f"cannot read the shard {path} ({cause.strerror}): {AGAIN}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(f"{path} is no shard of tokens, or its beginning is damaged: {AGAIN}") from None
     if not isinstance(header, dict):
         raise UserError(f"{path} is no shard of tokens: {AGAIN}")

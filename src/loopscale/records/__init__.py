@@ -1,5 +1,6 @@
 """Say what every record on disk holds, and read and write it through one door."""
 
+from loopscale.records.data import Manifest, Preparing, ShardRow
 from loopscale.records.journal import Journal
 from loopscale.records.record import (
     Interval,
@@ -44,17 +45,20 @@ __all__ = [
     "Exponent",
     "Interval",
     "Journal",
+    "Manifest",
     "Moved",
     "Optimum",
     "Paired",
     "Plan",
     "Point",
+    "Preparing",
     "Provenance",
     "Proxy",
     "Record",
     "Result",
     "Row",
     "RuleRecord",
+    "ShardRow",
     "Step",
     "StudyRecord",
     "Sweep",

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, TypeVar
 from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
 from loopscale.errors import UserError
-from loopscale.files import write_json
+from loopscale.files import read_bounded, write_json
 
 # Neither XML (SVG) nor a UTF-8 file can hold these, and a JSON string may spell any of them with an escape.
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
@@ -106,7 +106,7 @@ def checked(model: type[R], values: dict[str, Any], name: str | Path) -> R:
 def read_json(path: Path, fix: str) -> dict[str, Any]:
     """Read a JSON object; raises `UserError`, ending in `fix`, when there is none."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_bounded(path, 2**30)
     except OSError as cause:
         raise UserError(f"cannot read {path} ({cause.strerror}): {fix}") from cause
     except UnicodeDecodeError as cause:

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from loopscale.errors import UserError, nearest
+from loopscale.files import read_bounded
 from loopscale.train.config import TrainConfig
 
 
@@ -61,7 +62,7 @@ def load_values(path: str | Path, sets: Iterable[str] = ()) -> TrainConfig:
 def read_toml(path: Path) -> dict[str, Any]:
     """Parse a TOML file; raises `UserError` when it is missing, not text, or not TOML."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(read_bounded(path))
     except UnicodeDecodeError:
         raise UserError(
             f"{path} is not a text file: give a config in TOML, such as one with the line 'model.loops = 4'"

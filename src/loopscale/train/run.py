@@ -22,7 +22,7 @@ from typing import Any, TextIO
 from torch import nn
 
 from loopscale.errors import UserError
-from loopscale.files import alone, disk_error, new_folder, write_text
+from loopscale.files import LOCK, alone, disk_error, new_folder, write_text
 from loopscale.records import Provenance, content_hash, read_record, read_steps, step_line, write_record
 from loopscale.trackers import check_trackers, following
 from loopscale.train import checkpoint
@@ -31,7 +31,6 @@ from loopscale.train.load import load_config
 from loopscale.train.provenance import provenance
 from loopscale.train.training import Training
 
-LOCK = ".lock"
 Warn = Callable[[str], object]
 
 

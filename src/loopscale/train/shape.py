@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from loopscale.errors import UserError
+from loopscale.files import machine_memory
 from loopscale.nn import Recompute
 from loopscale.planning import Shape, memory
 from loopscale.train.config import TrainConfig
@@ -46,7 +45,7 @@ def check_memory(config: TrainConfig, ranks: int = 1, *, cuda: bool = False, tra
 
     ranks: of the world; on a CPU all are taken to share this machine. training: False counts the weights alone.
     """
-    there = _of_gpu() if cuda else _of_machine()
+    there = _of_gpu() if cuda else machine_memory()
     needed = memory(shape_of(config), ranks)
     bytes_needed = (needed.total - needed.runtime if training else needed.weights) * (1 if cuda else ranks)
     if there is not None and bytes_needed > USABLE * there:
@@ -74,19 +73,3 @@ def _of_gpu() -> float | None:
     import torch
 
     return float(torch.cuda.get_device_properties(0).total_memory) if torch.cuda.is_available() else None
-
-
-def _of_machine() -> float | None:
-    """Bytes of memory here, or of the container; None where the system does not tell."""
-    found = []
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-        found += [1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemTotal:")]
-    except (OSError, ValueError, IndexError):
-        pass
-    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            found.append(float(Path(limit).read_text(encoding="utf-8")))
-        except (OSError, ValueError):  # absent, or "max"
-            pass
-    return min(found, default=None)
