@@ -293,7 +293,7 @@ def test_a_second_process_is_kept_out_and_a_refused_source_leaves_nothing(source
     out.mkdir()
     with (
         alone(out / ".lock", "x"),
-        pytest.raises(UserError, match=r"another process prepares .* \(process \d+\): wait"),
+        pytest.raises(UserError, match=r"another process prepares .* \(process \d+.*\): wait"),
     ):
         prepare_data(str(source), out, ASKED)
     (tmp_path / "none.json").write_text("{}")

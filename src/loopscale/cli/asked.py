@@ -47,6 +47,21 @@ def asked_config(given: dict[str, Any], warn: Callable[[str], object]) -> TrainC
     return config
 
 
+def resumed_sets(run: Path, given: dict[str, Any]) -> tuple[str, ...]:
+    """Give the values that a continued run replaces.
+
+    Raises `UserError` when the run's config names code that neither --model nor a config file on the command line does:
+    folders come from others too.
+    """
+    from loopscale.train import open_run
+
+    factory = open_run(run).config.model.factory
+    if factory is not None and given["model"] is None and given["config"] is None:
+        raise UserError(f"{run} trains {factory}, code that runs only where you name it: add --model {factory}")
+    sets = tuple(given["sets"]) if given["resume"] is not None else ()
+    return sets if given["model"] is None else (*sets, f"model.factory={json.dumps(given['model'])}")
+
+
 def run_name(place: str) -> str:
     """Name a run of a user model after its file or module."""
     return place.rpartition(":")[0].removesuffix(".py").replace("/", ".").rpartition(".")[2]

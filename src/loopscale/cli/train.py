@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loopscale.cli.asked import asked_config, check_options, free_folder, print_keys, run_name
+from loopscale.cli.asked import asked_config, check_options, free_folder, print_keys, resumed_sets, run_name
 from loopscale.factory import CONTRACT, peek
 
 if TYPE_CHECKING:
@@ -77,9 +77,8 @@ def _train(given: dict[str, Any], world: World, profile: Profile | None) -> Outc
         if run is None:
             assert config is not None
             return train_run(config, out, on_step=on_step, warn=warn, world=world, profile=profile)
-        sets = given["sets"] if given["resume"] is not None else ()
-        if given["model"] is not None:
-            sets = (*sets, f"model.factory={json.dumps(given['model'])}")
+        with world.together():
+            sets = resumed_sets(run, given)
         return resume_run(run, sets, on_step=on_step, warn=warn, world=world, profile=profile)
 
 

@@ -88,9 +88,7 @@ def _text_or_none(file: Path) -> str | None:
 def _text(file: Path) -> str:
     limit = machine_memory()
     if limit is not None and 4 * file.stat().st_size > limit:
-        raise UserError(
-            f"{file} is one document larger than memory: split it into files, or JSONL"
-        )
+        raise UserError(f"{file} is one document larger than memory: split it into files, or JSONL")
     raw = file.read_bytes()
     if not raw.strip():
         raise UserError(f"{file} is empty: give a file with text")

@@ -44,7 +44,7 @@ class Manifest(Record):
     vocab_size: PositiveInt
     tokenizer_sha256: Digest
     documents: NonNegativeInt
-    text_sha256: Digest | None = None
+    text_sha256: str = ""
     shards: Sides
 
 

@@ -11,6 +11,7 @@ from loopscale.errors import UserError
 from loopscale.nn import LoopedTransformer
 from loopscale.train import checkpoint, sharded
 from loopscale.train.run import Run, Warn, open_run
+from loopscale.train.shape import check_memory
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ def load_model(folder: str | Path, warn: Warn = lambda sentence: None, *, untrai
     newest = run.newest_whole(warn)
     if newest is None:
         if untrained:
+            check_memory(run.config, training=False)
             network = run.config.network(run.config.model.vocab_size or 256)
             return Trained(run, LoopedTransformer(network, seed=run.config.train.seed), 0)
         raise UserError(f"{run.path} has no checkpoint to load: run loopscale train --resume {run.path}")
