@@ -128,7 +128,10 @@ def test_a_folder_of_another_model_is_one_sentence(
 
 
 def test_a_finished_run_goes_on_for_more_steps(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "--resume", str(run), "--set", "train.steps=16"]) == 0
+    named = str(open_run(run).config.model.factory)
+    assert main(["train", "--resume", str(run)]) == 2
+    assert f"code that runs only where you name it: add --model {named}" in " ".join(capsys.readouterr().err.split())
+    assert main(["train", "--resume", str(run), "--model", named, "--set", "train.steps=16"]) == 0
     assert "train.steps was 12 and is now 16: from this step on the run no longer reproduces" in capsys.readouterr().err
     assert len(lines(run)) == 16 and open_run(run).config.train.steps == 16
     assert resume_run(run).status == "finished"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Unpack
+from typing import Any, Unpack, cast
 
 import torch
 from torch import nn
@@ -93,7 +93,7 @@ def build_optimizer(
     if name not in OPTIMIZERS:
         raise UserError(f"unknown optimizer {name!r}: {nearest(str(name), OPTIMIZERS)}")
     betas, momentum = options.pop("betas", (0.9, 0.95)), options.pop("momentum", 0.95)
-    groups = param_groups(model, lr=lr, weight_decay=weight_decay, eps=eps, optimizer=name, **options)
+    groups = param_groups(model, lr=lr, weight_decay=weight_decay, eps=eps, optimizer=name, **cast(Stated, options))
     check_partition(model, groups)
     if name == "adamw":
         return torch.optim.AdamW(groups, betas=betas)

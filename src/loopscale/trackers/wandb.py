@@ -39,13 +39,14 @@ def open_tracker(identity: Identity) -> Biases:
         x_disable_stats=True,
         x_disable_meta=True,
     )
+    mode: Any = os.environ.get("WANDB_MODE", "offline")
     run = wandb.init(
         project="loopscale",
         name=identity.name,
         id=identity.id,
-        resume="allow" if os.environ.get("WANDB_MODE", "offline") == "online" else None,
+        resume="allow" if mode == "online" else None,
         dir=str(identity.folder),
-        mode=os.environ.get("WANDB_MODE", "offline"),  # type: ignore[arg-type]
+        mode=mode,
         config=identity.config,
         settings=settings,
     )
