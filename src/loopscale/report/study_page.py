@@ -25,9 +25,9 @@ TITLES = {
 
 CRITERION = (
     "A rule transfers when the interval of its slope (octaves of the best rate per doubling of loops) lies within "
-    "\N{PLUS-MINUS SIGN}{slope:g}, the shaded band, and the interval of what the rate tuned at the fewest loops costs at the "
-    "most loops ends below {regret:g} nats. It drifts when that rate diverges or certainly costs more, or when the slope's "
-    "interval excludes 0 and the slope itself lies outside the band; all else is undecided."
+    "\N{PLUS-MINUS SIGN}{slope:g}, the shaded band, and the interval of what the rate tuned at the fewest loops costs at "
+    "the most loops ends below {regret:g} nats. It drifts when that rate diverges or certainly costs more, or when the "
+    "slope's interval excludes 0 and the slope itself lies outside the band; all else is undecided."
 )
 
 READINGS = {
