@@ -194,3 +194,40 @@ def test_code_that_a_folder_brings_is_not_run(tmp_path, capsys):
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     assert main(["diagnose", str(tmp_path)]) == 2
     assert "--trust-remote-code" in capsys.readouterr().err and not (tmp_path / "ran").exists()
+
+
+TASK = """
+import loopscale as ls
+import torch
+from torch import nn
+
+
+class Model(nn.Module):
+    def __init__(self, loops, width):
+        super().__init__()
+        self.read, self.out = nn.Linear(3, width), nn.Linear(width, 2)
+        self.loop = ls.Loop(nn.Sequential(ls.ScaledResidual(nn.Linear(width, width), nn.LayerNorm(width))), loops)
+
+    def forward(self, points):
+        return self.out(self.loop(self.read(points["at"])))
+
+
+def make_model(loops, width):
+    return Model(loops, width)
+
+
+def make_batch(split, step, seed, batch_size):
+    points = torch.randn(batch_size, 3, generator=torch.Generator().manual_seed(seed))
+    return {"at": points}, torch.zeros(batch_size, dtype=torch.long)
+"""
+
+
+def test_the_file_that_trains_is_diagnosed_as_it_is(tmp_path, capsys):
+    (tmp_path / "task.py").write_text(TASK)
+    assert main(["diagnose", "--model", f"{tmp_path}/task.py:make_model", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["loops"] == 4, "the config's own number, where none is given"
+    assert main(["diagnose", f"{tmp_path}/task.py:make_model", "--loops", "6", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["loops"] == 6
+    (tmp_path / "wrong.py").write_text(TASK.replace("torch.randn(batch_size, 3", "torch.rand(batch_size, None"))
+    assert main(["diagnose", f"{tmp_path}/wrong.py:make_model"]) == 2
+    assert "make_batch beside" in capsys.readouterr().err

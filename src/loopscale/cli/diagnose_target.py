@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loopscale.errors import UserError, require
+from loopscale.factory import OFFERED
 
 if TYPE_CHECKING:
     from torch import nn
@@ -51,7 +52,7 @@ def _made(target: str, given: Mapping[str, int], trusted: bool) -> Any:
 
 
 def read_weights(path: Path) -> dict[str, Any]:
-    """A state dict from a safetensors or torch file, without running pickled code; raises `UserError` otherwise."""
+    """Read a state dict from a safetensors or torch file, without running pickled code; raises `UserError` otherwise."""
     import torch
 
     if not path.is_file():
@@ -74,7 +75,7 @@ def read_weights(path: Path) -> dict[str, Any]:
 
 
 def read_tensor(path: Path) -> Any:
-    """Tokens of shape (rows, length) from a torch file, without running pickled code; raises `UserError` otherwise."""
+    """Read tokens of shape (rows, length) from a torch file, without running pickled code; raises `UserError` otherwise."""
     import torch
 
     try:
@@ -148,6 +149,12 @@ def _built(source: Any, name: str, target: str, given: Mapping[str, int]) -> Any
     if not given.keys() <= parameters.keys():
         raise UserError(_untaken(given, target))
     needed = [name for name, demanded in parameters.items() if demanded and name not in given]
+    if needed and "loops" in parameters and {*needed, *given} <= {*OFFERED.split(", ")}:
+        from loopscale.train import user_model
+
+        sizes: dict[str, Any] = dict(given)
+        model = user_model(target, vocab_size=256, **sizes).model
+        return model, _batch_beside(source, model, target)
     if needed:
         raise UserError(
             f"{target} needs arguments ({', '.join(needed)}): name a function that takes none, or loops alone with --loops"
@@ -162,11 +169,36 @@ def _built(source: Any, name: str, target: str, given: Mapping[str, int]) -> Any
         return made
     if not isinstance(made, nn.Module):
         raise UserError(f"{target} returned a {type(made).__name__}: it must return a torch.nn.Module")
-    return made
+    return made, _batch_beside(source, made, target)
+
+
+def _batch_beside(source: Any, model: nn.Module, target: str) -> Any:
+    """Give the first batch of the `make_batch` beside a factory, or None; of (inputs, targets) what the model takes.
+
+    Raises `UserError` for whatever `make_batch` does wrong.
+    """
+    from loopscale.probe import prepare, untouched
+
+    make = getattr(source, "make_batch", None)
+    if not callable(make):
+        return None
+    try:
+        batch = make("train", 0, 0, 2) if any(_parameters(make).values()) else make()
+    except UserError:
+        raise
+    except (Exception, SystemExit) as cause:
+        raise UserError(f"make_batch beside {target} raised {_line(cause)}") from None
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+        try:
+            with untouched(model):
+                prepare(model, batch)
+        except UserError:  # inputs and targets, as training has them
+            return batch[0]
+    return batch
 
 
 def _parameters(factory: Any) -> dict[str, bool]:
-    """The arguments it names, and whether each must be given."""
+    """Give the arguments that it names, and whether each must be given."""
     try:
         parameters = inspect.signature(factory).parameters.values()
     except (TypeError, ValueError):
