@@ -25,6 +25,11 @@ def test_both_sides_have_text_where_there_is_enough(documents, fraction):
         assert sides == {"train", "validation"}
 
 
+def test_short_documents_of_one_length_keep_their_sides_in_any_order():
+    first, again = (dict(map(reversed, split_documents(list(order), 0.75))) for order in ("01", "10"))
+    assert first == again
+
+
 @given(DOCUMENTS, FRACTION, st.randoms(use_true_random=False))
 def test_a_whole_document_never_changes_sides(documents, fraction, random):
     """Other neighbours, another order: only a document that is cut may differ."""

@@ -63,12 +63,13 @@ def side_of(document: str, fraction: float) -> str:
 
 
 def _with_a_cut(documents: list[str], fraction: float) -> Iterator[tuple[str, str]]:
-    """All documents on the larger side, but for the part of the longest that brings the other to its fraction.
+    """Put all documents on the larger side, but for the part of the longest that brings the other to its fraction.
 
-    Where that is more than half of the longest, half: several short documents cannot be split better.
+    Where that is more than half of the longest, half: several short documents cannot be split better. Of documents of one
+    length the last in the alphabet is taken, so that the order of the documents does not matter.
     """
     side = "train" if fraction <= 0.5 else "validation"
-    longest = max(range(len(documents)), key=lambda number: len(documents[number]))
+    longest = max(range(len(documents)), key=lambda number: (len(documents[number]), documents[number]))
     share = fraction  # what part of the longest is for validation; alone, exactly the fraction
     if len(documents) > 1:
         scale = sum(map(len, documents)) / len(documents[longest])
