@@ -1,5 +1,7 @@
 """The documents are true: numbers come from records, code blocks run, the tour names files that exist."""
 
+import ast
+import inspect
 import json
 import os
 import re
@@ -51,11 +53,31 @@ def test_there_are_blocks_to_run():
 
 def test_the_tree_in_the_architecture_is_the_tree():
     text = (ROOT / "docs" / "architecture.md").read_text()
-    named = set(re.findall(r"^  (\w+)/ ", text, flags=re.M))
-    real = {
-        path.name for path in (ROOT / "src" / "loopscale").iterdir() if path.is_dir() and path.name != "__pycache__"
+    named = set(re.findall(r"^  (\w+/|\w+\.py) ", text, flags=re.M))
+    inside = [path for path in (ROOT / "src" / "loopscale").iterdir() if not path.name.startswith("_")]
+    real = {f"{path.name}/" for path in inside if path.is_dir()} | {
+        path.name for path in inside if path.suffix == ".py"
     }
     assert named == real
+
+
+def test_scripts_call_public_functions_by_the_names_of_their_arguments():
+    import loopscale as ls
+
+    wrong, seen = [], 0
+    for folder in ("benchmarks", "papers", "examples", "records"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+                    continue
+                if not (isinstance(node.func.value, ast.Name) and node.func.value.id == "ls"):
+                    continue
+                takes = inspect.signature(getattr(ls, node.func.attr)).parameters
+                given = {word.arg for word in node.keywords if word.arg}
+                seen += len(given)
+                if not any(p.kind is p.VAR_KEYWORD for p in takes.values()) and not given <= set(takes):
+                    wrong.append(f"{path.name}:{node.lineno} {node.func.attr} {sorted(given - set(takes))}")
+    assert not wrong and seen > 20
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def trained(chosen, center, cells):
 
 @pytest.mark.slow
 @pytest.mark.xfail(
-    reason="measured with torch 2.13 on a CPU: regret 0.0141 nats [0.0034, 0.0248], allowed 0.0109; the best cell of "
+    reason="measured with torch 2.13 on a CPU: regret 0.0141 nats [0.0034, 0.0248], allowed 0.01; the best cell of "
     "the sweep has twice the plan's strength"
 )
 def test_rate_and_strength_carried_over_three_axes_lose_nothing_at_the_target(tmp_path):
