@@ -136,6 +136,20 @@ class Paired(Record):
     loss_interval: Interval | None = None
 
 
+class Pays(Record):
+    """Whether looping pays: loss (nats) of `loops` loops minus that of one, which trains as many steps or `long_steps`."""
+
+    loops: PositiveInt
+    steps: PositiveInt
+    long_steps: NonNegativeInt = 0
+    sentence: str
+    equal_steps: FiniteFloat | None = None
+    equal_steps_interval: Interval | None = None
+    equal_compute: FiniteFloat | None = None
+    equal_compute_interval: Interval | None = None
+    at_lower_end: bool = False
+
+
 class Result(Record):
     """result.json: the verdict, the fitted numbers and where they come from."""
 
@@ -148,6 +162,7 @@ class Result(Record):
     sentence: str
     rules: dict[str, RuleRecord]
     paired: tuple[Paired, ...] = ()
+    pays: Pays | None = None
     strengths: tuple[FiniteFloat, ...] = ()
     loops: tuple[PositiveInt, ...]
     by_strength: dict[str, dict[PositiveInt, dict[float, Optimum]]] = Field(default_factory=dict)

@@ -2,6 +2,7 @@
 
 from loopscale.train.agreement import disagreements
 from loopscale.train.config import TrainConfig
+from loopscale.train.cost import equal_steps, trial_flops
 from loopscale.train.fit import Fit, fit
 from loopscale.train.generate import generate
 from loopscale.train.load import load_config, load_values, make_config, parse_config, parse_values, read_toml
@@ -29,6 +30,7 @@ __all__ = [
     "default_loss",
     "describe",
     "disagreements",
+    "equal_steps",
     "fingerprint",
     "fit",
     "generate",
@@ -46,6 +48,7 @@ __all__ = [
     "shard_looped",
     "takes",
     "train_run",
+    "trial_flops",
     "user_model",
     "with_tuned",
 ]

@@ -3,6 +3,7 @@
 from loopscale.transfer.estimate import Estimate, over_seeds, paired, student95
 from loopscale.transfer.law import stream_growth
 from loopscale.transfer.optimum import Optimum, best_rate, complete, fit_optimum
+from loopscale.transfer.pays import Beside, does_looping_pay
 from loopscale.transfer.plan import Arm, Cell, StudyPlan, seeds_by_cost
 from loopscale.transfer.presets import PRESETS, Preset, get_preset
 from loopscale.transfer.result import Curves, failed, summarise
@@ -14,6 +15,7 @@ from loopscale.transfer.verdict import fit_slope, judge, one_shot_regret
 __all__ = [
     "PRESETS",
     "Arm",
+    "Beside",
     "Cell",
     "Curves",
     "Estimate",
@@ -23,6 +25,7 @@ __all__ = [
     "StudyPlan",
     "best_rate",
     "complete",
+    "does_looping_pay",
     "failed",
     "fit_optimum",
     "fit_slope",

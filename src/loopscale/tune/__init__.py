@@ -1,6 +1,5 @@
 """Tune once on a small proxy, carry the values to the target, verify in between."""
 
-from loopscale.tune.cost import trial_flops
 from loopscale.tune.plan import transfer_plan
 from loopscale.tune.regret import Local, extrapolate, read_local
 from loopscale.tune.run import read_plan, train_command, tune
@@ -29,7 +28,6 @@ __all__ = [
     "spoken",
     "train_command",
     "transfer_plan",
-    "trial_flops",
     "tune",
     "verify",
 ]

@@ -8,7 +8,7 @@ from typing import Any
 
 from loopscale.errors import UserError
 from loopscale.study import content_hash
-from loopscale.tune.cost import trial_flops
+from loopscale.train import trial_flops
 from loopscale.tune.settings import Size, TuneSettings
 
 Values = dict[str, float]

@@ -31,8 +31,7 @@ from loopscale.study import (
     refuse,
     run_trial,
 )
-from loopscale.train import TrainConfig, provenance
-from loopscale.tune.cost import trial_flops
+from loopscale.train import TrainConfig, provenance, trial_flops
 from loopscale.tune.explore import Search
 from loopscale.tune.mirror import Mirror
 from loopscale.tune.plan import transfer_plan

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from loopscale.planning import flops_per_token
-from loopscale.train import TrainConfig
+from loopscale.train.config import TrainConfig
 from loopscale.train.shape import shape_of
 
 
@@ -19,3 +19,15 @@ def trial_flops(config: TrainConfig, vocab_size: int, own: bool = False, steps: 
     size = config.model
     each = size.loops * size.layers * size.width**2 if own else flops_per_token(shape_of(config, vocab_size))["forward"]
     return float(passes * tokens * each)
+
+
+def equal_steps(dear: TrainConfig, cheap: TrainConfig, vocab_size: int, own: bool = False) -> int:
+    """Return for how many steps `cheap` trains with the compute that `dear` spends on its steps; `own` as in `trial_flops`.
+
+    >>> from loopscale.train import make_config
+    >>> loops = {n: make_config({"model": {"loops": n}, "train": {"steps": 100}}) for n in (1, 8)}
+    >>> 100 < equal_steps(loops[8], loops[1], 256) < 800
+    True
+    """
+    each = [trial_flops(config, vocab_size, own, steps=1) for config in (dear, cheap)]
+    return max(1, round(dear.train.steps * each[0] / each[1]))
