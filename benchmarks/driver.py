@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from loopscale.study import LocalProcesses, Own
+from loopscale.study import LocalProcesses, UserCode
 from loopscale.train import make_config, provenance
 from loopscale.transfer import Study, StudyPlan, run_study
 
@@ -29,8 +29,10 @@ def objective(values: dict[str, Any]) -> float:
 def plan(trials: int) -> StudyPlan:
     """About so many trials: 2 rules x 5 numbers of loops x 10 rates x seeds."""
     rates = tuple(2.0 ** (-9 + k / 2) for k in range(10))
-    own = Own.at(PLACE, "objective")
-    return StudyPlan(make_config({}), ("looped", "none"), (1, 2, 4, 8, 16), rates, seeds=max(1, trials // 100), own=own)
+    code = UserCode.at(PLACE, "objective")
+    return StudyPlan(
+        make_config({}), ("looped", "none"), (1, 2, 4, 8, 16), rates, seeds=max(1, trials // 100), user_code=code
+    )
 
 
 def measured(trials: int, workers: int) -> dict[str, Any]:

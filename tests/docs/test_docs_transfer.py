@@ -10,7 +10,7 @@ import pytest
 import loopscale as ls
 from loopscale.cli import main
 from loopscale.cli.transfer import command as transfer
-from loopscale.study import Own
+from loopscale.study import UserCode
 from loopscale.train import parse_values
 from loopscale.train.training import make_task, task_optimizer
 from loopscale.transfer import Cell, StudyPlan, get_preset
@@ -68,9 +68,11 @@ def test_the_studys_strength_and_base_layers_give_its_eps_and_rates(tmp_path, mo
     (tmp_path / "mine.py").write_text(chapter_file())
     monkeypatch.chdir(tmp_path)
     chosen = get_preset("demo")
-    plan = StudyPlan(base=chosen.base((), True), own=Own.at("mine.py:make_model"), loops=(16,), strengths=(0.5,))
+    plan = StudyPlan(
+        base=chosen.base((), True), user_code=UserCode.at("mine.py:make_model"), loops=(16,), strengths=(0.5,)
+    )
     values = plan.job_config(Cell(plan.arms[0], 2**-6.5, 0))
-    config = parse_values({name: part for name, part in values.items() if name != "own"})
+    config = parse_values({name: part for name, part in values.items() if name != "user_code"})
     task = make_task(config.using("mine.py:make_model"))
     names: dict = {}
     exec((tmp_path / "mine.py").read_text(), names)

@@ -19,7 +19,7 @@ from loopscale.errors import UserError
 from loopscale.train import TrainConfig, fit, open_run, resume_run, train_run, user_model
 
 CODE = Path(__file__).parent / "user_code.py"
-POINTS = Path(__file__).parents[1] / "transfer" / "own_code.py"
+POINTS = Path(__file__).parents[1] / "transfer" / "user_examples.py"
 
 
 @pytest.fixture(scope="session")
@@ -92,7 +92,7 @@ def test_ranks_share_the_training_and_one_continues_it(
 
 def test_ranks_refuse_batches_that_cannot_be_shared(mine: TrainConfig, tmp_path: Path) -> None:
     (tmp_path / "odd.py").write_text(
-        f"import sys; sys.path.insert(0, {str(POINTS.parent)!r})\nfrom own_code import make_model\n"
+        f"import sys; sys.path.insert(0, {str(POINTS.parent)!r})\nfrom user_examples import make_model\n"
         "import torch\ndef make_batch(split, step, seed, batch_size):\n"
         "    return torch.zeros(3, 2), torch.zeros(3, dtype=torch.long)\n"
     )

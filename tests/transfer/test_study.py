@@ -16,8 +16,8 @@ import pytest
 import loopscale
 from loopscale import UserError
 from loopscale.cli import main
-from loopscale.records import Journal, StudyRecord
-from loopscale.study import Executor, InThisProcess, LocalProcesses, Own, Silent
+from loopscale.records import Journal, StudyRecord, content_hash
+from loopscale.study import Executor, InThisProcess, LocalProcesses, Silent, UserCode
 from loopscale.train import make_config
 from loopscale.transfer import Arm, Cell, Study, StudyPlan, run_study, seeds_by_cost
 
@@ -186,8 +186,8 @@ def in_a_fork(work):
 
 
 def test_a_driver_killed_in_the_middle_loses_no_finished_trial(tmp_path):
-    place = f"{Path(__file__).parent / 'own_code.py'}:objective"
-    plan = replace(PLAN, own=Own.at(place, "objective"))
+    place = f"{Path(__file__).parent / 'user_examples.py'}:objective"
+    plan = replace(PLAN, user_code=UserCode.at(place, "objective"))
     folder = tmp_path / "s"
     for count in (5, 3):
         ended = in_a_fork(lambda count=count: run_study(plan, folder, executor=DiesAt(count)))
@@ -235,17 +235,17 @@ def test_what_changes_the_meaning_of_trials_is_refused_and_named(finished, tmp_p
         run_study(changed, finished[0], executor=Refuses())
     code = tmp_path / "mine.py"
     code.write_text("def objective(values):\n    return values['lr']\n")
-    own = Own.at(f"{code}:objective", "objective")
-    run_study(replace(PLAN, own=own), tmp_path / "s", executor=InThisProcess())
+    place = f"{code}:objective"
+    run_study(replace(PLAN, user_code=UserCode.at(place, "objective")), tmp_path / "s", executor=InThisProcess())
     code.write_text("def objective(values):\n    return 2 * values['lr']\n")
     with pytest.raises(UserError, match=r"mine\.py changed since"):
-        run_study(replace(PLAN, own=Own.at(own.place, "objective")), tmp_path / "s", executor=Refuses())
+        run_study(replace(PLAN, user_code=UserCode.at(place, "objective")), tmp_path / "s", executor=Refuses())
 
 
 def test_three_trials_that_raise_end_a_study(tmp_path):
     code = tmp_path / "mine.py"
     code.write_text("def objective(values):\n    raise OSError('no disk')\n")
-    plan = replace(PLAN, own=Own.at(f"{code}:objective", "objective"))
+    plan = replace(PLAN, user_code=UserCode.at(f"{code}:objective", "objective"))
     with pytest.raises(
         UserError, match=r"all 3 trials raised, the first OSError: no disk: mend it, and name a new --out"
     ):
@@ -265,8 +265,8 @@ def test_a_worker_that_is_killed_costs_no_trial(tmp_path):
     def refuse(*arguments):
         raise ConnectionError("gone")
 
-    place = f"{Path(__file__).parent / 'own_code.py'}:objective"
-    plan = replace(PLAN, own=Own.at(place, "objective"))
+    place = f"{Path(__file__).parent / 'user_examples.py'}:objective"
+    plan = replace(PLAN, user_code=UserCode.at(place, "objective"))
     run_study(plan, tmp_path / "s", executor=Loses())
     assert len(losses(tmp_path / "s")) == 24
     Loses.times, Loses.submit = 0, lambda self, work, *arguments: InThisProcess.submit(self, refuse, *arguments)
@@ -396,3 +396,23 @@ def test_cheap_numbers_of_loops_may_have_more_seeds():
     assert StudyPlan.from_record(read_back(plan)) == plan
     with pytest.raises(UserError, match="give loops of the study"):
         replace(PLAN, cheap_seeds=((3, 9),))
+
+
+def test_a_study_of_an_older_version_goes_on(tmp_path):
+    """There the user's code was called `own`, in study.json, in every trial and in every key."""
+    place = f"{Path(__file__).parent / 'user_examples.py'}:objective"
+    plan = replace(PLAN, user_code=UserCode.at(place, "objective"))
+    cell = Cell(Arm("none", 1.0, 2), 2.0**-6, 1)
+    config = plan.config(cell).model_dump(mode="json")
+    assert plan.key(cell) == content_hash({**config, "own": plan.user_code.to_json()})
+    run_study(plan, tmp_path / "s", executor=InThisProcess())
+    study, trials = tmp_path / "s" / "study.json", tmp_path / "s" / "trials.jsonl"
+    record, lines = json.loads(study.read_text()), [json.loads(line) for line in trials.read_text().splitlines()]
+    record["schema"] = 2
+    for body, holder in ((record, record), *((line, line["config"]) for line in lines)):
+        holder["own"] = holder.pop("user_code")
+        body["seal"] = content_hash({key: value for key, value in body.items() if key != "seal"})
+    study.write_text(json.dumps(record))
+    trials.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    run_study(plan, tmp_path / "s", executor=Refuses())
+    assert Study.load(tmp_path / "s").plan.user_code == plan.user_code

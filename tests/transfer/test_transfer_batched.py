@@ -9,7 +9,7 @@ import pytest
 
 from loopscale import UserError
 from loopscale.cli import main
-from loopscale.study import Batched, Fastest, InThisProcess, LocalProcesses, Own, drive
+from loopscale.study import Batched, Fastest, InThisProcess, LocalProcesses, UserCode, drive
 from loopscale.study.batches import graph_of, train_together
 from loopscale.study.fastest import alone_seconds, stack_seconds
 from loopscale.study.trial import run_trial
@@ -22,13 +22,13 @@ BASE = {
     "train": {"steps": 6, "eval_batches": 2, "device": "cpu"},
 }
 RATES = (2.0**-8, 2.0**-7, 2.0**-6)
-OWN = Path(__file__).parent / "own_code.py"
+EXAMPLES = Path(__file__).parent / "user_examples.py"
 MODELS = Path(__file__).parents[1] / "train" / "stack_models.py"
 
 
-def job(key, *sets, stop=(), own=None):
-    config = (make_config if own is None else parse_values)(BASE, sets).model_dump(mode="json")
-    extra = {"stop": [list(row) for row in stop]} if own is None else {"own": own.to_json()}
+def job(key, *sets, stop=(), user_code=None):
+    config = (make_config if user_code is None else parse_values)(BASE, sets).model_dump(mode="json")
+    extra = {"stop": [list(row) for row in stop]} if user_code is None else {"user_code": user_code.to_json()}
     return key, {"lr": config["optim"]["lr"]}, {**config, **extra}
 
 
@@ -92,8 +92,8 @@ def test_two_workers_share_the_trials_of_a_graph():
 
 @pytest.mark.parametrize("name,words", [("attending", None), ("counting", "its forward pass changes calls")])
 def test_own_models_are_stacked_or_said_why_not(name, words):
-    own = Own.at(f"{MODELS}:{name}")
-    jobs = [job(f"{lr}", f"optim.lr={lr}", own=own) for lr in (0.01, 0.03)]
+    code = UserCode.at(f"{MODELS}:{name}")
+    jobs = [job(f"{lr}", f"optim.lr={lr}", user_code=code) for lr in (0.01, 0.03)]
     assert len({graph_of(config)[0] for _, _, config in jobs}) == 1
     records, refusal = train_together(jobs)
     if words is not None:
@@ -164,11 +164,11 @@ def test_auto_measures_both_and_says_which(monkeypatch):
 
 
 def test_a_few_steps_give_both_paces():
-    config, own = job("a", "train.steps=400")[2], Own.at(f"{MODELS}:attending")
-    for sample in (config, job("b", own=own)[2]):
+    config, code = job("a", "train.steps=400")[2], UserCode.at(f"{MODELS}:attending")
+    for sample in (config, job("b", user_code=code)[2]):
         assert 0 < alone_seconds(sample) < 1 and 0 < stack_seconds(sample, 3) < 1
-    assert "changes calls" in stack_seconds(job("c", own=Own.at(f"{MODELS}:counting"))[2], 3)
-    broken = {**job("d", own=Own.at(f"{OWN}:broken"))[2]}
+    assert "changes calls" in stack_seconds(job("c", user_code=UserCode.at(f"{MODELS}:counting"))[2], 3)
+    broken = {**job("d", user_code=UserCode.at(f"{EXAMPLES}:broken"))[2]}
     assert "ZeroDivisionError: no model today" in alone_seconds(broken)
 
 

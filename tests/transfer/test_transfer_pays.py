@@ -65,4 +65,4 @@ def test_equal_compute_is_counted_in_flops_and_in_visits_for_a_user_model():
     steps = equal_steps(many, one, 256)
     each = trial_flops(one, 256, steps=1)
     assert abs(steps * each - 50 * trial_flops(many, 256, steps=1)) <= each / 2
-    assert equal_steps(many, one, 256, own=True) == 16 * 50
+    assert equal_steps(many, one, 256, user_model=True) == 16 * 50

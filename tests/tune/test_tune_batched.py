@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from loopscale.study import InThisProcess, Own
+from loopscale.study import InThisProcess, UserCode
 from loopscale.study.trial import run_trial
 from loopscale.train import parse_values
 from loopscale.tune import Budget, Size, TuneSettings, tune
@@ -35,8 +35,8 @@ class Wide(InThisProcess):
 
 @pytest.fixture
 def settings():
-    own = Own.at(f"{FILE}:objective", "objective")
-    return TuneSettings(BASE, SMALL, SMALL.replace(loops=32), trials=12, own=own)
+    code = UserCode.at(f"{FILE}:objective", "objective")
+    return TuneSettings(BASE, SMALL, SMALL.replace(loops=32), trials=12, user_code=code)
 
 
 def test_at_most_a_quarter_of_the_points_is_asked_for_at_once(settings, tmp_path):

@@ -16,7 +16,7 @@ from loopscale import UserError
 from loopscale.cli import main
 from loopscale.cli.tune import _between, sizes
 from loopscale.records import Journal
-from loopscale.study import InThisProcess, Own
+from loopscale.study import InThisProcess, UserCode
 from loopscale.train import load_config, make_config, parse_values, with_tuned
 from loopscale.tune import Budget, Checks, Size, TuneSettings, read_plan, share_of, tune, verify
 
@@ -39,13 +39,13 @@ class Inline(InThisProcess):
 
 
 def verified(folder, executor=None, **checks):
-    own = TuneSettings.from_json(read_plan(folder)["settings"]).own
-    return verify(folder, Checks(**checks), own=own, executor=executor or Inline())
+    code = TuneSettings.from_json(read_plan(folder)["settings"]).user_code
+    return verify(folder, Checks(**checks), user_code=code, executor=executor or Inline())
 
 
 def settings(objective="objective", **axes):
     target = SMALL.replace(**{"loops": 32, **axes})
-    return TuneSettings(BASE, SMALL, target, trials=12, own=Own.at(f"{FILE}:{objective}", "objective"))
+    return TuneSettings(BASE, SMALL, target, trials=12, user_code=UserCode.at(f"{FILE}:{objective}", "objective"))
 
 
 @pytest.fixture(scope="module")
@@ -305,7 +305,7 @@ def test_mistakes_are_one_sentence_and_leave_nothing(arguments, words, tmp_path,
 def test_a_folder_of_another_tuning_is_refused_untouched(tuned, tmp_path):
     folder, _ = tuned
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.*") if path.name != "study.lock"}
-    with pytest.raises(UserError, match=r"another tuning \(own.place .*:objective -> .*:drifting\)"):
+    with pytest.raises(UserError, match=r"another tuning \(user_code.place .*:objective -> .*:drifting\)"):
         tune(settings("drifting"), folder, executor=Inline())
     (tmp_path / "mine.txt").write_text("precious")
     with pytest.raises(UserError, match="exists and is not a tuning"):
@@ -329,8 +329,7 @@ def test_verify_runs_only_code_that_the_caller_names_and_that_did_not_change(tmp
     monkeypatch.chdir(tmp_path)
     code = Path("mine.py")
     shutil.copy(FILE, code)
-    own = Own.at(f"{code}:objective", "objective")
-    tune(replace(settings(), own=own), Path("t"), executor=Inline())
+    tune(replace(settings(), user_code=UserCode.at(f"{code}:objective", "objective")), Path("t"), executor=Inline())
     command = ["verify", "t", "--loops", "4"]
     assert main(command) == 2
     assert f"add --objective {code}:objective" in capsys.readouterr().err

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from loopscale.study import Own
+from loopscale.study import UserCode
 from loopscale.train import parse_values
 from loopscale.tune import TuneSettings, extrapolate, fit_surface, nats, read_local, spoken
 from loopscale.tune.findings import _next, _overall, exponents, known_noise
@@ -167,7 +167,9 @@ def test_numbers_carry_the_digits_that_their_interval_supports():
 def tuning(points, losses):
     """The settings and records of an exploration of rate and strength, in octaves from the config's."""
     base = parse_values({"model": {"width": 64}, "optim": {"lr": 2.0**-6}})
-    settings = TuneSettings(base, Size(1, 1, 64, 100, 8), Size(4, 1, 64, 100, 8), own=Own("objective", "a.py:f", "0"))
+    settings = TuneSettings(
+        base, Size(1, 1, 64, 100, 8), Size(4, 1, 64, 100, 8), user_code=UserCode("objective", "a.py:f", "0")
+    )
     records = []
     for i, ((rate, strength), loss) in enumerate(zip(points, losses, strict=True)):
         values = {"lr": 2.0 ** (rate - 6), "strength": 2.0**strength}

@@ -80,11 +80,11 @@ def command(
 
     Stop it anywhere and start it again: finished trials are kept. Exit 1 when a rule that claims transfer drifts.
     """
-    from loopscale.cli.own import checked, find_own, own_name, own_sentences
     from loopscale.cli.sigterm import ended_by_sigterm
+    from loopscale.cli.user_code import checked, find_user_code, study_name, user_sentences
     from loopscale.cli.watching import Watching
 
-    own = find_own(model, objective)  # a mistake in its arguments is told before the slow imports
+    code = find_user_code(model, objective)  # a mistake in its arguments is told before the slow imports
     from loopscale.report import StudyPage, write_report
     from loopscale.transfer import Cell, StudyPlan, failed, get_preset, run_study, seeds_by_cost
 
@@ -92,8 +92,8 @@ def command(
     axis = _axis(loops) or chosen.loops
     given = where.sets(sets if data is None else (f"data.path={json.dumps(data)}", *sets))
     plan = StudyPlan(
-        base=chosen.base(given, own is not None),
-        own=own,
+        base=chosen.base(given, code is not None),
+        user_code=code,
         rules=rules or ("looped", "sqrt", "none"),
         loops=axis,
         lrs=lrs,
@@ -104,14 +104,14 @@ def command(
         preset=preset,
     )
     mine = model or objective
-    folder = out or Path("runs") / f"transfer-{preset if mine is None else own_name(mine)}"
+    folder = out or Path("runs") / f"transfer-{preset if mine is None else study_name(mine)}"
     changed = bool(sets) or any(value is not None for value in (rules, loops, lrs, strengths, seeds, data))
     usual = f"study '{preset}', changed" if changed else f"study '{preset}': {chosen.promise}"
     runner = where.make(folder, lambda: plan.job_config(Cell(plan.arms[0], plan.center_lr, 0)))
     title = f"study of {mine}" if mine else usual
     with ended_by_sigterm(), Watching(f"{title}; its page is {folder / 'report.html'}", checked) as observer:
         result = run_study(plan, folder, executor=runner, observer=observer, page=StudyPage)
-    for sentence in own_sentences(result["provenance"]):
+    for sentence in user_sentences(result["provenance"]):
         click.echo(f"loopscale: {sentence}", err=True)
     page = write_report(folder)
     _tell(result, page, as_json)

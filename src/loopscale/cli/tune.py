@@ -100,9 +100,9 @@ def command(
     Stop it anywhere and start it again: finished trials are kept.
     """
     started = time.monotonic()
-    from loopscale.cli.own import checked, find_own, own_sentences
+    from loopscale.cli.user_code import checked, find_user_code, user_sentences
 
-    own = find_own(model, objective)  # a mistake in its arguments is told before the slow imports
+    code = find_user_code(model, objective)  # a mistake in its arguments is told before the slow imports
     from loopscale.cli.sigterm import ended_by_sigterm
     from loopscale.cli.watching import Watching
     from loopscale.report import write_tune_report
@@ -110,19 +110,19 @@ def command(
     from loopscale.tune import Budget, TuneSettings, tune
 
     rules = where.sets((*sets, f'model.rule="{rule}"') if rule else sets)
-    base = load_config(config, rules) if own is None else load_values(config, rules)
+    base = load_config(config, rules) if code is None else load_values(config, rules)
     small, large = sizes(base, proxy, target)
     # An objective of the user's own knows nothing of roles; a model's outer rate matters more than any scale.
     usual = "lr,strength" if objective else "lr,strength,outer_lr"
     names = tuple(name.strip() for name in (tuned or usual).split(",") if name.strip())
     wanted = 16 + 8 * max(0, len(names) - 2) if trials is None else trials
-    settings = TuneSettings(base, small, large, names, wanted, seeds, own)
+    settings = TuneSettings(base, small, large, names, wanted, seeds, code)
     folder = out or Path("runs") / f"tune-{config.stem}"
     limit = Budget(parse_seconds(budget), started=started)
     runner = where.make(folder, settings.typical_job)
     with ended_by_sigterm(), Watching(f"tuning at {small}", checked) as observer:
         plan = tune(settings, folder, executor=runner, budget=limit, storage=storage, observer=observer)
-    for said in own_sentences(plan["provenance"], "their records say why, under 'error'"):
+    for said in user_sentences(plan["provenance"], "their records say why, under 'error'"):
         click.echo(f"loopscale: {said}", err=True)
     page = write_tune_report(folder)
     click.echo(json.dumps(plan, indent=1) if as_json else _said(plan, folder, page))
@@ -146,7 +146,7 @@ def sizes(base: Any, proxy: str | None, target: str | None) -> tuple[Size, Size]
 def _said(plan: dict[str, Any], folder: Path, page: Path) -> str:
     from loopscale.tune import train_command
 
-    cost, own = plan["cost"], plan["settings"]["own"]
+    cost, used = plan["cost"], plan["settings"].get("user_code")
     lines = [
         plan["sentence"],
         f"cost: {cost['share_of_direct']:.1%} of the FLOPs of a sweep of as many trials at the target",
@@ -158,13 +158,13 @@ def _said(plan: dict[str, Any], folder: Path, page: Path) -> str:
     lines.append(f"page: {page}")
     if "verification" not in plan:
         again = "not verified since, its trials are kept" if (folder / "verify.jsonl").exists() else "not verified yet"
-        code = "" if own is None else f" --{own['kind']} {own['place']}"
+        code = "" if used is None else f" --{used['kind']} {used['place']}"
         lines.append(f"{again}: loopscale verify {folder}{code} {_between(plan)}")
     tuned = folder / "tuned.toml"
-    if own is None:
+    if used is None:
         lines.append(f"train: loopscale train target.toml --from {tuned}")
-    elif own["kind"] == "model":
-        lines.append(f"train: {train_command(own['place'], tuned)}")
+    elif used["kind"] == "model":
+        lines.append(f"train: {train_command(used['place'], tuned)}")
     else:
         lines.append(f"the values at the target, and every factor of the rule: {tuned}, {folder / 'plan.json'}")
     return "\n".join(lines)

@@ -47,19 +47,19 @@ def command(
 
     Exit codes: 0 it holds or the data do not decide, 1 it fails, 2 a mistake to mend.
     """
-    from loopscale.cli.own import find_own
     from loopscale.cli.sigterm import ended_by_sigterm
     from loopscale.cli.tune import parse_seconds
+    from loopscale.cli.user_code import find_user_code
     from loopscale.cli.watching import Watching
     from loopscale.report import write_tune_report
-    from loopscale.tune import Checks, TuneSettings, check_own, read_plan, verify
+    from loopscale.tune import Checks, TuneSettings, check_user_code, read_plan, verify
 
-    settings, own = TuneSettings.from_json(read_plan(folder)["settings"]), find_own(model, objective)
-    check_own(folder, settings.own, own)
+    settings, code = TuneSettings.from_json(read_plan(folder)["settings"]), find_user_code(model, objective)
+    check_user_code(folder, settings.user_code, code)
     checks = Checks(loops or (), layers or (), widths or (), joint, seeds, parse_seconds(budget), share)
     runner = where.make(folder, lambda: settings.typical_job(max(loops or (1,))))
     with ended_by_sigterm(), Watching(f"verifying {folder}") as observer:
-        found = verify(folder, checks, own=own, executor=runner, observer=observer)
+        found = verify(folder, checks, user_code=code, executor=runner, observer=observer)
     page = write_tune_report(folder)
     click.echo(json.dumps(found, indent=1) if as_json else _said(found, page))
     return 1 if found["verdict"] == "fails" else 0

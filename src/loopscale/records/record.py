@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, FiniteFloat, ValidationError
 
 from loopscale.errors import UserError
 from loopscale.files import read_bounded, write_json
@@ -18,6 +18,7 @@ _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\uf
 _LONGEST = 120  # characters that a message repeats of what a file holds
 
 Interval = tuple[FiniteFloat, FiniteFloat]
+USER_CODE = AliasChoices("user_code", "own")  # the second in records of older versions
 
 
 class Record(BaseModel):

@@ -8,14 +8,14 @@ from typing import Any, ClassVar
 from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
 from loopscale.errors import UserError
-from loopscale.records.record import Interval, Record, read_record
+from loopscale.records.record import USER_CODE, Interval, Record, read_record
 
 
 class StudyRecord(Record):
-    """study.json: what the study asks. `own` is the user's model or objective: kind, place and fingerprint."""
+    """study.json: what the study asks. `user_code` is the model or objective of the user: kind, place and fingerprint."""
 
-    SCHEMA: ClassVar[int] = 2
-    OLDER: ClassVar[tuple[int | None, ...]] = (1,)
+    SCHEMA: ClassVar[int] = 3
+    OLDER: ClassVar[tuple[int | None, ...]] = (1, 2)
     FIX: ClassVar[str] = "restore it, or give the study a new folder with --out"
 
     base: dict[str, Any]
@@ -27,7 +27,7 @@ class StudyRecord(Record):
     strengths: tuple[FiniteFloat, ...]
     center_lr: PositiveFloat
     preset: str
-    own: dict[str, Any] | None = None
+    user_code: dict[str, Any] | None = Field(None, validation_alias=USER_CODE)
 
 
 class Cell(Record):
@@ -158,7 +158,7 @@ class Result(Record):
     FIX: ClassVar[str] = "run `loopscale transfer` again on this folder to rebuild it from its trials"
 
     preset: str = ""
-    own: str = ""
+    user_code: str = Field("", validation_alias=USER_CODE)
     sentence: str
     rules: dict[str, RuleRecord]
     paired: tuple[Paired, ...] = ()

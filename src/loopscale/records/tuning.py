@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field, FiniteFloat, PositiveInt
 
-from loopscale.records.record import Interval, Record
+from loopscale.records.record import USER_CODE, Interval, Record
 
 FIX = "run `loopscale tune` again on this folder, its trials are kept"
 
@@ -14,8 +14,8 @@ FIX = "run `loopscale tune` again on this folder, its trials are kept"
 class TuneRecord(Record):
     """tune.json: what the tuning asks; `proxy` and `target` are sizes."""
 
-    SCHEMA: ClassVar[int] = 2
-    OLDER: ClassVar[tuple[int | None, ...]] = (1,)
+    SCHEMA: ClassVar[int] = 3
+    OLDER: ClassVar[tuple[int | None, ...]] = (1, 2)
     FIX: ClassVar[str] = "restore it, or give the tuning a new folder with --out"
 
     base: dict[str, Any]
@@ -24,7 +24,7 @@ class TuneRecord(Record):
     tuned: tuple[str, ...]
     trials: PositiveInt
     seeds: PositiveInt
-    own: dict[str, Any] | None = None
+    user_code: dict[str, Any] | None = Field(None, validation_alias=USER_CODE)
 
 
 class Row(Record):

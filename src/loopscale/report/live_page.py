@@ -79,7 +79,7 @@ class StudyPage:
         """Growth of the stream over N for each rule, measured before any training; None for a user's model."""
         from loopscale.transfer import stream_growth
 
-        if self.study.plan.own is not None:
+        if self.study.plan.user_code is not None:
             return None
         growth = stream_growth(self.study.plan)
         marks = [

@@ -110,7 +110,7 @@ def page(study: StudyInfo, files: str = "figures") -> str:
         rows.append(("trial records read", str(len(study.trials))))
     said = study.result
     kind = "loopscale transfer study" + (
-        f" of {said.own}" if said.own else f", preset {said.preset}" if said.preset else ""
+        f" of {said.user_code}" if said.user_code else f", preset {said.preset}" if said.preset else ""
     )
     title = "Does the best learning rate stay put when the loops grow?"
     return render_page(title, headline(study), sections(study), rows, kind=kind, files=files)

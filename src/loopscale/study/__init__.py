@@ -6,11 +6,11 @@ from loopscale.study.executor import Executor, InThisProcess, Job, drive
 from loopscale.study.fastest import Fastest
 from loopscale.study.folder import Observer, Silent, changes, check_errors, driven, refuse
 from loopscale.study.local import LocalProcesses
-from loopscale.study.own import Own, objective_values
 from loopscale.study.ray_tasks import RayTasks
 from loopscale.study.slurm import SlurmArrays
 from loopscale.study.stopping import thresholds
-from loopscale.study.trial import run_trial
+from loopscale.study.trial import job_of, run_trial, trial_key
+from loopscale.study.user_code import UserCode, objective_values
 
 __all__ = [
     "Batched",
@@ -20,17 +20,19 @@ __all__ = [
     "Job",
     "LocalProcesses",
     "Observer",
-    "Own",
     "RayTasks",
     "Silent",
     "SlurmArrays",
+    "UserCode",
     "changes",
     "check_errors",
     "content_hash",
     "drive",
     "driven",
+    "job_of",
     "objective_values",
     "refuse",
     "run_trial",
     "thresholds",
+    "trial_key",
 ]

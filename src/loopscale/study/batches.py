@@ -110,15 +110,15 @@ def graph_of(config: dict[str, Any]) -> tuple[str, str | None]:
     from loopscale.batched import same_graph, why_not
     from loopscale.train import TrainConfig
 
-    own, values, _ = sections(config)
-    if own is None:
+    code, values, _ = sections(config)
+    if code is None:
         house = TrainConfig.model_validate(values)
         return content_hash(same_graph(house)), why_not(house)
     free = ("lr", "weight_decay", "eps", "clip", "schedule", "warmup")
     optim = {name: value for name, value in values["optim"].items() if name not in free}
     train = {name: value for name, value in values["train"].items() if name != "seed"}
-    why = "an objective runs its own training loop, so it cannot be batched" if own.kind == "objective" else None
-    return content_hash({**values, "optim": optim, "train": train, "own": own.to_json()}), why
+    why = "an objective runs its own training loop, so it cannot be batched" if code.kind == "objective" else None
+    return content_hash({**values, "optim": optim, "train": train, "code": code.to_json()}), why
 
 
 def train_together(jobs: list[Job]) -> tuple[list[dict[str, Any]], Refusal | None]:

@@ -112,7 +112,7 @@ def _paced(config: dict[str, Any], train: Callable[[_Clock], None]) -> float | s
     except (torch.OutOfMemoryError, MemoryError):
         return "it does not fit the memory"
     except (Exception, SystemExit) as cause:
-        if "own" not in config:
+        if "user_code" not in config:
             raise
         return f"the model failed ({describe(cause)})"  # the study will keep what its trials raise
     return clock.step if clock.ended else "it diverged within a few steps"

@@ -71,7 +71,7 @@ def _begun(folder: Path, marker: str) -> bool:
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Name every value that differs between two configs, old -> new; the user's code by its file.
 
-    >>> changes({"train": {"steps": 120}, "own": None}, {"train": {"steps": 300}, "own": None})
+    >>> changes({"train": {"steps": 120}, "user_code": None}, {"train": {"steps": 300}, "user_code": None})
     ['train.steps 120 -> 300']
     """
     before, after = _flat(old), _flat(new)
@@ -79,8 +79,8 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     for name in sorted(before.keys() | after.keys()):
         if before.get(name) == after.get(name):
             continue
-        if name == "own.fingerprint" and before.get("own.place") == after.get("own.place"):
-            said.append(f"{str(after['own.place']).rpartition(':')[0]} changed since")
+        if name == "user_code.fingerprint" and before.get("user_code.place") == after.get("user_code.place"):
+            said.append(f"{str(after['user_code.place']).rpartition(':')[0]} changed since")
         else:
             said.append(f"{name} {before.get(name, 'unset')} -> {after.get(name, 'unset')}")
     return said

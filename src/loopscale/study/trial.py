@@ -10,10 +10,12 @@ import time
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any
 
+from loopscale.records import content_hash
+
 if TYPE_CHECKING:
     from multiprocessing.synchronize import Barrier
 
-    from loopscale.study.own import Own
+    from loopscale.study.user_code import UserCode
     from loopscale.train import Fit, TrainConfig
 
 
@@ -47,32 +49,43 @@ def run_trial(key: str, cell: dict[str, Any], config: dict[str, Any]) -> dict[st
     What a user model or an objective raises is kept as the record's "error", and the trial counts as diverged.
     """
     began = time.perf_counter()
-    own = config.get("own")
     try:
         fit, error = _fit(config), None
     except (Exception, SystemExit) as cause:  # a script's sys.exit is no end of the study
-        if own is None:
+        if sections(config)[0] is None:
             raise
         fit, error = _failed(), _said(cause)
     record = record_of(key, cell, config, fit, fit.seconds or time.perf_counter() - began)
     return record if error is None else {**record, "error": error}
 
 
-def sections(config: dict[str, Any]) -> tuple[Own | None, dict[str, Any], list[list[float]]]:
-    """Take a job's config apart: the user's code if any, the values of a `TrainConfig`, the rows of early stopping."""
-    from loopscale.study.own import Own
+def job_of(config: TrainConfig, user_code: UserCode | None) -> dict[str, Any]:
+    """Give a trial as plain JSON: its config, and the user's model or objective where there is one."""
+    values = config.model_dump(mode="json")
+    return values if user_code is None else {**values, "user_code": user_code.to_json()}
 
-    values = {name: section for name, section in config.items() if name not in ("own", "stop")}
-    return Own.from_json(config.get("own")), values, config.get("stop", [])
+
+def trial_key(job: dict[str, Any]) -> str:
+    """Hash a trial. The user's code enters by its first name, `own`, so that the folders of older versions go on."""
+    return content_hash({"own" if name == "user_code" else name: value for name, value in job.items()})
+
+
+def sections(config: dict[str, Any]) -> tuple[UserCode | None, dict[str, Any], list[list[float]]]:
+    """Take a job's config apart: the user's code if any, the values of a `TrainConfig`, the rows of early stopping."""
+    from loopscale.study.user_code import UserCode
+
+    values = dict(config)
+    rows, older = values.pop("stop", []), values.pop("own", None)  # the user's code was once called `own`
+    return UserCode.from_json(values.pop("user_code", older)), values, rows
 
 
 def config_of(config: dict[str, Any]) -> TrainConfig:
     """Give a job's training: of a user model where the job names one."""
     from loopscale.train import TrainConfig
 
-    own, values, _ = sections(config)
+    code, values, _ = sections(config)
     house = TrainConfig.model_validate(values)
-    return house if own is None or own.kind == "objective" else house.using(own.place)
+    return house if code is None or code.kind == "objective" else house.using(code.place)
 
 
 def record_of(key: str, cell: dict[str, Any], config: dict[str, Any], fit: Fit, seconds: float) -> dict[str, Any]:
@@ -81,13 +94,13 @@ def record_of(key: str, cell: dict[str, Any], config: dict[str, Any], fit: Fit, 
 
 
 def _fit(config: dict[str, Any]) -> Fit:
-    from loopscale.study.own import judged
     from loopscale.study.stopping import stops
+    from loopscale.study.user_code import judged
     from loopscale.train import fit
 
-    own, _, rows = sections(config)
-    if own is not None and own.kind == "objective":
-        return judged(own.place, config_of(config))
+    code, _, rows = sections(config)
+    if code is not None and code.kind == "objective":
+        return judged(code.place, config_of(config))
     return fit(config_of(config), stop=stops(rows))
 
 

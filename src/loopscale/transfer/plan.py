@@ -8,8 +8,9 @@ from typing import Any
 
 from loopscale.errors import UserError
 from loopscale.parameterization import Depth, Width, get_rule, prescription
-from loopscale.records import StudyRecord, content_hash
-from loopscale.study.own import Own
+from loopscale.records import StudyRecord
+from loopscale.study.trial import job_of, trial_key
+from loopscale.study.user_code import UserCode
 from loopscale.train import TrainConfig
 
 STEPS_PER_OCTAVE = 2  # the rate grid is 2^(k/2), k whole: factor-2 grids hide a drift of half an octave
@@ -54,7 +55,7 @@ class StudyPlan:
     strengths: tuple[float, ...] = (1.0,)
     center_lr: float = 2.0**-6
     preset: str = "custom"
-    own: Own | None = None
+    user_code: UserCode | None = None
     _canonical: dict[tuple[str, int], str] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -95,7 +96,7 @@ class StudyPlan:
     def same_network(self, arm: Arm) -> Arm:
         """The first arm of the plan that is the same network: at N = 1 and the base L all pre-norm rules are one."""
         key = (arm.rule, arm.loops)
-        if self.own is not None and self.own.hears_rule:
+        if self.user_code is not None and self.user_code.hears_rule:
             return arm
         if key not in self._canonical:
             mine = self._prescribed(arm)
@@ -132,12 +133,11 @@ class StudyPlan:
     def key(self, cell: Cell) -> str:
         """Content hash of the trial's config: equal configs are one trial, whatever study asks for them."""
         shared = Cell(self.same_network(cell.arm), cell.lr, cell.seed)
-        return content_hash(self.job_config(shared))
+        return trial_key(self.job_config(shared))
 
     def job_config(self, cell: Cell) -> dict[str, Any]:
-        """The trial as plain JSON: the config, and the user's own model or objective when there is one."""
-        values = self.config(cell).model_dump(mode="json")
-        return values if self.own is None else {**values, "own": self.own.to_json()}
+        """The trial as plain JSON: the config, and the user's model or objective when there is one."""
+        return job_of(self.config(cell), self.user_code)
 
     def meaning(self) -> dict[str, Any]:
         """Return what decides the result of a cell besides the cell: change it, and all trials are others."""
@@ -152,15 +152,17 @@ class StudyPlan:
 
     def to_record(self) -> StudyRecord:
         """Return what `study.json` holds."""
-        values = {name: getattr(self, name) for name in StudyRecord.model_fields if name not in ("base", "own")}
-        own = None if self.own is None else self.own.to_json()
-        return StudyRecord(base=self.base.model_dump(mode="json"), own=own, **values)
+        values = {name: getattr(self, name) for name in StudyRecord.model_fields if name not in ("base", "user_code")}
+        user_code = None if self.user_code is None else self.user_code.to_json()
+        return StudyRecord(base=self.base.model_dump(mode="json"), user_code=user_code, **values)
 
     @classmethod
     def from_record(cls, record: StudyRecord) -> StudyPlan:
         """The reverse of `to_record`."""
-        values = {name: getattr(record, name) for name in StudyRecord.model_fields if name not in ("base", "own")}
-        return cls(base=TrainConfig.model_validate(record.base), own=Own.from_json(record.own), **values)
+        values = {name: getattr(record, name) for name in StudyRecord.model_fields if name not in ("base", "user_code")}
+        return cls(
+            base=TrainConfig.model_validate(record.base), user_code=UserCode.from_json(record.user_code), **values
+        )
 
 
 def seeds_by_cost(loops: tuple[int, ...], seeds: int) -> tuple[tuple[int, int], ...]:

@@ -25,12 +25,12 @@ class Preset:
     center_lr: float
     promise: str
 
-    def base(self, sets: Sequence[str] = (), own: bool = False) -> TrainConfig:
+    def base(self, sets: Sequence[str] = (), user_model: bool = False) -> TrainConfig:
         """The base config of every trial, with `a.b=c` overrides; raises `UserError` for an unknown key or bad value.
 
-        own: the model is the user's, so the house model's combinations (head_dim divides width) are not asked for.
+        user_model: the model is the user's, so the house model's combinations (head_dim divides width) are not asked for.
         """
-        return parse_values(self.config, sets) if own else make_config(self.config, sets)
+        return parse_values(self.config, sets) if user_model else make_config(self.config, sets)
 
 
 def _small(steps: int, layers: int, batch: int, width: int = 64, context: int = 64, **train: Any) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def summarise(study: Study, provenance: dict[str, Any]) -> dict[str, Any]:
     }
     return {
         "preset": plan.preset,
-        **({} if plan.own is None else {"own": plan.own.place}),
+        **({} if plan.user_code is None else {"user_code": plan.user_code.place}),
         "sentence": overall(rules),
         "rules": rules,
         "paired": compared(found),

@@ -62,13 +62,13 @@ def run_study(
 
 
 def _checked(plan: StudyPlan) -> dict[str, Any]:
-    """Raises `UserError` when the data, or the user's own model, cannot be used."""
-    if plan.own is None:
+    """Raises `UserError` when the data, or the user's model, cannot be used."""
+    if plan.user_code is None:
         return plan.base.load_data().description
     size = plan.base.model
     here = Cell(Arm(size.rule, size.strength, size.loops), plan.center_lr, plan.base.train.seed)
     there = Cell(Arm(size.rule, size.strength, max(plan.loops)), plan.center_lr, 0)
-    return plan.own.check(plan.config(here), plan.config(there))
+    return plan.user_code.check(plan.config(here), plan.config(there))
 
 
 def _before(folder: Path) -> float:

@@ -10,8 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from loopscale.errors import UserError
-from loopscale.records import Journal, StudyRecord, Trial, content_hash, read_record, write_record
-from loopscale.study import Job, changes, driven, refuse
+from loopscale.records import Journal, StudyRecord, Trial, read_record, write_record
+from loopscale.study import Job, changes, driven, refuse, trial_key
 from loopscale.transfer.optimum import Losses, best_rate
 from loopscale.transfer.plan import Arm, Cell, StudyPlan
 from loopscale.transfer.search import wanted
@@ -140,7 +140,7 @@ class Study:
 
     def _give(self, cell: Cell) -> Job:
         config = self.plan.job_config(cell)
-        key = content_hash(config)
+        key = trial_key(config)
         if key in self.trials:
             raise UserError(f"trial {key} in {self.folder} is damaged (its cell is not its config's): {Trial.FIX}")
         self._given.add(cell)

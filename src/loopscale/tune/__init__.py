@@ -6,7 +6,7 @@ from loopscale.tune.run import read_plan, train_command, tune
 from loopscale.tune.search import Budget
 from loopscale.tune.settings import TUNABLE, Size, TuneSettings
 from loopscale.tune.surface import Vertex, fit_surface
-from loopscale.tune.verify import SHARE, Checks, check_own, share_of, verify
+from loopscale.tune.verify import SHARE, Checks, check_user_code, share_of, verify
 from loopscale.tune.words import nats, spoken
 
 __all__ = [
@@ -18,7 +18,7 @@ __all__ = [
     "Size",
     "TuneSettings",
     "Vertex",
-    "check_own",
+    "check_user_code",
     "extrapolate",
     "fit_surface",
     "nats",

@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 from loopscale.errors import require
-from loopscale.study import Executor, Job, content_hash, thresholds
+from loopscale.study import Executor, Job, thresholds, trial_key
 from loopscale.tune.search import Budget, Values, wanted_repeats
 from loopscale.tune.settings import TuneSettings, bounds, start, to_point, to_values
 
@@ -114,7 +114,7 @@ class Search:
         cell = {"rule": size.rule, "loops": size.loops, "seed": seed, "values": values, "explored": explored}
         cell.update(lr=config.optim.lr, strength=size.strength)
         stop = thresholds(self.explored, config.train.steps) if explored else []
-        return content_hash(record), cell, {**record, "stop": stop}
+        return trial_key(record), cell, {**record, "stop": stop}
 
 
 def _not_greenlet(record: logging.LogRecord) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loopscale.errors import UserError
-from loopscale.study import content_hash
+from loopscale.study import trial_key
 from loopscale.train import trial_flops
 from loopscale.tune.settings import Size, TuneSettings
 
@@ -78,11 +78,11 @@ def jobs_of(settings: TuneSettings, probe: Probe, center: Values, seeds: int) ->
             record = settings.job_config(config)
             cell = {"rule": probe.rule, "loops": probe.size.loops, "lr": config.optim.lr}
             cell.update(strength=config.model.strength, seed=seed, values=values)
-            found[content_hash(record)] = (cell, record)
+            found[trial_key(record)] = (cell, record)
     return found
 
 
 def flops_of(settings: TuneSettings, probe: Probe, center: Values, vocab_size: int) -> float:
     """FLOPs of one trial of the probe."""
     config = settings.config(probe.size, center, 0, probe.rule)
-    return trial_flops(config, vocab_size, settings.own is not None)
+    return trial_flops(config, vocab_size, settings.user_code is not None)

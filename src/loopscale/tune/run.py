@@ -31,6 +31,7 @@ from loopscale.study import (
     refuse,
     run_trial,
 )
+from loopscale.study.trial import sections
 from loopscale.train import TrainConfig, provenance, trial_flops
 from loopscale.tune.explore import Search
 from loopscale.tune.mirror import Mirror
@@ -95,8 +96,8 @@ def tune(
         _keep_verification(folder, plan)
         write_record(folder / "plan.json", Plan.model_validate(plan))
         config = TrainConfig.model_validate(plan["target"]["config"])
-        if settings.own is not None and settings.own.kind == "model":
-            config = config.using(settings.own.place)
+        if settings.user_code is not None and settings.user_code.kind == "model":
+            config = config.using(settings.user_code.place)
         write_text(folder / "tuned.toml", _heading(settings, folder, plan) + config.to_toml())
     return plan
 
@@ -131,10 +132,10 @@ def _errors(records: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
 def _heading(settings: TuneSettings, folder: Path, plan: dict[str, Any]) -> str:
     """Comments on top of tuned.toml: whoever finds the file alone knows what it is."""
     lines = [plan["sentence"], "Written by loopscale tune; every value with its reason and source is in plan.json."]
-    if settings.own is not None and settings.own.kind == "model":
-        lines.append(f"Train it: {train_command(settings.own.place, folder / 'tuned.toml')}")
-    elif settings.own is not None:
-        lines.append(f"The objective is {settings.own.place}: `loopscale train` would train the house model.")
+    if settings.user_code is not None and settings.user_code.kind == "model":
+        lines.append(f"Train it: {train_command(settings.user_code.place, folder / 'tuned.toml')}")
+    elif settings.user_code is not None:
+        lines.append(f"The objective is {settings.user_code.place}: `loopscale train` would train the house model.")
     lines += [f"Warning: {said}." for said in plan["provenance"]["data"].get("warnings", [])]
     return "".join(f"# {line}\n" for line in lines) + "\n"
 
@@ -169,14 +170,14 @@ def read_plan(folder: Path) -> dict[str, Any]:
 def probe(settings: TuneSettings) -> tuple[int, dict[str, Any]]:
     """Return the vocabulary and the data's description; nothing is written but the token cache.
 
-    Raises `UserError` when the data, or the user's own model, cannot be used.
+    Raises `UserError` when the data, or the user's model, cannot be used.
     """
     config = settings.config(settings.proxy, start(settings))
     target = settings.config(
         settings.target, start(settings)
     )  # what cannot be built is said before, not after the trials
-    if settings.own is not None:
-        return 256, settings.own.check(config, target)
+    if settings.user_code is not None:
+        return 256, settings.user_code.check(config, target)
     dataset = config.load_data()
     return dataset.vocab_size, dataset.description
 
@@ -189,7 +190,7 @@ def trial_seconds(settings: TuneSettings) -> float:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        if settings.own is not None and settings.own.kind == "objective":
+        if settings.user_code is not None and settings.user_code.kind == "objective":
             return _seconds(settings, config)
         _seconds(settings, _short(config, 1, 1))  # the first step of a process pays for what is loaded lazily
         few = min(4, config.train.steps)
@@ -234,9 +235,9 @@ def check_folder(folder: Path, settings: TuneSettings) -> None:
 def costs(settings: TuneSettings, records: list[dict[str, Any]], vocab_size: int) -> dict[str, Any]:
     """Count the FLOPs spent, and those of a sweep of as many trials at the target."""
     seconds = sum(record["seconds"] for record in records)
-    own = settings.own is not None
-    spent = sum(_flops_of(record, vocab_size, own) for record in records)
-    target = trial_flops(settings.config(settings.target, start(settings)), vocab_size, own)
+    users = settings.user_code is not None
+    spent = sum(_flops_of(record, vocab_size, users) for record in records)
+    target = trial_flops(settings.config(settings.target, start(settings)), vocab_size, users)
     return {
         "vocab_size": vocab_size,
         "tune_flops": spent,
@@ -245,12 +246,11 @@ def costs(settings: TuneSettings, records: list[dict[str, Any]], vocab_size: int
         "share_of_direct": spent / (target * len(records)),
         "trial_seconds": round(seconds / len(records), 3),
         "seconds": round(seconds, 3),
-        "counted": "N L d^2, for ratios only" if own else "matrix products, forward and backward",
+        "counted": "N L d^2, for ratios only" if users else "matrix products, forward and backward",
     }
 
 
-def _flops_of(record: dict[str, Any], vocab_size: int, own: bool) -> float:
-    values = {name: part for name, part in record["config"].items() if name not in ("own", "stop")}
-    config = TrainConfig.model_validate(values)
+def _flops_of(record: dict[str, Any], vocab_size: int, users: bool) -> float:
+    config = TrainConfig.model_validate(sections(record["config"])[1])
     steps = record["steps"] if record["loss"] is None else None
-    return trial_flops(config, vocab_size, own, steps)
+    return trial_flops(config, vocab_size, users, steps)

@@ -9,7 +9,7 @@ from typing import Any
 from loopscale.errors import UserError, nearest
 from loopscale.parameterization import Depth, Width, get_rule
 from loopscale.records import TuneRecord, checked
-from loopscale.study import Own, content_hash
+from loopscale.study import UserCode, job_of, trial_key
 from loopscale.train import TrainConfig
 
 TUNABLE = ("lr", "strength", "outer_lr", "weight_decay", "warmup", "batch")
@@ -58,7 +58,7 @@ class TuneSettings:
     tuned: tuple[str, ...] = ("lr", "strength")
     trials: int = 16
     seeds: int = 3
-    own: Own | None = None
+    user_code: UserCode | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "base", self.base.for_study())
@@ -112,14 +112,13 @@ class TuneSettings:
         )
         record["train"].update(steps=steps, eval_batches=evals, seed=seed)
         config = TrainConfig.model_validate(record)
-        if self.own is None:
+        if self.user_code is None:
             config.network(256)
         return config
 
     def job_config(self, config: TrainConfig) -> dict[str, Any]:
-        """The config as a job carries it: plain JSON, with the user's own code where there is some."""
-        values = config.model_dump(mode="json")
-        return values if self.own is None else {**values, "own": self.own.to_json()}
+        """The config as a job carries it: plain JSON, with the user's code where there is some."""
+        return job_of(config, self.user_code)
 
     def typical_job(self, loops: int = 1) -> dict[str, Any]:
         """A job's config at the proxy, or there with more loops, at the values the search begins with."""
@@ -135,7 +134,7 @@ class TuneSettings:
             tuned=self.tuned,
             trials=self.trials,
             seeds=self.seeds,
-            own=None if self.own is None else self.own.to_json(),
+            user_code=None if self.user_code is None else self.user_code.to_json(),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -159,7 +158,7 @@ class TuneSettings:
                 tuned=record.tuned,
                 trials=record.trials,
                 seeds=record.seeds,
-                own=Own.from_json(record.own),
+                user_code=UserCode.from_json(record.user_code),
             )
         except (KeyError, TypeError, ValueError) as cause:
             if isinstance(cause, UserError):
@@ -170,7 +169,7 @@ class TuneSettings:
     @property
     def name(self) -> str:
         """The name of the tuning in a storage: equal settings are one study, wherever they run."""
-        return f"loopscale-{content_hash(self.to_json())}"
+        return f"loopscale-{trial_key(self.to_json())}"
 
 
 def bounds(settings: TuneSettings) -> dict[str, tuple[float, float]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from loopscale.errors import UserError
 from loopscale.records import Journal, Plan, Trial, write_record
-from loopscale.study import Executor, Job, LocalProcesses, Observer, Own, Silent, check_errors, drive, driven
+from loopscale.study import Executor, Job, LocalProcesses, Observer, Silent, UserCode, check_errors, drive, driven
 from loopscale.tune.findings import findings
 from loopscale.tune.probes import Probe, flops_of, jobs_of, probes
 from loopscale.tune.run import NAME, plain, read_plan
@@ -48,7 +48,7 @@ def verify(
     folder: Path,
     checks: Checks,
     *,
-    own: Own | None = None,
+    user_code: UserCode | None = None,
     executor: Executor | None = None,
     observer: Observer | None = None,
 ) -> dict[str, Any]:
@@ -58,15 +58,15 @@ def verify(
     parabola, paired over seeds, and its trend over the axis is carried to the target. The checks that do not fit the budget
     are listed, not skipped. Stop it anywhere and call it again.
 
-    own: the user's model or objective that was tuned. A folder may come from anywhere, so code that it names runs only when
-    the caller names it too.
+    user_code: the user's model or objective that was tuned. A folder may come from anywhere, so code that it names runs
+    only when the caller names it too.
 
     Raises `UserError`: no plan in the folder, code that is not named or changed since, a size outside proxy..target, a
     budget that holds no check (says its cost).
     """
     plan = read_plan(folder)
     settings, runner = TuneSettings.from_json(plan["settings"]), executor or LocalProcesses()
-    check_own(folder, settings.own, own)
+    check_user_code(folder, settings.user_code, user_code)
     asked = Asked(settings, dict(plan["proxy"]["values"]), checks.seeds, plan["cost"])
     wished = probes(settings, checks.loops, checks.layers, checks.widths, checks.joint)
     allowance = asked.allowance(checks, runner.slots)
@@ -86,7 +86,7 @@ def verify(
     return report
 
 
-def check_own(folder: Path, tuned: Own | None, named: Own | None) -> None:
+def check_user_code(folder: Path, tuned: UserCode | None, named: UserCode | None) -> None:
     """Raise `UserError` unless the code that the plan was tuned with is the code that the caller names."""
     if tuned == named:
         return

@@ -16,7 +16,7 @@ Kind = Literal["model", "objective"]
 
 
 @dataclass(frozen=True)
-class Own:
+class UserCode:
     """A factory of models, or an objective, by place ("file.py:name"), with the fingerprint of its source.
 
     An objective is `objective(values) -> loss`, a smaller number being better, NaN or infinity meaning diverged; for
@@ -29,7 +29,7 @@ class Own:
     hears_rule: bool = True
 
     @classmethod
-    def at(cls, place: str, kind: Kind = "model") -> Own:
+    def at(cls, place: str, kind: Kind = "model") -> UserCode:
         """Find it; raises `UserError` when the place names nothing usable."""
         load_place(place)
         hears = kind == "objective" or "rule" in takes(place)[0]
@@ -40,7 +40,7 @@ class Own:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, record: Mapping[str, Any] | None) -> Own | None:
+    def from_json(cls, record: Mapping[str, Any] | None) -> UserCode | None:
         """The reverse of `to_json`; None gives None."""
         return None if record is None else cls(**record)
 

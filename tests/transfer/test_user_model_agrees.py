@@ -103,7 +103,7 @@ def test_transfer_says_it_too(tmp_path, capsys):
 
 
 def test_a_factory_that_no_rule_reaches_is_refused_before_anything_slow_is_imported():
-    place = FILE.parent / "own_code.py"
+    place = FILE.parent / "user_examples.py"
     code = (
         "import sys\nfrom loopscale.cli import main\n"
         f"assert main(['transfer', '--model', {f'{place.name}:deaf'!r}]) == 2\n"

@@ -18,7 +18,7 @@ from loopscale.train import fit, load_config
 from loopscale.train.training import make_task, task_optimizer
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(loopscale.__file__).parents[1])}
-OWN = Path(__file__).parents[1] / "transfer" / "own_code.py"
+EXAMPLES = Path(__file__).parents[1] / "transfer" / "user_examples.py"
 # A width that no head of the house model divides, and a validation of four batches.
 SMALL = """
 [model]
@@ -48,7 +48,7 @@ def ran(place, command):
 def told(tmp_path_factory):
     """A folder in which a model of the user's own was tuned by the command, and what the command said."""
     place = tmp_path_factory.mktemp("own")
-    shutil.copy(OWN, place / "mine.py")
+    shutil.copy(EXAMPLES, place / "mine.py")
     (place / "small.toml").write_text(SMALL)
     size = ["--target", "loops=4,layers=2,width=34", "--trials", "4", "--seeds", "1", "--workers", "1", "--out", "t"]
     command = [sys.executable, "-m", "loopscale", "tune", "small.toml", "--model", "mine.py:make_model", *size]
@@ -94,10 +94,10 @@ def test_the_target_is_built_with_what_the_rule_says(told, monkeypatch):
 NAIVE = """
 from pathlib import Path
 from loopscale.train import load_values
-from loopscale.study import LocalProcesses, Own
+from loopscale.study import LocalProcesses, UserCode
 from loopscale.tune import Size, TuneSettings, tune
 base = load_values("small.toml")
-settings = TuneSettings(base, Size.of(base), Size.of(base), trials=3, own=Own.at("mine.py:make_model"))
+settings = TuneSettings(base, Size.of(base), Size.of(base), trials=3, user_code=UserCode.at("mine.py:make_model"))
 tune(settings, Path("naive"), executor=LocalProcesses(1))
 """
 

@@ -1,4 +1,4 @@
-"""`--model` and `--objective`: the user's own code in a study, and what is said of it."""
+"""`--model` and `--objective`: the user's code in a study, and what is said of it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from loopscale.errors import UserError
 from loopscale.factory import peek
 
 if TYPE_CHECKING:
-    from loopscale.study import Own
+    from loopscale.study import UserCode
 
 
 AGAIN = "delete their lines in trials.jsonl (those with an 'error') to repeat them"
 
 
-def find_own(model: str | None, objective: str | None) -> Own | None:
+def find_user_code(model: str | None, objective: str | None) -> UserCode | None:
     """What was named, or None; raises `UserError` when both were."""
     if model is not None and objective is not None:
         raise UserError("give --model or --objective, not both: an objective trains its model itself")
@@ -24,20 +24,20 @@ def find_own(model: str | None, objective: str | None) -> Own | None:
         return None
     if model is not None:
         peek(model)  # before the imports, which take seconds
-    from loopscale.study import Own
+    from loopscale.study import UserCode
 
     if model is not None:
-        return Own.at(model, "model")
-    return None if objective is None else Own.at(objective, "objective")
+        return UserCode.at(model, "model")
+    return None if objective is None else UserCode.at(objective, "objective")
 
 
-def own_name(place: str) -> str:
+def study_name(place: str) -> str:
     """What a study of this place is called: its file or module.
 
-    >>> own_name("models/mine.py:make_model"), own_name("package.mine:make_model")
+    >>> study_name("models/mine.py:make_model"), study_name("package.mine:make_model")
     ('mine', 'mine')
     """
-    return place.rpartition(":")[0].removesuffix(".py").replace("/", ".").rpartition(".")[2] or "own"
+    return place.rpartition(":")[0].removesuffix(".py").replace("/", ".").rpartition(".")[2] or "model"
 
 
 def checked(description: dict[str, Any]) -> None:
@@ -64,7 +64,7 @@ def role_lines(roles: dict[str, str]) -> list[str]:
     return [f"{role:12}{name}" for role, name in dict.fromkeys(kinds)]
 
 
-def own_sentences(provenance: dict[str, Any], again: str = AGAIN) -> list[str]:
+def user_sentences(provenance: dict[str, Any], again: str = AGAIN) -> list[str]:
     """At the end: what was warned of before the trials, and the trials that raised; `again` says how to repeat those."""
     said = [f"warning: {text}" for text in provenance.get("data", {}).get("warnings", [])]
     errors = provenance.get("errors", [])

@@ -8,12 +8,12 @@ import torch
 
 from loopscale import UserError
 from loopscale.cli import main
-from loopscale.study import InThisProcess, LocalProcesses, Own, objective_values
+from loopscale.study import InThisProcess, LocalProcesses, UserCode, objective_values
 from loopscale.train import default_loss, fingerprint, fit, parse_values
 from loopscale.train.training import make_task
 from loopscale.transfer import Study, StudyPlan, run_study
 
-FILE = Path(__file__).parent / "own_code.py"
+FILE = Path(__file__).parent / "user_examples.py"
 BASE = parse_values(
     {
         "model": {"width": 17, "layers": 1},
@@ -30,7 +30,9 @@ def place(name):
 
 
 def test_a_model_that_sees_no_tokens_is_studied_like_any_other(tmp_path):
-    plan = StudyPlan(base=BASE, rules=("looped", "none"), loops=(1, 4), lrs=RATES, own=Own.at(place("make_model")))
+    plan = StudyPlan(
+        base=BASE, rules=("looped", "none"), loops=(1, 4), lrs=RATES, user_code=UserCode.at(place("make_model"))
+    )
     result = run_study(plan, tmp_path / "s", executor=LocalProcesses(1))
     trials = Study.load(tmp_path / "s").trials
     assert len(trials) == 9, "at N = 1 both rules are one network for a factory that takes residual_scale alone"
@@ -39,7 +41,7 @@ def test_a_model_that_sees_no_tokens_is_studied_like_any_other(tmp_path):
     assert by_rule["looped"] != by_rule["none"], "the rule did not reach the model"
     assert result["provenance"]["data"]["roles"]["layers.0.1.weight"] == "hidden"
     key, trial = next(iter(trials.items()))
-    config = parse_values({name: part for name, part in trial.config.items() if name != "own"})
+    config = parse_values({name: part for name, part in trial.config.items() if name != "user_code"})
     assert fit(config.using(place("make_model"))).val_loss == trial.loss, "a worker and this process differ"
     assert key == Study.load(tmp_path / "s").plan.key(_cell(trial))
 
@@ -120,7 +122,9 @@ def test_a_place_that_is_none_is_one_sentence(arguments, words, tmp_path, capsys
 
 
 def test_an_objective_that_never_works_is_an_error_and_its_records_stay(tmp_path):
-    plan = StudyPlan(base=BASE, rules=("looped",), loops=(1,), lrs=RATES, own=Own.at(place("always"), "objective"))
+    plan = StudyPlan(
+        base=BASE, rules=("looped",), loops=(1,), lrs=RATES, user_code=UserCode.at(place("always"), "objective")
+    )
     with pytest.raises(UserError, match="all 3 trials raised, the first RuntimeError: never works"):
         run_study(plan, tmp_path / "s", executor=InThisProcess())
     assert len((tmp_path / "s" / "trials.jsonl").read_text().splitlines()) == 3
