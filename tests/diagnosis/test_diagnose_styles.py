@@ -33,7 +33,8 @@ CASES = {
     "nano_train_dropout": (styles, NONE, "linear", 8, 2),
     "nano_one_loop": (styles, {"not-looped"}, None, 1, None),
     "ut_post": (styles, NORM, "bounded", 6, 1),
-    "ut_pre": (styles, NONE, None, 6, 1),
+    # Its time signals, another one at every visit, keep the stream growing (2.95) when the branches are set right.
+    "ut_pre": (styles, NONE | {"unscaled-injection"}, None, 6, 1),
     "huginn": (styles, NORM | TRUNCATED, "bounded", 8, 2),
     "ouro": (styles, NORM, "bounded", 4, 2),
     "ouro_nofinal": (styles, NONE, "linear", 8, 2),

@@ -10,6 +10,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 import torch
+from torch import nn
 
 from loopscale.diagnosis import diagnose, diagnosis_schema
 
@@ -110,3 +111,35 @@ def test_the_same_model_gives_the_same_diagnosis_bit_for_bit():
         model, batch = built("gain_of_one:make")
         made.append(diagnose(model, batch).to_json())
     assert made[0] == made[1]
+
+
+class Factor(nn.Module):
+    """Right branches, two inputs added on one line, and a factor on the stream itself."""
+
+    def __init__(self, carry=1.0, inject=0.0, eps=1 / 8, loops=8):
+        super().__init__()
+        self.table, self.norm, self.f = nn.Embedding(97, 32), nn.LayerNorm(32), nn.Linear(32, 32)
+        self.carry, self.inject, self.eps, self.loops = carry, inject, eps, loops
+
+    def forward(self, tokens):
+        x = e = self.table(tokens)
+        for _ in range(self.loops):
+            x = self.carry * x + self.eps * self.f(self.norm(x)) + self.inject * e
+        return x
+
+
+@pytest.mark.parametrize(
+    ("given", "codes", "says"),
+    [
+        ({"carry": 1.25}, {"expanding-map"}, "multiplies it by 1.25 at every visit"),
+        ({"inject": 0.5}, {"unscaled-injection"}, "left out, it takes 9"),
+        ({"inject": 0.5, "eps": 1.0}, {"unscaled-injection", "unscaled-residual"}, "then no finding"),
+        ({"inject": 1 / 8}, set(), "no fault found"),
+    ],
+)
+def test_a_cause_is_what_brings_the_growth_back(given, codes, says):
+    torch.manual_seed(0)
+    found = diagnose(Factor(**given), torch.arange(20).view(2, 10), products=0)
+    assert found.codes == codes, found.text()
+    assert says in found.text(), found.text()
+    assert all("then no finding" in f.tried for f in found.findings)

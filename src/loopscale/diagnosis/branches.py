@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from loopscale.diagnosis.setting import Factors
 from loopscale.diagnosis.stream import BLENDS, Step, Stream, strip
 from loopscale.probe.tape import Site, Tape
 from loopscale.probe.walks import ancestors
@@ -21,7 +22,7 @@ class Branch:
 
     `ratio`: |added| / |stream|, per visit. `cosine`: mean pairwise cosine of the additions over visits.
     `absorbed`: share of the elements that the addition leaves unchanged for want of digits. `learned`: parameters are
-    among the factors, as in LayerScale or a gate.
+    among the factors, as in LayerScale or a gate. `carry`: the factor on what the addition is made to.
     """
 
     kind: str
@@ -40,6 +41,7 @@ class Branch:
     operand: int = -1
     other: int = -1
     beside: bool = False
+    carry: float = 1.0
 
     @property
     def line(self) -> str:
@@ -66,14 +68,16 @@ def wanted(tape: Tape, stream: Stream) -> frozenset[int]:
     for steps in stream.steps:
         for step in steps:
             nodes |= {step.node, step.skip, step.update, step.base}
+            if step.kind in ("branch", "inject"):
+                nodes.add(strip(tape.nodes, step.skip)[0])
             for factor in (step.factor, _skip_factor(tape, step)):
                 if isinstance(factor, tuple) and factor[0] == "node":
                     nodes.add(factor[1])
     return frozenset(nodes - {-1})
 
 
-def measure(tape: Tape, stream: Stream, values: dict[int, Tensor]) -> list[Branch]:
-    """A `Branch` for each step of a visit, in order; visits that lack the step are left out."""
+def measure(tape: Tape, stream: Stream, values: dict[int, Tensor], factors: Factors) -> list[Branch]:
+    """Measure each step of a visit, in order; visits that lack the step are left out. `factors`: those of this pass."""
     # The usual number of steps: the first visit, or one in which an outer loop turns, may have more or fewer.
     count = mode(len(steps) for steps in stream.steps) if stream.steps else 0
     full = [steps for steps in stream.steps if len(steps) == count]
@@ -81,24 +85,28 @@ def measure(tape: Tape, stream: Stream, values: dict[int, Tensor]) -> list[Branc
     for place in range(count):
         # The second visit tells the kind: in the first, the state and the injected input may be one tensor.
         column = [steps[place] for steps in full if steps[place].kind == full[min(1, len(full) - 1)][place].kind]
-        found.append(_measure(tape, column, values))
+        found.append(_measure(tape, column, values, factors))
     return found
 
 
-def _measure(tape: Tape, column: list[Step], values: dict[int, Tensor]) -> Branch:
+def _measure(tape: Tape, column: list[Step], values: dict[int, Tensor], factors: Factors) -> Branch:
     first = column[0]
     where = owner(tape, first.base if first.base >= 0 else first.node)
     if first.kind == "inject":
         where = _injected(tape, first) or where
     if first.kind not in ("branch", "inject"):
         decay = _decay(tape, first.factor, values) if first.kind == "scale" else None
-        return Branch(first.kind, where, 1.0, (), (), None, 0.0, False, 0, False, decay)
+        scale = _size(values, first.node) / max(_size(values, first.skip), 1e-30) if first.kind == "scale" else 1.0
+        sites = _sites(tape, column)
+        return Branch(
+            first.kind, where, scale, (), (), None, 0.0, False, 0, False, decay, sites=sites, operand=first.operand
+        )
     added: list[Tensor] = []
     ratios: list[float] = []
     scales: list[float] = []
     absorbed: list[float] = []
     for step in column:
-        update, skip = _update(tape, step, values), values[step.skip]
+        update, skip = _update(tape, step, values, factors), values[step.skip]
         size, base = rms(update), _base(tape, step, values)
         if added and not (math.isfinite(size) and math.isfinite(base) and math.isfinite(rms(skip))):
             break
@@ -122,11 +130,28 @@ def _measure(tape: Tape, column: list[Step], values: dict[int, Tensor]) -> Branc
         dead,
         decay,
         _learned(tape, first),
-        tuple(dict.fromkeys(site for step in column if (site := tape.nodes[step.node].site) is not None)),
+        _sites(tape, column),
         first.operand,
         first.other,
         first.beside,
+        _carry(tape, column[-1], values),
     )
+
+
+def _sites(tape: Tape, column: list[Step]) -> tuple[Site, ...]:
+    return tuple(dict.fromkeys(site for step in column if (site := tape.nodes[step.node].site) is not None))
+
+
+def _carry(tape: Tape, step: Step, values: dict[int, Tensor]) -> float:
+    """The factor that the stream takes on the way to an addition, within the operand that carries it."""
+    before, factor = strip(tape.nodes, step.skip)
+    if factor is None or before < 0 or not _size(values, before):
+        return 1.0
+    return _size(values, step.skip) / _size(values, before)
+
+
+def _size(values: dict[int, Tensor], index: int) -> float:
+    return rms(values[index]) if index in values else 0.0
 
 
 def _injected(tape: Tape, step: Step) -> str:
@@ -168,10 +193,10 @@ def _base(tape: Tape, step: Step, values: dict[int, Tensor]) -> float:
     return rms(values[step.base])
 
 
-def _update(tape: Tape, step: Step, values: dict[int, Tensor]) -> Tensor:
+def _update(tape: Tape, step: Step, values: dict[int, Tensor], factors: Factors) -> Tensor:
     """What is added, with the factor that this pass puts on it."""
     site = tape.nodes[step.node].site
-    operand, factor = tape.factors.get(site, (-1, 1.0)) if site is not None else (-1, 1.0)
+    operand, factor = factors.get(site, (-1, 1.0)) if site is not None else (-1, 1.0)
     difference = tape.nodes[step.node].op in BLENDS or step.update == step.skip
     update = _added(tape, step, values)
     return update * factor if operand == step.operand and not difference else update

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from statistics import median
 
 from loopscale.diagnosis.branches import Branch
@@ -20,17 +20,32 @@ MATCH = 0.04
 MIXED = 2.0
 # A further factor above this is no second depth rule: a gate that starts at 1/2 is not.
 FURTHER = 0.45
-# Additions that sum to less than this share of the stream cannot harm it.
-NEGLIGIBLE = 0.3
 # Updates with a smaller mean cosine over the visits do not add up coherently: then 1/N is no advice.
 COHERENT = 0.3
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What experiments showed: the kinds of levers whose factors make the stream grow, and each one's share of the growth.
+
+    `enlarged`: the gain with branches as large as the stream, where their size at initialisation hides it.
+    """
+
+    causes: frozenset[str] = frozenset()
+    shares: Mapping[str, float | None] = field(default_factory=dict)
+    enlarged: float | None = None
+
+    def share(self, kind: str, what: str) -> str:
+        """Spell what becomes of the growth when this is left out; empty where it was not measured."""
+        part = self.shares.get(kind)
+        return "" if part is None else f"; left out, {what} {part:.0%} of the growth along"
 
 
 @dataclass(frozen=True)
 class Facts:
     """What is known of the main loop. `far_gain` as in `LoopMap.far_gain`; `scale_power`: a in eps ~ N^-a, if N varies.
 
-    `stated`: what the model says of its scale itself.
+    `stated`: what the model says of its scale itself; `shown`: what experiments decided.
     """
 
     loops: int
@@ -45,6 +60,7 @@ class Facts:
     dtype: str = "float32"
     stated: Stated | None = None
     over: float | None = None
+    shown: Shown = field(default_factory=Shown)
 
     @property
     def miscounted(self) -> bool:
@@ -78,13 +94,6 @@ class Facts:
         """The branches that set `scale`: all of them, unless only some are scaled."""
         eps = self.scale or 0.0
         return [b for b in self.living if b.scale * MIXED >= eps]
-
-    @property
-    def coherent(self) -> bool:
-        """Whether the updates of the visits add up: their cosine, or a stream that grew all the same."""
-        known = [b.cosine for b in self.living if b.cosine is not None]
-        grown = self.growth is not None and self.growth.gain > 2 and self.growth.law != "bounded"
-        return not known or sum(known) / len(known) >= COHERENT or grown
 
     @property
     def bounded_by(self) -> str | None:
@@ -133,7 +142,7 @@ def _miscounted(facts: Facts) -> Iterator[Finding]:
 
 
 def _nested(facts: Facts) -> Iterator[Finding]:
-    if facts.nested and facts.far_gain is not None:
+    if "nested" in facts.shown.causes and facts.far_gain is not None:
         factor = facts.far_gain
         skips = [b for b in facts.branches if b.nested and b.line]
         yield finding(
@@ -155,27 +164,27 @@ def _bounded(facts: Facts) -> Iterator[Finding]:
 
 
 def _scales(facts: Facts) -> Iterator[Finding]:
-    eps = facts.scale
-    if eps is None or facts.bounded_by or facts.nested or facts.loops < 2 or _negligible(facts):
+    eps, shown = facts.scale, facts.shown
+    if eps is None or "branches" not in shown.causes:
         return
-    if facts.miscounted:  # its eps is right for another N: no law of another rule
-        return
-    kind = scale_kind(facts)
-    if kind == "none" and not facts.coherent:
-        return
-    if kind == "none":
+    more = shown.share("branches", "they take") if shown.enlarged is None else ""
+    if shown.enlarged is not None:
+        more = (
+            f"; made as large as the stream, as training may make them, they take it to a gain of {shown.enlarged:.3g}"
+        )
+    if scale_kind(facts) != "sqrt":
         law = f"{facts.growth.law}, gain {facts.growth.gain:.3g}" if facts.growth else "not measured"
         grown = facts.growth is not None and facts.growth.gain > 2
         yield finding(
             "unscaled-residual",
             _places(facts.least_scaled),
             f"eps = {eps:.3g} at N = {facts.loops}{_only(facts)}, growth {law}, "
-            f"updates of the visits have cosine {_cosine(facts)}{_lines(facts.least_scaled)}",
+            f"updates of the visits have cosine {_cosine(facts)}{_lines(facts.least_scaled)}{more}",
             "error" if grown else "warning",
             f"multiply every residual branch by {facts.prescribed:.4g} = {facts.formula}, "
             "and tune its strength at few loops",
         )
-    elif kind == "sqrt":
+    else:
         ratio = facts.init_ratio or 1.0
         by_init = f", and output projections initialised at {ratio:.3g} of the others" if eps > 0.9 > ratio else ""
         mended = f", and initialise output projections like the others (times {1 / ratio:.3g})" if by_init else ""
@@ -183,17 +192,16 @@ def _scales(facts: Facts) -> Iterator[Finding]:
             "sqrt-scaled",
             _places(facts.least_scaled),
             f"eps = {eps:.4g}{by_init}{_only(facts)} at N = {facts.loops}, L = {facts.layers}"
-            f"{_over_loops(facts.scale_power)}",
+            f"{_over_loops(facts.scale_power)}{more}",
             remedy=f"use 1/N over loops: {facts.prescribed:.4g} = {facts.formula}{mended}",
         )
 
 
-# A stream that grew by less has no injection to mend.
-INJECTED = 1.5
-
-
 def scale_kind(facts: Facts) -> str:
-    """Which law the branch scale follows: none, sqrt, or looped (anything at most about 1/N, whatever its strength)."""
+    """Which law the branch scale follows: none, sqrt, or looped (anything at most about 1/N, whatever its strength).
+
+    It words a finding; whether there is one, experiments decide.
+    """
     eps, N, L = facts.scale or 0.0, facts.loops, facts.layers
     if facts.scale_power is not None and 0.35 < facts.scale_power < 0.65:
         return "sqrt"
@@ -214,35 +222,41 @@ def scale_kind(facts: Facts) -> str:
     return "none" if eps > N**-0.25 else "sqrt"
 
 
-def _negligible(facts: Facts) -> bool:
-    # A branch without any scale is named even where it is small at initialisation: training makes it large.
-    if facts.growth is None or not facts.growth.norms[0] or facts.growth.gain > 1.3 or (facts.scale or 0) >= 0.9:
-        return False
-    return sum(sum(b.ratio) for b in facts.living) < NEGLIGIBLE
-
-
 def _injection(facts: Facts) -> Iterator[Finding]:
-    if facts.bounded_by or facts.nested or facts.growth is None or facts.loops < 2:
+    if "injected" not in facts.shown.causes or facts.growth is None:
         return
-    # What is injected is judged together: a position and a time signal are each a part of one thing. A vector of each
-    # visit's own adds up at random, and is no cause beside one that adds up straight.
-    other = facts.scale is not None and scale_kind(facts) != "looped"
-    large = [b for b in facts.branches if b.kind == "inject" and b.sizes and b.scale * facts.loops >= 1.8]
-    added = [b for b in large if not (other and (1.0 if b.cosine is None else b.cosine) < COHERENT)]
+    # What is injected is judged together: a position and a time signal are each a part of one thing.
+    added = [b for b in facts.branches if b.kind == "inject" and b.sizes and b.scale * facts.loops > 1.05]
     sums = [sum(b.sizes) / len(b.sizes) * facts.loops for b in added]
     total, end = sum(sums), facts.growth.norms[-1]
-    if not added or facts.growth.gain < INJECTED or total < 0.4 * end:
-        return
     heavy = [(b, part) for b, part in zip(added, sums, strict=True) if part >= 0.1 * total]
     names = list(dict.fromkeys(b.where for b, _ in heavy))
     shares = ", ".join(f"{b.where} {part:.3g}" for b, part in heavy)
+    cosines = [b.cosine for b, _ in heavy if b.cosine is not None]
+    same = "the same input is added" if not cosines or min(cosines) > 0.9 else "an input is added"
     yield finding(
         "unscaled-injection",
         ", ".join(names),
-        f"the same input is added at each of {facts.loops} visits, {total:.3g} in all ({shares}) against a stream of "
-        f"{end:.3g}{_lines([b for b, _ in heavy])}",
+        f"{same} at each of {facts.loops} visits, {total:.3g} in all ({shares}) against a stream of "
+        f"{end:.3g}{_lines([b for b, _ in heavy])}{facts.shown.share('injected', 'it takes')}",
         remedy=f"scale it by 1/N = {1 / facts.loops:.4g}, add it once before the loop or to the branch input only, or "
         "use a contractive carry",
+    )
+
+
+def _gain(facts: Facts) -> Iterator[Finding]:
+    if "gains" not in facts.shown.causes or facts.growth is None:
+        return
+    large = [b for b in facts.branches if max(b.carry, b.scale if b.kind == "scale" else 0.0) > 1.02]
+    factor = math.prod(b.scale if b.kind == "scale" else b.carry for b in large)
+    yield finding(
+        "expanding-map",
+        _places(large),
+        f"a factor on the stream itself multiplies it by {factor:.3g} at every visit: {factor**facts.loops:.3g} after "
+        f"{facts.loops}, gain {facts.growth.gain:.3g}{_lines(large)}",
+        "error",
+        f"let the factors on the stream multiply to at most 1 (divide by {factor:.4g})",
+        "what carries the stream past the block is larger than 1, so that visits multiply it whatever they add",
     )
 
 
@@ -348,6 +362,7 @@ CAUSES = (
     _bounded,
     _scales,
     _injection,
+    _gain,
     _decay,
     _dead,
     _double,

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 LAWS = ("bounded", "sqrt", "linear", "exponential")
+# The stream may grow by this much over the visits, and by more where its law is bounded; over N by this power.
+GAIN, OVER = 2.0, 0.25
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,11 @@ class Growth:
     interval: tuple[float, float] | None
     norms: tuple[float, ...]
     moved: tuple[float, ...]
+
+    @property
+    def beyond(self) -> bool:
+        """Whether the stream grows beyond its limit."""
+        return self.gain > GAIN and self.law != "bounded"
 
 
 def power_fit(x: Sequence[float], y: Sequence[float]) -> tuple[float, tuple[float, float]] | None:

@@ -70,7 +70,7 @@ def _measured(setting: Setting, tape: Tape, loop: FoundLoop, rank: int) -> Pass:
         values.setdefault(index, root)
     if not wanted(tape, stream) <= values.keys():
         return Pass(tape, loop, None, (), None, "unknown")
-    branches = tuple(measure(tape, stream, values))
+    branches = tuple(measure(tape, stream, values, setting.factors))
     states = [values[index] for index in stream.states]
     norms = tuple(rms(state) for state in states)
     moved = tuple(rms(s.float() - states[0].float()) if s.shape == states[0].shape else rms(s) for s in states)

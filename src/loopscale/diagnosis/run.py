@@ -15,6 +15,7 @@ from loopscale.diagnosis.arnoldi import Spectrum
 from loopscale.diagnosis.branches import Branch
 from loopscale.diagnosis.causes import CONTRACTIVE, Facts, judge
 from loopscale.diagnosis.diagnosis import Diagnosis, Finding, Symptom, finding, verdict
+from loopscale.diagnosis.experiments import Lever, tested
 from loopscale.diagnosis.finite import first_nonfinite
 from loopscale.diagnosis.gradients import Gradients, gradients
 from loopscale.diagnosis.initial import init_ratio
@@ -25,7 +26,7 @@ from loopscale.diagnosis.measure import Pass, count_layers, far_gain, last_map, 
 from loopscale.diagnosis.merge import merged
 from loopscale.diagnosis.onestep import MakeOptimizer, train_a_little
 from loopscale.diagnosis.overloops import FROZEN, OverLoops, over_loops
-from loopscale.diagnosis.remedies import MENDED, attachable, edits, share, spelt, try_remedies, with_trial
+from loopscale.diagnosis.remedies import MENDED, attachable, edits, spelt, try_remedies, with_trial
 from loopscale.diagnosis.setting import MOST_CALLS, Setting
 from loopscale.diagnosis.stated import Stated, listening, stated_for
 from loopscale.diagnosis.steplaw import one_step_law
@@ -145,11 +146,12 @@ def _diagnose(setting: Setting, asked: _Asked) -> Diagnosis:
     stated = _stated(model, main, loops, heard)
     facts = _facts(model, seen, varied, stated)
     others = _beside(setting, loops, main, tape)
-    facts = _with_siblings(facts, main, others)
+    facts, levers = tested(setting, seen, _with_siblings(facts, main, others), knob)
+    others = [replace(other, facts=tested(setting, other.seen, other.facts)[0]) for other in others]
     findings = merged([*judge(facts), *(f for other in others for f in judge(other.facts))])
     if any(f.code == "dead-branch" for f in findings):
         findings = _after_steps(setting, findings, varied, stated)
-    findings, attach = _tried(setting, seen, facts, findings, knob, others)
+    findings, attach = _tried(setting, seen, facts, levers, findings, knob, others)
     beside = [b for other in others if other.loop.visits == main.visits for b in other.facts.branches]
     measured, modes_seen, more = _symptoms(setting, seen, facts, varied, knob, asked, bool(broken), beside)
     findings = merged([*broken, *ties, *findings, *_expanding(measured), *more, *restarts(tape, loops)])
@@ -285,18 +287,23 @@ def _truncated(measured: Measured) -> list[Finding]:
 
 
 def _tried(
-    setting: Setting, seen: Pass, facts: Facts, findings: list[Finding], knob: Knob | None, others: list[_Other]
+    setting: Setting,
+    seen: Pass,
+    facts: Facts,
+    levers: list[Lever],
+    findings: list[Finding],
+    knob: Knob | None,
+    others: list[_Other],
 ) -> tuple[list[Finding], dict[str, Any] | None]:
-    """Find each cause's share by leaving it out and try the remedies together; give the findings, and `attach`."""
+    """Try the remedies together; give the findings, and the keywords of `attach`."""
     if not {f.code for f in findings if f.severity != "info"} & MENDED:
         return findings, None
-    findings = [_with_share(setting, seen, facts, f) for f in findings]
 
     def facts_of(now: Pass) -> Facts:
         made = _facts(setting.model, now, None, facts.stated)
         return replace(made, layers=facts.layers, prescribed=facts.prescribed)
 
-    trial = try_remedies(setting, seen, facts, facts_of, knob)
+    trial = try_remedies(setting, seen, facts, levers, facts_of, knob)
     if trial is None:
         return findings, None
     gain = facts.growth.gain if facts.growth else math.inf
@@ -306,16 +313,6 @@ def _tried(
     attach = attachable(setting.model, setting.batch, facts, trial, names) if helps else None
     lines = (spelt(attach),) if attach else edits(trial, setting.model)
     return with_trial(findings, trial.said(facts, facts.over), lines, helps), attach
-
-
-def _with_share(setting: Setting, seen: Pass, facts: Facts, told: Finding) -> Finding:
-    kinds = {"unscaled-residual": facts.living, "sqrt-scaled": facts.living}
-    kinds["unscaled-injection"] = [b for b in facts.branches if b.kind == "inject" and b.sizes]
-    part = share(setting, seen, kinds[told.code]) if told.code in kinds else None
-    if part is None:
-        return told
-    what = "they take" if told.code != "unscaled-injection" else "it takes"
-    return replace(told, evidence=f"{told.evidence}; left out, {what} {part:.0%} of the growth along")
 
 
 def _stated(model: nn.Module, main: FoundLoop, loops: list[FoundLoop], heard: Mapping[str, Stated]) -> Stated | None:
@@ -328,6 +325,7 @@ def _stated(model: nn.Module, main: FoundLoop, loops: list[FoundLoop], heard: Ma
 @dataclass(frozen=True)
 class _Other:
     loop: FoundLoop
+    seen: Pass
     facts: Facts
 
 
@@ -346,7 +344,8 @@ def _beside(setting: Setting, loops: list[FoundLoop], main: FoundLoop, tape: Tap
         far = far_gain(setting, seen)
         # Without the far gain a norm around the loop would go unseen, and every such loop be called unscaled.
         if far is not None:
-            found.append(_Other(loop, _facts(setting.model, with_far_gain(seen, far), None)))
+            seen = with_far_gain(seen, far)
+            found.append(_Other(loop, seen, _facts(setting.model, seen, None)))
     return found
 
 
@@ -397,7 +396,8 @@ def _after_steps(
         trained = replace(setting, model=copy.deepcopy(setting.model))
         train_a_little(trained, steps=4)
         again = measured_pass(trained)
-        later = judge(_facts(trained.model, with_far_gain(again, far_gain(trained, again)), varied, stated))
+        again = with_far_gain(again, far_gain(trained, again))
+        later = judge(tested(trained, again, _facts(trained.model, again, varied, stated))[0])
     except (RuntimeError, LookupError, TypeError):
         return findings
     told = {f.code for f in findings}

@@ -241,7 +241,8 @@ def _segment(nodes: list[Node], start: int, end: int) -> list[Step]:
     if node.op in SAME:
         return []
     if node.op in SCALES and len(carried) == 1:
-        return [Step("scale", end, start, factor=_factor(node, carried[0]))]
+        place = next((p for p, word in enumerate(node.args) if word == ("node", carried[0])), -1)
+        return [Step("scale", end, start, factor=_factor(node, carried[0]), operand=place)]
     return [Step("map", end, start)]
 
 

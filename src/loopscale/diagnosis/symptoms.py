@@ -15,10 +15,11 @@ from loopscale.diagnosis.arnoldi import Spectrum
 from loopscale.diagnosis.causes import CONTRACTIVE, Facts
 from loopscale.diagnosis.diagnosis import Finding, Symptom, finding
 from loopscale.diagnosis.gradients import Gradients
+from loopscale.diagnosis.growth import GAIN, OVER
 from loopscale.diagnosis.overloops import OverLoops
 from loopscale.diagnosis.steplaw import OneStep
 
-GAIN, OVER, STEP, EXPANDS, BESIDE_A_SKIP, LOST = 2.0, 0.25, 0.35, 1.05, 2.0, 0.2
+STEP, EXPANDS, BESIDE_A_SKIP, LOST = 0.35, 1.05, 2.0, 0.2
 GROWTH, OVER_N, ONE_STEP = "growth over the visits", "growth over N", "one-step change over N"
 EXPANSION, REACH, FINITE, BF16 = (
     "expansion at the last visit",
@@ -88,9 +89,8 @@ def _growth(seen: Measured) -> Symptom:
     growth = seen.facts.growth
     if growth is None:
         return _missing(GROWTH, GAIN, seen, "no value that torch calls show passes from visit to visit")
-    beyond = growth.gain > GAIN and growth.law != "bounded"
     said = f"gain {growth.gain:.3g}, {growth.law} (limit {GAIN:g}, or bounded)"
-    return Symptom(GROWTH, growth.gain, GAIN, beyond, told=said)
+    return Symptom(GROWTH, growth.gain, GAIN, growth.beyond, told=said)
 
 
 def _over(seen: Measured) -> Symptom:

@@ -35,12 +35,16 @@ class TooLong(Exception):
 
 
 class Site(NamedTuple):
-    """The place of a call in the code: the module that was running, the file and line of its frame, the operation."""
+    """The place of a call in the code: the module that was running, the file and line of its frame, the operation.
+
+    `at`: the instruction within the frame's code, which tells two additions on one line apart.
+    """
 
     module: str
     file: str
     line: int
     op: str
+    at: int = 0
 
     def __str__(self) -> str:
         """Spell it as file:line, the file as seen from here or from where packages are installed."""
@@ -270,8 +274,8 @@ class Tape(TorchFunctionMode):
         frame: Any = sys._getframe(2)
         while frame is not None and _hidden(frame.f_code.co_filename):
             frame = frame.f_back
-        file, line = (frame.f_code.co_filename, frame.f_lineno) if frame is not None else ("", 0)
-        return self._kept(Site(self.stack[-1] if self.stack else "", file, line, op))
+        place = (frame.f_code.co_filename, frame.f_lineno, op, frame.f_lasti) if frame is not None else ("", 0, op)
+        return self._kept(Site(self.stack[-1] if self.stack else "", *place))
 
     def _kept(self, site: Site) -> Site:
         return self.sites.setdefault(site, site)

@@ -1,0 +1,213 @@
+"""Decide by experiment what makes the stream grow: run the user's forward with other factors and look again.
+
+A lever is a kind of thing on the stream that can be run with another factor: the branches, what is injected, a skip around
+a whole block, a factor on the stream itself. All levers are set right together; then each alone is put back. What brings
+the growth back is a cause, whatever its numbers look like. Branches that are small at initialisation, and hide what
+training makes of them, are first made as large as the stream.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from loopscale.diagnosis.branches import Branch
+from loopscale.diagnosis.causes import COHERENT, Facts, Shown, judge, scale_kind
+from loopscale.diagnosis.growth import GAIN, OVER, Growth, power_fit
+from loopscale.diagnosis.knob import Knob
+from loopscale.diagnosis.measure import Pass, far_gain, measured_pass
+from loopscale.diagnosis.overloops import counts_around
+from loopscale.diagnosis.setting import Factors, Setting, at_each
+from loopscale.probe.tape import Site
+
+# Branches set right that grow by as much, within this factor, are no cause.
+SAME = 1.5
+# What carries the stream past the block may multiply it by this much.
+KEPT = 1.02
+
+
+@dataclass(frozen=True)
+class Lever:
+    """`parts`: the steps, which operand of each addition takes a factor, and the factor that sets it right."""
+
+    kind: str
+    parts: tuple[tuple[Branch, int, float], ...]
+
+    @property
+    def factors(self) -> dict[Site, tuple[int, float]]:
+        """The factors by the places of the additions."""
+        return {site: (operand, factor) for b, operand, factor in self.parts for site in b.sites}
+
+
+def tested(setting: Setting, seen: Pass, facts: Facts, knob: Knob | None = None) -> tuple[Facts, list[Lever]]:
+    """Give the facts with what experiments show of the growth, and the levers that mend it."""
+    shown, levers = _experiments(setting, seen, facts, knob)
+    known = replace(facts, shown=shown)
+    if not levers and facts.init_ratio and any(f.code == "double-depth-scale" for f in judge(known)):
+        levers = [_branches(facts, 1 / facts.init_ratio)]
+    return known, [lever for lever in levers if lever.parts]
+
+
+def _experiments(setting: Setting, seen: Pass, facts: Facts, knob: Knob | None) -> tuple[Shown, list[Lever]]:
+    if facts.growth is None or facts.loops < 2 or facts.bounded_by:
+        return Shown(), []
+    skips = _skips(setting, seen, facts)
+    if skips is not None:
+        return Shown(frozenset({"nested"})), [skips]
+    levers = [lever for lever in (_branches(facts), _injected(facts), _gains(facts)) if lever.parts]
+    causes = _put_back(setting, seen, levers) if facts.growth.beyond else set()
+    enlarged = None
+    if "branches" not in causes and not _follows(facts):
+        enlarged = _enlarged(setting, seen, facts, [lever for lever in levers if lever.kind != "branches"])
+        if enlarged is not None and scale_kind(facts) != "looped":
+            causes.add("branches")
+    if not causes and (facts.over or 0.0) > OVER:
+        power = 1 - (facts.scale_power or 0.0)
+        slopes = {lever.kind: slope_over(setting, seen, lever.factors, knob, power) for lever in levers}
+        causes = {kind for kind, slope in slopes.items() if slope is not None and slope <= OVER}
+    named = [lever for lever in levers if lever.kind in causes]
+    shares = {lever.kind: share(setting, seen, [b for b, _, _ in lever.parts]) for lever in named}
+    return Shown(frozenset(causes), shares, None if "branches" not in causes else enlarged), named
+
+
+def grown(setting: Setting, seen: Pass, factors: Factors) -> Growth | None:
+    """Run with these factors and give the growth of the stream; None where the model does not run so."""
+    try:
+        now = measured_pass(setting.changed(factors), seen.loop, seen.tape)
+    except (LookupError, RuntimeError, ValueError):
+        return None
+    return now.growth
+
+
+def share(setting: Setting, seen: Pass, branches: Iterable[Branch]) -> float | None:
+    """What part of the stream's growth goes away when these additions are left out."""
+    sites = {site: (b.operand, 0.0) for b in branches if b.operand >= 0 and b.kind != "scale" for site in b.sites}
+    without = grown(setting, seen, sites) if sites and seen.growth else None
+    if without is None or seen.growth is None:
+        return None
+    before, left = (g.norms[-1] - g.norms[0] for g in (seen.growth, without))
+    return max(0.0, min(1.0, 1 - left / before)) if before > 0 else None
+
+
+def slope_over(setting: Setting, seen: Pass, factors: Factors, knob: Knob | None, power: float) -> float | None:
+    """The exponent of the stream's movement over N with these factors at each N, where N can be set.
+
+    `power`: that of 1/N by which the model's own scale still has to fall.
+    """
+    if knob is None:
+        return None
+    own = seen.loop.visits
+    moved: dict[int, float] = {}
+
+    def at(count: int) -> Factors:
+        return {
+            site: (operand, factor * (own / count) ** power if 0 < factor < 1 else factor)
+            for site, (operand, factor) in factors.items()
+        }
+
+    for count, there in at_each(setting, knob, counts_around(own), at):
+        try:
+            now = measured_pass(there)
+        except Exception:  # some settings break some models
+            continue
+        if now.growth is not None and now.loop.visits == count:
+            moved[count] = now.growth.moved[-1] / max(now.growth.norms[0], 1e-30)
+    fit = power_fit(list(moved), list(moved.values())) if len(moved) > 1 else None
+    return fit[0] if fit else None
+
+
+def _put_back(setting: Setting, seen: Pass, levers: list[Lever]) -> set[str]:
+    """The kinds that bring the growth back when all others are set right; of several that only do so together, all."""
+    found = set()
+    for lever in levers:
+        others = _joined(other for other in levers if other is not lever)
+        back = grown(setting, seen, others) if others else seen.growth
+        if back is not None and back.beyond:
+            found.add(lever.kind)
+    mended = grown(setting, seen, _joined(levers))
+    if mended is None or not levers:
+        return set()
+    if mended.beyond:  # none of them removes the growth: those that take most of it along are causes of that part
+        return {lever.kind for lever in levers if _takes(setting, seen, lever)}
+    return found or {lever.kind for lever in levers}
+
+
+def _takes(setting: Setting, seen: Pass, lever: Lever) -> bool:
+    """Whether a lever alone, set right, takes at least half of the growth along."""
+    now = grown(setting, seen, lever.factors)
+    if now is None or seen.growth is None:
+        return False
+    if not math.isfinite(seen.growth.gain):
+        return math.isfinite(now.gain)
+    return now.norms[-1] - now.norms[0] < 0.5 * (seen.growth.norms[-1] - seen.growth.norms[0])
+
+
+def _enlarged(setting: Setting, seen: Pass, facts: Facts, others: list[Lever]) -> float | None:
+    """The gain with branches as large as the stream, where that is beyond its limit and a right scale takes it back."""
+    if seen.growth is None or not facts.living:
+        return None
+    size, large = seen.growth.norms[0], dict[Site, tuple[int, float]]()
+    for b in facts.living:
+        whole = b.sizes[0] / b.scale if b.sizes and b.scale > 0 else 0.0
+        if b.operand >= 0 and 0 < whole < size:
+            large.update({site: (b.operand, size / whole) for site in b.sites})
+    there = setting.changed(_joined(others)).changed(large)
+    try:
+        now = measured_pass(there, seen.loop, seen.tape)
+    except (LookupError, RuntimeError, ValueError):
+        return None
+    right = grown(there, seen, _branches(facts).factors)
+    known = [b.cosine for b in now.branches if b.kind == "branch" and b.cosine is not None]
+    if now.growth is None or right is None or (known and sum(known) / len(known) < COHERENT):
+        return None
+    worse = now.growth.gain - 1 > SAME * (right.gain - 1)
+    return now.growth.gain if now.growth.gain > GAIN and worse else None
+
+
+def _follows(facts: Facts) -> bool:
+    return facts.miscounted or (facts.scale_power is not None and facts.scale_power > 0.85)
+
+
+def _branches(facts: Facts, again: float = 1.0) -> Lever:
+    """Every branch at the prescribed scale, at the strength that the model states; `again` undoes an initialisation."""
+    if facts.miscounted:
+        return Lever("branches", ())
+    if facts.init_ratio and scale_kind(facts) == "sqrt":
+        again = 1 / facts.init_ratio
+    right = facts.prescribed * (facts.stated.strength if facts.stated else 1.0)
+    over = [b for b in facts.living if b.operand >= 0 and b.scale > 0 and (b.scale > 1.05 * right or again > 1)]
+    return Lever("branches", tuple((b, b.operand, right / b.scale * again) for b in over))
+
+
+def _injected(facts: Facts) -> Lever:
+    """Everything injected at 1/N."""
+    added = [b for b in facts.branches if b.kind == "inject" and b.operand >= 0 and b.sizes]
+    large = [b for b in added if b.scale * facts.loops > 1.05]
+    return Lever("injected", tuple((b, b.operand, 1 / (facts.loops * b.scale)) for b in large))
+
+
+def _gains(facts: Facts) -> Lever:
+    """Factors above 1 on the stream itself, alone or beside an addition, at 1."""
+    alone = [(b, b.operand, 1 / b.scale) for b in facts.branches if b.kind == "scale" and b.scale > KEPT]
+    beside = [(b, b.other, 1 / b.carry) for b in facts.branches if b.kind != "scale" and b.carry > KEPT]
+    return Lever("gains", tuple(part for part in [*alone, *beside] if part[1] >= 0 and part[0].sites))
+
+
+def _skips(setting: Setting, seen: Pass, facts: Facts) -> Lever | None:
+    """The skip around a block that has one, left out; of streams read as a sum, where that does not do, the block less."""
+    if not facts.nested:
+        return None
+    nested = [b for b in facts.branches if b.nested and b.sites]
+    outer = Lever("nested", tuple((b, b.other, 0.0) for b in nested if b.other >= 0))
+    if outer.parts and (far_gain(setting.changed(outer.factors), seen) or 9.0) <= KEPT:
+        return outer
+    inner = Lever("nested", tuple((b, b.operand, 0.0) for b in nested if b.operand >= 0))
+    kept, full = far_gain(setting.changed(inner.factors), seen), facts.far_gain
+    if inner.parts and kept is not None and full is not None and kept < 1 < full:
+        return replace(inner, parts=tuple((b, place, (1 - kept) / (full - kept)) for b, place, _ in inner.parts))
+    return Lever("nested", ())
+
+
+def _joined(levers: Iterable[Lever]) -> dict[Site, tuple[int, float]]:
+    return {site: part for lever in levers for site, part in lever.factors.items()}
