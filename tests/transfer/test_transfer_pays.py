@@ -22,7 +22,10 @@ def test_eight_loops_that_are_worse_than_one_are_said_to_be_worse_whatever_the_s
     assert pays.sentence.startswith(
         "At this length looping does not pay: at equal steps (100) 8 loops are 0.130 nats worse"
     )
-    assert "at equal compute (one loop for 740 steps) 8 loops are 0.330 nats worse than one" in pays.sentence
+    assert (
+        "at equal compute (one loop for 740 steps, as many FLOPs) 8 loops are 0.330 nats worse than one"
+        in pays.sentence
+    )
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,12 @@ def _rate(text: str) -> float:
     type=click.Path(path_type=Path),
     help="Study folder; default runs/transfer-PRESET (of your own code: its file). Continues if it exists.",
 )
+@click.option(
+    "--pays/--no-pays",
+    "beside_one",
+    default=True,
+    help="Does looping pay: train one loop beside the largest N, for as many steps and with as much compute.",
+)
 @click.option("--open", "open_page", is_flag=True, help="Open the page when done.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
@@ -75,6 +81,7 @@ def command(
     out: Path | None,
     open_page: bool,
     as_json: bool,
+    beside_one: bool,
 ) -> None:
     """Train rules x loops x rates x seeds side by side; fit each optimum; say which rule transfers.
 
@@ -91,8 +98,9 @@ def command(
     chosen = get_preset(preset)
     axis = _axis(loops) or chosen.loops
     given = where.sets(sets if data is None else (f"data.path={json.dumps(data)}", *sets))
+    base = chosen.base(given, code is not None)
     plan = StudyPlan(
-        base=chosen.base(given, code is not None),
+        base=base,
         user_code=code,
         rules=rules or ("looped", "sqrt", "none"),
         loops=axis,
@@ -102,6 +110,9 @@ def command(
         strengths=strengths or chosen.strengths,
         center_lr=chosen.center_lr,
         preset=preset,
+        outer_pilot=objective is None and "outer_lr" not in base.optim.model_fields_set,
+        beside_one=beside_one,
+        spacing=chosen.spacing,
     )
     mine = model or objective
     folder = out or Path("runs") / f"transfer-{preset if mine is None else study_name(mine)}"
@@ -138,5 +149,6 @@ def _tell(result: dict[str, Any], page: Path, as_json: bool) -> None:
         for rule in result["rules"].values()
     ]
     compared = [row["sentence"] for row in result["paired"]]
-    click.echo("\n".join([result["sentence"], *(line for lines in told for line in lines), *compared]))
+    extra = [result[name]["sentence"] for name in ("pays", "outer") if name in result]
+    click.echo("\n".join([result["sentence"], *(line for lines in told for line in lines), *compared, *extra]))
     click.echo(f"page: {page}")

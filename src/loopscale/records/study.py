@@ -28,16 +28,24 @@ class StudyRecord(Record):
     center_lr: PositiveFloat
     preset: str
     user_code: dict[str, Any] | None = Field(None, validation_alias=USER_CODE)
+    outer_pilot: bool = False
+    beside_one: bool = False
+    spacing: PositiveInt = 1
 
 
 class Cell(Record):
-    """Where in a study a trial stands. In a tuning: `values` by name, and whether the sampler chose them (`explored`)."""
+    """Where in a study a trial stands; `lr` is the rate that is `swept`, `steps` are said where they are not the study's.
+
+    In a tuning: `values` by name, and whether the sampler chose them (`explored`).
+    """
 
     rule: str
     loops: PositiveInt
     lr: PositiveFloat
     strength: FiniteFloat | None = None
     seed: int
+    steps: NonNegativeInt = 0
+    swept: str = "lr"
     values: dict[str, FiniteFloat] = Field(default_factory=dict)
     explored: bool = False
 
@@ -150,6 +158,16 @@ class Pays(Record):
     at_lower_end: bool = False
 
 
+class OuterRate(Record):
+    """The rate of embedding, readout and final norm that every trial has, and the pilot that found it at `loops` loops."""
+
+    rate: PositiveFloat
+    loops: PositiveInt
+    trials: PositiveInt
+    seconds: FiniteFloat
+    sentence: str
+
+
 class Result(Record):
     """result.json: the verdict, the fitted numbers and where they come from."""
 
@@ -163,6 +181,7 @@ class Result(Record):
     rules: dict[str, RuleRecord]
     paired: tuple[Paired, ...] = ()
     pays: Pays | None = None
+    outer: OuterRate | None = None
     strengths: tuple[FiniteFloat, ...] = ()
     loops: tuple[PositiveInt, ...]
     by_strength: dict[str, dict[PositiveInt, dict[float, Optimum]]] = Field(default_factory=dict)

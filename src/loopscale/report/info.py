@@ -207,7 +207,7 @@ def _tried_strengths(study: StudyInfo) -> dict[tuple[str, int], dict[float, floa
     cells: dict[tuple[str, int, float, float], list[float | None]] = defaultdict(list)
     for trial in study.trials:
         cell = trial.cell
-        if cell.strength is not None:
+        if cell.strength is not None and cell.swept == "lr" and not cell.steps:
             cells[cell.rule, cell.loops, cell.strength, cell.lr].append(None if trial.diverged else trial.loss)
     best: dict[tuple[str, int], dict[float, float]] = defaultdict(dict)
     for (rule, loops, strength, _), losses in cells.items():

@@ -84,6 +84,9 @@ def sections(study: StudyInfo) -> list[Section]:
     ]
     compared = parts[0].title == TITLES["paired-differences"]  # that is the strongest evidence, so it stands first
     parts.insert(int(compared), Section("Verdict by rule", verdict, cards_html(study, SLOPE_TOLERANCE)))
+    for title, part in (("Does looping pay?", study.result.pays), ("The outer rate", study.result.outer)):
+        if part is not None:
+            parts.append(Section(title, part.sentence))
     if not study.trials:
         text = "This folder holds no trial records, so the figures drawn from single trials are left out."
         parts.append(Section("Left out", text))

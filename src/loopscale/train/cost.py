@@ -7,10 +7,13 @@ from loopscale.train.config import TrainConfig
 from loopscale.train.shape import shape_of
 
 
-def trial_flops(config: TrainConfig, vocab_size: int, user_model: bool = False, steps: int | None = None) -> float:
+def trial_flops(
+    config: TrainConfig, vocab_size: int | None = None, user_model: bool = False, steps: int | None = None
+) -> float:
     """Count the FLOPs of a whole trial: 3 forward passes for a training token, 1 for an evaluation token.
 
-    user_model: the model is the user's and its matrices unknown: it counts as N L d^2 (only ratios mean anything then).
+    vocab_size: by default what the config's data has. user_model: the model is the user's and its matrices unknown: it
+    counts as N L d^2 (only ratios mean anything then).
     steps: how many were done, when the trial was stopped early (it then was not evaluated).
     """
     tokens = config.data.batch_size * config.data.context
@@ -21,14 +24,14 @@ def trial_flops(config: TrainConfig, vocab_size: int, user_model: bool = False, 
     return float(passes * tokens * flops_per_token(shape_of(config, vocab_size))["forward"])
 
 
-def equal_steps(dear: TrainConfig, cheap: TrainConfig, vocab_size: int, user_model: bool = False) -> int:
+def equal_steps(dear: TrainConfig, cheap: TrainConfig, vocab_size: int | None = None, user_model: bool = False) -> int:
     """Return for how many steps `cheap` trains with the compute that `dear` spends on its steps.
 
-    user_model: as in `trial_flops`.
+    vocab_size, user_model: as in `trial_flops`.
 
     >>> from loopscale.train import make_config
     >>> loops = {n: make_config({"model": {"loops": n}, "train": {"steps": 100}}) for n in (1, 8)}
-    >>> 100 < equal_steps(loops[8], loops[1], 256) < 800
+    >>> 100 < equal_steps(loops[8], loops[1]) < 800
     True
     """
     each = [trial_flops(config, vocab_size, user_model, steps=1) for config in (dear, cheap)]

@@ -16,7 +16,7 @@ class Beside:
 
     All three start from the same seeds in the same order. `long` is one loop trained for `long_steps`, as long as the
     target's compute lasts (`loopscale.train.equal_steps`); empty where it was not trained. `each`: every network at its
-    own best rate, else as the plan of a tuning sets it.
+    own best rate, else as the plan of a tuning sets it. `counted`: in what the compute is.
     """
 
     loops: int
@@ -27,6 +27,7 @@ class Beside:
     long_steps: int = 0
     at_lower_end: bool = False
     each: str = "each at its own best rate"
+    counted: str = "FLOPs"
 
 
 def does_looping_pay(losses: Beside) -> Pays:
@@ -35,7 +36,7 @@ def does_looping_pay(losses: Beside) -> Pays:
     at_compute = _minus(losses.target, losses.long) if losses.long else None
     told = [f"at equal steps ({losses.steps:,}) {_told(losses.loops, losses.target, losses.short, at_steps)}"]
     if losses.long:
-        longer = f"at equal compute (one loop for {losses.long_steps:,} steps)"
+        longer = f"at equal compute (one loop for {losses.long_steps:,} steps, as many {losses.counted})"
         told.append(f"{longer} {_told(losses.loops, losses.target, losses.long, at_compute)}")
     else:
         told.append("equal compute was not measured")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from loopscale.errors import UserError
@@ -11,7 +11,7 @@ from loopscale.parameterization import Depth, Width, get_rule, prescription
 from loopscale.records import StudyRecord
 from loopscale.study.trial import job_of, trial_key
 from loopscale.study.user_code import UserCode
-from loopscale.train import TrainConfig
+from loopscale.train import TrainConfig, equal_steps
 
 STEPS_PER_OCTAVE = 2  # the rate grid is 2^(k/2), k whole: factor-2 grids hide a drift of half an octave
 LOWEST, HIGHEST = -40, 8  # 2^-20 .. 2^4: where the search for an optimum gives up
@@ -19,11 +19,16 @@ LOWEST, HIGHEST = -40, 8  # 2^-20 .. 2^4: where the search for an optimum gives 
 
 @dataclass(frozen=True, order=True)
 class Arm:
-    """One curve of loss over rate: a rule at a strength and a number of loops."""
+    """One curve of loss over rate: a rule at a strength and a number of loops.
+
+    `steps`: trained for so many instead of the study's. `swept`: which rate is on the axis, "lr" or "outer_lr".
+    """
 
     rule: str
     strength: float
     loops: int
+    steps: int = 0
+    swept: str = "lr"
 
 
 @dataclass(frozen=True, order=True)
@@ -41,7 +46,11 @@ class StudyPlan:
 
     `lrs` fixes the rate grid; without it the rates are searched on a sqrt(2) grid around `center_lr` until the minimum of
     every arm lies inside with two points on either side. `cheap_seeds`, pairs of (loops, seeds), gives some numbers of
-    loops more seeds than `seeds`: see `seeds_by_cost`.
+    loops more seeds than `seeds`: see `seeds_by_cost`. `spacing`: grid steps between the rates that all seeds get, 1 for
+    five rates and 2 for three, over the same two octaves.
+
+    `outer_pilot`: embedding, readout and final norm keep one rate while the others are swept, found at the smallest N
+    first. `beside_one`: one loop is trained beside the first rule, as long as the others and with the largest N's compute.
 
     Raises `UserError` for an empty or invalid axis.
     """
@@ -56,6 +65,9 @@ class StudyPlan:
     center_lr: float = 2.0**-6
     preset: str = "custom"
     user_code: UserCode | None = None
+    outer_pilot: bool = False
+    beside_one: bool = False
+    spacing: int = 1
     _canonical: dict[tuple[str, int], str] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -103,7 +115,7 @@ class StudyPlan:
             self._canonical[key] = next(
                 r for r in self.rules if self._prescribed(Arm(r, arm.strength, arm.loops)) == mine
             )
-        return Arm(self._canonical[key], arm.strength, arm.loops)
+        return replace(arm, rule=self._canonical[key])
 
     def prescription(self, arm: Arm) -> list[dict[str, Any]]:
         """The table of everything the arm's rule applies to this model."""
@@ -120,14 +132,39 @@ class StudyPlan:
     def _prescribed(self, arm: Arm) -> list[Any]:
         return [get_rule(arm.rule).norm, *(row["value"] for row in self.prescription(arm))]
 
-    def config(self, cell: Cell) -> TrainConfig:
-        """The full config of one trial. `base_layers` defaults to the model's layers: L is fixed in a study."""
+    @property
+    def pilot(self) -> Arm | None:
+        """The arm over the outer rate, the others at `center_lr`; None without a pilot."""
+        return Arm(self.rules[0], self.strengths[0], min(self.loops), swept="outer_lr") if self.outer_pilot else None
+
+    @property
+    def is_objective(self) -> bool:
+        """Whether the user's code trains, so that nothing is known of its compute and of its parameters."""
+        return self.user_code is not None and self.user_code.kind == "objective"
+
+    def one_loop(self, strength: float) -> tuple[Arm, Arm | None]:
+        """Return the arms of one loop that stand beside the largest N: as many steps, as much compute (None: unknown)."""
+        one = Arm(self.rules[0], strength, 1)
+        if self.is_objective:
+            return one, None
+        dear, cheap = (self.config(Cell(replace(one, loops=n), self.center_lr, 0)) for n in (max(self.loops), 1))
+        return one, replace(one, steps=equal_steps(dear, cheap, user_model=self.user_code is not None))
+
+    def config(self, cell: Cell, outer: float | None = None) -> TrainConfig:
+        """The full config of one trial; `outer` is the rate that the outer parameters keep, None: it moves with the cell's.
+
+        `base_layers` defaults to the model's layers: L is fixed in a study.
+        """
         base = self.base.model_dump(mode="json")
         model = base["model"]
         model.update(rule=cell.arm.rule, strength=cell.arm.strength, loops=cell.arm.loops)
         model["base_layers"] = model.get("base_layers") or model["layers"]
-        base["optim"]["lr"] = cell.lr
-        base["train"]["seed"] = cell.seed
+        if cell.arm.swept == "outer_lr":
+            base["optim"].update(lr=self.center_lr, outer_lr=cell.lr / self.center_lr)
+        else:
+            base["optim"]["lr"] = cell.lr
+            base["optim"]["outer_lr"] *= 1.0 if outer is None else outer / cell.lr
+        base["train"].update(seed=cell.seed, steps=cell.arm.steps or base["train"]["steps"])
         return TrainConfig.model_validate(base)
 
     def key(self, cell: Cell) -> str:
@@ -135,13 +172,15 @@ class StudyPlan:
         shared = Cell(self.same_network(cell.arm), cell.lr, cell.seed)
         return trial_key(self.job_config(shared))
 
-    def job_config(self, cell: Cell) -> dict[str, Any]:
+    def job_config(self, cell: Cell, outer: float | None = None) -> dict[str, Any]:
         """The trial as plain JSON: the config, and the user's model or objective when there is one."""
-        return job_of(self.config(cell), self.user_code)
+        return job_of(self.config(cell, outer), self.user_code)
 
     def meaning(self) -> dict[str, Any]:
         """Return what decides the result of a cell besides the cell: change it, and all trials are others."""
         config = self.job_config(Cell(Arm(self.rules[0], 1.0, self.loops[0]), 1.0, 0))
+        if self.outer_pilot:
+            config["optim"]["outer_lr"] = "the study's pilot"
         of_cell = {"model": ("rule", "strength", "loops"), "optim": ("lr",), "train": ("seed",)}
         return {
             section: {name: value for name, value in values.items() if name not in of_cell.get(section, ())}

@@ -24,6 +24,7 @@ class Preset:
     strengths: tuple[float, ...]
     center_lr: float
     promise: str
+    spacing: int = 1
 
     def base(self, sets: Sequence[str] = (), user_model: bool = False) -> TrainConfig:
         """The base config of every trial, with `a.b=c` overrides; raises `UserError` for an unknown key or bad value.

@@ -10,6 +10,7 @@ from typing import Any
 from loopscale.parameterization import get_rule
 from loopscale.transfer.estimate import Estimate, Interval, paired
 from loopscale.transfer.optimum import Losses, Optimum, best_rate, fit_optimum
+from loopscale.transfer.pays import Beside, does_looping_pay
 from loopscale.transfer.plan import Arm
 from loopscale.transfer.study import Study
 from loopscale.transfer.verdict import (
@@ -45,7 +46,7 @@ class Curves:
 
 def summarise(study: Study, provenance: dict[str, Any]) -> dict[str, Any]:
     """The whole result of a finished study, as `result.json` keeps it."""
-    plan, strengths = study.plan, {rule: _tuned_strength(study, rule) for rule in study.plan.rules}
+    plan, strengths = study.plan, {rule: study.tuned_strength(rule) for rule in study.plan.rules}
     arms = {rule: {loops: Arm(rule, strengths[rule], loops) for loops in sorted(plan.loops)} for rule in plan.rules}
     found = {rule: Curves.fit({n: study.losses(arm) for n, arm in by_loops.items()}) for rule, by_loops in arms.items()}
     rules = {
@@ -62,6 +63,8 @@ def summarise(study: Study, provenance: dict[str, Any]) -> dict[str, Any]:
         "sentence": overall(rules),
         "rules": rules,
         "paired": compared(found),
+        **_pays(study, found[plan.rules[0]]),
+        **_outer(study),
         "loops": sorted(plan.loops),
         "strengths": list(plan.strengths),
         "by_strength": _by_strength(study),
@@ -131,15 +134,44 @@ def _within(estimate: Estimate, digits: str) -> str:
     return f" (95 % interval {estimate.interval[0]:{digits}} to {estimate.interval[1]:{digits}})"
 
 
-def _tuned_strength(study: Study, rule: str) -> float:
-    """lambda is tuned once, at the smallest N: the strength with the smallest loss there."""
-    base = min(study.plan.loops)
+def _pays(study: Study, first: Curves) -> dict[str, Any]:
+    """Compare the first rule at the largest N with one loop, where that was trained."""
+    plan, arms, last = study.plan, study.beside(), max(first.losses)
+    if arms is None or last == 1 or last not in first.optima:
+        return {}
+    one, longer = fit_optimum(study.losses(arms[0])), arms[1]
+    if one is None:
+        return {}
+    long = {} if longer is None else study.losses(longer)
+    rate = best_rate(long) if long else 0.0
+    lowest = study.best_strength(plan.rules[0], last) == min(plan.strengths)
+    beside = Beside(
+        last,
+        plan.base.train.steps,
+        first.optima[last].losses,
+        one.losses,
+        [loss for (at, _), loss in sorted(long.items()) if at == rate],
+        0 if longer is None else longer.steps,
+        at_lower_end=lowest and len(plan.strengths) > 1,
+        counted="visits" if plan.user_code else "FLOPs",
+    )
+    return {"pays": does_looping_pay(beside).model_dump(mode="json", exclude_unset=True)}
 
-    def loss(strength: float) -> float:
-        optimum = fit_optimum(study.losses(Arm(rule, strength, base)))
-        return math.inf if optimum is None else optimum.loss
 
-    return min(study.plan.strengths, key=loss)
+def _outer(study: Study) -> dict[str, Any]:
+    """Say which outer rate the pilot found, and what it cost."""
+    pilot, rate = study.plan.pilot, study.outer_rate()
+    if pilot is None or rate is None:
+        return {}
+    trials = [trial for trial in study.trials.values() if trial.cell.swept == pilot.swept]
+    seconds, every = sum(t.seconds for t in trials), sum(t.seconds for t in study.trials.values())
+    tuned = study.tuned_rate(pilot)
+    factor = "" if tuned is None else f", {rate / tuned:.3g} times the hidden rate tuned there (optim.outer_lr)"
+    said = (
+        f"Embedding, readout and final norm keep the rate {rate:.4g}{factor}, found at N = {pilot.loops} by a pilot of "
+        f"{len(trials)} trials, {seconds / max(every, 1e-9):.1%} of the trials' time."
+    )
+    return {"outer": {"rate": rate, "loops": pilot.loops, "trials": len(trials), "seconds": seconds, "sentence": said}}
 
 
 def rule_json(rule: str, curves: Curves) -> dict[str, Any]:

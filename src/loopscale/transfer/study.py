@@ -6,17 +6,19 @@ import math
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from loopscale.errors import UserError
 from loopscale.records import Journal, StudyRecord, Trial, read_record, write_record
 from loopscale.study import Job, changes, driven, refuse, trial_key
-from loopscale.transfer.optimum import Losses, best_rate
-from loopscale.transfer.plan import Arm, Cell, StudyPlan
-from loopscale.transfer.search import wanted
+from loopscale.transfer.optimum import Losses, best_rate, fit_optimum
+from loopscale.transfer.plan import Arm, Cell, StudyPlan, grid_index, grid_rate
+from loopscale.transfer.search import REACH, wanted, wanted_best
 
 NAME = "study.json"
+OUTER_START = 4.0  # times the hidden rate: where the pilot's search for the outer rate begins
+LONGER = -0.32  # power of the steps in the best rate (arXiv:2409.19913): where the search at more steps begins
 
 
 class Study:
@@ -35,6 +37,8 @@ class Study:
         for arm in plan.arms:
             self._arms.setdefault(plan.same_network(arm), []).append(arm)
         self._asked: dict[Arm, deque[Cell]] = {}
+        self._outer: float | None = None
+        self._beside: tuple[Arm, Arm | None] | None = None
         for trial in self.trials.values():
             self._index(trial)
 
@@ -79,7 +83,7 @@ class Study:
 
     def next_job(self) -> Job | None:
         """Give out the next trial; None when there is none before a running one has ended."""
-        for shared in self._arms:
+        for shared in self._open():
             asked = self._queue(shared)
             while asked:
                 cell = asked.popleft()
@@ -89,29 +93,75 @@ class Study:
 
     def missing(self) -> list[Cell]:
         """List the cells that are asked for now and did not run: running ones too."""
-        return [cell for shared in self._arms for cell in self._wanted(shared)]
+        return [cell for shared in self._open() for cell in self._wanted(shared)]
 
     def left(self) -> int:
         """Count the trials that run or are known to be missing."""
-        return self._running + sum(len(self._queue(shared)) for shared in self._arms)
+        return self._running + sum(len(self._queue(shared)) for shared in self._open())
 
     def tuned_rate(self, arm: Arm) -> float | None:
         """Return the best rate on the grid at the smallest N of this rule and strength; None until that arm is complete."""
-        base = Arm(arm.rule, arm.strength, min(self.plan.loops))
-        known = self.losses(base)
-        if not known or wanted(known, self.plan.seeds_at(base.loops), self.plan.center_lr, self.plan.lrs):
-            return None
-        return best_rate(known)
+        return self._best(Arm(arm.rule, arm.strength, min(self.plan.loops)))
+
+    def outer_rate(self) -> float | None:
+        """Return the rate of embedding, readout and final norm, as the pilot found it; None before, and without one."""
+        pilot = self.plan.pilot
+        if self._outer is None and pilot is not None:
+            known = self.losses(pilot)
+            if known and not self._wanted(pilot):
+                found = fit_optimum(known)
+                self._outer = grid_rate(grid_index(best_rate(known) if found is None else found.lr))
+        return self._outer
+
+    def beside(self) -> tuple[Arm, Arm | None] | None:
+        """Return the arms of one loop (`StudyPlan.one_loop`) at the first rule's tuned strength; None until it is known."""
+        if self._beside is None and self.plan.beside_one and max(self.plan.loops) > 1:
+            rule, first = self.plan.rules[0], min(self.plan.loops)
+            if all(self._best(Arm(rule, strength, first)) for strength in self.plan.strengths):
+                self._beside = self.plan.one_loop(self.tuned_strength(rule))
+        return self._beside
+
+    def tuned_strength(self, rule: str) -> float:
+        """Return the strength with the smallest loss at the smallest N, where it is tuned, once."""
+        return self.best_strength(rule, min(self.plan.loops))
+
+    def best_strength(self, rule: str, loops: int) -> float:
+        """Return the strength with the smallest loss at so many loops."""
+
+        def loss(strength: float) -> float:
+            optimum = fit_optimum(self.losses(Arm(rule, strength, loops)))
+            return math.inf if optimum is None else optimum.loss
+
+        return min(self.plan.strengths, key=loss)
+
+    def _best(self, arm: Arm) -> float | None:
+        """Return the best rate of an arm; None until it is complete."""
+        known = self.losses(arm)
+        return best_rate(known) if known and not self._searched(arm) else None
+
+    def _open(self) -> list[Arm]:
+        """List the arms of which trials can be asked for: none but the pilot's before the outer rate is known."""
+        if self.plan.pilot is not None and self.outer_rate() is None:
+            return [self.plan.pilot]
+        beside = [self.plan.same_network(arm) for arm in self.beside() or () if arm is not None]
+        return [*(arm for arm in beside if arm not in self._arms), *self._arms]
 
     def _index(self, trial: Trial) -> None:
         """Note a trial's loss; what is asked of its arm, and of those that wait for its rate, is then asked anew."""
         cell = trial.cell
         self.errors += [] if trial.error is None else [trial.error]
-        arm = Arm(cell.rule, cell.strength or 0.0, cell.loops)
+        arm = Arm(cell.rule, cell.strength or 0.0, cell.loops, cell.steps, cell.swept)
         loss = math.inf if trial.diverged or trial.loss is None else trial.loss
         self._losses.setdefault(arm, {})[cell.lr, cell.seed] = loss
-        if self.plan.lrs is not None:
+        if arm == self.plan.pilot and (outer := self.outer_rate()) is not None:
+            # The pilot's trial at the rate that it found is one of the study's own.
+            known = self._losses.setdefault(self.plan.same_network(replace(arm, swept="lr")), {})
+            known |= {
+                (self.plan.center_lr, seed): loss for (rate, seed), loss in self.losses(arm).items() if rate == outer
+            }
+        if self.plan.lrs is not None and arm in self._arms:
             return  # a fixed grid is asked for once
+        self._asked.pop(arm, None)
         for shared, arms in self._arms.items():
             if shared == arm or (arm.loops == min(self.plan.loops) and any(self._base(one) == arm for one in arms)):
                 self._asked.pop(shared, None)
@@ -126,10 +176,21 @@ class Study:
 
     def _wanted(self, shared: Arm) -> list[Cell]:
         """List what the arms of one network need, then their one-shot trials at the rate tuned at the smallest N."""
-        asked = wanted(
-            self.losses(shared), self.plan.seeds_at(shared.loops), self.plan.center_lr, self.plan.lrs
-        ) or dict.fromkeys(point for arm in self._arms[shared] for point in self._one_shot(arm))
+        asked = self._searched(shared) or dict.fromkeys(
+            point for arm in self._arms.get(shared, ()) for point in self._one_shot(arm)
+        )
         return [Cell(shared, rate, seed) for rate, seed in asked]
+
+    def _searched(self, arm: Arm) -> list[tuple[float, int]]:
+        """List what the search for an arm's best rate asks for."""
+        known, plan = self.losses(arm), self.plan
+        if arm == plan.pilot:
+            return wanted(known, 1, plan.center_lr * OUTER_START, spacing=REACH)
+        if arm.steps:
+            tuned = self._best(replace(arm, steps=0))
+            begin = (tuned or 0.0) * (arm.steps / plan.base.train.steps) ** LONGER
+            return wanted_best(known, plan.seeds_at(max(plan.loops)), begin) if tuned else []
+        return wanted(known, plan.seeds_at(arm.loops), plan.center_lr, plan.lrs, plan.spacing)
 
     def _one_shot(self, arm: Arm) -> list[tuple[float, int]]:
         rate = None if self.plan.lrs is not None else self.tuned_rate(arm)
@@ -139,10 +200,12 @@ class Study:
         return [(rate, seed) for seed in range(self.plan.seeds_at(arm.loops)) if (rate, seed) not in known]
 
     def _give(self, cell: Cell) -> Job:
-        config = self.plan.job_config(cell)
+        config = self.plan.job_config(cell, self._outer)
         key = trial_key(config)
         if key in self.trials:
             raise UserError(f"trial {key} in {self.folder} is damaged (its cell is not its config's): {Trial.FIX}")
         self._given.add(cell)
         self._running += 1
-        return key, {**asdict(cell.arm), "lr": cell.lr, "seed": cell.seed}, config
+        where = {"steps": 0, "swept": "lr"}
+        said = {name: value for name, value in asdict(cell.arm).items() if where.get(name) != value}
+        return key, {**said, "lr": cell.lr, "seed": cell.seed}, config
