@@ -22,7 +22,7 @@ BASE = {
     "train": {"steps": 6, "eval_batches": 2, "device": "cpu"},
 }
 RATES = (2.0**-8, 2.0**-7, 2.0**-6)
-EXAMPLES = Path(__file__).parent / "user_examples.py"
+EXAMPLES = Path(__file__).parents[1] / "transfer" / "user_examples.py"
 MODELS = Path(__file__).parents[1] / "train" / "stack_models.py"
 
 
