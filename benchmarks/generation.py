@@ -69,7 +69,7 @@ def main() -> None:
         for name, (model, sharing) in arms.items():
             began = time.perf_counter()
             pick = lambda logits: int(logits.argmax())  # noqa: E731
-            texts[name] = continued(model, start, SHAPE["new_tokens"], pick, None, 256, sharing)
+            texts[name] = continued(model, start, SHAPE["new_tokens"], pick, 256, sharing)
             seconds[name].append(time.perf_counter() - began)
     assert texts["cached"] == texts["uncached"]
     seconds = {name: values[1:] for name, values in seconds.items()}

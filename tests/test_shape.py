@@ -57,3 +57,27 @@ def test_what_the_tour_quotes_stands_in_the_file_that_it_names(name, span):
 
 def test_the_tour_quotes_code():
     assert len(re.findall(r"`([\w/]+\.py)` holds `([^`]+)`", TOUR)) >= 5
+
+
+FOREIGN = {"vmap", "forward"}  # signatures that torch and transformers prescribe
+MOST, EXCUSED = 6, 9
+
+
+def crowded() -> list[str]:
+    """Library functions with more than six parameters; a command's are the options of its command line."""
+    found = []
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                names = [one.arg for one in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+                count = len(names) - (names[:1] in (["self"], ["cls"]))
+                command = any(
+                    "click." in ast.unparse(one) or ".command" in ast.unparse(one) for one in node.decorator_list
+                )
+                if count > MOST and not command and node.name not in FOREIGN:
+                    found.append(f"{path.relative_to(SOURCE)}: {node.name} ({count})")
+    return found
+
+
+def test_few_functions_have_more_than_six_parameters():
+    assert len(crowded()) <= EXCUSED, f"bundle parameters in a config object: {crowded()}"

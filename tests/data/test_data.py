@@ -225,7 +225,11 @@ def test_mistakes_get_a_sentence(tmp_path, book):
             lambda: load_data(book).batch(0, 0, 1, 10**6),
             "too few for a context of 1000000: set data.context to at most",
         ),
-        (lambda: load_data(book).batch(0, 0, 1, 8, split="test"), "unknown split 'test': known: train, validation"),
+        (
+            lambda: load_data(book).batch(0, 0, 1, 8, order="sorted"),
+            "unknown order 'sorted' of the data: known: random",
+        ),
+        (lambda: load_data(book, validation=0.1), "no keyword 'validation': did you mean 'validation_fraction'?"),
         (lambda: load_data(book, validation_fraction=0.0), "must lie between 0 and 1"),
         (lambda: tokenizer_from_json("{"), "the stored tokenizer is damaged"),
     ]

@@ -179,6 +179,11 @@ def test_a_truncated_shard(folder):
     refused(folder, r"cannot read the shard .*train-00001\.safetensors \(No such file")
 
 
+def test_a_shard_with_fewer_tokens_than_the_manifest_says(folder):
+    shutil.copy(folder / "validation-00000.safetensors", folder / "train-00000.safetensors")
+    refused(folder, r"train-00000\.safetensors has \d+ tokens, the manifest says \d+: restore it")
+
+
 @pytest.mark.parametrize("at", [1024, 20_000, 30_000])
 def test_a_flipped_byte_is_noticed_when_it_is_read(folder, at):
     flip(folder / "train-00001.safetensors", at)

@@ -110,7 +110,7 @@ def test_what_a_stream_refuses(rows, settings, sentence):
 
 
 def test_a_stream_has_its_own_order(rows):
-    with pytest.raises(UserError, match=r"read in its own order .*: leave data\.order out"):
+    with pytest.raises(UserError, match=r"read in its own order: leave data\.order out"):
         load_data(f"stream:{rows[0]}").batch(0, 0, 1, 8, order="epochs")
 
 

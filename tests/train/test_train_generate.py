@@ -29,7 +29,7 @@ def test_cached_tokens_and_logits_are_those_without_a_cache(context):
             logits.append(scores)
             return int(scores.argmax())
 
-        return continued(MODEL, [1, 2, 3, 4, 5], 30, pick, 5, context, sharing), torch.stack(logits)
+        return continued(MODEL, [1, 2, 3, 4, 5], 30, pick, context, sharing, loops=5), torch.stack(logits)
 
     (with_cache, logits), (without, expected) = run(per_visit), run(None)
     assert with_cache == without

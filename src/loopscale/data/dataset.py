@@ -65,26 +65,17 @@ class Dataset:
                 )
 
     def batch(
-        self,
-        step: int,
-        seed: int,
-        batch_size: int,
-        context: int,
-        split: str = "train",
-        order: str = "random",
-        rows: slice = ALL,
+        self, step: int, seed: int, batch_size: int, context: int, order: str = "random", rows: slice = ALL
     ) -> Batch:
-        """(inputs [B, T], targets [B, T]), int64: windows of the text, a pure function of (step, seed).
+        """Give (inputs [B, T], targets [B, T]), int64: windows of the training text, a pure function of (step, seed).
 
         order: "random" draws windows anywhere; "epochs" cuts the text into windows and shows each once an epoch, shuffled
         anew in every epoch. Neither needs a state: step s of any run, on any number of ranks, is this batch.
         rows: read only these sequences of the batch; a rank asks for its own.
 
-        Raises `UserError` for an unknown split or order, and for a context that a side has no text for.
+        Raises `UserError` for an unknown order, and for a context that the text is too short for.
         """
-        if split not in self._sides:
-            raise UserError(f"unknown split {split!r}: {nearest(split, self._sides)}")
-        side = self._sides[split]
+        side = self._sides["train"]
         if not 0 < context < len(side):
             self.check(context)
         if order not in ORDERS:

@@ -23,6 +23,11 @@ class Source:
     name: str
     identity: str
 
+    @property
+    def shown(self) -> str:
+        """Name it for provenance: of a local file the name, not the path to it."""
+        return self.name if self.name.startswith(("stdlib", "synthetic:", "hf:")) else Path(self.name).name
+
     def documents(self, text_field: str) -> Iterator[str]:
         """Yield the documents in a fixed order, without zero characters: they are the separator of `bytes`.
 

@@ -6,7 +6,7 @@ import errno
 import os
 import platform
 import shutil
-from itertools import islice
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,10 @@ from loopscale.data.dataset import Dataset
 from loopscale.data.documents import Source, find_source
 from loopscale.data.prepare import WORDS, Writer
 from loopscale.data.prepared import MANIFEST, is_prepared, open_folder, open_prepared
+from loopscale.data.reading import Reading
 from loopscale.data.split import limited, split_documents
 from loopscale.data.stream import open_stream
-from loopscale.data.tokenizer import BPE_SAMPLE, make_tokenizer
-from loopscale.errors import UserError
+from loopscale.errors import UserError, settings
 from loopscale.files import folder_aside, write_text
 from loopscale.records import Manifest, content_hash, write_record
 
@@ -32,22 +32,17 @@ def cache_folder() -> Path:
 def load_data(
     source: str | Path = "stdlib",
     *,
-    tokenizer: str = "bytes",
-    vocab_size: int | None = None,
     context: int = 64,
-    validation_fraction: float = 0.05,
-    max_tokens: int | None = None,
-    text_field: str = "text",
     cache_dir: Path | None = None,
+    **keywords: Any,
 ) -> Dataset:
     """Open a source as batches of tokens, packed once into memory-mapped files.
 
     source: "stdlib" (the sources of the running Python's standard library), "synthetic:copy|addition|permutation", a
     text file, folder, .jsonl or .parquet, or "hf:NAME[:SPLIT]" (only then is anything downloaded); a folder made by
     `loopscale data prepare`; or "stream:SOURCE", which reads any of the first while training, in order, packing nothing.
-    context: the longest sequence that will be asked for; both sides must hold one.
-
-    max_tokens: read no more than this; the last document is shortened to fit.
+    context: the longest sequence that will be asked for; both sides must hold one. Further keywords are those of
+    `Reading`: tokenizer, vocab_size, validation_fraction, max_tokens, text_field.
 
     Raises `UserError`: no such source, empty, binary or too short text, unknown tokenizer or field, a missing extra,
     a cache folder that cannot be written.
@@ -55,36 +50,22 @@ def load_data(
     >>> load_data("synthetic:copy").batch(step=0, seed=0, batch_size=2, context=16)[0].shape
     (2, 16)
     """
-    if not 0 < validation_fraction < 1:
-        raise UserError(f"validation_fraction must lie between 0 and 1, got {validation_fraction!r}")
-    if max_tokens is not None and max_tokens < 2:
-        raise UserError(f"max_tokens must be at least 2, got {max_tokens!r}: leave it out to read all of the text")
+    reading = settings(Reading, keywords, "load_data")
     if (name := str(source)).startswith("stream:"):
-        return open_stream(
-            name.removeprefix("stream:"), tokenizer, vocab_size, validation_fraction, max_tokens, text_field
-        )
+        return open_stream(name.removeprefix("stream:"), reading)
     if is_prepared(place := Path(name).expanduser()):
-        dataset = open_prepared(place, tokenizer, vocab_size, max_tokens)
+        dataset = open_prepared(place, reading)
         dataset.check(context)
         return dataset
     found = find_source(source)
-    settings = {
-        "source": found.name,
-        "identity": found.identity,
-        "tokenizer": tokenizer,
-        "vocab_size": vocab_size,
-        "validation_fraction": validation_fraction,
-        "max_tokens": max_tokens,
-        "text_field": text_field,
-    }
-    folder = (cache_dir or cache_folder()) / "tokens" / content_hash({"version": VERSION, **settings})
-    manifest, dataset = _packed(folder, found, settings)
-    dataset.description = _description(found, settings, manifest, dataset)
+    identity = {"version": VERSION, "source": found.name, "identity": found.identity, **asdict(reading)}
+    manifest, dataset = _packed((cache_dir or cache_folder()) / "tokens" / content_hash(identity), found, reading)
+    dataset.description = _description(found, reading, manifest, dataset)
     dataset.check(context)
     return dataset
 
 
-def _packed(folder: Path, source: Source, settings: dict[str, Any]) -> tuple[Manifest, Dataset]:
+def _packed(folder: Path, source: Source, reading: Reading) -> tuple[Manifest, Dataset]:
     """Open the cache's folder, packing it first when it is absent or damaged; another process may do so at once."""
     there = folder.exists()
     try:
@@ -93,7 +74,7 @@ def _packed(folder: Path, source: Source, settings: dict[str, Any]) -> tuple[Man
         if there:
             shutil.rmtree(folder, ignore_errors=True)
     try:
-        _pack(folder, source, settings)
+        _pack(folder, source, reading)
     except UserError as problem:
         if (folder / MANIFEST).exists():  # the other process was sooner
             return open_folder(folder)
@@ -105,11 +86,10 @@ def _packed(folder: Path, source: Source, settings: dict[str, Any]) -> tuple[Man
     return open_folder(folder)
 
 
-def _pack(folder: Path, source: Source, settings: dict[str, Any]) -> None:
-    field = settings["text_field"]
-    words = make_tokenizer(settings["tokenizer"], settings["vocab_size"], islice(source.documents(field), BPE_SAMPLE))
-    documents = (document for document in source.documents(field) if document)
-    parts = split_documents(limited(documents, words, settings["max_tokens"]), settings["validation_fraction"])
+def _pack(folder: Path, source: Source, reading: Reading) -> None:
+    words = reading.make_tokenizer(source)
+    documents = (document for document in source.documents(reading.text_field) if document)
+    parts = split_documents(limited(documents, words, reading.max_tokens), reading.validation_fraction)
     with folder_aside(folder) as aside:
         write_text(aside / WORDS, words.to_json())
         writer = Writer(aside, words)
@@ -117,14 +97,13 @@ def _pack(folder: Path, source: Source, settings: dict[str, Any]) -> None:
         write_record(aside / MANIFEST, writer.manifest(source.name, {"key": folder.name}))
 
 
-def _description(source: Source, settings: dict[str, Any], manifest: Manifest, dataset: Dataset) -> dict[str, Any]:
+def _description(source: Source, reading: Reading, manifest: Manifest, dataset: Dataset) -> dict[str, Any]:
     """Give what provenance keeps: the name of a local file, not the path to it."""
-    name = source.name if source.name.startswith(("stdlib", "synthetic:", "hf:")) else Path(source.name).name
-    limit = {} if settings["max_tokens"] is None else {"max_tokens": settings["max_tokens"]}
+    limit = {} if reading.max_tokens is None else {"max_tokens": reading.max_tokens}
     return {
-        "source": name,
+        "source": source.shown,
         "sha256": manifest.text_sha256,
-        "tokenizer": settings["tokenizer"],
+        "tokenizer": reading.tokenizer,
         "vocab_size": manifest.vocab_size,
         "tokens": dataset.description["tokens"],
         "documents": manifest.documents,

@@ -11,7 +11,6 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from loopscale.data.documents import Source, find_source
 from loopscale.data.files import files_in
 from loopscale.data.prepared import MANIFEST, PROGRESS, SIDES, file_sha256, is_prepared, read_manifest, text_sha256
+from loopscale.data.reading import Reading
 from loopscale.data.shard import write_shard
 from loopscale.data.split import split_documents
-from loopscale.data.tokenizer import BPE_SAMPLE, SEPARATOR, Tokenizer, make_tokenizer, tokenizer_from_json
+from loopscale.data.tokenizer import SEPARATOR, Tokenizer, tokenizer_from_json
 from loopscale.errors import UserError
 from loopscale.files import LOCK, alone, new_folder, read_bounded, replacing, write_text
 from loopscale.records import Manifest, Preparing, ShardRow, read_record, write_record
@@ -64,8 +64,7 @@ def prepare_data(
     a preparation that was begun with other settings. A folder without a finished shard is taken away again.
     """
     found = find_source(source, identity=_quick_identity)
-    name = found.name if ":" in found.name or found.name == "stdlib" else Path(found.name).name
-    asked = {"source": name, "identity": found.identity, **settings.model_dump()}
+    asked = {"source": found.shown, "identity": found.identity, **settings.model_dump()}
     if (done := _whole(out, asked)) is not None:
         return done
     if out.exists() and not is_prepared(out) and (not out.is_dir() or any(not _left(file) for file in out.iterdir())):
@@ -83,7 +82,7 @@ def prepare_data(
             writer = Writer(out, words, settings.shard_tokens, progress, report)
             documents = (document for document in found.documents(settings.text_field) if document)
             writer.take(split_documents(documents, settings.validation_fraction), workers)
-            manifest = writer.manifest(name, asked)
+            manifest = writer.manifest(found.shown, asked)
             if not (manifest.shards.train and manifest.shards.validation):
                 raise UserError(f"{source} has too little text for both sides: give more text")
         except BaseException:
@@ -244,8 +243,8 @@ def _tokenizer(out: Path, source: Source, settings: Preparation) -> Tokenizer:
         except (OSError, UnicodeDecodeError):
             raise UserError(f"cannot read the tokenizer {given}: name a tokenizer.json of a run or folder") from None
     else:
-        sample = islice(source.documents(settings.text_field), BPE_SAMPLE)
-        words = make_tokenizer(settings.tokenizer, settings.vocab_size, sample)
+        reading = Reading(settings.tokenizer, settings.vocab_size, text_field=settings.text_field)
+        words = reading.make_tokenizer(source)
     write_text(file, words.to_json())
     return words
 

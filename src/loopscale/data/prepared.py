@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loopscale.data.dataset import Dataset
+from loopscale.data.reading import Reading
 from loopscale.data.shard import Shard
 from loopscale.data.tokenizer import tokenizer_from_json
 from loopscale.errors import UserError
@@ -74,16 +75,16 @@ def open_folder(folder: Path) -> tuple[Manifest, Dataset]:
     return manifest, Dataset(sides, words, _description(folder, manifest))
 
 
-def open_prepared(folder: Path, tokenizer: str, vocab_size: int | None, max_tokens: int | None) -> Dataset:
+def open_prepared(folder: Path, asked: Reading) -> Dataset:
     """Open a prepared folder as a data set. What was decided by its preparation cannot be asked for otherwise.
 
     Raises `UserError` as `open_folder`, and for settings that contradict the manifest.
     """
     manifest, dataset = open_folder(folder)
-    _same("data.tokenizer", tokenizer, manifest.tokenizer, folder)
-    if vocab_size is not None:
-        _same("data.vocab_size", vocab_size, manifest.vocab_size, folder)
-    if max_tokens is not None:
+    _same("data.tokenizer", asked.tokenizer, manifest.tokenizer, folder)
+    if asked.vocab_size is not None:
+        _same("data.vocab_size", asked.vocab_size, manifest.vocab_size, folder)
+    if asked.max_tokens is not None:
         raise UserError(f"{folder} is prepared, data.max_tokens cannot shorten it: leave it out")
     return dataset
 
@@ -117,7 +118,7 @@ def _shards(folder: Path, manifest: Manifest, side: str) -> list[Shard]:
         shard = Shard(folder / row.file, manifest.tokenizer_sha256)
         if len(shard) != row.tokens:
             raise UserError(
-                f"{shard.path} has {len(shard)} tokens, the manifest says {row['tokens']}: "
+                f"{shard.path} has {len(shard)} tokens, the manifest says {row.tokens}: "
                 "restore it, or prepare the data again"
             )
         found.append(shard)

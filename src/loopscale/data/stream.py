@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from loopscale.data.dataset import ALL, Batch, Dataset
 from loopscale.data.documents import Source, find_source
 from loopscale.data.prepared import text_sha256
+from loopscale.data.reading import Reading
 from loopscale.data.split import side_of
-from loopscale.data.tokenizer import BPE_SAMPLE, SEPARATOR, Tokenizer, make_tokenizer
+from loopscale.data.tokenizer import SEPARATOR, Tokenizer
 from loopscale.errors import UserError
 
 SCAN = 20_000  # documents that are searched for validation text before training begins
@@ -31,15 +32,16 @@ class Stream(Dataset):
     Assumption: the source yields the same documents in the same order each time; every rank reads all of it.
     """
 
-    def __init__(self, source: Source, words: Tokenizer, fraction: float, text_field: str, name: str) -> None:
+    def __init__(self, source: Source, reading: Reading) -> None:
+        words = reading.make_tokenizer(source)
+        self._source, self._fraction, self._field = source, reading.validation_fraction, reading.text_field
         description = {
-            "source": f"stream:{name}",
-            "sha256": text_sha256(f"{source.identity} {words.to_json()} {fraction} {text_field}"),
+            "source": f"stream:{source.shown}",
+            "sha256": text_sha256(f"{source.identity} {words.to_json()} {self._fraction} {self._field}"),
             "tokenizer": words.name,
             "vocab_size": words.vocab_size,
         }
         super().__init__({}, words, description)
-        self._source, self._fraction, self._field = source, fraction, text_field
         self._marks: dict[int, dict[str, int]] = {0: {"token": 0, "document": 0, "offset": 0}}
         self._cursor: _Cursor | None = None
         self._held = np.zeros(0, np.int64)
@@ -56,21 +58,14 @@ class Stream(Dataset):
             raise UserError(f"{self.description['source']} has no training text: give more text")
 
     def batch(
-        self,
-        step: int,
-        seed: int,
-        batch_size: int,
-        context: int,
-        split: str = "train",
-        order: str = "random",
-        rows: slice = ALL,
+        self, step: int, seed: int, batch_size: int, context: int, order: str = "random", rows: slice = ALL
     ) -> Batch:
         """As `Dataset.batch`; the next step is cheap, another one begins at the bookmark before it.
 
-        Raises `UserError` for order "epochs", or a split other than "train".
+        Raises `UserError` for order "epochs".
         """
-        if split != "train" or order != "random":
-            raise UserError("a stream is read in its own order and has no split to choose: leave data.order out")
+        if order != "random":
+            raise UserError("a stream is read in its own order: leave data.order out")
         size, begin = batch_size * context, step * batch_size * context
         if self._cursor is None or self._cursor.token != begin:
             self._seek(begin)
@@ -178,21 +173,11 @@ class _Cursor:
         raise AssertionError("more tokens are held than were taken")
 
 
-def open_stream(
-    name: str,
-    tokenizer: str,
-    vocab_size: int | None,
-    validation_fraction: float,
-    max_tokens: int | None,
-    text_field: str,
-) -> Stream:
+def open_stream(name: str, reading: Reading) -> Stream:
     """Open a source as a stream; raises `UserError` when it cannot be read or a limit is asked for."""
-    if max_tokens is not None:
+    if reading.max_tokens is not None:
         raise UserError("a stream has no end, data.max_tokens cannot shorten it: leave it out")
-    source = find_source(name)
-    words = make_tokenizer(tokenizer, vocab_size, islice(source.documents(text_field), BPE_SAMPLE))
-    shown = name if name.startswith(("stdlib", "synthetic:", "hf:")) else name.rstrip("/").rpartition("/")[2]
-    stream = Stream(source, words, validation_fraction, text_field, shown)
+    stream = Stream(find_source(name), reading)
     stream.check(1)
     return stream
 

@@ -6,11 +6,12 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from loopscale.errors import UserError, nearest, require
+from loopscale.errors import UserError, nearest, require, settings
 from loopscale.integrations.versions import transformers
 from loopscale.parameterization import Depth
 from loopscale.train.run import Warn
@@ -18,34 +19,47 @@ from loopscale.train.run import Warn
 _OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """How tasks are run; `evaluate_tasks` takes each as a keyword.
+
+    loops: N of the evaluation; by default that of the training. include: a folder of task files. limit: documents of each
+    task. Nothing is downloaded unless `online`.
+
+    Raises `UserError` for values out of range.
+    """
+
+    loops: int | None = None
+    include: Path | None = None
+    limit: int | None = None
+    batch_size: int = 8
+    online: bool = False
+    warn: Warn = lambda sentence: None
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"limit must be at least 1 document, not {self.limit}")
+        if self.batch_size < 1:
+            raise UserError(f"batch_size must be at least 1, not {self.batch_size}")
+        if self.loops is not None:
+            Depth(self.loops, 1)
+
+
 def evaluate_tasks(
     place: str | Path,
     tasks: Sequence[str],
-    *,
-    loops: int | None = None,
-    include: Path | None = None,
-    limit: int | None = None,
-    batch_size: int = 8,
-    online: bool = False,
-    warn: Warn = lambda sentence: None,
+    **keywords: Any,
 ) -> dict[str, Any]:
-    """Results of each task: {"tasks": {name: {metric: value, ...}}, "loops", "limit", ...}.
+    """Give the results of each task: {"tasks": {name: {metric: value, ...}}, "loops", "limit", ...}.
 
-    place: a run folder or an exported one. tasks: names, or YAML files of tasks. include: a folder of task files.
-    loops: N of the evaluation; by default that of the training. limit: documents of each task. Nothing is downloaded
-    unless `online`.
+    place: a run folder or an exported one. tasks: names, or YAML files of tasks. Keywords are those of `Evaluation`.
 
     Raises `UserError` for an unknown task, a task whose data are not here, values out of range, and a place that is neither
     kind of folder.
     """
-    if limit is not None and limit < 1:
-        raise UserError(f"limit must be at least 1 document, not {limit}")
-    if batch_size < 1:
-        raise UserError(f"batch_size must be at least 1, not {batch_size}")
-    if loops is not None:
-        Depth(loops, 1)
-    folders, names = _named(tasks, include)
-    if not online:
+    chosen = settings(Evaluation, keywords, "evaluate_tasks")
+    folders, names = _named(tasks, chosen.include)
+    if not chosen.online:
         _go_offline()
     require("lm_eval", "eval")
     harness, library = import_module("lm_eval.evaluator"), import_module("lm_eval.models.huggingface")
@@ -54,15 +68,15 @@ def evaluate_tasks(
     unknown = [name for name in names if name not in manager.all_tasks]
     if unknown:
         raise UserError(f"unknown task {unknown[0]!r}: {_near(unknown[0], manager.all_tasks)}")
-    model, tokenizer, context = _model(Path(place), warn)
-    if loops is not None:
-        model.config.loops = loops
+    model, tokenizer, context = _model(Path(place), chosen.warn)
+    if chosen.loops is not None:
+        model.config.loops = chosen.loops
     wrapped = library.HFLM(
-        pretrained=model, tokenizer=tokenizer, max_length=context, batch_size=batch_size, device="cpu"
+        pretrained=model, tokenizer=tokenizer, max_length=context, batch_size=chosen.batch_size, device="cpu"
     )
     try:
         found = harness.simple_evaluate(
-            wrapped, tasks=list(names), task_manager=manager, limit=limit, verbosity="ERROR"
+            wrapped, tasks=list(names), task_manager=manager, limit=chosen.limit, verbosity="ERROR"
         )
     except (ConnectionError, FileNotFoundError) as problem:
         first = str(problem).strip().splitlines()[0]
@@ -74,7 +88,7 @@ def evaluate_tasks(
         "place": str(place),
         "loops": model.config.loops,
         "residual_scale": model.model.residual_scale(model.config.loops),
-        "limit": limit,
+        "limit": chosen.limit,
         "tasks": {name: _numbers(values) for name, values in found["results"].items()},
         "documents": {name: counts["effective"] for name, counts in found["n-samples"].items()},
         "versions": {"lm_eval": _version("lm_eval"), "transformers": transformers().__version__},

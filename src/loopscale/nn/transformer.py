@@ -156,7 +156,7 @@ class LoopedCore(nn.Module):
     ) -> Tensor:
         """Visit the blocks `loops` times; `kept` gets the stream after each visit (and nothing is recomputed then)."""
         if self.order in ORDERS or self.gradient_visits or self.recompute.every or exit_below is not None:
-            return visit_by_options(self, x_BTD, place, pace, loops, kept=kept, exit_below=exit_below)
+            return visit_by_options(self, x_BTD, (place, pace), loops, kept, exit_below)
         x, source = x_BTD, self.source(x_BTD)
         for visit in range(loops):
             x = self.enter(x, source, visit, pace.loops)

@@ -31,17 +31,10 @@ def check_options(order: str, gradient_visits: int | None) -> None:
 
 
 def visit_by_options(
-    core: LoopedCore,
-    x: Tensor,
-    place: Place,
-    pace: Pace,
-    loops: int,
-    *,
-    kept: list[Tensor] | None,
-    exit_below: float | None,
+    core: LoopedCore, x: Tensor, at: tuple[Place, Pace], loops: int, kept: list[Tensor] | None, exit_below: float | None
 ) -> Tensor:
     """Do what `LoopedCore.forward` does, in the core's order, with the gradient and the memory that its options allow."""
-    source = core.source(x)
+    (place, pace), source = at, core.source(x)
     layers: Group = list(enumerate(core))
     groups = [layers] if core.order == STACK else ORDERS[core.order](layers)
     steps = pace.loops * len(groups)

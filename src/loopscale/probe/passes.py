@@ -4,50 +4,33 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from loopscale.probe.batch import call_model
-from loopscale.probe.tape import MOST_NODES, Key, Site, Stop, Tape
+from loopscale.probe.tape import Stop, Tape
 
 
-def record(
-    model: nn.Module,
-    batch: Any,
-    extra: Mapping[str, Any] | None = None,
-    *,
-    keep: frozenset[int] = frozenset(),
-    keep_inputs: frozenset[int] = frozenset(),
-    replace: Mapping[int, Callable[[Tensor], Tensor]] | None = None,
-    stop: int | None = None,
-    graph: bool = False,
-    alias: frozenset[Key] = frozenset(),
-    guard: bool = False,
-    like: Tape | None = None,
-    factors: Mapping[Site, tuple[int, float]] | None = None,
-    plain: bool = False,
-    most: int = MOST_NODES,
-) -> tuple[Tape, Any]:
+def record(model: nn.Module, batch: Any, extra: Mapping[str, Any] | None = None, **how: Any) -> tuple[Tape, Any]:
     """Run one forward pass on a tape; give the tape and the model's output (None after an early stop).
 
-    Only to be called inside `untouched`, which puts the random state back. Attention runs with the kernel that the model
-    runs with; with `plain` in the form that forward-mode differentiation can follow on every device.
+    `how`: what the tape keeps, replaces and where it stops, the fields of `Tape`. Only to be called inside `untouched`,
+    which puts the random state back. Attention runs with the kernel that the model runs with; with `plain` in the form
+    that forward-mode differentiation can follow on every device.
     """
     # The same random numbers in every pass: a random initial state or number of loops must not differ between them.
     torch.manual_seed(0)
     random.seed(0)
-    tape = Tape(
-        model, batch, keep, keep_inputs, replace or {}, stop, graph, alias, guard, like, factors or {}, plain, most
-    )
+    tape = Tape(model, batch, **how)
     output = None
-    attention = sdpa_kernel(SDPBackend.MATH) if plain else nullcontext()
-    with torch.set_grad_enabled(graph), attention, warnings.catch_warnings():
+    attention = sdpa_kernel(SDPBackend.MATH) if tape.plain else nullcontext()
+    with torch.set_grad_enabled(tape.graph), attention, warnings.catch_warnings():
         # The model's own warnings came when the user ran it; those about hooks are about ours.
         warnings.simplefilter("ignore")
         handles = [

@@ -11,6 +11,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from loopscale.errors import settings
 from loopscale.records import clean
 from loopscale.report.figure import Figure, bundle, one_line
 from loopscale.report.palette import GLYPHS, theme
@@ -49,6 +50,19 @@ class Section:
     more: Table | None = None
 
 
+@dataclass(frozen=True)
+class PageSettings:
+    """What surrounds the sections of a page.
+
+    `kind` is the small line above the title ("transfer study"). `files` is the folder beside the page in which each figure
+    lies as SVG, PNG and PDF. A page that changes loads itself again every `refresh` seconds.
+    """
+
+    kind: str = "loopscale"
+    files: str = ""
+    refresh: int = 0
+
+
 def escape(text: object) -> str:
     """Escape any value for HTML text and quoted attributes.
 
@@ -73,17 +87,13 @@ def render_page(
     lead: str,
     sections: Sequence[Section],
     provenance: Sequence[tuple[str, str]],
-    *,
-    kind: str = "",
-    files: str = "",
-    refresh: int = 0,
+    **keywords: Any,
 ) -> str:
     """Make the page: the lead sentence first and large, then the sections in order, provenance last.
 
-    `kind` is the small line above the title ("transfer study"). Figures are numbered in their order; `files` is the
-    folder beside the page in which each lies as SVG, PNG and PDF. A page that changes loads itself again every `refresh`
-    seconds.
+    Figures are numbered in their order. Keywords are those of `PageSettings`.
     """
+    chosen = settings(PageSettings, keywords, "render_page")
     parts = [*sections]
     if provenance:
         parts.append(
@@ -94,8 +104,8 @@ def render_page(
     number, body = 0, []
     for part, name in zip(parts, names, strict=True):
         number += part.figure is not None
-        body.append(_section(part, name, number, files))
-    again = f'\n<meta http-equiv="refresh" content="{refresh}">' if refresh else ""
+        body.append(_section(part, name, number, chosen.files))
+    again = f'\n<meta http-equiv="refresh" content="{chosen.refresh}">' if chosen.refresh else ""
     links = "".join(f'<li><a href="#{n}">{escape(p.title)}</a></li>' for p, n in zip(parts, names, strict=True))
     return f"""<!doctype html>
 <html lang="en">
@@ -114,7 +124,7 @@ def render_page(
 <body>
 <a class="skip" href="#main">Skip to the content</a>
 <header class="wide">
-<p class="kind">{escape(kind or "loopscale")}</p>
+<p class="kind">{escape(chosen.kind)}</p>
 <h1>{escape(title)}</h1>
 <p class="lead">{escape(lead)}</p>
 </header>

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,41 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loopscale.errors import UserError, nearest
+from loopscale.errors import UserError, nearest, settings
 from loopscale.nn import KeyValueCache, LoopedTransformer, Past, last_visit, per_visit
 from loopscale.nn.past import Sharing
 from loopscale.train.load_model import load_model
 from loopscale.train.run import Warn
 
 CACHES: dict[str, Sharing | None] = {"per-visit": per_visit, "last-visit": last_visit, "none": None}
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the model is run; `generate` takes each as a keyword.
+
+    cache: "per-visit" and "none" give the same text, the first sooner; "last-visit" takes 1/loops the memory and
+    approximates. scale: "rescale" lets eps follow the loops, "freeze" keeps that of training; by default the config's.
+    exit_below: end the visits once one changes the stream by less than this fraction; there is no cache then.
+
+    Raises `UserError` for an unknown cache, or an exit_below out of range.
+    """
+
+    cache: str = "per-visit"
+    scale: str | None = None
+    exit_below: float | None = None
+    warn: Warn = lambda sentence: None
+
+    def __post_init__(self) -> None:
+        if self.cache not in CACHES:
+            raise UserError(f"unknown cache {self.cache!r}: {nearest(self.cache, CACHES)}")
+        if self.exit_below is not None and not (math.isfinite(self.exit_below) and self.exit_below >= 0):
+            raise UserError(f"exit_below must be a number of at least 0, not {self.exit_below}")
+
+    @property
+    def sharing(self) -> Sharing | None:
+        """Say what the cache keeps; None: nothing."""
+        return CACHES[self.cache] if self.exit_below is None else None
 
 
 def generate(
@@ -27,39 +56,29 @@ def generate(
     temperature: float = 0.8,
     seed: int = 0,
     loops: int | None = None,
-    *,
-    cache: str = "per-visit",
-    scale: str | None = None,
-    exit_below: float | None = None,
-    warn: Warn = lambda sentence: None,
+    **keywords: Any,
 ) -> str:
     """Continue `prompt` by `tokens` tokens from the run's newest whole checkpoint; the same seed gives the same text.
 
-    temperature: 0 takes the likeliest token. loops: how often the core is applied; by default as in training. cache:
-    "per-visit" and "none" give the same text, the first sooner; "last-visit" takes 1/loops the memory and approximates.
-    scale: "rescale" lets eps follow the loops, "freeze" keeps that of training; by default the config's. exit_below: end
-    the visits once one changes the stream by less than this fraction; there is no cache then.
+    temperature: 0 takes the likeliest token. loops: how often the core is applied; by default as in training. Keywords
+    are those of `Sampling`.
     The model sees the last `data.context` tokens at most and half of them at least: when full, the older half goes.
 
     Raises `UserError` for values out of range, a folder that is no run, or a run without a checkpoint or text.
     """
+    chosen = settings(Sampling, keywords, "generate")
     if tokens < 1:
         raise UserError(f"tokens must be at least 1, not {tokens}")
     if not (math.isfinite(temperature) and temperature >= 0):
         raise UserError(f"temperature must be 0 (the likeliest token) or a positive number, not {temperature}")
-    if cache not in CACHES:
-        raise UserError(f"unknown cache {cache!r}: {nearest(cache, CACHES)}")
-    if exit_below is not None and not (math.isfinite(exit_below) and exit_below >= 0):
-        raise UserError(f"exit_below must be a number of at least 0, not {exit_below}")
-    trained = load_model(run_dir, warn)
+    trained = load_model(run_dir, chosen.warn)
     start = [int(token) for token in trained.tokenizer.encode(prompt)]
     if not start:
         raise UserError("the prompt is empty: give at least one character to continue")
     generator = torch.Generator().manual_seed(seed)
     pick = partial(_pick, temperature=temperature, generator=generator)
-    sharing = CACHES[cache] if exit_below is None else None
-    options = {"scale": scale, "exit_below": exit_below}
-    added = continued(trained.model, start, tokens, pick, loops, trained.run.config.data.context, sharing, **options)
+    options = {"loops": loops, "scale": chosen.scale, "exit_below": chosen.exit_below}
+    added = continued(trained.model, start, tokens, pick, trained.run.config.data.context, chosen.sharing, **options)
     return prompt + trained.tokenizer.decode(added)
 
 
@@ -69,14 +88,13 @@ def continued(
     start: list[int],
     count: int,
     pick: Callable[[Tensor], int],
-    loops: int | None,
     context: int,
     sharing: Sharing | None,
     **options: Any,
 ) -> list[int]:
     """`count` tokens after `start`, each chosen by `pick` from its logits [V]; `sharing` None keeps no keys and values.
 
-    `options` go to the model.
+    `options` go to the model: loops, scale, exit_below.
     """
     ids, begin, past, known = list(start), -1, None, 0
     for _ in range(count):
@@ -84,7 +102,7 @@ def continued(
         if first != begin:
             begin, known = first, first
             past = None if sharing is None else Past(KeyValueCache(sharing))
-        logits_BTV = model(torch.tensor([ids[known:]]), loops=loops, past=past, **options)
+        logits_BTV = model(torch.tensor([ids[known:]]), past=past, **options)
         known = known if past is None else len(ids)
         ids.append(pick(logits_BTV[0, -1].float()))
     return ids[len(start) :]

@@ -18,14 +18,14 @@ Records = dict[str, dict[str, Any]]
 
 def findings(
     plan: dict[str, Any],
-    settings: TuneSettings,
     taken: list[Probe],
     left: list[tuple[Probe, float]],
     seeds: int,
     records: Records,
     share: float,
 ) -> dict[str, Any]:
-    """The part of the report that is read off the trials."""
+    """Read the report off the trials of the probes that were taken; those `left` did not fit the budget."""
+    settings = TuneSettings.from_json(plan["settings"])
     center, seed_noise = dict(plan["proxy"]["values"]), plan["proxy"]["seed_noise"]
     tables = {probe: _table(settings, probe, center, seeds, records) for probe in taken}
     noise, source = known_noise(plan, list(tables.values()))

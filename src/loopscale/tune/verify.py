@@ -80,7 +80,7 @@ def verify(
             "allowed_flops": allowance,
             "share_of_direct": (spent + plan["cost"]["tune_flops"]) / plan["cost"]["direct_flops"],
         }
-        report |= findings(plan, settings, taken, left, checks.seeds, records, report["share_of_direct"])
+        report |= findings(plan, taken, left, checks.seeds, records, report["share_of_direct"])
         plan["verification"] = report
         write_record(folder / "plan.json", Plan.model_validate(plan))
     return report
