@@ -227,7 +227,7 @@ def test_mistakes_get_a_sentence(tmp_path, book):
         ),
         (
             lambda: load_data(book).batch(0, 0, 1, 8, order="sorted"),
-            "unknown order 'sorted' of the data: known: random",
+            "unknown order 'sorted' of the data: known: epochs, random",
         ),
         (lambda: load_data(book, validation=0.1), "no keyword 'validation': did you mean 'validation_fraction'?"),
         (lambda: load_data(book, validation_fraction=0.0), "must lie between 0 and 1"),

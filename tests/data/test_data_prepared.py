@@ -87,6 +87,23 @@ def test_killed_again_and_again_the_result_is_the_same(source, whole, tmp_path):
     assert contents(out) == contents(whole)  # nothing of the killed ones is left
 
 
+def test_killed_after_its_first_file_it_goes_on(source, whole, tmp_path, monkeypatch):
+    def killed(path, text):
+        path.write_text(text)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(prepare, "write_text", killed)
+    process = multiprocessing.get_context("fork").Process(
+        target=prepare_data, args=(str(source), tmp_path / "out", ASKED)
+    )
+    process.start()
+    process.join()
+    monkeypatch.undo()
+    assert process.exitcode == -signal.SIGKILL
+    prepare_data(str(source), tmp_path / "out", ASKED)
+    assert contents(tmp_path / "out") == contents(whole)
+
+
 def test_finished_shards_are_not_made_again(source, whole, tmp_path, monkeypatch):
     from loopscale.data import prepare as module
 

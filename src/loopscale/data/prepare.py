@@ -77,8 +77,8 @@ def prepare_data(
                 left.unlink()
         progress = _begin(out, asked)
         try:
+            write_record(out / PROGRESS, progress)  # before the tokenizer: with it the folder is known as begun
             words = _tokenizer(out, found, settings)
-            write_record(out / PROGRESS, progress)
             writer = Writer(out, words, settings.shard_tokens, progress, report)
             documents = (document for document in found.documents(settings.text_field) if document)
             writer.take(split_documents(documents, settings.validation_fraction), workers)
