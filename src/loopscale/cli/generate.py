@@ -40,7 +40,7 @@ def command(
 
     began = time.perf_counter()
     options = {"cache": cache, "scale": scale, "exit_below": exit_below}
-    text = generate(run, prompt, tokens, temperature, seed, loops, **options, warn=warn)  # type: ignore[arg-type]
+    text = generate(run, prompt, tokens, temperature, seed, loops, **options, warn=warn)
     if not as_json:
         click.echo(text)
         return
