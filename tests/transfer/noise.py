@@ -56,12 +56,12 @@ class World:
         return self.known[n, rate, seed]
 
 
-def study(world, loops, seeds):
+def study(world, loops, seeds, spacing=1):
     """loops -> the losses that `loopscale transfer` would have asked for."""
     found = {}
     for n in sorted(loops):
         known = {}
-        while asked := wanted(known, seeds, 2.0**-6):
+        while asked := wanted(known, seeds, 2.0**-6, spacing=spacing):
             known.update({(rate, seed): world.loss(n, rate, seed) for rate, seed in asked})
         found[n] = known
     tuned = best_rate(found[min(loops)])
@@ -70,9 +70,9 @@ def study(world, loops, seeds):
     return found
 
 
-def curves(world, loops, seeds):
+def curves(world, loops, seeds, spacing=1):
     """The study read by the package."""
-    return Curves.fit(study(world, loops, seeds))
+    return Curves.fit(study(world, loops, seeds, spacing))
 
 
 def regret_of(world, losses, loops):

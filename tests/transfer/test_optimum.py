@@ -101,12 +101,12 @@ DESIGNS = [(1, 16), (1, 4, 16), (1, 2, 4, 8, 16)]
 NOISES = {"d64": D64, "d64 none": D64_NONE, "d32": D32, "independent": INDEPENDENT}
 
 
-def coverage(noise, loops, seeds, drift, repeats):
+def coverage(noise, loops, seeds, drift, repeats, spacing=1):
     """By printed interval the share that holds the truth; and the verdicts."""
     rng, held, verdicts = np.random.default_rng(5), {"slope": [], "rate": [], "loss": [], "regret": []}, []
     for _ in range(repeats):
         world = World(rng, noise, loops, seeds, drift)
-        found = curves(world, loops, seeds)
+        found = curves(world, loops, seeds, spacing)
         verdicts.append(judge(found.slope, found.regret))
         if found.slope is not None:
             held["slope"].append(inside(found.slope.interval, drift))
@@ -123,9 +123,12 @@ def inside(interval, truth):
     return interval[0] - 1e-12 <= truth <= interval[1] + 1e-12
 
 
-@pytest.mark.parametrize(("noise", "loops", "seeds"), [("d32", (1, 16), 3), ("d64 none", (1, 4, 16), 2)])
-def test_every_interval_holds_the_truth_about_as_often_as_it_says(noise, loops, seeds):
-    shares, verdicts = coverage(NOISES[noise], loops, seeds, 0.0, 120)
+@pytest.mark.parametrize(
+    ("noise", "loops", "seeds", "spacing"),
+    [("d32", (1, 16), 3, 1), ("d64 none", (1, 4, 16), 2, 1), ("d64", (1, 4, 16), 3, 2)],
+)
+def test_every_interval_holds_the_truth_about_as_often_as_it_says(noise, loops, seeds, spacing):
+    shares, verdicts = coverage(NOISES[noise], loops, seeds, 0.0, 120, spacing)
     assert all(share >= 0.89 for share in shares.values()), shares
     assert verdicts.count("drifts") <= 5
 

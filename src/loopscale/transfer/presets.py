@@ -14,7 +14,8 @@ from loopscale.train import TrainConfig, make_config, parse_values
 class Preset:
     """Defaults of `loopscale transfer`: a base config and the axes of the study.
 
-    `by_cost`: `seeds` counts at the largest N, and cheaper numbers of loops get more (`seeds_by_cost`).
+    `by_cost`: `seeds` counts at the largest N, and cheaper numbers of loops get more (`seeds_by_cost`). `spacing`: as in
+    `StudyPlan`; three rates an octave apart tell as much of a slope as five, for their noise is that of whole curves.
     """
 
     config: dict[str, Any]
@@ -51,7 +52,7 @@ def _small(steps: int, layers: int, batch: int, width: int = 64, context: int = 
 
 
 PRESETS = {
-    "demo": Preset(_small(100, 1, 8), (1, 4, 16), 3, False, (1.0,), 2.0**-6, "about 4 minutes on 2 cores"),
+    "demo": Preset(_small(100, 1, 8), (1, 4, 16), 3, False, (1.0,), 2.0**-6, "about 4 minutes on 2 cores", 2),
     "laptop": Preset(_small(120, 2, 12), (1, 2, 4, 8, 16), 3, False, (1.0,), 2.0**-6, "at most 40 minutes on 2 cores"),
     "gpu": Preset(
         _small(2000, 4, 64, width=512, context=512, device="cuda", precision="bf16"),
