@@ -76,12 +76,13 @@ class Experts(nn.Module):
 def test_under_muon_what_adamw_gets_has_adamws_multipliers_and_a_rate_of_its_own():
     roles = {"experts": Role.HIDDEN, "mix": Role.HIDDEN, "gain": Role.GAIN, "head": Role.READOUT}
     model, size = Experts(), {"rule": "looped", "depth": Depth(2, 1), "roles": roles}
-    with pytest.warns(UserWarning, match="multiply its logits by 0.25"):
+    with pytest.warns(UserWarning, match="not multiplied by 0.25"):
         groups = param_groups(model, lr=0.02, optimizer="muon", width=Width(32, 8), outer_lr=0.5, **size)
     rates = {id(p): group["lr"] for group in groups for p in group["params"]}
     assert rates[id(model.mix)] == 0.02  # in units of spectral norm: no width factor
     assert rates[id(model.experts)] == 0.02 / 4 * 0.5  # AdamW's 1/m_d
-    assert rates[id(model.gain)] == rates[id(model.head)] == 0.02 * 0.5
+    assert rates[id(model.gain)] == 0.02 * 0.5
+    assert rates[id(model.head)] == 0.02 * 0.5 / 4  # nothing multiplies its logits
 
 
 def test_adamw_without_a_depth_is_plain_adamw():
@@ -216,3 +217,40 @@ def test_schedules_warm_up_then_never_rise_and_waste_no_step(name, steps, data):
 def test_schedule_mistakes(arguments, words):
     with pytest.raises(UserError, match=words):
         schedule(*arguments)
+
+
+class Foreign(nn.Module):
+    """Entry, a hidden matrix, a readout; with `multiplier` on the logits, or the readout itself that much smaller."""
+
+    def __init__(self, multiplier):
+        super().__init__()
+        torch.manual_seed(0)
+        self.entry, self.hidden, self.head = (nn.Linear(a, b, bias=False) for a, b in ((5, 32), (32, 32), (32, 7)))
+        self.multiplier = multiplier
+        if multiplier == 1:
+            self.head.weight.data /= 4
+
+    def forward(self, x):
+        return self.multiplier * self.head(torch.tanh(self.hidden(torch.tanh(self.entry(x)))))
+
+
+def trained(model, optimizer, **stated):
+    roles = {"entry.weight": Role.EMBEDDING, "hidden.weight": Role.HIDDEN, "head.weight": Role.READOUT}
+    size = {"rule": "looped", "depth": Depth(1, 1), "width": Width(32, 8), "roles": roles}
+    built = build_optimizer(model, optimizer, lr=0.01, weight_decay=0.1, eps=1e-3, **size, **stated)
+    x, y = torch.randn(16, 5, generator=torch.Generator().manual_seed(1)), torch.arange(16) % 7
+    for _ in range(5):
+        nn.functional.cross_entropy(model(x), y).backward()
+        built.step()
+        built.zero_grad()
+    return model(x)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "sgd"])
+def test_a_readout_without_the_multiplier_trains_as_one_with_it(optimizer):
+    """1/m_d on the logits, and a readout of 1/m_d the size with the rates that `param_groups` gives it, are one network."""
+    mine = trained(Foreign(0.25), optimizer, multiplied=True)
+    with pytest.warns(UserWarning, match=r"its readout gets 0.25 of the rate: start it at 0.25 of its std"):
+        theirs = trained(Foreign(1), optimizer)
+    assert torch.allclose(mine, theirs, atol=1e-5)
+    assert not torch.allclose(mine, trained(Foreign(1), optimizer, multiplied=True), atol=1e-3), "today's silent turn"

@@ -21,7 +21,10 @@ OUTER = (Role.EMBEDDING, Role.READOUT, Role.OUTER_GAIN)
 
 
 class Stated(TypedDict, total=False):
-    """What a model may state itself and a caller may give instead, and `outer_lr`, a factor on the outer rates (1)."""
+    """What a model may state itself and a caller may give instead, and `outer_lr`, a factor on the outer rates (1).
+
+    `multiplied`: whether the logits carry the rule's 1/m_d; by default they do where the model states a `width_ratio`.
+    """
 
     rule: str | Rule | None
     depth: Depth | None
@@ -29,6 +32,7 @@ class Stated(TypedDict, total=False):
     base_layers: int | None
     roles: Mapping[str, Role] | None
     outer_lr: float
+    multiplied: bool | None
 
 
 def param_groups(
@@ -52,6 +56,10 @@ def param_groups(
     their decay per step stays. Tune it once: it depends on neither N, L nor width. Under "muon" it is on everything that
     AdamW gets, whose rate has another unit; matrices of more than two axes get AdamW's multipliers there.
 
+    A readout whose logits are not `multiplied` by 1/m_d (`output_multiplier`) gets the same training from its own numbers:
+    1/m_d of the rate (1/m_d^2 under SGD), as much more decay, and an Adam eps without width. Its initial std is the
+    model's: give it 1/m_d of that at the base width.
+
     Raises `UserError` for a parameter without a role, for loops of different depths, or a rate that is not positive.
 
     >>> from loopscale.nn import LoopedTransformer, ModelConfig
@@ -67,7 +75,7 @@ def param_groups(
     chosen = get_rule(_stated(model, said, "rule", stated.get("rule")))
     depth, base = _stated(model, said, "depth", stated.get("depth")), stated.get("base_layers")
     base = base if base is not None or not said else stated_base(said[0])
-    width = _width(model, stated.get("width"))
+    width, multiplied = _width(model, stated.get("width"), stated.get("multiplied"))
     members: dict[tuple[Role, Optimizer], list[Tensor]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -77,6 +85,9 @@ def param_groups(
     for role, update in sorted(members, key=lambda key: (list(Role).index(key[0]), key[1])):
         values = chosen.for_role(role, depth, width, base, update)
         factor = outer_lr if role in OUTER or update != optimizer else 1.0
+        bare = role is Role.READOUT and not multiplied and width is not None
+        ratio = width.ratio if bare and width is not None else 1.0
+        factor /= ratio**2 if update == "sgd" else ratio
         groups.append(
             {
                 "params": members[role, update],
@@ -84,7 +95,7 @@ def param_groups(
                 "lr": lr * values.lr.value * factor,
                 "initial_lr": lr * values.lr.value * factor,
                 "weight_decay": weight_decay * values.weight_decay.value / factor,
-                "eps": eps * values.adam_eps.value,
+                "eps": eps * values.adam_eps.value * ratio,
             }
         )
     return groups
@@ -110,15 +121,20 @@ def update_of(role: Role, name: str, parameter: Tensor, optimizer: Optimizer) ->
     return optimizer if optimizer != "muon" or matrix else "adamw"
 
 
-def _width(model: nn.Module, given: Width | None) -> Width | None:
+def _width(model: nn.Module, given: Width | None, multiplied: bool | None) -> tuple[Width | None, bool]:
+    """Return the width, and whether the logits carry its 1/m_d: stated, or else as said once in a warning."""
     known = getattr(speaker(model), "width_ratio", None)
-    if given is not None and known is None and given.ratio != 1:
-        warnings.warn(
-            f"width= scales the rates of {type(model).__name__}, which does not state a width_ratio: multiply its logits "
-            f"by {1 / given.ratio:g} (output_multiplier) and divide attention by head_dim, or its readout learns too fast",
-            stacklevel=3,
-        )
-    return given if given is not None else known
+    if given is None or known is not None or multiplied is not None or given.ratio == 1:
+        return (given if given is not None else known), multiplied is not False
+    share = f"{1 / given.ratio:g}"
+    warnings.warn(
+        f"width= scales the rates of {type(model).__name__}, which does not state a width_ratio, so its logits count as "
+        f"not multiplied by {share} and its readout gets {share} of the rate: start it at {share} of its std at the base "
+        "width (a readout tied to the embedding needs the multiplier), and divide attention by head_dim; where the "
+        "logits are multiplied, pass multiplied=True",
+        stacklevel=3,
+    )
+    return given, False
 
 
 def check_partition(model: nn.Module, groups: list[dict[str, Any]]) -> None:

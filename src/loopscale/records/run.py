@@ -18,7 +18,7 @@ class Provenance(Record):
     """provenance.json: where a run comes from. `config` is the hash of config.toml at the last start of a training.
 
     `model` describes a user model: its place, the hash of its code, its roles. `precision` is what `train.precision`
-    became and why.
+    became and why. `tied_entry`: in a run of the house model with a tied readout, the factor on its embedding.
     `resumed` has one entry for each continuation; records of version 0.3 carry no schema.
     """
 
@@ -31,6 +31,7 @@ class Provenance(Record):
     model: dict[str, Any] = Field(default_factory=dict)
     precision: dict[str, Any] = Field(default_factory=dict)
     config: str | None = None
+    tied_entry: FiniteFloat | None = None
     resumed: tuple[dict[str, Any], ...] = ()
 
 

@@ -111,5 +111,6 @@ def _of_width(model: nn.Module, size: ModelSection) -> list[str]:
     return [
         f"ls.param_groups(model) is not told the width: at d = {size.width} give it width=ls.Width({size.width}, "
         f"base_width={size.base_width}), as this run does, or its hidden rates are not the plan's; and let "
-        f"the factory multiply the logits by output_multiplier, {1 / plan.ratio:g} there, or the readout learns too fast"
+        f"the factory multiply the logits by output_multiplier, {1 / plan.ratio:g} there, or start its readout "
+        "at that share of its std"
     ]

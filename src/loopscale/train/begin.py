@@ -10,7 +10,16 @@ from loopscale.files import write_text
 from loopscale.train import checkpoint, precision
 from loopscale.train.config import TrainConfig
 from loopscale.train.room import check_room
-from loopscale.train.run import Run, Warn, begin_with, check_source, cut_metrics, exclusive, note_resumption
+from loopscale.train.run import (
+    Run,
+    Warn,
+    begin_with,
+    check_source,
+    check_tied_entry,
+    cut_metrics,
+    exclusive,
+    note_resumption,
+)
 from loopscale.train.training import Training, make_task, spread
 from loopscale.train.world import World
 
@@ -37,6 +46,7 @@ def continue_from(run: Run, training: Training, warn: Warn) -> None:
     with world.together():
         if world.main:
             check_source(run, training)
+            check_tied_entry(run, warn)
             newest = run.newest_whole(warn)
     name = world.of_main("" if newest is None else newest.name)
     if not name:

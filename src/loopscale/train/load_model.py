@@ -10,7 +10,7 @@ from loopscale.data import Tokenizer, tokenizer_from_json
 from loopscale.errors import UserError
 from loopscale.nn import LoopedTransformer
 from loopscale.train import checkpoint, sharded
-from loopscale.train.run import Run, Warn, open_run
+from loopscale.train.run import Run, Warn, check_tied_entry, open_run
 from loopscale.train.shape import check_memory
 
 
@@ -48,6 +48,7 @@ def load_model(folder: str | Path, warn: Warn = lambda sentence: None, *, untrai
     run = open_run(Path(folder))
     if run.config.model.factory is not None:
         run.config.network(256)  # says that it is a user model
+    check_tied_entry(run, warn)
     newest = run.newest_whole(warn)
     if newest is None:
         if untrained:

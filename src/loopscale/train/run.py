@@ -119,7 +119,9 @@ def create_run(path: Path, training: Training) -> Run:
     with new_folder(path), exclusive(run):
         check_new(path)  # again, now that no other process can be making it
         try:
-            write_record(path / "provenance.json", _provenance(run, {**_origin(training), "resumed": []}))
+            entry = _tied_entry(run)
+            origin = {**_origin(training), **({} if entry is None else {"tied_entry": entry}), "resumed": []}
+            write_record(path / "provenance.json", _provenance(run, origin))
             if training.dataset is not None:
                 write_text(path / "tokenizer.json", training.dataset.tokenizer.to_json())
             write_text(path / "config.toml", training.config.to_toml())
@@ -129,6 +131,25 @@ def create_run(path: Path, training: Training) -> Run:
                     file.unlink()
             raise
     return run
+
+
+def check_tied_entry(run: Run, warn: Warn) -> None:
+    """Warn of a run with a tied readout from before its embedding was multiplied: the same weights are another network."""
+    model, file = run.config.model, run.path / "provenance.json"
+    if model.tied_readout and model.factory is None and file.exists():
+        origin = read_record(file, Provenance)
+        if origin.tied_entry is None:
+            made = (origin.model_extra or {}).get("commit") or "the version that made it"
+            warn(
+                f"{run.path} is of a version in which a tied readout's embedding was not multiplied: its stream enters "
+                f"{_tied_entry(run):.3g} times as large here, which is another network: train it again, or use {made}"
+            )
+
+
+def _tied_entry(run: Run) -> float | None:
+    """Return the factor on the embedding of a house model with a tied readout; None for any other."""
+    model = run.config.model
+    return float((model.base_width or model.width) ** 0.5) if model.tied_readout and model.factory is None else None
 
 
 def _provenance(run: Run, more: dict[str, Any]) -> Provenance:

@@ -19,7 +19,7 @@ from loopscale.train.config import TrainConfig
 from loopscale.train.house import house_task
 from loopscale.train.parallel import Sync, check_share, let_go, parallelize
 from loopscale.train.task import StepRecord, Task, length, pick_device, rows_of, to_device
-from loopscale.train.user import makes_batches, user_task
+from loopscale.train.user import makes_batches, takes, user_task
 from loopscale.train.world import World
 
 __all__ = ["StepRecord", "Task", "Training", "evaluate", "make_task", "prepare", "spread", "stream_rms"]
@@ -165,7 +165,16 @@ def task_optimizer(task: Task) -> torch.optim.Optimizer:
             width=Width(size.width, size.base_width),
             base_layers=size.base_layers,
             roles=task.roles,
+            multiplied=_multiplied(task.config),
         )
+
+
+def _multiplied(config: TrainConfig) -> bool | None:
+    """Say whether the logits carry the rule's 1/m_d: a factory multiplies them if it asks for what it needs to do so."""
+    factory = config.model.factory
+    if factory is None:
+        return None
+    return bool({"output_multiplier", "base_width"} & takes(factory, rule=False)[0])
 
 
 @torch.no_grad()
