@@ -18,6 +18,7 @@ from loopscale.records.run import Provenance, Step, read_steps, step_line
 from loopscale.records.study import (
     Applied,
     Cell,
+    ExponentStudyRecord,
     Optimum,
     OuterRate,
     Paired,
@@ -45,6 +46,7 @@ __all__ = [
     "Applied",
     "Cell",
     "Exponent",
+    "ExponentStudyRecord",
     "Interval",
     "Journal",
     "Manifest",

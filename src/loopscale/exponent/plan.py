@@ -1,0 +1,216 @@
+"""Name the trials of an exponent study: cells of (loops, strength, hidden rate, outer rate, seed), and the config of each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+from loopscale.errors import UserError, nearest
+from loopscale.parameterization import RULES, Depth, get_rule
+from loopscale.records import ExponentStudyRecord
+from loopscale.study import Own
+from loopscale.train import TrainConfig
+
+RULE = "looped"  # one grid over its strength holds the eps of every pre-norm rule
+CARRIED = ("looped", "0.75", "sqrt", "none", "depth-mup")
+PILOT_SEEDS = 2  # of the search for the outer rate
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One training: N, the strength of rule `looped`, hidden rate, outer rate, seed, and how many times the usual steps."""
+
+    loops: int
+    strength: float
+    lr: float
+    outer_rate: float
+    seed: int
+    longer: float = 1.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the cell as a trial's record keeps it."""
+        values = {"lr": self.lr, "strength": self.strength, "outer_rate": self.outer_rate, "longer": self.longer}
+        return {"rule": RULE, "loops": self.loops, "lr": self.lr, "strength": self.strength, "seed": self.seed,
+                "values": values}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The values of one axis of the grid by index; beyond its ends it goes on by the ratio of the last two values.
+
+    >>> Axis((1.0, 2.0, 4.0)).value(3)
+    8.0
+    """
+
+    start: tuple[float, ...]
+
+    def value(self, index: int) -> float:
+        """Return the value at an index, which may be negative or beyond the start."""
+        values, last = self.start, len(self.start) - 1
+        if index < 0:
+            return float(f"{values[0] * (values[0] / values[1]) ** -index:.6g}")
+        if index > last:
+            return float(f"{values[last] * (values[last] / values[last - 1]) ** (index - last):.6g}")
+        return values[index]
+
+
+@dataclass(frozen=True)
+class ExponentPlan:
+    """The identity of an exponent study: loops, the grid that it starts from, seeds, fresh seeds, what is carried.
+
+    `strengths` and `lrs` are where the grid begins (default: five octaves of strength, three rates 0.75 octaves apart); it
+    is widened until its optimum lies inside. `outer_rate` is the rate of embedding and readout; None: it is found first, at
+    the smallest N. `fresh` seeds compare, at the largest N, the `carry` ways of carrying the optimum of the smallest: rules of
+    the table, or the power of N as a number. `target`: the N that eps is wanted for.
+
+    Raises `UserError` for an axis that no exponent follows from.
+    """
+
+    base: TrainConfig
+    loops: tuple[int, ...] = (2, 4, 8)
+    strengths: tuple[float, ...] | None = None
+    lrs: tuple[float, ...] | None = None
+    outer_rate: float | None = None
+    seeds: int = 4
+    fresh: int = 8
+    carry: tuple[str, ...] = CARRIED
+    target: int | None = None
+    own: Own | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "base", self.base.for_study())
+        _check_loops(self.loops, self.target)
+        for noun, values, least in (("strengths", self.strengths, 3), ("lrs", self.lrs, 3)):
+            _check_axis(noun, values, least)
+        if self.outer_rate is not None and not (math.isfinite(self.outer_rate) and self.outer_rate > 0):
+            raise UserError(f"an outer rate is a positive number, got {self.outer_rate!r}")
+        if self.seeds < 1 or self.fresh < 1:
+            raise UserError(f"seeds and fresh seeds must be at least 1, got {self.seeds} and {self.fresh}")
+        for way in self.carry:
+            powers(way)
+
+    @cached_property
+    def axes(self) -> tuple[Axis, Axis]:
+        """The strengths and the hidden rates of the grid."""
+        strength, lr = self.base.model.strength, self.base.optim.lr
+        strengths = self.strengths or tuple(strength * 2.0**k for k in range(-2, 3))
+        lrs = self.lrs or tuple(float(f"{lr * 2.0 ** (0.75 * k):.6g}") for k in (-1, 0, 1))
+        return Axis(tuple(sorted(strengths))), Axis(tuple(sorted(lrs)))
+
+    @property
+    def fresh_seeds(self) -> range:
+        """The seeds of the comparison at the largest N: none of them is in the grid, however large that grows."""
+        return range(1000, 1000 + self.fresh)
+
+    def eps(self, loops: int, strength: float) -> float:
+        """Return the eps that a strength means at N = `loops`."""
+        model = self.base.model
+        value = get_rule(RULE).residual_scale(Depth(loops, model.layers), strength, self.base_layers).value
+        return float(value)
+
+    @property
+    def base_layers(self) -> int:
+        """The L that the strength counts from: the config's, else its own L."""
+        return self.base.model.base_layers or self.base.model.layers
+
+    def config(self, cell: Cell) -> TrainConfig:
+        """Return the full config of one trial: the outer rate stays where it is while the hidden rate moves."""
+        base = self.base
+        model = replaced(base, "model", rule=RULE, strength=cell.strength, loops=cell.loops, base_layers=self.base_layers)
+        optim = replaced(model, "optim", lr=cell.lr, outer_lr=cell.outer_rate / cell.lr)
+        return replaced(optim, "train", seed=cell.seed, steps=round(cell.longer * base.train.steps))
+
+    def job_config(self, cell: Cell) -> dict[str, Any]:
+        """Return the trial as plain JSON: the config, and the user's model when there is one."""
+        values = self.config(cell).model_dump(mode="json")
+        return values if self.own is None else {**values, "own": self.own.to_json()}
+
+    def meaning(self) -> dict[str, Any]:
+        """Return what decides the result of a cell besides the cell: if it changes, the trials mean something else."""
+        config = self.job_config(Cell(1, 1.0, 1.0, 1.0, 0))
+        for section, name in (("model", "loops"), ("model", "strength"), ("optim", "lr"), ("train", "seed")):
+            del config[section][name]
+        return config
+
+    def to_record(self) -> ExponentStudyRecord:
+        """Return what `exponent.json` holds."""
+        names = set(ExponentStudyRecord.model_fields) - {"base", "own"}
+        own = None if self.own is None else self.own.to_json()
+        base = self.base.model_dump(mode="json")
+        return ExponentStudyRecord(base=base, own=own, **{name: getattr(self, name) for name in names})
+
+    @classmethod
+    def from_record(cls, record: ExponentStudyRecord) -> ExponentPlan:
+        """Return the plan that `to_record` wrote."""
+        names = set(ExponentStudyRecord.model_fields) - {"base", "own"}
+        values = {name: getattr(record, name) for name in names}
+        return cls(base=TrainConfig.model_validate(record.base), own=Own.from_json(record.own), **values)
+
+    def without(self, **changes: Any) -> ExponentPlan:
+        """Return a copy with some fields changed."""
+        return replace(self, **changes)
+
+
+def replaced(config: TrainConfig, section: str, **values: Any) -> TrainConfig:
+    """Return a copy of the config with values of a section changed, checked."""
+    return TrainConfig.model_validate(
+        {**config.model_dump(mode="json"), section: {**getattr(config, section).model_dump(mode="json"), **values}}
+    )
+
+
+def powers(way: str) -> tuple[float, float]:
+    """Return (a, g) of a way to carry: eps ~ N^-a and rate ~ N^-g. A way is a rule of the table, or a as a number.
+
+    Raises `UserError` for a rule that is no line through the grid (a Post-LN one), or an unknown word.
+
+    >>> powers("sqrt"), powers("0.75"), powers("depth-mup")
+    ((0.5, 0.0), (0.75, 0.0), (0.5, 0.5))
+    """
+    try:
+        number = float(way)
+    except ValueError:
+        number = None
+    if number is not None:
+        if not math.isfinite(number):
+            raise UserError(f"a power of N to carry eps by is a finite number, got {way}")
+        return number, 0.0
+    lines = [name for name, rule in RULES.items() if rule.norm == "pre"]
+    if way not in lines:
+        raise UserError(f"cannot carry by {way!r}: {nearest(way, lines)}, or a power of N such as 0.75")
+    rule = get_rule(way)
+    return rule.loops_exponent, rule.rate_loops_exponent
+
+
+def _check_loops(loops: Sequence[int], target: int | None) -> None:
+    for count in (*loops, *(() if target is None else (target,))):
+        Depth(count, 1)
+    if len(set(loops)) < 2:
+        said = ",".join(map(str, loops))
+        raise UserError(f"an exponent compares numbers of loops, and --loops {said or 'nothing'} is one: --loops 2,4,8")
+    if len(set(loops)) != len(loops):
+        raise UserError(f"loops must list each number once, got {list(loops)}")
+    low, high = min(loops), max(loops)
+    if target is not None and target > high and 2 * math.log2(high / low) < math.log2(target / low):
+        least = 2 ** math.ceil(math.log2(low) + math.log2(target / low) / 2)
+        listed = ",".join(map(str, sorted({*loops, least})))
+        raise UserError(
+            f"loops {low} to {high} span less than half of the way to {target} (counted in doublings), so the interval "
+            f"there would be a guess: --loops {listed}"
+        )
+
+
+def _check_axis(noun: str, values: tuple[float, ...] | None, least: int) -> None:
+    if values is None:
+        return
+    for value in values:
+        if not (math.isfinite(value) and value > 0):
+            raise UserError(f"--{noun} lists positive numbers, got {value!r}")
+    if len(set(values)) < least or len(set(values)) != len(values):
+        raise UserError(f"--{noun} needs at least {least} different values, got {len(set(values))}: a minimum has two sides")
+    ratios = [high / low for low, high in pairwise(sorted(values))]
+    if min(ratios) < 1.05:
+        raise UserError(f"--{noun} has two values closer than 5 %: leave one out")

@@ -1,0 +1,269 @@
+"""Know an exponent study: what ran, and which trials each of its stages asks for next."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+
+from loopscale.errors import UserError
+from loopscale.exponent.plan import PILOT_SEEDS, Axis, Cell, ExponentPlan, powers
+from loopscale.exponent.search import wanted
+from loopscale.exponent.surface import Surface, fit_surface
+from loopscale.records import ExponentStudyRecord, Journal, Trial, content_hash, read_record, write_record
+from loopscale.study import Job, changes, driven, refuse
+from loopscale.transfer.optimum import Losses, Optimum, best_rate, fit_optimum
+
+NAME = "exponent.json"
+BEST = "best at this N"  # the way that tunes again at the largest N
+
+
+class ExponentStudy:
+    """A plan and its trials in a folder: `ExponentStudy.open` to run it, `ExponentStudy.load` to look at it.
+
+    Its stages: the outer rate at the smallest N (unless the plan gives it), the grid at each N, then the fresh seeds, which
+    compare at the largest N what each way of carrying makes of the optimum at the smallest, and put N = 1 beside it.
+
+    Raises `UserError` when the folder holds something else, or a damaged record.
+    """
+
+    def __init__(self, folder: Path, plan: ExponentPlan) -> None:
+        self.folder, self.plan = folder, plan
+        self.journal = Journal(folder)
+        self.errors = [trial.error for trial in self.trials.values() if trial.error is not None]
+        self._losses = {_cell(trial): _loss(trial) for trial in self.trials.values()}
+        self._given, self._running = set[Cell](), 0
+        self._asked: deque[Cell] | None = None
+
+    @property
+    def trials(self) -> dict[str, Trial]:
+        """The finished trials by key."""
+        return self.journal.trials
+
+    @classmethod
+    @contextmanager
+    def open(cls, folder: Path, plan: ExponentPlan) -> Iterator[ExponentStudy]:
+        """Create the folder or continue it, as its only driver: more loops, seeds, fresh seeds and ways may be asked.
+
+        Raises `UserError` when a value changed that gives equal cells a different meaning, and as `driven` does.
+        """
+        with driven(folder, NAME, "exponent study"):
+            path, record = folder / NAME, plan.to_record()
+            if not path.exists():
+                write_record(path, record)
+            elif (old := read_record(path, ExponentStudyRecord)) != record:
+                refuse(folder, "exponent study", changes(ExponentPlan.from_record(old).meaning(), plan.meaning()))
+                write_record(path, record)
+            yield cls(folder, plan)
+
+    @classmethod
+    def load(cls, folder: Path) -> ExponentStudy:
+        """Read a study as it lies on disk, finished or not."""
+        path = folder / NAME
+        if not path.exists():
+            raise UserError(f"{folder} is not an exponent study: it has no {NAME}")
+        return cls(folder, ExponentPlan.from_record(read_record(path, ExponentStudyRecord)))
+
+    def record(self, trial: Trial) -> None:
+        """Keep a finished trial, on disk first; once."""
+        self.journal.append(trial)
+        self._running -= 1
+        self.errors += [] if trial.error is None else [trial.error]
+        self._losses[_cell(trial)] = _loss(trial)
+        self._asked = None
+
+    def next_job(self) -> Job | None:
+        """Give out the next trial; None when there is none before a running one has ended."""
+        queue = self._queue()
+        while queue:
+            cell = queue.popleft()
+            if cell not in self._given:
+                return self._give(cell)
+        return None
+
+    def left(self) -> int:
+        """Count the trials that run or are known to be missing."""
+        return self._running + sum(cell not in self._given for cell in self._queue())
+
+    # --- what the stages found so far
+
+    @property
+    def first(self) -> int:
+        """The smallest N of the grid."""
+        return min(self.plan.loops)
+
+    @property
+    def last(self) -> int:
+        """The largest N of the grid."""
+        return max(self.plan.loops)
+
+    def pilot(self) -> Losses:
+        """Return (outer rate, seed) -> loss at the smallest N, at the middle of the grid."""
+        strength, lr = self._middle()
+        return {
+            (cell.outer_rate, cell.seed): loss
+            for cell, loss in self._losses.items()
+            if (cell.loops, cell.strength, cell.lr, cell.longer) == (self.first, strength, lr, 1.0)
+            and cell.seed < PILOT_SEEDS
+        }
+
+    def pilot_optimum(self) -> Optimum | None:
+        """Fit the outer rate's optimum; None when the plan gives the rate, or every trial diverged."""
+        known = self.pilot()
+        return None if self.plan.outer_rate is not None or not known else fit_optimum(known)
+
+    @cached_property
+    def _pilot_axis(self) -> Axis:
+        rate = self.plan.base.optim.lr * self.plan.base.optim.outer_lr
+        return Axis(tuple(float(f"{rate * 2.0**k:.6g}") for k in (-1, 0, 1)))
+
+    def outer_rate(self) -> float | None:
+        """Return the rate of embedding and readout: the plan's, or the pilot's optimum once that has ended."""
+        if self.plan.outer_rate is not None:
+            return self.plan.outer_rate
+        if self._pilot_wanted():
+            return None
+        optimum = fit_optimum({at: loss for at, loss in self.pilot().items() if at[0] in self._pilot_rates()})
+        return None if optimum is None else float(f"{optimum.lr:.3g}")
+
+    def grid(self, loops: int) -> dict[tuple[int, int, int], float]:
+        """Return (strength index, rate index, seed) -> loss at this N."""
+        outer, (strengths, lrs) = self.outer_rate(), self._index
+        return {
+            (strengths[cell.strength], lrs[cell.lr], cell.seed): loss
+            for cell, loss in self._losses.items()
+            if (cell.loops, cell.outer_rate, cell.longer) == (loops, outer, 1.0)
+            and cell.strength in strengths
+            and cell.lr in lrs
+            and cell.seed < self.plan.seeds
+        }
+
+    def surface(self, loops: int) -> Surface | None:
+        """Fit the optimum at this N to the cells that all seeds trained; None before there are any."""
+        known = self.grid(loops)
+        return fit_surface(known, self.plan.axes) if known else None
+
+    def complete(self, loops: int) -> bool:
+        """Tell whether the grid at this N asks for nothing more."""
+        return self.outer_rate() is not None and not wanted(self.grid(loops), self.plan.axes, self.plan.seeds)
+
+    def ways(self) -> dict[str, tuple[float, float]]:
+        """Return, for each way to carry and `BEST`, strength and rate at the largest N; empty before the grids are done."""
+        if not all(self.complete(loops) for loops in self.plan.loops):
+            return {}
+        low, high = self.surface(self.first), self.surface(self.last)
+        if low is None or high is None or low.edge or high.edge:
+            return {}
+        found, ratio = {BEST: (high.strength, high.lr)}, self.last / self.first
+        for way in self.plan.carry:
+            a, g = powers(way)
+            found[way] = (low.strength * ratio ** (1 - a), low.lr * ratio**-g)
+        return {way: (_rounded(strength), _rounded(lr)) for way, (strength, lr) in found.items()}
+
+    def fresh(self, cells: list[Cell]) -> list[float] | None:
+        """Return the losses of cells, inf where one diverged; None unless all ran."""
+        return [self._losses[cell] for cell in cells] if all(cell in self._losses for cell in cells) else None
+
+    def way_cells(self, way: str) -> list[Cell]:
+        """Return the cells of a way to carry: one per fresh seed."""
+        strength, lr = self.ways()[way]
+        return [self._cell(self.last, strength, lr, seed) for seed in self.plan.fresh_seeds]
+
+    def single_cells(self, longer: float) -> list[Cell]:
+        """Return the cells of N = 1, with the values of the smallest N, at `longer` times the steps: one per fresh seed."""
+        low = self.surface(self.first)
+        if low is None or low.edge:
+            return []
+        strength, lr = _rounded(low.strength), _rounded(low.lr)
+        return [self._cell(1, strength, lr, seed, longer) for seed in self.plan.fresh_seeds]
+
+    # --- what is asked
+
+    def _queue(self) -> deque[Cell]:
+        if self._asked is None:
+            self._asked = deque(cell for cell in self._wanted() if cell not in self._losses)
+        return self._asked
+
+    def _wanted(self) -> list[Cell]:
+        missing = self._pilot_wanted()
+        if missing:
+            return missing
+        outer = self.outer_rate()
+        if outer is None:
+            return []
+        strengths, lrs = self.plan.axes
+        asked = [
+            Cell(loops, strengths.value(i), lrs.value(j), outer, seed)
+            for loops in sorted(self.plan.loops, reverse=True)  # the dearest first, so that the cores end together
+            for i, j, seed in wanted(self.grid(loops), self.plan.axes, self.plan.seeds)
+        ]
+        if asked:
+            return sorted(asked, key=lambda cell: cell.seed)
+        by_way = [self.way_cells(way) for way in self.ways()]
+        by_way += [self.single_cells(1.0)] if by_way and self.first > 1 else []
+        return [cell for row in zip(*by_way, strict=True) for cell in row]
+
+    def _pilot_wanted(self) -> list[Cell]:
+        if self.plan.outer_rate is not None:
+            return []
+        known = self.pilot()
+        strength, lr = self._middle()
+        asked = self._pilot_rates()
+        missing = [(rate, seed) for seed in range(PILOT_SEEDS) for rate in asked if (rate, seed) not in known]
+        return [Cell(self.first, strength, lr, rate, seed) for rate, seed in missing]
+
+    def _pilot_rates(self) -> list[float]:
+        """Walk from the config's outer rate, an octave a step, until the best has one on either side, at most ten steps."""
+        known, asked = self.pilot(), {-1, 0, 1, 2, 3}
+        while True:
+            rates = {index: self._pilot_axis.value(index) for index in asked}
+            if any((rate, seed) not in known for rate in rates.values() for seed in range(PILOT_SEEDS)):
+                return sorted(rates.values())
+            best = best_rate({at: loss for at, loss in known.items() if at[0] in rates.values()})
+            index = next(index for index, rate in rates.items() if rate == best)
+            more = {k for k in (index - 1, index + 1) if -10 <= k <= 10}
+            if more <= asked:
+                return sorted(rates.values())
+            asked |= more
+
+    def _middle(self) -> tuple[float, float]:
+        strengths, lrs = self.plan.axes
+        return strengths.start[len(strengths.start) // 2], lrs.start[len(lrs.start) // 2]
+
+    @cached_property
+    def _index(self) -> tuple[dict[float, int], dict[float, int]]:
+        from loopscale.exponent.search import FARTHEST
+
+        first, second = (
+            {axis.value(k): k for k in range(-FARTHEST, len(axis.start) + FARTHEST)} for axis in self.plan.axes
+        )
+        return first, second
+
+    def _cell(self, loops: int, strength: float, lr: float, seed: int, longer: float = 1.0) -> Cell:
+        return Cell(loops, strength, lr, self.outer_rate() or 0.0, seed, longer)
+
+    def _give(self, cell: Cell) -> Job:
+        config = self.plan.job_config(cell)
+        key = content_hash(config)
+        if key in self.trials:
+            raise UserError(f"trial {key} in {self.folder} is damaged (its cell is not its config's): {Trial.FIX}")
+        self._given.add(cell)
+        self._running += 1
+        return key, cell.to_json(), config
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def _cell(trial: Trial) -> Cell:
+    at = trial.cell
+    values = at.values
+    return Cell(at.loops, values["strength"], values["lr"], values["outer_rate"], at.seed, values["longer"])
+
+
+def _loss(trial: Trial) -> float:
+    return math.inf if trial.diverged or trial.loss is None else trial.loss
