@@ -18,6 +18,7 @@ COMMANDS = {
     "scale": "loopscale.cli.scale:command",
     "transfer": "loopscale.cli.transfer:command",
     "data": "loopscale.cli.data:command",
+    "exponent": "loopscale.cli.exponent:command",
     "plan": "loopscale.cli.plan:command",
     "tune": "loopscale.cli.tune:command",
     "verify": "loopscale.cli.verify:command",

@@ -19,21 +19,24 @@ from loopscale.errors import UserError
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the page's path as JSON.")
 def command(folder: Path, open_page: bool, serve: bool, port: int, as_json: bool) -> None:
-    """Write report.html and figures/ of FOLDER: a study (`loopscale transfer`), finished or not, a tuning or a run."""
+    """Write report.html and figures/ of FOLDER: a study (`transfer`, `exponent`), finished or not, a tuning or a run."""
     if serve:
         _serve(folder, port, open_page)
         return
-    from loopscale.report import write_run_report, write_study_page, write_tune_report
+    from loopscale.report import write_exponent_report, write_run_report, write_study_page, write_tune_report
 
     if (folder / "study.json").exists():
         page = write_study_page(folder)
+    elif (folder / "exponent.json").exists():
+        page = write_exponent_report(folder)
     elif (folder / "metrics.jsonl").exists():
         page = write_run_report(folder)
     elif (folder / "tune.json").exists():
         page = write_tune_report(folder)
     else:
         raise UserError(
-            f"{folder} is neither a study, a tuning nor a run: it has no study.json, tune.json or metrics.jsonl"
+            f"{folder} is neither a study, a tuning nor a run: "
+            "it has no study.json, exponent.json, tune.json or metrics.jsonl"
         )
     click.echo(json.dumps({"page": str(page)}) if as_json else f"page: {page}")
     if open_page:

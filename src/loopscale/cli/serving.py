@@ -11,7 +11,7 @@ from typing import Any
 
 from loopscale.cli.watching import outcome
 from loopscale.errors import UserError
-from loopscale.records import Cell, Journal, Plan, Result, Trial, clean, read_record
+from loopscale.records import Cell, ExponentResult, Journal, Plan, Result, Trial, clean, read_record
 
 ROWS = 300  # the best trials that the page lists
 PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>
@@ -68,6 +68,8 @@ class Live:
             if (self.folder / "plan.json").exists():
                 plan = read_record(self.folder / "plan.json", Plan)
                 return f"{plan.sentence} {plan.verification.sentence if plan.verification else ''}".strip()
+            if (self.folder / "result.json").exists() and (self.folder / "exponent.json").exists():
+                return read_record(self.folder / "result.json", ExponentResult).sentence
             if (self.folder / "result.json").exists():
                 return read_record(self.folder / "result.json", Result).sentence
         except UserError as cause:
@@ -80,8 +82,8 @@ def make_server(folder: Path, port: int) -> ThreadingHTTPServer:
 
     Raises `UserError` when the folder is no study, holds a damaged record, or the port is taken.
     """
-    if not any((folder / name).exists() for name in ("study.json", "tune.json")):
-        raise UserError(f"{folder} is no study: it has neither study.json nor tune.json")
+    if not any((folder / name).exists() for name in ("study.json", "exponent.json", "tune.json")):
+        raise UserError(f"{folder} is not a study: it has no study.json, exponent.json or tune.json")
     handler = type("Handler", (_Handler,), {"live": Live(folder)})
     try:
         return ThreadingHTTPServer(("127.0.0.1", port), handler)

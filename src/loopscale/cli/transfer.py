@@ -14,7 +14,9 @@ from loopscale.errors import UserError
 from loopscale.factory import CONTRACT
 
 
-def _list_of(kind: Callable[[str], Any], noun: str) -> Callable[[click.Context, click.Parameter, str | None], Any]:
+def list_of(kind: Callable[[str], Any], noun: str) -> Callable[[click.Context, click.Parameter, str | None], Any]:
+    """Return a callback that reads a comma-separated list of a kind; a mistake names what the list is of."""
+
     def parse(context: click.Context, parameter: click.Parameter, text: str | None) -> Any:
         if text is None:
             return None
@@ -26,21 +28,21 @@ def _list_of(kind: Callable[[str], Any], noun: str) -> Callable[[click.Context, 
     return parse
 
 
-def _rate(text: str) -> float:
+def rate(text: str) -> float:
     """A number, or a power of two: 0.0156 or 2^-6."""
     return 2.0 ** float(text[2:]) if text.startswith("2^") else float(text)
 
 
 @click.command(epilog=CONTRACT)
 @click.option("--preset", default="demo", show_default=True, help="demo, laptop or gpu.")
-@click.option("--rules", callback=_list_of(str, "rules"), help="Comma-separated; default looped,sqrt,none.")
-@click.option("--loops", callback=_list_of(int, "whole numbers"), help="Numbers of loops, such as 1,2,4,8.")
+@click.option("--rules", callback=list_of(str, "rules"), help="Comma-separated; default looped,sqrt,none.")
+@click.option("--loops", callback=list_of(int, "whole numbers"), help="Numbers of loops, such as 1,2,4,8.")
 @click.option(
     "--lrs",
-    callback=_list_of(_rate, "rates such as 2^-6 or 0.01"),
+    callback=list_of(rate, "rates such as 2^-6 or 0.01"),
     help="Fix the rates (0.01 or 2^-6); default: search.",
 )
-@click.option("--strengths", callback=_list_of(float, "numbers"), help="Sweep lambda too, such as 0.25,0.5,1.")
+@click.option("--strengths", callback=list_of(float, "numbers"), help="Sweep lambda too, such as 0.25,0.5,1.")
 @click.option(
     "--seeds",
     type=int,

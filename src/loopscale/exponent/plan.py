@@ -1,10 +1,10 @@
-"""Name the trials of an exponent study: cells of (loops, strength, hidden rate, outer rate, seed), and the config of each."""
+"""Name the trials of an exponent study: cells of (loops, strength, rates, seed), and the config of each."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from loopscale.errors import UserError, nearest
 from loopscale.parameterization import RULES, Depth, get_rule
 from loopscale.records import ExponentStudyRecord
-from loopscale.study import Own
+from loopscale.study import UserCode, job_of
 from loopscale.train import TrainConfig
 
 RULE = "looped"  # one grid over its strength holds the eps of every pre-norm rule
@@ -64,8 +64,8 @@ class ExponentPlan:
 
     `strengths` and `lrs` are where the grid begins (default: five octaves of strength, three rates 0.75 octaves apart); it
     is widened until its optimum lies inside. `outer_rate` is the rate of embedding and readout; None: it is found first, at
-    the smallest N. `fresh` seeds compare, at the largest N, the `carry` ways of carrying the optimum of the smallest: rules of
-    the table, or the power of N as a number. `target`: the N that eps is wanted for.
+    the smallest N. `fresh` seeds compare, at the largest N, the ways to `carry` the optimum of the smallest: rules of the
+    table, or the power of N as a number. `target`: the N that eps is wanted for.
 
     Raises `UserError` for an axis that no exponent follows from.
     """
@@ -79,7 +79,7 @@ class ExponentPlan:
     fresh: int = 8
     carry: tuple[str, ...] = CARRIED
     target: int | None = None
-    own: Own | None = None
+    user_code: UserCode | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "base", self.base.for_study())
@@ -120,14 +120,15 @@ class ExponentPlan:
     def config(self, cell: Cell) -> TrainConfig:
         """Return the full config of one trial: the outer rate stays where it is while the hidden rate moves."""
         base = self.base
-        model = replaced(base, "model", rule=RULE, strength=cell.strength, loops=cell.loops, base_layers=self.base_layers)
+        model = replaced(
+            base, "model", rule=RULE, strength=cell.strength, loops=cell.loops, base_layers=self.base_layers
+        )
         optim = replaced(model, "optim", lr=cell.lr, outer_lr=cell.outer_rate / cell.lr)
         return replaced(optim, "train", seed=cell.seed, steps=round(cell.longer * base.train.steps))
 
     def job_config(self, cell: Cell) -> dict[str, Any]:
         """Return the trial as plain JSON: the config, and the user's model when there is one."""
-        values = self.config(cell).model_dump(mode="json")
-        return values if self.own is None else {**values, "own": self.own.to_json()}
+        return job_of(self.config(cell), self.user_code)
 
     def meaning(self) -> dict[str, Any]:
         """Return what decides the result of a cell besides the cell: if it changes, the trials mean something else."""
@@ -138,21 +139,18 @@ class ExponentPlan:
 
     def to_record(self) -> ExponentStudyRecord:
         """Return what `exponent.json` holds."""
-        names = set(ExponentStudyRecord.model_fields) - {"base", "own"}
-        own = None if self.own is None else self.own.to_json()
+        names = set(ExponentStudyRecord.model_fields) - {"base", "user_code"}
+        user_code = None if self.user_code is None else self.user_code.to_json()
         base = self.base.model_dump(mode="json")
-        return ExponentStudyRecord(base=base, own=own, **{name: getattr(self, name) for name in names})
+        return ExponentStudyRecord(base=base, user_code=user_code, **{name: getattr(self, name) for name in names})
 
     @classmethod
     def from_record(cls, record: ExponentStudyRecord) -> ExponentPlan:
         """Return the plan that `to_record` wrote."""
-        names = set(ExponentStudyRecord.model_fields) - {"base", "own"}
+        names = set(ExponentStudyRecord.model_fields) - {"base", "user_code"}
         values = {name: getattr(record, name) for name in names}
-        return cls(base=TrainConfig.model_validate(record.base), own=Own.from_json(record.own), **values)
-
-    def without(self, **changes: Any) -> ExponentPlan:
-        """Return a copy with some fields changed."""
-        return replace(self, **changes)
+        user_code = UserCode.from_json(record.user_code)
+        return cls(base=TrainConfig.model_validate(record.base), user_code=user_code, **values)
 
 
 def replaced(config: TrainConfig, section: str, **values: Any) -> TrainConfig:
@@ -210,7 +208,9 @@ def _check_axis(noun: str, values: tuple[float, ...] | None, least: int) -> None
         if not (math.isfinite(value) and value > 0):
             raise UserError(f"--{noun} lists positive numbers, got {value!r}")
     if len(set(values)) < least or len(set(values)) != len(values):
-        raise UserError(f"--{noun} needs at least {least} different values, got {len(set(values))}: a minimum has two sides")
+        raise UserError(
+            f"--{noun} needs at least {least} different values, got {len(set(values))}: a minimum has two sides"
+        )
     ratios = [high / low for low, high in pairwise(sorted(values))]
     if min(ratios) < 1.05:
         raise UserError(f"--{noun} has two values closer than 5 %: leave one out")

@@ -22,7 +22,7 @@ def wanted(losses: Losses, axes: tuple[Axis, Axis], seeds: int) -> list[tuple[in
     seeds have their own optimum beyond these cells along an axis, two steps of that axis are trained on either side.
     The answer depends on `losses` alone, in any order, so a study that is stopped and started again asks the same.
     """
-    cells, best, missing = _located(losses, axes)
+    best, missing = _located(losses, axes)
     if missing:
         return missing
     block = around(best, axes)
@@ -64,21 +64,25 @@ def around(best: Point, axes: tuple[Axis, Axis], reach: tuple[int, ...] = (1, 1)
     }
 
 
-def _located(losses: Losses, axes: tuple[Axis, Axis]) -> tuple[set[Point], Point, list[tuple[int, int, int]]]:
-    """Walk seed 0 to the valley: the cells it asked for, its best one, and what is missing on the way."""
+def _located(losses: Losses, axes: tuple[Axis, Axis]) -> tuple[Point, list[tuple[int, int, int]]]:
+    """Walk seed 0 to the valley: its best cell, and what is missing on the way."""
     asked = {(i, j) for i in range(len(axes[0].start)) for j in range(len(axes[1].start))}
     while True:
         missing = _missing(losses, asked, 1)
         best = (0, 0) if missing else _best({cell: losses[(*cell, 0)] for cell in asked})
         if missing or around(best, axes) <= asked:
-            return asked, best, missing
+            return best, missing
         asked |= around(best, axes)
 
 
 def _best(means: Mapping[Point, float]) -> Point:
     """Return the cell with the smallest loss; where all diverged, the smallest rate and strength."""
     finite = {cell: loss for cell, loss in means.items() if math.isfinite(loss)}
-    return min(sorted(finite), key=lambda cell: finite[cell]) if finite else min(means, key=lambda cell: (cell[1], cell[0]))
+    return (
+        min(sorted(finite), key=lambda cell: finite[cell])
+        if finite
+        else min(means, key=lambda cell: (cell[1], cell[0]))
+    )
 
 
 def _missing(losses: Losses, cells: Iterable[Point], seeds: int) -> list[tuple[int, int, int]]:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from typing import Any, TypeVar
 
 from loopscale.errors import UserError
 from loopscale.exponent.plan import PILOT_SEEDS, Axis, Cell, ExponentPlan, powers
 from loopscale.exponent.search import wanted
 from loopscale.exponent.surface import Surface, fit_surface
-from loopscale.records import ExponentStudyRecord, Journal, Trial, content_hash, read_record, write_record
-from loopscale.study import Job, changes, driven, refuse
+from loopscale.records import ExponentStudyRecord, Journal, Trial, read_record, write_record
+from loopscale.study import Job, changes, driven, refuse, trial_key
+from loopscale.train import equal_steps
 from loopscale.transfer.optimum import Losses, Optimum, best_rate, fit_optimum
 
 NAME = "exponent.json"
+T = TypeVar("T")
 BEST = "best at this N"  # the way that tunes again at the largest N
 
 
@@ -37,6 +40,7 @@ class ExponentStudy:
         self._losses = {_cell(trial): _loss(trial) for trial in self.trials.values()}
         self._given, self._running = set[Cell](), 0
         self._asked: deque[Cell] | None = None
+        self._memo: dict[tuple[str, int], Any] = {}  # what follows from the losses at one N (0: at all)
 
     @property
     def trials(self) -> dict[str, Trial]:
@@ -72,8 +76,11 @@ class ExponentStudy:
         self.journal.append(trial)
         self._running -= 1
         self.errors += [] if trial.error is None else [trial.error]
-        self._losses[_cell(trial)] = _loss(trial)
+        cell = _cell(trial)
+        self._losses[cell] = _loss(trial)
         self._asked = None
+        if cell.seed not in self.plan.fresh_seeds:  # those change nothing of what is asked
+            self._memo = {at: value for at, value in self._memo.items() if at[1] not in (0, cell.loops)}
 
     def next_job(self) -> Job | None:
         """Give out the next trial; None when there is none before a running one has ended."""
@@ -124,6 +131,9 @@ class ExponentStudy:
         """Return the rate of embedding and readout: the plan's, or the pilot's optimum once that has ended."""
         if self.plan.outer_rate is not None:
             return self.plan.outer_rate
+        return self._once("outer rate", self.first, self._piloted)
+
+    def _piloted(self) -> float | None:
         if self._pilot_wanted():
             return None
         optimum = fit_optimum({at: loss for at, loss in self.pilot().items() if at[0] in self._pilot_rates()})
@@ -131,6 +141,9 @@ class ExponentStudy:
 
     def grid(self, loops: int) -> dict[tuple[int, int, int], float]:
         """Return (strength index, rate index, seed) -> loss at this N."""
+        return self._once("grid", loops, lambda: self._grid(loops))
+
+    def _grid(self, loops: int) -> dict[tuple[int, int, int], float]:
         outer, (strengths, lrs) = self.outer_rate(), self._index
         return {
             (strengths[cell.strength], lrs[cell.lr], cell.seed): loss
@@ -144,14 +157,27 @@ class ExponentStudy:
     def surface(self, loops: int) -> Surface | None:
         """Fit the optimum at this N to the cells that all seeds trained; None before there are any."""
         known = self.grid(loops)
-        return fit_surface(known, self.plan.axes) if known else None
+        return self._once("surface", loops, lambda: fit_surface(known, self.plan.axes) if known else None)
 
     def complete(self, loops: int) -> bool:
         """Tell whether the grid at this N asks for nothing more."""
-        return self.outer_rate() is not None and not wanted(self.grid(loops), self.plan.axes, self.plan.seeds)
+        return self.outer_rate() is not None and not self._wanted_at(loops)
+
+    def _wanted_at(self, loops: int) -> list[tuple[int, int, int]]:
+        return self._once("wanted", loops, lambda: wanted(self.grid(loops), self.plan.axes, self.plan.seeds))
+
+    def _once(self, what: str, loops: int, find: Callable[[], T]) -> T:
+        """Return what `find` gives, kept until a trial at this N ends (0: at any)."""
+        if (what, loops) not in self._memo:
+            self._memo[what, loops] = find()
+        found: T = self._memo[what, loops]
+        return found
 
     def ways(self) -> dict[str, tuple[float, float]]:
         """Return, for each way to carry and `BEST`, strength and rate at the largest N; empty before the grids are done."""
+        return self._once("ways", 0, self._ways)
+
+    def _ways(self) -> dict[str, tuple[float, float]]:
         if not all(self.complete(loops) for loops in self.plan.loops):
             return {}
         low, high = self.surface(self.first), self.surface(self.last)
@@ -180,6 +206,14 @@ class ExponentStudy:
         strength, lr = _rounded(low.strength), _rounded(low.lr)
         return [self._cell(1, strength, lr, seed, longer) for seed in self.plan.fresh_seeds]
 
+    @cached_property
+    def longer(self) -> float:
+        """How many times the steps N = 1 trains with the compute of the largest N."""
+        here, one = (self.plan.config(Cell(loops, 1.0, 1.0, 1.0, 0)) for loops in (self.last, 1))
+        user = self.plan.user_code is not None
+        steps = equal_steps(here, one, 256 if user else self.plan.base.load_data().vocab_size, user)
+        return steps / self.plan.base.train.steps
+
     # --- what is asked
 
     def _queue(self) -> deque[Cell]:
@@ -198,12 +232,12 @@ class ExponentStudy:
         asked = [
             Cell(loops, strengths.value(i), lrs.value(j), outer, seed)
             for loops in sorted(self.plan.loops, reverse=True)  # the dearest first, so that the cores end together
-            for i, j, seed in wanted(self.grid(loops), self.plan.axes, self.plan.seeds)
+            for i, j, seed in self._wanted_at(loops)
         ]
         if asked:
             return sorted(asked, key=lambda cell: cell.seed)
         by_way = [self.way_cells(way) for way in self.ways()]
-        by_way += [self.single_cells(1.0)] if by_way and self.first > 1 else []
+        by_way += [self.single_cells(1.0), self.single_cells(self.longer)] if by_way else []
         return [cell for row in zip(*by_way, strict=True) for cell in row]
 
     def _pilot_wanted(self) -> list[Cell]:
@@ -247,7 +281,7 @@ class ExponentStudy:
 
     def _give(self, cell: Cell) -> Job:
         config = self.plan.job_config(cell)
-        key = content_hash(config)
+        key = trial_key(config)
         if key in self.trials:
             raise UserError(f"trial {key} in {self.folder} is damaged (its cell is not its config's): {Trial.FIX}")
         self._given.add(cell)

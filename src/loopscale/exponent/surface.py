@@ -107,9 +107,13 @@ def fit_surface(losses: Mapping[tuple[int, int, int], float], axes: tuple[Axis, 
         (float(at[0]), float(at[1])),
         tuple((fits @ there).tolist()),
         tuple((float(a), float(b)) for a, b in shifts),
-        ((float(origin[0] + x.min()), float(origin[0] + x.max())), (float(origin[1] + y.min()), float(origin[1] + y.max()))),
+        (_ends(origin[0] + x), _ends(origin[1] + y)),
         ((float(hessian[0, 0]), float(hessian[0, 1])), (float(hessian[1, 0]), float(hessian[1, 1]))),
     )  # fmt: skip
+
+
+def _ends(values: Array) -> tuple[float, float]:
+    return float(values.min()), float(values.max())
 
 
 def _dense(cell: Point, best: Point, rows: Mapping[Point, list[float]]) -> bool:

@@ -1,6 +1,15 @@
 """Say what every record on disk holds, and read and write it through one door."""
 
 from loopscale.records.data import Manifest, Preparing, ShardRow
+from loopscale.records.exponent import (
+    AtTarget,
+    CarriedEps,
+    ExponentResult,
+    ExponentStudyRecord,
+    Measured,
+    Valley,
+    ValleyPoint,
+)
 from loopscale.records.journal import Journal
 from loopscale.records.record import (
     Interval,
@@ -18,7 +27,6 @@ from loopscale.records.run import Provenance, Step, read_steps, step_line
 from loopscale.records.study import (
     Applied,
     Cell,
-    ExponentStudyRecord,
     Optimum,
     OuterRate,
     Paired,
@@ -44,12 +52,16 @@ from loopscale.records.tuning import (
 
 __all__ = [
     "Applied",
+    "AtTarget",
+    "CarriedEps",
     "Cell",
     "Exponent",
+    "ExponentResult",
     "ExponentStudyRecord",
     "Interval",
     "Journal",
     "Manifest",
+    "Measured",
     "Moved",
     "Optimum",
     "OuterRate",
@@ -71,6 +83,8 @@ __all__ = [
     "Trend",
     "Trial",
     "TuneRecord",
+    "Valley",
+    "ValleyPoint",
     "Verification",
     "checked",
     "clean",

@@ -33,23 +33,6 @@ class StudyRecord(Record):
     spacing: PositiveInt = 1
 
 
-class ExponentStudyRecord(Record):
-    """exponent.json: what the exponent study asks: loops, the start of its grid, seeds, ways to carry, the target."""
-
-    FIX: ClassVar[str] = "name a new folder with --out"
-
-    base: dict[str, Any]
-    loops: tuple[PositiveInt, ...]
-    strengths: tuple[PositiveFloat, ...] | None
-    lrs: tuple[PositiveFloat, ...] | None
-    outer_rate: PositiveFloat | None
-    seeds: PositiveInt
-    fresh: PositiveInt
-    carry: tuple[str, ...]
-    target: PositiveInt | None
-    own: dict[str, Any] | None = None
-
-
 class Cell(Record):
     """Where in a study a trial stands; `lr` is the rate that is `swept`, `steps` are said where they are not the study's.
 

@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from loopscale.report.exponent_page import ExponentPage, write_exponent_report
     from loopscale.report.figure import Axis, Figure, Guide, Mark, render
     from loopscale.report.info import study_info
     from loopscale.report.live_page import StudyPage, write_study_page
@@ -17,23 +18,23 @@ if TYPE_CHECKING:
     from loopscale.report.run_page import write_run_report
     from loopscale.report.study_page import write_figures, write_report
     from loopscale.report.tune_page import write_tune_report
-    from loopscale.report.valleys import ExponentInfo, Valley, exponent_figure
+    from loopscale.report.valleys import exponent_figure
 
 __all__ = [
     "Axis",
-    "ExponentInfo",
+    "ExponentPage",
     "Figure",
     "Guide",
     "Mark",
     "Section",
     "StudyPage",
     "Table",
-    "Valley",
     "exponent_figure",
     "readme_figure",
     "render",
     "render_page",
     "study_info",
+    "write_exponent_report",
     "write_figures",
     "write_report",
     "write_run_report",
@@ -42,8 +43,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    "ExponentInfo": "valleys",
-    "Valley": "valleys",
+    "ExponentPage": "exponent_page",
+    "write_exponent_report": "exponent_page",
     "exponent_figure": "valleys",
     "Figure": "figure",
     "Axis": "figure",

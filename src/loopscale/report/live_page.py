@@ -18,7 +18,7 @@ from loopscale.report.palette import looks, number
 from loopscale.report.study_page import READINGS, write_report
 
 if TYPE_CHECKING:
-    from loopscale.transfer import Arm, Study
+    from loopscale.transfer import Arm, Study, StudyPlan
 
 _LAW = (
     "How much the stream has grown when it leaves the last visit, in units of its size at the entry, in the untrained "
@@ -38,6 +38,27 @@ def write_study_page(folder: Path) -> Path:
     if (folder / "result.json").exists():
         return write_report(folder)
     return StudyPage(Study.load(folder)).write()
+
+
+def law_figure(plan: StudyPlan) -> Figure:
+    """Draw the growth of the stream over N for each rule of the plan, in untrained networks."""
+    from loopscale.transfer import stream_growth
+
+    growth = stream_growth(plan)
+    marks = [
+        Mark(math.log2(loops), value, rule,
+             {"rule": rule_name(rule), "N": str(loops), "growth of the stream": number(value, 2)}, line="solid")
+        for (rule, loops), value in growth.items()
+    ]  # fmt: skip
+    return Figure(
+        "law-at-initialisation",
+        "Growth of the residual stream over the number of loops for each rule, before training.",
+        Axis("loops N", {math.log2(n): str(n) for n in sorted(plan.loops)}),
+        log_axis("stream at the end / at the entry", [1.0, *growth.values()]),
+        looks(plan.rules),
+        marks,
+        labels={rule: rule_name(rule) for rule in plan.rules},
+    )
 
 
 class StudyPage:
@@ -77,26 +98,7 @@ class StudyPage:
     @cached_property
     def law(self) -> Figure | None:
         """Growth of the stream over N for each rule, measured before any training; None for a user's model."""
-        from loopscale.transfer import stream_growth
-
-        if self.study.plan.user_code is not None:
-            return None
-        growth = stream_growth(self.study.plan)
-        marks = [
-            Mark(math.log2(loops), value, rule,
-                 {"rule": rule_name(rule), "N": str(loops), "growth of the stream": number(value, 2)}, line="solid")
-            for (rule, loops), value in growth.items()
-        ]  # fmt: skip
-        rules = self.study.plan.rules
-        return Figure(
-            "law-at-initialisation",
-            "Growth of the residual stream over the number of loops for each rule, before training.",
-            Axis("loops N", {math.log2(n): str(n) for n in sorted(self.study.plan.loops)}),
-            log_axis("stream at the end / at the entry", [1.0, *growth.values()]),
-            looks(rules),
-            marks,
-            labels={rule: rule_name(rule) for rule in rules},
-        )
+        return None if self.study.plan.user_code is not None else law_figure(self.study.plan)
 
     def _losses(self) -> Figure:
         from loopscale.transfer import Arm

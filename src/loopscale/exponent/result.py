@@ -1,0 +1,387 @@
+"""From the trials of an exponent study to its result: the powers of N with intervals, what carrying costs, the decision."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any, Literal
+
+import numpy as np
+
+from loopscale.exponent.plan import ExponentPlan, powers
+from loopscale.exponent.search import FARTHEST
+from loopscale.exponent.study import BEST, ExponentStudy
+from loopscale.exponent.surface import Surface, by_cell
+from loopscale.records import (
+    AtTarget,
+    CarriedEps,
+    ExponentResult,
+    Measured,
+    Pays,
+    Valley,
+    ValleyPoint,
+)
+from loopscale.transfer.estimate import Estimate, over_seeds, paired
+from loopscale.transfer.pays import Beside, does_looping_pay
+
+ABOVE, SQRT_BELOW = 0.6, 0.85  # ends of the interval of a that speak for 1/N, and for 1/sqrt(N)
+SAME = 0.01  # nats: less than this is no difference worth a rule
+STILL = 0.15  # octaves of rate per doubling of loops, as in `transfer`
+
+Verdict = Literal["supported", "too strong", "does not matter", "sqrt supported", "undecided"]
+RateVerdict = Literal["stands still", "moves", "undecided"]
+
+
+def powers_of(surfaces: Mapping[int, Surface]) -> tuple[Estimate, Estimate] | None:
+    """Fit best eps ~ N^-a and best rate ~ N^-g by least squares over log2 N, for each seed; None if one is at an edge.
+
+    The strengths of the surfaces are those of eps N, so a is 1 less the slope of log2 strength.
+    """
+    if len(surfaces) < 2 or any(surface.edge for surface in surfaces.values()):
+        return None
+    strength, rate = (_line(surfaces, axis) for axis in (0, 1))
+    a = over_seeds([1 - slope for slope in strength.by_seed], 1 - strength.value)
+    return a, over_seeds([-slope for slope in rate.by_seed], -rate.value)
+
+
+def _line(surfaces: Mapping[int, Surface], axis: int, at: float | None = None) -> Estimate:
+    """Estimate the slope of an axis over log2 N, or its value at log2 N = `at`."""
+    loops = sorted(surfaces)
+    x = np.log2(np.array(loops, dtype=float))
+    slope = (x - x.mean()) / ((x - x.mean()) ** 2).sum()
+    weights = slope if at is None else 1 / len(x) + (at - x.mean()) * slope
+    value = float(weights @ np.array([surfaces[n].at[axis] for n in loops]))
+    shared = min(len(surfaces[n].shifts) for n in loops)
+    shifts = np.array([[shift[axis] for shift in surfaces[n].shifts[:shared]] for n in loops])
+    return over_seeds((value + weights @ (shifts - shifts.mean(axis=1, keepdims=True))).tolist(), value)
+
+
+def decide(a: Estimate | None, differences: Mapping[str, Estimate], regret: Estimate | None) -> Verdict:
+    """Decide what the powers and the fresh seeds say of 1/N; an end of an interval that is not known decides nothing.
+
+    `differences`: loss of a = 1 minus that of a = 1/2 ("looped - sqrt"), and of a = 3/4 minus that of a = 1
+    ("0.75 - looped"), paired over fresh seeds. `regret`: loss of a = 1 minus that of the optimum found at the largest N.
+    """
+    if a is None or a.interval is None:
+        return "undecided"
+    low, high = a.interval
+    against = _ends(differences.get("looped - sqrt"))
+    if low > ABOVE and high >= 1 and against[1] < 0 and _ends(regret)[1] < SAME:
+        return "supported"
+    if high < 1 and _ends(differences.get("0.75 - looped"))[1] < 0:
+        return "too strong"
+    if -SAME <= against[0] and against[1] <= SAME:
+        return "does not matter"
+    return "sqrt supported" if low <= 0.5 <= high < SQRT_BELOW else "undecided"
+
+
+def decide_rate(g: Estimate | None) -> RateVerdict:
+    """Decide whether the best hidden rate stands still over N."""
+    low, high = _ends(g)
+    if -STILL <= low and high <= STILL:
+        return "stands still"
+    return "moves" if g is not None and (low > STILL or high < -STILL) else "undecided"
+
+
+def _ends(estimate: Estimate | None) -> tuple[float, float]:
+    return (-math.inf, math.inf) if estimate is None or estimate.interval is None else estimate.interval
+
+
+def summarise(study: ExponentStudy, provenance: dict[str, Any]) -> ExponentResult:
+    """Return the whole result of a finished study."""
+    plan = study.plan
+    surfaces = {n: surface for n in sorted(plan.loops) if (surface := study.surface(n)) is not None}
+    found = powers_of(surfaces) if len(surfaces) == len(plan.loops) else None
+    a, g = found or (None, None)
+    carried, losses = _carried(study)
+    differences = _differences(losses)
+    regrets = {row.way: row.regret for row in carried}
+    looped = regrets.get("looped")
+    regret = None if looped is None else Estimate(looped.value, looped.interval, looped.by_seed)
+    verdict, rate = decide(a, differences, regret), decide_rate(g)
+    valleys = tuple(_valley(study, n, surfaces.get(n)) for n in sorted(plan.loops))
+    target = None if found is None or plan.target is None else at_target(plan, surfaces, plan.target)
+    pays = _pays(study, losses)
+    result = ExponentResult(
+        verdict=verdict,
+        rate_verdict=rate,
+        sentence=headline(verdict, a, valleys),
+        says=tuple(_says(plan, (a, g, rate), differences, carried, target, pays)),
+        next=next_step(plan, verdict, valleys, target),
+        a=_measured(a),
+        g=_measured(g),
+        loops=tuple(sorted(plan.loops)),
+        valleys=valleys,
+        carried=carried,
+        differences={name: measured for name, one in differences.items() if (measured := _measured(one))},
+        target=target,
+        outer_rate=_outer(study),
+        pays=pays,
+        user_code="" if plan.user_code is None else plan.user_code.place,
+        provenance={
+            **provenance,
+            "trials": len(study.trials),
+            **({"errors": study.errors} if study.errors else {}),
+            "seeds": list(range(plan.seeds)),
+            "fresh_seeds": list(plan.fresh_seeds),
+            "trial_seconds": round(sum(trial.seconds for trial in study.trials.values()), 1),
+        },
+    )
+    return result
+
+
+def at_target(plan: ExponentPlan, surfaces: Mapping[int, Surface], loops: int) -> AtTarget:
+    """Extrapolate the optimum to N = `loops` along the fitted line, with the seeds' spread there."""
+    strength, rate = (_line(surfaces, axis, math.log2(loops)) for axis in (0, 1))
+    one = plan.eps(loops, 1.0)
+
+    def powered(estimate: Estimate, factor: float) -> Measured:
+        ends = estimate.interval
+        return Measured(
+            value=factor * 2.0**estimate.value,
+            interval=None if ends is None else (factor * 2.0 ** ends[0], factor * 2.0 ** ends[1]),
+            by_seed=tuple(factor * 2.0**value for value in estimate.by_seed),
+        )
+
+    return AtTarget(loops=loops, eps=powered(strength, one), strength=2.0**strength.value, lr=powered(rate, 1.0))
+
+
+def _carried(study: ExponentStudy) -> tuple[tuple[CarriedEps, ...], dict[str, list[float]]]:
+    """Return what each way loses over the fresh seeds, and its losses; nothing before they ran."""
+    ways = study.ways()
+    losses = {way: known for way in ways if (known := study.fresh(study.way_cells(way))) is not None}
+    rows = []
+    for way, known in losses.items():
+        strength, lr = ways[way]
+        a, g = (None, None) if way == BEST else powers(way)
+        regret = _minus(losses, way, BEST) if way != BEST else None
+        rows.append(
+            CarriedEps(
+                way=way,
+                a=a,
+                g=g,
+                eps=study.plan.eps(study.last, strength),
+                lr=lr,
+                loss=_measured(over_seeds(known)) if all(map(math.isfinite, known)) else None,
+                regret=_measured(regret),
+            )
+        )
+    return tuple(rows), losses
+
+
+def _minus(losses: Mapping[str, Sequence[float]], first: str, second: str) -> Estimate | None:
+    pair = [losses.get(first), losses.get(second)]
+    if not all(known and all(map(math.isfinite, known)) for known in pair):
+        return None
+    return paired(*(over_seeds(known) for known in pair if known))
+
+
+def _differences(losses: Mapping[str, Sequence[float]]) -> dict[str, Estimate]:
+    """Compare `looped` with every other way over the fresh seeds, and 3/4 with it."""
+    pairs = [("looped", way) for way in losses if way not in ("looped", BEST)] + [("0.75", "looped")]
+    return {f"{one} - {other}": found for one, other in pairs if (found := _minus(losses, one, other)) is not None}
+
+
+def _valley(study: ExponentStudy, loops: int, surface: Surface | None) -> Valley:
+    plan = study.plan
+    points = _points(study, loops, surface)
+    if surface is None:
+        return Valley(loops=loops, points=points, edge=True, open_at="every trial diverged")
+    one = plan.eps(loops, 1.0)
+    eps, lr = surface.place(0), surface.place(1)
+    return Valley(
+        loops=loops,
+        points=points,
+        eps=Measured(value=one * 2.0**eps.value, interval=_powered(eps, one, surface.edge)),
+        lr=Measured(value=2.0**lr.value, interval=_powered(lr, 1.0, surface.edge)),
+        loss=_measured(surface.loss),
+        edge=surface.edge,
+        open_at=_open_at(study, loops, surface) if surface.edge else "",
+    )
+
+
+def _powered(estimate: Estimate, factor: float, edge: bool) -> tuple[float, float] | None:
+    ends = estimate.interval
+    return None if ends is None or edge else (factor * 2.0 ** ends[0], factor * 2.0 ** ends[1])
+
+
+def _points(study: ExponentStudy, loops: int, surface: Surface | None) -> tuple[ValleyPoint, ...]:
+    """Return the lowest loss at each eps; where seed 0 alone trained, its loss moved by what it is off the mean elsewhere.
+
+    The intervals are of the difference to the optimum, paired over seeds: what a seed adds to every loss is no part of a
+    valley's shape.
+    """
+    rows = {cell: row for cell, row in by_cell(study.grid(loops)).items() if all(map(math.isfinite, row))}
+    most = max(map(len, rows.values()), default=0)
+    whole = {cell: row for cell, row in rows.items() if len(row) == most}
+    off = fmean(fmean(row) - row[0] for row in whole.values()) if whole else 0.0
+    points = []
+    for i in sorted({cell[0] for cell in rows}):
+        column = {cell: row for cell, row in rows.items() if cell[0] == i}
+        shared = {cell: row for cell, row in column.items() if cell in whole} or column
+        row = min(shared.values(), key=lambda losses: fmean(losses))
+        alone = len(row) < most
+        floor = surface.losses if surface is not None and not alone else (0.0,) * len(row)
+        above, level = over_seeds([loss - low for loss, low in zip(row, floor, strict=True)]), fmean(floor)
+        ends = above.interval
+        points.append(
+            ValleyPoint(
+                eps=study.plan.eps(loops, study.plan.axes[0].value(i)),
+                loss=fmean(row) + (off if alone else 0.0),
+                interval=None if ends is None or alone else (level + ends[0], level + ends[1]),
+                seeds=len(row),
+            )
+        )
+    return tuple(points)
+
+
+def _open_at(study: ExponentStudy, loops: int, surface: Surface) -> str:
+    """Name the side on which no minimum was found, and the values to add."""
+    cells = by_cell(study.grid(loops))
+    parts = []
+    for axis, (noun, option, place) in enumerate(
+        (("strength", "--strengths", surface.strength), ("hidden rate", "--lrs", surface.lr))
+    ):
+        values = study.plan.axes[axis]
+        tried = sorted({cell[axis] for cell in cells})
+        low, high = values.value(tried[0]), values.value(tried[-1])
+        if place <= low * 1.01:
+            more = ",".join(f"{values.value(tried[0] - k):.4g}" for k in (2, 1, 0))
+            parts.append(f"the best {noun} is the lowest of what was tried ({low:.4g}): {option} {more}")
+        elif place >= high / 1.01:
+            more = ",".join(f"{values.value(tried[-1] + k):.4g}" for k in (0, 1, 2))
+            parts.append(f"the best {noun} is the highest of what was tried ({high:.4g}): {option} {more}")
+    return "; ".join(parts) or "the loss has no minimum around its best cell: add seeds"
+
+
+def _outer(study: ExponentStudy) -> Measured | None:
+    if study.plan.outer_rate is not None:
+        return Measured(value=study.plan.outer_rate)
+    optimum, rate = study.pilot_optimum(), study.outer_rate()
+    return None if rate is None else Measured(value=rate, interval=None if optimum is None else optimum.interval())
+
+
+def _pays(study: ExponentStudy, losses: Mapping[str, Sequence[float]]) -> Pays | None:
+    """Put one loop beside the largest N at its best, over the fresh seeds."""
+    cells, long_cells = study.single_cells(1.0), study.single_cells(study.longer)
+    short, target = study.fresh(cells) if cells else None, losses.get(BEST)
+    if short is None or target is None:
+        return None
+    long = study.fresh(long_cells) or []
+    steps = study.plan.base.train.steps
+    low = study.surface(study.first)
+    end = low is not None and low.at[0] <= math.log2(study.plan.axes[0].value(-FARTHEST))
+    beside = f"one loop with the values of N = {study.first}"
+    long_steps = round(steps * study.longer) if long else 0
+    return does_looping_pay(Beside(study.last, steps, target, short, long, long_steps, end, beside))
+
+
+def _measured(estimate: Estimate | None) -> Measured | None:
+    return None if estimate is None else Measured(
+        value=estimate.value, interval=estimate.interval, by_seed=estimate.by_seed
+    )  # fmt: skip
+
+
+# --- words
+
+
+def headline(verdict: Verdict, a: Estimate | None, valleys: Sequence[Valley]) -> str:
+    """Say the main number in one short sentence."""
+    if a is None:
+        where = ", ".join(f"N = {valley.loops}" for valley in valleys if valley.edge)
+        return f"No exponent: the optimum at {where} does not lie inside what was tried."
+    if a.interval is None:
+        return f"The best eps falls as N^{-a.value:.2f}; one seed gives no interval."
+    spoken = {
+        "supported": "so 1/N holds",
+        "too strong": "so 1/N is too strong here",
+        "does not matter": "and 1/N or 1/sqrt(N) makes no difference here",
+        "sqrt supported": "so 1/sqrt(N) holds here",
+        "undecided": "which does not decide between the rules",
+    }[verdict]
+    return f"The best eps falls as N^{-a.value:.2f} (95 % interval of the power {_range(a, '.2f')}), {spoken}."
+
+
+def _says(
+    plan: ExponentPlan,
+    found: tuple[Estimate | None, Estimate | None, RateVerdict],
+    differences: Mapping[str, Estimate],
+    carried: Sequence[CarriedEps],
+    target: AtTarget | None,
+    pays: Pays | None,
+) -> list[str]:
+    a, g, rate = found
+    low, high = min(plan.loops), max(plan.loops)
+    said = []
+    if g is not None:
+        spoken = {"stands still": "it stands still", "moves": "it moves", "undecided": "undecided whether it moves"}[
+            rate
+        ]
+        said.append(f"The best hidden rate falls as N^-g with g = {g.value:.2f}{_within(g, '.2f')}: {spoken}.")
+    costs = [_cost(row) for row in carried if row.way != BEST]
+    if costs:
+        said.append(
+            f"Carried from N = {low} to {high}, over {plan.fresh} fresh seeds, against the optimum found there: "
+            f"{'; '.join(costs)}."
+        )
+    against = differences.get("looped - sqrt")
+    if against is not None:
+        said.append(f"1/N minus 1/sqrt(N), paired: {against.value:+.3f} nats{_within(against, '+.3f')}.")
+    if target is not None:
+        said.append(
+            f"At N = {target.loops} use eps = {target.eps.value:.3g}{_span(target.eps)}, which is model.strength = "
+            f"{target.strength:.3g} under rule looped, and optim.lr = {target.lr.value:.3g}{_span(target.lr)}."
+        )
+    if pays is not None:
+        said.append(pays.sentence)
+    if a is not None and a.interval is not None and plan.seeds == 2:
+        said.append("Two seeds make an interval six times as wide as many would: read the powers as a first look.")
+    return said
+
+
+def _cost(row: CarriedEps) -> str:
+    name = row.way if not row.way.replace(".", "", 1).lstrip("-").isdigit() else f"N^-{row.way}"
+    name = "no scale (rule none)" if name == "none" else name
+    if row.regret is None:
+        return f"{name} diverges or has no comparison" if row.loss is None else name
+    ends = "" if row.regret.interval is None else f" ({row.regret.interval[0]:+.3f} to {row.regret.interval[1]:+.3f})"
+    return f"{name} {row.regret.value:+.3f}{ends}"
+
+
+def next_step(plan: ExponentPlan, verdict: Verdict, valleys: Sequence[Valley], target: AtTarget | None) -> str:
+    """Say in one line what to do now; empty where nothing is left to do."""
+    for valley in valleys:
+        if valley.edge:
+            return f"At N = {valley.loops} {valley.open_at} (in the same folder)."
+    if plan.seeds == 1:
+        return (
+            "One seed cannot estimate noise: repeat it with --seeds 4 in the same folder, the trials that ran are kept."
+        )
+    if verdict == "undecided":
+        return (
+            f"Repeat it with --seeds {2 * plan.seeds} --fresh {2 * plan.fresh} in the same folder: the trials that ran "
+            f"are kept. A wider span of loops narrows the power fastest, such as --loops {_wider(plan)}."
+        )
+    if target is None:
+        return f"Add --target loops={4 * max(plan.loops)} for the eps to use there."
+    return f"Train at the target: --set model.strength={target.strength:.3g} --set optim.lr={target.lr.value:.3g}."
+
+
+def _wider(plan: ExponentPlan) -> str:
+    return ",".join(map(str, sorted({*plan.loops, 2 * max(plan.loops)})))
+
+
+def _range(estimate: Estimate, digits: str) -> str:
+    low, high = estimate.interval or (math.nan, math.nan)
+    return f"{low:{digits}} to {high:{digits}}"
+
+
+def _within(estimate: Estimate, digits: str) -> str:
+    return "" if estimate.interval is None else f" (95 % interval {_range(estimate, digits)})"
+
+
+def _span(measured: Measured) -> str:
+    if measured.interval is None:
+        return ""
+    return f" (95 % interval {measured.interval[0]:.3g} to {measured.interval[1]:.3g})"

@@ -1,0 +1,242 @@
+"""The page of an exponent study, finished or not: the valleys, what carrying costs, the powers of N."""
+
+from __future__ import annotations
+
+import math
+import time
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from loopscale.files import replacing, write_text
+from loopscale.records import CarriedEps, ExponentResult, Measured, read_record
+from loopscale.report.figure import Axis, Figure, Guide, Mark, render
+from loopscale.report.figures import rule_name
+from loopscale.report.live_page import law_figure
+from loopscale.report.page import Section, Table, escape, render_page
+from loopscale.report.palette import TUNED, Look, interval, looks, number, plain, power_ticks
+from loopscale.report.tables import provenance
+from loopscale.report.valleys import READING, Carried, exponent_figure
+
+if TYPE_CHECKING:
+    from loopscale.exponent import ExponentStudy
+
+TITLE = "How fast must eps fall with the number of loops?"
+_COSTS = (
+    "Each row is a way to carry the optimum of the smallest N to the largest, trained there with fresh seeds: the loss "
+    "minus that of the optimum that the grid found there, paired over the seeds; the bars are 95 % intervals. A way is "
+    "good when its bar holds the dotted zero and is short."
+)
+_POWERS = (
+    "The fitted best eps at each N, both in powers of two, with 95 % intervals; the solid line has the fitted power. The "
+    "dotted lines start at the smallest N and fall as each rule says. The hollow mark is the target."
+)
+_BEST = "best eps"
+
+
+def write_exponent_report(folder: Path) -> Path:
+    """Write report.html, and figures/ of a finished study, into the folder of an exponent study; return the page's path.
+
+    Raises `UserError` when the folder holds no exponent study, or a damaged one.
+    """
+    from loopscale.exponent import ExponentStudy
+
+    if not (folder / "result.json").exists():
+        return ExponentPage(ExponentStudy.load(folder)).write()
+    result = read_record(folder / "result.json", ExponentResult)
+    drawn = {
+        f"{name}.{kind}": content
+        for name, figure in figures(result).items()
+        for kind, content in render(figure.spec()).items()
+    }
+    for name, content in drawn.items():
+        with replacing(folder / "figures" / name) as aside:
+            aside.write_bytes(content)
+    write_text(folder / "report.html", page(result))
+    return folder / "report.html"
+
+
+def page(result: ExponentResult) -> str:
+    """Return the page of a finished study as HTML."""
+    kind = "loopscale exponent study" + (f" of {result.user_code}" if result.user_code else "")
+    return render_page(
+        TITLE, result.sentence, sections(result), provenance(result.provenance), kind=kind, files="figures"
+    )
+
+
+def sections(result: ExponentResult) -> list[Section]:
+    """Return the parts of the page: the valleys, what carrying costs, the powers, the numbers to use."""
+    drawn = figures(result)
+    parts = [Section("Where each rule lands", figure=drawn.get("exponent"), how_to_read=READING)]
+    if "carrying-costs" in drawn:
+        parts.append(Section("What carrying costs", figure=drawn["carrying-costs"], how_to_read=_COSTS))
+    said = "".join(f"<li>{escape(one)}</li>" for one in (*result.says, result.next) if one)
+    parts.append(Section("In words", body_html=f"<ul>{said}</ul>"))
+    if "eps-over-loops" in drawn:
+        parts.append(Section("The power of N", figure=drawn["eps-over-loops"], how_to_read=_POWERS))
+    parts.append(Section("Numbers", table=_numbers(result)))
+    return parts
+
+
+def figures(result: ExponentResult) -> dict[str, Figure]:
+    """Return every figure that the study has numbers for, by name, in page order."""
+    made = {}
+    if any(valley.points for valley in result.valleys):
+        valleys = [valley for valley in result.valleys if valley.points]
+        made["exponent"] = exponent_figure(valleys, carried_eps(result))
+    if any(row.regret for row in result.carried):
+        made["carrying-costs"] = _carrying_costs(result)
+    if result.a is not None:
+        made["eps-over-loops"] = _eps_over_loops(result)
+    return made
+
+
+def carried_eps(result: ExponentResult) -> Carried:
+    """Return for each way that keeps the rate the eps that it carries to each N, from the optimum at the smallest."""
+    first = result.valleys[0]
+    if first.eps is None or first.edge:
+        return {}
+    return {
+        _spoken(row): {n: first.eps.value * (n / first.loops) ** -row.a for n in result.loops}
+        for row in result.carried
+        if row.a is not None and row.g == 0
+    }
+
+
+def _carrying_costs(result: ExponentResult) -> Figure:
+    rows = [row for row in result.carried if row.a is not None]
+    names = {row.way: rule_name(_spoken(row)) for row in rows}
+    marks = [
+        Mark(row.regret.value, -at, row.way,
+             {"carried by": names[row.way], "eps": plain(row.eps), "hidden rate": plain(row.lr),
+              "costs (nats)": number(row.regret.value, 4),
+              "95 % interval": interval(row.regret.interval, 4) or "none, one seed"}, across=row.regret.interval)
+        for at, row in enumerate(rows)
+        if row.regret is not None
+    ]  # fmt: skip
+    last = result.loops[-1]
+    return Figure(
+        "carrying-costs",
+        f"What each way to carry the optimum of N = {result.loops[0]} costs at N = {last}, with intervals.",
+        Axis(f"loss at N = {last} above the optimum there (nats)"),
+        Axis("", {}, (0.6 - len(rows), 0.6)),
+        looks([row.way for row in rows]),
+        marks,
+        [Guide(x=0.0)],
+        labels=names,
+        height=50 + 34 * len(rows),
+    )
+
+
+def _eps_over_loops(result: ExponentResult) -> Figure:
+    fitted = [valley for valley in result.valleys if valley.eps is not None]
+    marks = []
+    for valley in fitted:
+        assert valley.eps is not None
+        marks.append(_place(valley.loops, valley.eps, _BEST))
+    if result.target is not None:
+        marks.append(_place(result.target.loops, result.target.eps, _BEST, hollow=True))
+    first, farthest = result.valleys[0], result.target.loops if result.target else result.loops[-1]
+    ways = {_spoken(row): row.a for row in result.carried if row.a is not None and row.g == 0}
+    for way, a in ways.items():
+        assert first.eps is not None
+        for loops in (first.loops, farthest):
+            marks.append(
+                Mark(math.log2(loops), math.log2(first.eps.value) - a * math.log2(loops / first.loops), way,
+                     line="dotted", shape="none")
+            )  # fmt: skip
+    heights = [mark.y for mark in marks if mark.y is not None]
+    styles = {way: Look(look.ink, look.shape) for way, look in looks(list(ways)).items()}
+    return Figure(
+        "eps-over-loops",
+        "The best eps over the number of loops, with the slopes of the rules.",
+        Axis("loops N", {math.log2(n): str(n) for n in sorted({*result.loops, farthest})}),
+        Axis("eps", power_ticks(min(heights) - 0.5, max(heights) + 0.5, 8)),
+        {_BEST: Look(TUNED.ink, "circle"), **styles},
+        marks,
+        labels={way: rule_name(way) for way in ways},
+        height=320,
+    )
+
+
+def _place(loops: int, eps: Measured, series: str, hollow: bool = False) -> Mark:
+    ends = eps.interval
+    up = (math.log2(ends[0]), math.log2(ends[1])) if ends else None
+    said = {"N": str(loops), "best eps": plain(eps.value)}
+    said |= {"95 % interval": f"[{plain(ends[0])}, {plain(ends[1])}]"} if ends else {}
+    said |= {"what": "extrapolated to the target"} if hollow else {"what": "fitted"}
+    return Mark(math.log2(loops), math.log2(eps.value), series, said, line="solid", up=up, hollow=hollow)
+
+
+def _spoken(row: CarriedEps) -> str:
+    """Name a way for readers: a bare power of N by what it does."""
+    return f"N^-{row.way}" if row.way.replace(".", "", 1).lstrip("-").isdigit() else row.way
+
+
+def _numbers(result: ExponentResult) -> Table:
+    rows = [
+        ("a (best eps falls as N^-a)", *_cells(result.a)),
+        ("g (best hidden rate falls as N^-g)", *_cells(result.g)),
+    ]
+    for valley in result.valleys:
+        at = f"N = {valley.loops}"
+        rows += [
+            (f"best eps, {at}", *_cells(valley.eps)),
+            (f"best hidden rate, {at}", *_cells(valley.lr)),
+            (f"loss there (nats), {at}", *_cells(valley.loss)),
+        ]
+    if result.target is not None:
+        at = f"extrapolated to N = {result.target.loops}"
+        rows += [(f"eps, {at}", *_cells(result.target.eps)), (f"hidden rate, {at}", *_cells(result.target.lr))]
+    rows.append(("rate of embedding and readout", *_cells(result.outer_rate)))
+    rows += [(f"loss minus loss: {name}", *_cells(one)) for name, one in result.differences.items()]
+    return Table(("what", "value", "95 % interval"), rows)
+
+
+def _cells(measured: Measured | None) -> tuple[str, str]:
+    if measured is None:
+        return "n/a", ""
+    ends = measured.interval
+    return plain(measured.value), "" if ends is None else f"[{plain(ends[0])}, {plain(ends[1])}]"
+
+
+class ExponentPage:
+    """The page of a running exponent study, for its driver; `update` redraws it, seldom enough to cost little."""
+
+    def __init__(self, study: ExponentStudy, every: float = 10.0) -> None:
+        self.study, self.every = study, every
+        self._due = 0.0
+
+    def update(self) -> bool:
+        """Write the page unless it was written in the last `every` seconds, or drawing would take over 5 % of the time."""
+        began = time.monotonic()
+        if began < self._due:
+            return False
+        self.write()
+        ended = time.monotonic()
+        self._due = ended + max(self.every, 20 * (ended - began))
+        return True
+
+    def write(self) -> Path:
+        """Write the page as the study stands now; return its path."""
+        from loopscale.exponent import summarise
+
+        done, left = len(self.study.trials), self.study.left()
+        parts = [] if self.law is None else [Section("The law at initialisation", figure=self.law)]
+        drawn = figures(summarise(self.study, {})) if done else {}
+        if "exponent" in drawn:
+            parts.insert(0, Section("The valleys so far", figure=drawn["exponent"], how_to_read=READING))
+        lead = f"{done} trials have ended, {left} more are known to be needed."
+        text = render_page(TITLE, lead, parts, [], kind="loopscale exponent study, running", refresh=15)
+        write_text(self.study.folder / "report.html", text)
+        return self.study.folder / "report.html"
+
+    @cached_property
+    def law(self) -> Figure | None:
+        """Growth of the stream over N for three rules before any training; None for a user's model."""
+        from loopscale.transfer import StudyPlan
+
+        plan = self.study.plan
+        if plan.user_code is not None:
+            return None
+        return law_figure(StudyPlan(plan.base, ("looped", "sqrt", "none"), plan.loops))

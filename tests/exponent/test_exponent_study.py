@@ -1,0 +1,118 @@
+"""An exponent study on planted losses: the powers come back, carrying costs what the formula says, nothing runs twice."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+from planted import CURVES, EPS_AT_1, LR_AT_1, OUTER, A, G, Planted, base
+
+from loopscale.errors import UserError
+from loopscale.exponent import BEST, Cell, ExponentPlan, ExponentStudy, run_exponent, summarise
+from loopscale.records import ExponentResult, read_record
+
+
+def ran(plan, folder, noise=0.0):
+    executor = Planted(plan, noise)
+    return run_exponent(plan, folder, executor=executor), executor.ran
+
+
+def test_the_planted_powers_and_the_target_come_back_and_carrying_costs_what_the_formula_says(tmp_path):
+    plan = ExponentPlan(base(), loops=(2, 8, 32), seeds=2, fresh=2, target=128)
+    result, _ = ran(plan, tmp_path / "study")
+    assert result.a.value == pytest.approx(A, abs=1e-3) and result.g.value == pytest.approx(G, abs=1e-3)
+    assert result.target.eps.value == pytest.approx(EPS_AT_1 * 128**-A, rel=2e-3)
+    assert result.target.lr.value == pytest.approx(LR_AT_1 * 128**-G, rel=2e-3)
+    assert plan.eps(128, result.target.strength) == pytest.approx(result.target.eps.value)
+    assert result.outer_rate.value == pytest.approx(OUTER, rel=0.01)
+    for row in result.carried:
+        if row.way == BEST:
+            continue
+        x, y = 4 * (A - row.a), 4 * (G - row.g)  # four doublings from 2 to 32
+        costs = CURVES[0] * x * x + CURVES[1] * x * y + CURVES[2] * y * y
+        assert row.regret.value == pytest.approx(costs, abs=2e-3), row.way
+    assert read_record(tmp_path / "study" / "result.json", ExponentResult) == result
+
+
+def test_the_hidden_rate_moves_and_the_outer_rate_stays(tmp_path):
+    plan = ExponentPlan(base(), loops=(2, 8), seeds=1, fresh=1, outer_rate=0.0625)
+    _, cells = ran(plan, tmp_path / "study")
+    configs = [plan.config(Cell(2, 1.0, lr, 0.0625, 0)) for lr in (0.005, 0.01)]
+    assert [config.optim.lr * config.optim.outer_lr for config in configs] == pytest.approx([0.0625] * 2)
+    assert {cell["values"]["outer_rate"] for cell in cells} == {0.0625}
+
+
+def test_what_is_asked_and_found_does_not_depend_on_the_order_in_which_trials_ended(tmp_path):
+    plan = ExponentPlan(base(), loops=(2, 8), seeds=3, fresh=2)
+    result, cells = ran(plan, tmp_path / "study", noise=0.4)
+    lines = (tmp_path / "study" / "trials.jsonl").read_text().splitlines()
+    random.Random(1).shuffle(lines)
+    (tmp_path / "study" / "trials.jsonl").write_text("\n".join(lines) + "\n")
+    again = ExponentStudy.load(tmp_path / "study")
+    assert again.next_job() is None and again.left() == 0
+    assert summarise(again, {}).model_copy(update={"provenance": {}}) == result.model_copy(update={"provenance": {}})
+    assert len(cells) == len({str(cell) for cell in cells}) == len(lines)
+
+
+def test_a_study_goes_on_with_more_seeds_loops_and_ways_and_trains_only_what_is_new(tmp_path):
+    small = ExponentPlan(base(), loops=(2, 8), seeds=2, fresh=2, carry=("looped", "sqrt"))
+    _, first = ran(small, tmp_path / "study", noise=0.3)
+    large = ExponentPlan(base(), loops=(2, 8), seeds=3, fresh=4, carry=("looped", "sqrt", "none"))
+    result, second = ran(large, tmp_path / "study", noise=0.3)
+    assert second and not {str(cell) for cell in first} & {str(cell) for cell in second}
+    assert {row.way for row in result.carried} == {BEST, "looped", "sqrt", "none"}
+    _, third = ran(large, tmp_path / "study", noise=0.3)
+    assert third == []
+
+
+def test_what_changes_the_meaning_of_trials_is_refused_with_old_and_new(tmp_path):
+    ran(ExponentPlan(base(), loops=(2, 8), seeds=1, fresh=1), tmp_path / "study")
+    changed = base().replaced("train", steps=4)
+    with pytest.raises(UserError, match=r"train\.steps 3 -> 4"):
+        ran(ExponentPlan(changed, loops=(2, 8), seeds=1, fresh=1), tmp_path / "study")
+
+
+def test_an_optimum_at_the_end_of_the_search_is_said_with_the_values_to_add(tmp_path):
+    plan = ExponentPlan(base(strength=2.0**12), loops=(2, 8), seeds=1, fresh=1)  # the planted valley lies far below
+    result, _ = ran(plan, tmp_path / "study")
+    assert result.a is None and all(valley.edge for valley in result.valleys)
+    assert "lowest of what was tried" in result.next and "--strengths" in result.next
+    assert result.sentence.startswith("No exponent")
+
+
+def test_one_seed_gives_numbers_and_no_interval_and_two_say_what_cannot_be_said(tmp_path):
+    one, _ = ran(ExponentPlan(base(), loops=(2, 8), seeds=1, fresh=2), tmp_path / "one", noise=0.2)
+    assert one.a.interval is None and one.verdict == "undecided" and "--seeds 4" in one.next
+    two, _ = ran(ExponentPlan(base(), loops=(2, 8), seeds=2, fresh=2), tmp_path / "two", noise=0.2)
+    assert two.a.interval is not None and any("Two seeds" in said for said in two.says)
+
+
+def test_one_loop_stands_beside_the_largest_n_at_equal_steps_and_at_equal_compute(tmp_path):
+    plan = ExponentPlan(base(), loops=(2, 8), seeds=2, fresh=3)
+    result, cells = ran(plan, tmp_path / "study")
+    ones = [cell for cell in cells if cell["loops"] == 1]
+    assert sorted({cell["values"]["longer"] for cell in ones}) == [1.0, pytest.approx(result.pays.long_steps / 3)]
+    assert result.pays.loops == 8 and result.pays.steps == 3 and 3 < result.pays.long_steps < 8 * 3
+    assert result.pays.sentence in result.says
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"loops": (4,)}, "--loops 4 is one"),
+        ({"loops": (2, 2)}, "each number once|is one"),
+        ({"loops": (2, 4), "target": 64}, "--loops 2,4,16"),
+        ({"lrs": (0.1, 0.2)}, "at least 3 different values"),
+        ({"strengths": (1.0, 1.001, 2.0)}, "closer than 5 %"),
+        ({"strengths": (1.0, math.inf, 2.0)}, "positive numbers"),
+        ({"carry": ("deepnorm",)}, "cannot carry by 'deepnorm'"),
+        ({"carry": ("nan",)}, "finite"),
+        ({"seeds": 0}, "at least 1"),
+        ({"outer_rate": -1.0}, "positive"),
+    ],
+)
+def test_a_plan_that_no_exponent_follows_from_is_one_sentence(values, says):
+    with pytest.raises(UserError, match=says) as told:
+        ExponentPlan(base(), **values)
+    assert "\n" not in str(told.value) and len(str(told.value)) < 300

@@ -1,0 +1,133 @@
+"""The fitted surface and the search for it: exact on quadratics, honest at edges, with intervals that cover."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from planted import planted_loss
+
+from loopscale.exponent import Axis, Surface, decide, decide_rate, fit_surface, powers_of, wanted
+from loopscale.transfer import over_seeds
+
+AXES = (Axis(tuple(2.0**k for k in range(-2, 3))), Axis(tuple(2.0 ** (-6.5 + 0.75 * k) for k in (-1, 0, 1))))
+
+
+def searched(loss, seeds, axes=AXES):
+    """Answer what the search asks until it asks nothing; returns the losses that it has then."""
+    losses = {}
+    while missing := wanted(losses, axes, seeds):
+        assert len(losses) < 4000
+        losses |= {(i, j, seed): loss(axes[0].value(i), axes[1].value(j), seed) for i, j, seed in missing}
+    return losses
+
+
+@given(
+    at=st.tuples(st.floats(-4, 4), st.floats(-8.5, -4.5)),
+    curves=st.tuples(st.floats(0.01, 0.2), st.floats(-0.6, 0.6), st.floats(0.01, 0.2)),
+)
+@settings(max_examples=40, deadline=None)
+def test_the_search_finds_a_quadratic_valley_and_the_fit_gives_its_vertex(at, curves):
+    first, skew, second = curves
+    cross = skew * math.sqrt(first * second)
+
+    def loss(strength, lr, seed):
+        x, y = math.log2(strength) - at[0], math.log2(lr) - at[1]
+        return 2.0 + 0.01 * seed + first * x * x + cross * x * y + second * y * y
+
+    found = fit_surface(searched(loss, 2), AXES)
+    assert not found.edge
+    assert found.at == pytest.approx(at, abs=1e-6)
+    assert found.losses == pytest.approx((2.0, 2.01), abs=1e-9)
+    assert np.allclose(found.shifts, 0, atol=1e-6)
+
+
+def test_each_seed_s_own_vertex_is_its_shift():
+    places = [(-0.3, -6.4), (0.3, -6.6)]
+
+    def loss(strength, lr, seed):
+        x, y = math.log2(strength) - places[seed][0], math.log2(lr) - places[seed][1]
+        return 2.0 + 0.03 * x * x + 0.05 * y * y
+
+    found = fit_surface(searched(loss, 2), AXES)
+    assert [tuple(np.add(found.at, shift)) for shift in found.shifts] == [pytest.approx(place) for place in places]
+
+
+def test_a_valley_without_an_end_is_an_edge_and_the_search_stops():
+    found = fit_surface(searched(lambda strength, lr, seed: 2.0 + 0.1 * math.log2(strength), 2), AXES)
+    assert found.edge and found.strength == AXES[0].value(-4)
+
+
+def test_where_everything_diverges_the_search_ends_without_a_surface():
+    assert fit_surface(searched(lambda strength, lr, seed: math.inf, 2), AXES) is None
+
+
+def test_diverged_cells_beside_the_optimum_are_left_out_of_the_fit():
+    def loss(strength, lr, seed):
+        x, y = math.log2(strength) - 0.2, math.log2(lr) + 6.4
+        return math.inf if x + y > 1.5 else 2.0 + 0.03 * x * x + 0.05 * y * y
+
+    found = fit_surface(searched(loss, 2), AXES)
+    assert found.at == pytest.approx((0.2, -6.4), abs=1e-6)
+
+
+def simulated(seeds, loops, noise, start):
+    """The powers of a study on planted losses whose valleys move by seed; strengths mean eps N here."""
+    surfaces = {
+        n: fit_surface(
+            searched(lambda s, lr, seed, n=n: planted_loss(n, s / n, lr, 2.0**-4.2, start + seed, noise), seeds), AXES
+        )
+        for n in loops
+    }
+    return powers_of(surfaces)
+
+
+def coverage(repeats, seeds, loops, noise=0.4):
+    inside = [
+        low <= truth <= high
+        for repeat in range(repeats)
+        for estimate, truth in zip(simulated(seeds, loops, noise, 10_000 * repeat), (0.8, 0.1), strict=True)
+        for low, high in [estimate.interval]
+    ]
+    return sum(inside) / len(inside)
+
+
+def test_the_intervals_of_both_powers_cover_in_a_first_look():
+    assert coverage(12, 4, (2, 8, 32)) > 0.75
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [2, 4, 8])
+@pytest.mark.parametrize("loops", [(2, 8), (2, 8, 32), (2, 4, 8, 16)])
+def test_the_intervals_of_both_powers_cover(seeds, loops):
+    assert 0.92 <= coverage(200, seeds, loops) <= 0.985
+
+
+def estimate(value, error):
+    return over_seeds([value - error, value, value + error], value)
+
+
+def test_the_decision_follows_the_plan_of_the_experiment():
+    tight = estimate(1.0, 0.02)
+    better, level, worse = (estimate(value, 0.001) for value in (-0.03, 0.0, 0.03))
+    assert decide(tight, {"looped - sqrt": better}, level) == "supported"
+    assert decide(tight, {"looped - sqrt": better}, worse) == "undecided"
+    assert decide(estimate(0.85, 0.02), {"looped - sqrt": better, "0.75 - looped": better}, level) == "too strong"
+    assert decide(estimate(0.7, 0.3), {"looped - sqrt": level}, None) == "does not matter"
+    assert decide(estimate(0.5, 0.02), {"looped - sqrt": worse}, worse) == "sqrt supported"
+    assert decide(estimate(0.7, 0.3), {}, None) == decide(None, {}, None) == "undecided"
+    assert decide(over_seeds([1.0]), {"looped - sqrt": level}, level) == "undecided"
+
+
+def test_the_rate_stands_still_within_its_limit_and_moves_beyond_it():
+    assert decide_rate(estimate(0.05, 0.02)) == "stands still"
+    assert decide_rate(estimate(0.4, 0.05)) == "moves"
+    assert decide_rate(estimate(0.15, 0.1)) == decide_rate(None) == "undecided"
+
+
+def test_a_surface_at_an_edge_gives_no_power():
+    edge = Surface((0.0, 0.0), (2.0,), ((0.0, 0.0),), ((0.0, 0.0),) * 2, ((0.0, 0.0),) * 2, edge=True)
+    assert powers_of({2: edge, 8: edge}) is None
