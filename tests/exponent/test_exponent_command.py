@@ -56,8 +56,9 @@ def deaf(loops, width=8, residual_scale=1.0):
 
 def roles(model):
     kinds = {"embed": "embedding", "head": "readout", "block.linear": "hidden", "block.norm": "gain"}
-    return {name: "outer_gain" if name == "head.bias" else "gain" if name.endswith("bias")
-            else next(role for part, role in kinds.items() if name.startswith(part)) for name, _ in model.named_parameters()}
+    kinds |= {"head.bias": "outer_gain", "block.linear.bias": "gain"}
+    longest = sorted(kinds, key=len, reverse=True)
+    return {name: next(kinds[part] for part in longest if name.startswith(part)) for name, _ in model.named_parameters()}
 """
 
 
@@ -79,7 +80,7 @@ def user_plan(factory="make_model", **more):
 
 def test_a_users_model_is_measured_with_its_page_and_the_folder_reads_back(here):
     plan = user_plan()
-    result = run_exponent(plan, here / "study", executor=InThisProcess(), page=lambda study: ExponentPage(study, 0.0))
+    result = run_exponent(plan, here / "study", executor=InThisProcess(), page=ExponentPage)
     assert len(result.valleys) == 2 and all(valley.points for valley in result.valleys)
     assert result.user_code == "mine.py:make_model"
     page = write_exponent_report(here / "study").read_text()

@@ -71,8 +71,8 @@ def command(
     CONFIG (TOML) the model and data are those of `loopscale transfer --preset demo`. Stop it anywhere and start it
     again: finished trials are kept.
     """
-    from loopscale.cli.user_code import checked, find_user_code, study_name, user_sentences
     from loopscale.cli.sigterm import ended_by_sigterm
+    from loopscale.cli.user_code import checked, find_user_code, study_name, user_sentences
     from loopscale.cli.watching import Watching
 
     user_code = find_user_code(model, None)  # a mistake in its arguments is told before the slow imports

@@ -89,8 +89,8 @@ def refuse_deaf(plan: ExponentPlan) -> None:
         ]
     if losses[0] == losses[1]:
         raise UserError(
-            f"{plan.user_code.place} ignores its strength: the loss is {losses[0]:.6g} at strengths 1 and 1/8, so no eps can be "
-            f"found: let its loop have rule and strength, or multiply its branches by residual_scale"
+            f"{plan.user_code.place} ignores its strength: the loss is {losses[0]:.6g} at strengths 1 and 1/8, so no "
+            f"eps can be found: let its loop have rule and strength, or multiply its branches by residual_scale"
         )
 
 
