@@ -15,9 +15,7 @@ from loopscale.cli.transfer import list_of
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--loops", callback=list_of(int, "whole numbers"), help="Numbers of loops in between, such as 4,8,16.")
-@click.option(
-    "--layers", callback=list_of(int, "whole numbers"), help="Numbers of layers; both exponents b are tried."
-)
+@click.option("--layers", callback=list_of(int, "whole numbers"), help="Numbers of layers; both exponents b are tried.")
 @click.option("--width", "widths", callback=list_of(int, "whole numbers"), help="Widths in between.")
 @click.option("--joint", is_flag=True, help="Also the largest of each at once.")
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Seeds of each point, paired.")
