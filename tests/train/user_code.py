@@ -65,3 +65,13 @@ class Twice(nn.Module):
 
 def deaf(width):
     return nn.Linear(width, width)
+
+
+def of_transformers(loops, width, vocab_size, rule, strength):
+    """Llama, whose layers are visited as often as `loops` says."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=vocab_size, **sizes))
+    ls.convert(model, layers=(0, 1), loops=loops, rule=rule, strength=strength, steps="even")
+    return model

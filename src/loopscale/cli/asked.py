@@ -54,10 +54,10 @@ def resumed_sets(run: Path, given: dict[str, Any]) -> tuple[str, ...]:
     folders come from others too.
     """
     from loopscale.train import open_run
+    from loopscale.train.load_model import check_named
 
-    factory = open_run(run).config.model.factory
-    if factory is not None and given["model"] is None and given["config"] is None:
-        raise UserError(f"{run} trains {factory}, code that runs only where you name it: add --model {factory}")
+    if given["config"] is None:
+        check_named(open_run(run), given["model"])
     sets = tuple(given["sets"]) if given["resume"] is not None else ()
     return sets if given["model"] is None else (*sets, f"model.factory={json.dumps(given['model'])}")
 

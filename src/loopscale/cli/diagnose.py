@@ -19,7 +19,10 @@ _LEVELS = ("info", "warning", "error", "never")
 
 @click.command()
 @click.argument("target", required=False)
-@click.option("--model", help="The same as TARGET: file.py:make_model, as train and tune take it.")
+@click.option(
+    "--model",
+    help="The same as TARGET: file.py:make_model; with a run folder, the code of the user model that it trained.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the diagnosis as JSON.")
 @click.option(
     "--fail-on",
@@ -76,12 +79,12 @@ def command(
     span = _span(loops_range)
     if data is not None and span is None:
         raise UserError("--data measures the loss over a range of loops: add --loops-range, for example 1:32")
-    named = target or model
-    if named is None or (target and model):
+    run = target is not None and (Path(target) / "config.toml").is_file()
+    if (target is None) == (model is None) and not (run and model):
         raise UserError("name one model: loopscale diagnose file.py:make_model")
-    target = named
+    target, code = target or str(model), model if run else None
     given = {} if loops is None else {loops_arg or "loops": loops}
-    built, batch = _load(target, given, trust_remote_code)
+    built, batch = _load(target, given, trust_remote_code, code)
     if weights is not None:
         _load_weights(built, weights)
     from loopscale.diagnosis import diagnose
@@ -95,7 +98,7 @@ def command(
         click.echo(f"{handle}\n", err=as_json)
         found = diagnose(built, batch, **options)
     if compare is not None:
-        other, other_batch = _load(compare, given, trust_remote_code)
+        other, other_batch = _load(compare, given, trust_remote_code, code)
         second = diagnose(other, other_batch, **options)
         changes = differences(found, second)
         click.echo(json.dumps(changes, indent=1) if as_json else _spelt(target, compare, changes))
@@ -150,10 +153,10 @@ def _span(text: str | None) -> tuple[int, int] | None:
     return int(low), int(high)
 
 
-def _load(target: str, given: dict[str, int], trusted: bool = False) -> tuple[nn.Module, Any]:
+def _load(target: str, given: dict[str, int], trusted: bool, code: str | None) -> tuple[nn.Module, Any]:
     from loopscale.cli.diagnose_target import load_target
 
-    return load_target(target, given, trusted)
+    return load_target(target, given, trusted, code)
 
 
 def _batches(path: Path, model: nn.Module) -> list[Any]:

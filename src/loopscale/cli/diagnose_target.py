@@ -17,10 +17,13 @@ if TYPE_CHECKING:
 _FORMS = "give package.module:factory, file.py:factory, a run folder or a local Hugging Face folder"
 
 
-def load_target(target: str, given: Mapping[str, int] | None = None, trusted: bool = False) -> tuple[nn.Module, Any]:
+def load_target(
+    target: str, given: Mapping[str, int] | None = None, trusted: bool = False, code: str | None = None
+) -> tuple[nn.Module, Any]:
     """Build the module that `target` names, and its batch where the factory gives one, else None.
 
-    `given`: arguments for the factory; `trusted`: a Hugging Face model may bring code.
+    `given`: arguments for the factory; `trusted`: a Hugging Face model may bring code. `code`: the
+    factory of the user model that a run folder trained, which runs only when it is named.
     The factory runs at torch's seed 0, in a fork of the random state.
 
     Raises `UserError`, one sentence, when it cannot be built, or nothing takes what is given.
@@ -29,11 +32,13 @@ def load_target(target: str, given: Mapping[str, int] | None = None, trusted: bo
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        made = _made(target, given or {}, trusted)
+        made = _made(target, given or {}, trusted, code)
     return made if isinstance(made, tuple) else (made, None)
 
 
-def _made(target: str, given: Mapping[str, int], trusted: bool) -> Any:
+def _made(target: str, given: Mapping[str, int], trusted: bool, code: str | None) -> Any:
+    if (Path(target) / "config.toml").is_file():
+        return _run(Path(target), given, code)
     if given and (target.startswith("hf://") or Path(target).is_dir()):
         raise UserError(_untaken(given, target))
     if target.startswith("hf://"):
@@ -99,18 +104,21 @@ def _file(path: Path) -> nn.Module:
 
 
 def _folder(path: Path, trusted: bool) -> nn.Module:
-    if (path / "config.toml").is_file():
-        return _run(path)
     if (path / "config.json").is_file():
         return _hugging_face(str(path), trusted)
     raise UserError(f"{path} has neither config.toml (a run) nor config.json (a Hugging Face model): {_FORMS}")
 
 
-def _run(path: Path) -> nn.Module:
+def _run(path: Path, given: Mapping[str, int], code: str | None) -> Any:
     from loopscale.cli.progress import warn
     from loopscale.train.load_model import load_model
 
-    return load_model(path, warn, untrained=True).model
+    if given.keys() - {"loops"}:
+        raise UserError(_untaken(given, str(path)))
+    trained = load_model(path, warn, untrained=True, model=code, loops=given.get("loops"))
+    if trained.user is None or trained.user.make_batch is None:
+        return trained.model
+    return trained.model, _forward_batch(trained.model, trained.user.batch(batch_size=2))
 
 
 def _hugging_face(name: str, trusted: bool) -> nn.Module:
@@ -177,8 +185,6 @@ def _batch_beside(source: Any, model: nn.Module, target: str) -> Any:
 
     Raises `UserError` for whatever `make_batch` does wrong.
     """
-    from loopscale.probe import prepare, untouched
-
     make = getattr(source, "make_batch", None)
     if not callable(make):
         return None
@@ -188,6 +194,13 @@ def _batch_beside(source: Any, model: nn.Module, target: str) -> Any:
         raise
     except (Exception, SystemExit) as cause:
         raise UserError(f"make_batch beside {target} raised {_line(cause)}") from None
+    return _forward_batch(model, batch)
+
+
+def _forward_batch(model: nn.Module, batch: Any) -> Any:
+    """Give what the model's forward takes of a batch: all of it, or the first of (inputs, targets)."""
+    from loopscale.probe import prepare, untouched
+
     if isinstance(batch, (tuple, list)) and len(batch) == 2:
         try:
             with untouched(model):

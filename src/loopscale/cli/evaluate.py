@@ -19,6 +19,9 @@ import click
 @click.option("--limit", type=int, help="At most this many documents of each task.")
 @click.option("--batch-size", default=8, show_default=True, help="Sequences at a time.")
 @click.option("--online", is_flag=True, help="Let the harness download the data of a task.")
+@click.option(
+    "--model", metavar="PLACE", help="The factory that was trained, for a run of your model: file.py:make_model."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 def command(
     run: Path,
@@ -28,6 +31,7 @@ def command(
     limit: int | None,
     batch_size: int,
     online: bool,
+    model: str | None,
     as_json: bool,
 ) -> None:
     """Evaluate the run folder RUN, or a folder that `loopscale export` wrote, on tasks of lm-evaluation-harness."""
@@ -36,14 +40,14 @@ def command(
 
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     with redirect_stdout(sys.stderr):
-        found = evaluate_tasks(
-            run, names, loops=loops, include=include, limit=limit, batch_size=batch_size, online=online, warn=warn
-        )
+        options = {"loops": loops, "include": include, "limit": limit, "batch_size": batch_size, "online": online}
+        found = evaluate_tasks(run, names, **options, model=model, warn=warn)
     click.echo(json.dumps(found) if as_json else _table(found))
 
 
 def _table(found: dict[str, Any]) -> str:
-    lines = [f"at {found['loops']} loops, residual scale {found['residual_scale']:.4g}"]
+    scale = f", residual scale {found['residual_scale']:.4g}" if "residual_scale" in found else ""
+    lines = [f"at {found['loops']} loops{scale}"]
     for task, numbers in found["tasks"].items():
         errors = {name.removesuffix("_stderr"): value for name, value in numbers.items() if name.endswith("_stderr")}
         for name, value in numbers.items():

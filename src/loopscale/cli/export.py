@@ -11,16 +11,20 @@ import click
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--model", metavar="PLACE", help="The factory that was trained, for a run of your model: file.py:make_model."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
-def command(run: Path, out: Path, as_json: bool) -> None:
+def command(run: Path, out: Path, model: str | None, as_json: bool) -> None:
     """Write the model of the run folder RUN to the new folder OUT: weights, config, tokenizer and model card.
 
-    AutoModelForCausalLM and AutoTokenizer read it after `import loopscale.integrations.huggingface`.
+    AutoModelForCausalLM and AutoTokenizer read it after `import loopscale.integrations.huggingface`. A run of your
+    model needs --model, and must be a model of transformers.
     """
     from loopscale.cli.progress import warn
     from loopscale.integrations.export import export_run
 
-    done = export_run(run, out, warn=warn)
+    done = export_run(run, out, model=model, warn=warn)
     if as_json:
         click.echo(json.dumps(done))
         return

@@ -16,11 +16,12 @@ import click
 @click.option("--temperature", default=0.8, show_default=True, help="0 takes the likeliest token.")
 @click.option("--seed", default=0, show_default=True, help="The same seed gives the same text.")
 @click.option("--loops", type=int, help="Apply the core this often; default: as in training.")
-@click.option(
-    "--cache", default="per-visit", show_default=True, help="Keys and values kept: per-visit, last-visit, none."
-)
+@click.option("--cache", help="Keys and values kept: per-visit (the default), last-visit, none.")
 @click.option("--scale", type=click.Choice(["rescale", "freeze"]), help="With --loops: eps follows N, or stays.")
 @click.option("--exit-below", type=float, help="End the visits once one changes the stream by less than this fraction.")
+@click.option(
+    "--model", metavar="PLACE", help="The factory that was trained, for a run of your model: file.py:make_model."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print text and time as JSON.")
 def command(
     run: Path,
@@ -29,9 +30,10 @@ def command(
     temperature: float,
     seed: int,
     loops: int | None,
-    cache: str,
+    cache: str | None,
     scale: str | None,
     exit_below: float | None,
+    model: str | None,
     as_json: bool,
 ) -> None:
     """Continue a prompt with the model of the run folder RUN."""
@@ -40,7 +42,7 @@ def command(
 
     began = time.perf_counter()
     options = {"cache": cache, "scale": scale, "exit_below": exit_below}
-    text = generate(run, prompt, tokens, temperature, seed, loops, **options, warn=warn)
+    text = generate(run, prompt, tokens, temperature, seed, loops, **options, model=model, warn=warn)
     if not as_json:
         click.echo(text)
         return

@@ -14,7 +14,7 @@ from typing import Any
 from loopscale.errors import UserError, nearest, require, settings
 from loopscale.integrations.versions import transformers
 from loopscale.parameterization import Depth
-from loopscale.train.run import Warn
+from loopscale.train.run import Warn, open_run
 
 _OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
 
@@ -24,7 +24,7 @@ class Evaluation:
     """How tasks are run; `evaluate_tasks` takes each as a keyword.
 
     loops: N of the evaluation; by default that of the training. include: a folder of task files. limit: documents of each
-    task. Nothing is downloaded unless `online`.
+    task. Nothing is downloaded unless `online`. model: the place of the user's factory, which a run of a user model needs.
 
     Raises `UserError` for values out of range.
     """
@@ -34,6 +34,7 @@ class Evaluation:
     limit: int | None = None
     batch_size: int = 8
     online: bool = False
+    model: str | None = None
     warn: Warn = lambda sentence: None
 
     def __post_init__(self) -> None:
@@ -68,9 +69,7 @@ def evaluate_tasks(
     unknown = [name for name in names if name not in manager.all_tasks]
     if unknown:
         raise UserError(f"unknown task {unknown[0]!r}: {_near(unknown[0], manager.all_tasks)}")
-    model, tokenizer, context = _model(Path(place), chosen.warn)
-    if chosen.loops is not None:
-        model.config.loops = chosen.loops
+    model, tokenizer, context = _model(Path(place), chosen)
     wrapped = library.HFLM(
         pretrained=model, tokenizer=tokenizer, max_length=context, batch_size=chosen.batch_size, device="cpu"
     )
@@ -86,8 +85,7 @@ def evaluate_tasks(
         ) from None
     return {
         "place": str(place),
-        "loops": model.config.loops,
-        "residual_scale": model.model.residual_scale(model.config.loops),
+        **_scale(model, Path(place), chosen.loops),
         "limit": chosen.limit,
         "tasks": {name: _numbers(values) for name, values in found["results"].items()},
         "documents": {name: counts["effective"] for name, counts in found["n-samples"].items()},
@@ -132,18 +130,30 @@ def _task_name(path: Path) -> str:
         raise UserError(f"{path} does not describe a task: it needs a line 'task: NAME'") from None
 
 
-def _model(place: Path, warn: Warn) -> tuple[Any, Any, int]:
-    """Model, tokenizer and context of a run, or of a folder that `loopscale export` wrote."""
+def _scale(model: Any, place: Path, loops: int | None) -> dict[str, Any]:
+    """Give N and eps; of a user model N alone, since what it does with its rule is its own affair."""
+    if hasattr(model.config, "loops"):
+        return {"loops": model.config.loops, "residual_scale": model.model.residual_scale(model.config.loops)}
+    return {"loops": loops or open_run(place).config.model.loops}
+
+
+def _model(place: Path, chosen: Evaluation) -> tuple[Any, Any, int]:
+    """Give model, tokenizer and context of a run, or of a folder that `loopscale export` wrote."""
+    loops = chosen.loops
     if (place / "config.toml").is_file():
         from loopscale.integrations.export import for_transformers
         from loopscale.train.load_model import load_model
 
-        trained = load_model(place, warn)
-        return *for_transformers(trained), trained.run.config.data.context
+        trained = load_model(place, chosen.warn, model=chosen.model, loops=None if chosen.model is None else loops)
+        model, tokenizer = for_transformers(trained)
+        if trained.user is None:
+            model.config.loops = loops or model.config.loops
+        return model, tokenizer, trained.run.config.data.context
     if (place / "config.json").is_file():
         from loopscale.integrations.huggingface import LoopedForCausalLM
 
         model = LoopedForCausalLM.from_pretrained(place).eval()
+        model.config.loops = loops or model.config.loops
         tokenizer = transformers().AutoTokenizer.from_pretrained(place)
         return model, tokenizer, int(getattr(model.config, "max_position_embeddings", 2048))
     raise UserError(f"{place} is neither a run nor an exported folder: give what loopscale train or export wrote")

@@ -9,34 +9,43 @@ import loopscale
 from loopscale.errors import UserError
 from loopscale.files import folder_aside
 from loopscale.integrations.versions import transformers
-from loopscale.parameterization import Depth
+from loopscale.parameterization import Depth, get_rule
 from loopscale.records import Provenance, read_record, read_steps
 from loopscale.train.load_model import Trained, load_model
 from loopscale.train.run import Warn
 
 
-def export_run(run_dir: str | Path, out: str | Path, *, warn: Warn = lambda sentence: None) -> dict[str, Any]:
+def export_run(
+    run_dir: str | Path, out: str | Path, *, model: str | None = None, warn: Warn = lambda sentence: None
+) -> dict[str, Any]:
     """Write the newest whole checkpoint of a run to the new folder `out`; give what was written.
 
-    `AutoModelForCausalLM.from_pretrained(out)` reads it after `import loopscale.integrations.huggingface`.
+    `AutoModelForCausalLM.from_pretrained(out)` reads it after `import loopscale.integrations.huggingface`. model: the place
+    of the user's factory, which a run of a user model needs; what it builds must be a model of transformers.
 
-    Raises `UserError` when the run has no checkpoint, `out` is taken, or the disk refuses; nothing is left behind then.
+    Raises `UserError` when the run has no checkpoint, the model has no such format, `out` is taken, or the disk refuses;
+    nothing is left behind then.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} already exists and is no empty folder: name another one")
     transformers()
-    trained = load_model(run_dir, warn)
-    model, tokenizer = for_transformers(trained)
+    trained = load_model(run_dir, warn, model=model)
+    if trained.user is not None and not isinstance(trained.model, transformers().PreTrainedModel):
+        raise UserError(
+            f"{model} builds a {type(trained.model).__name__}, which is not a model of transformers: its "
+            f"weights are {run_dir}/checkpoints/step-{trained.step:06d}/*.safetensors, for load_state_dict"
+        )
+    exported, tokenizer = for_transformers(trained)
     with folder_aside(out) as aside:
-        model.save_pretrained(aside)
+        exported.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
         (aside / "README.md").write_text(model_card(trained), encoding="utf-8")
     return {
         "out": str(out),
         "run": str(run_dir),
         "step": trained.step,
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": sum(p.numel() for p in exported.parameters()),
         "files": sorted(path.name for path in out.iterdir()),
     }
 
@@ -48,6 +57,12 @@ def for_transformers(trained: Trained) -> tuple[Any, Any]:
 
     context = trained.run.config.data.context
     tokenizer = fast_tokenizer(trained.tokenizer, context)
+    if trained.user is not None:
+        if isinstance(trained.model, transformers().PreTrainedModel):
+            return trained.model, tokenizer
+        from loopscale.integrations.user_causal_lm import UserCausalLM
+
+        return UserCausalLM(trained.model, tokenizer.vocab_size, context), tokenizer
     special = {f"{name}_token_id": 0 for name in ("bos", "eos", "pad")}
     config = LoopedConfig.of(trained.model.config, max_position_embeddings=context, **special)
     model = LoopedForCausalLM(config)
@@ -57,15 +72,21 @@ def for_transformers(trained: Trained) -> tuple[Any, Any]:
 
 def model_card(trained: Trained) -> str:
     """Write the README.md of the folder: what it is, how it was trained, how to use it."""
-    run, config = trained.run, trained.model.config
+    run, config = trained.run, trained.run.config.model
     origin = read_record(run.path / "provenance.json", Provenance)
-    eps = trained.model.residual_scale(config.loops)
+    rule = get_rule(config.rule)
+
+    def eps(loops: int) -> float:
+        depth = Depth(loops, config.layers)
+        return float(rule.residual_scale(depth, config.strength, config.base_layers).value)
+
     last = _last_losses(run.metrics)
     rows = {
         "loops N (a run-time knob)": config.loops,
         "unique layers L": config.layers,
         "width": config.width,
-        "rule": f"{config.rule}, strength {config.strength:g}: residual scale {eps:.4g} at N = {config.loops}",
+        "rule": f"{config.rule}, strength {config.strength:g}: "
+        f"residual scale {eps(config.loops):.4g} at N = {config.loops}",
         "parameters": f"{sum(p.numel() for p in trained.model.parameters()):,}",
         "context": run.config.data.context,
         "tokenizer": trained.tokenizer.name,
@@ -76,9 +97,9 @@ def model_card(trained: Trained) -> str:
         "made with": f"loopscale {loopscale.__version__}, torch {origin.torch}",
     }
     table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows.items())
-    scales = ", ".join(
-        f"{trained.model.residual_scale(n):.4g} at N = {n}" for n in _around(Depth(config.loops, 1).loops)
-    )
+    if trained.user is not None:
+        return _USER_CARD.format(table=table, place=trained.user.place)
+    scales = ", ".join(f"{eps(n):.4g} at N = {n}" for n in _around(Depth(config.loops, 1).loops))
     return _CARD.format(table=table, loops=config.loops, twice=2 * config.loops, scales=scales)
 
 
@@ -97,6 +118,15 @@ def _last_losses(metrics: Path) -> dict[str, str]:
         return {}
     return {"validation loss": f"{known[-1]['val_loss']:.4f} nats per token at step {known[-1]['step']}"}
 
+
+_USER_CARD = """# A looped Transformer
+
+Trained by loopscale. Its code is `{place}`, which is not in this folder; its class in transformers reads the weights.
+
+| | |
+|---|---|
+{table}
+"""
 
 _CARD = """---
 library_name: transformers

@@ -27,7 +27,7 @@ class StudyRecord(Record):
     strengths: tuple[FiniteFloat, ...]
     center_lr: PositiveFloat
     preset: str
-    user_code: dict[str, Any] | None = Field(None, validation_alias=USER_CODE)
+    user_code: dict[str, Any] | None = Field(default=None, validation_alias=USER_CODE)
     outer_pilot: bool = False
     beside_one: bool = False
     spacing: PositiveInt = 1
@@ -176,7 +176,7 @@ class Result(Record):
     FIX: ClassVar[str] = "run `loopscale transfer` again on this folder to rebuild it from its trials"
 
     preset: str = ""
-    user_code: str = Field("", validation_alias=USER_CODE)
+    user_code: str = Field(default="", validation_alias=USER_CODE)
     sentence: str
     rules: dict[str, RuleRecord]
     paired: tuple[Paired, ...] = ()

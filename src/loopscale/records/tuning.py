@@ -24,7 +24,7 @@ class TuneRecord(Record):
     tuned: tuple[str, ...]
     trials: PositiveInt
     seeds: PositiveInt
-    user_code: dict[str, Any] | None = Field(None, validation_alias=USER_CODE)
+    user_code: dict[str, Any] | None = Field(default=None, validation_alias=USER_CODE)
 
 
 class Row(Record):

@@ -45,7 +45,7 @@ def continue_from(run: Run, training: Training, warn: Warn) -> None:
     world, newest = training.world, None
     with world.together():
         if world.main:
-            check_source(run, training)
+            check_source(run, training.task.origin.get("model", {}))
             check_tied_entry(run, warn)
             newest = run.newest_whole(warn)
     name = world.of_main("" if newest is None else newest.name)

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from loopscale.errors import UserError, nearest, settings
-from loopscale.nn import KeyValueCache, LoopedTransformer, Past, last_visit, per_visit
+from loopscale.nn import KeyValueCache, Past, last_visit, per_visit
 from loopscale.nn.past import Sharing
 from loopscale.train.load_model import load_model
 from loopscale.train.run import Warn
+from loopscale.train.user import logits_of
 
 CACHES: dict[str, Sharing | None] = {"per-visit": per_visit, "last-visit": last_visit, "none": None}
 
@@ -25,28 +26,33 @@ CACHES: dict[str, Sharing | None] = {"per-visit": per_visit, "last-visit": last_
 class Sampling:
     """How the model is run; `generate` takes each as a keyword.
 
-    cache: "per-visit" and "none" give the same text, the first sooner; "last-visit" takes 1/loops the memory and
-    approximates. scale: "rescale" lets eps follow the loops, "freeze" keeps that of training; by default the config's.
+    model: the place of the user's factory ("file.py:make_model"), which a run of a user model needs; such a run has
+    none of the others. cache: "per-visit" (the default) and "none" give the same text, the first sooner; "last-visit" takes
+    1/loops the memory and approximates. scale: "rescale" lets eps follow the loops, "freeze" keeps that of training; by default the config's.
     exit_below: end the visits once one changes the stream by less than this fraction; there is no cache then.
 
-    Raises `UserError` for an unknown cache, or an exit_below out of range.
+    Raises `UserError` for an unknown cache, an exit_below out of range, or an option that a user model does not have.
     """
 
-    cache: str = "per-visit"
+    model: str | None = None
+    cache: str | None = None
     scale: str | None = None
     exit_below: float | None = None
     warn: Warn = lambda sentence: None
 
     def __post_init__(self) -> None:
-        if self.cache not in CACHES:
+        if self.cache is not None and self.cache not in CACHES:
             raise UserError(f"unknown cache {self.cache!r}: {nearest(self.cache, CACHES)}")
         if self.exit_below is not None and not (math.isfinite(self.exit_below) and self.exit_below >= 0):
             raise UserError(f"exit_below must be a number of at least 0, not {self.exit_below}")
+        for name in ("cache", "scale", "exit_below"):
+            if self.model is not None and getattr(self, name) is not None:
+                raise UserError(f"{name} is an option of the house model: leave it out for {self.model}")
 
     @property
     def sharing(self) -> Sharing | None:
         """Say what the cache keeps; None: nothing."""
-        return CACHES[self.cache] if self.exit_below is None else None
+        return CACHES[self.cache or "per-visit"] if self.exit_below is None and self.model is None else None
 
 
 def generate(
@@ -71,20 +77,22 @@ def generate(
         raise UserError(f"tokens must be at least 1, not {tokens}")
     if not (math.isfinite(temperature) and temperature >= 0):
         raise UserError(f"temperature must be 0 (the likeliest token) or a positive number, not {temperature}")
-    trained = load_model(run_dir, chosen.warn)
+    user = chosen.model is not None
+    trained = load_model(run_dir, chosen.warn, model=chosen.model, loops=loops if user else None)
     start = [int(token) for token in trained.tokenizer.encode(prompt)]
     if not start:
         raise UserError("the prompt is empty: give at least one character to continue")
     generator = torch.Generator().manual_seed(seed)
     pick = partial(_pick, temperature=temperature, generator=generator)
-    options = {"loops": loops, "scale": chosen.scale, "exit_below": chosen.exit_below}
-    added = continued(trained.model, start, tokens, pick, trained.run.config.data.context, chosen.sharing, **options)
+    options = {} if user else {"loops": loops, "scale": chosen.scale, "exit_below": chosen.exit_below}
+    called = partial(_of_user, trained.model) if user else trained.model
+    added = continued(called, start, tokens, pick, trained.run.config.data.context, chosen.sharing, **options)
     return prompt + trained.tokenizer.decode(added)
 
 
 @torch.inference_mode()
 def continued(
-    model: LoopedTransformer,
+    model: Callable[..., Tensor],
     start: list[int],
     count: int,
     pick: Callable[[Tensor], int],
@@ -106,6 +114,10 @@ def continued(
         known = known if past is None else len(ids)
         ids.append(pick(logits_BTV[0, -1].float()))
     return ids[len(start) :]
+
+
+def _of_user(model: nn.Module, tokens_BT: Tensor, past: None) -> Tensor:
+    return logits_of(model, tokens_BT)
 
 
 def window(length: int, context: int) -> int:

@@ -13,7 +13,7 @@ RUN/
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,18 +156,22 @@ def _provenance(run: Run, more: dict[str, Any]) -> Provenance:
     return Provenance(**{**provenance(), **more, "config": content_hash(run.config.to_dict())})
 
 
-def check_source(run: Run, training: Training) -> None:
-    """Raise `UserError` unless the run began with the same model code: comments and blank lines do not count."""
-    then, now = read_record(run.path / "provenance.json", Provenance).model, training.task.origin.get("model", {})
+def check_source(run: Run, now: Mapping[str, Any], changed: Warn | None = None) -> None:
+    """Raise `UserError` unless the run began with the same model code: comments and blank lines do not count.
+
+    `now` has `source` and `sha256`. changed: called with a sentence, instead of the error, for code that changed since.
+    """
+    then = read_record(run.path / "provenance.json", Provenance).model
     sources = [model.get("source", "the house model") for model in (then, now)]
     same_function = sources[0].rpartition(":")[2] == sources[1].rpartition(":")[2]
     if same_function and then.get("sha256") == now.get("sha256"):
         return
     if sources[0] != sources[1]:
         raise UserError(f"{run.path} is a run of {sources[0]}, not of {sources[1]}: name another folder with --out")
-    raise UserError(
-        f"{sources[1]} has changed since {run.path} began, comments aside: restore the file, or begin a new run with --out"
-    )
+    since = f"{sources[1]} has changed since {run.path} began, comments aside"
+    if changed is None:
+        raise UserError(f"{since}: restore the file, or begin a new run with --out")
+    changed(f"{since}: it may compute something else than what was trained")
 
 
 def note_resumption(run: Run, training: Training, warn: Warn) -> None:

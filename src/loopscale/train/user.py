@@ -302,6 +302,25 @@ def default_loss(model: nn.Module, batch: Any) -> Tensor:
     )
 
 
+def logits_of(model: nn.Module, tokens_BT: Tensor) -> Tensor:
+    """Give the logits [B, T, V] of tokens [B, T]: the output, its `logits` attribute, or the first of several outputs.
+
+    Raises `UserError` when the model fails on tokens alone, or gives something else.
+    """
+    try:
+        output = model(tokens_BT)
+    except UserError:
+        raise
+    except (Exception, SystemExit) as cause:
+        raise UserError(f"the model failed on tokens {list(tokens_BT.shape)} alone: {describe(cause)}") from cause
+    first = output[0] if isinstance(output, (tuple, list)) else output
+    logits = getattr(output, "logits", first)
+    if not isinstance(logits, Tensor) or logits.shape[:-1] != tokens_BT.shape:
+        shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise UserError(f"the model gave {shape} for tokens {list(tokens_BT.shape)}: it must give logits [B, T, V]")
+    return logits
+
+
 def scalar(loss: Any) -> Tensor:
     """Give the loss as it is; raises `UserError` unless it is a tensor without axes."""
     if not isinstance(loss, Tensor) or loss.ndim:
