@@ -17,7 +17,7 @@ from loopscale.cli import main  # noqa: E402
 from loopscale.data.tokenizer import BPETokenizer, ByteTokenizer  # noqa: E402
 from loopscale.integrations.export import export_run  # noqa: E402
 from loopscale.integrations.tokenizer import SEPARATOR, fast_tokenizer  # noqa: E402
-from loopscale.train import generate  # noqa: E402
+from loopscale.train import generate, parse_config, train_run  # noqa: E402
 from loopscale.train.load_model import load_model  # noqa: E402
 
 BPE = BPETokenizer.train(["the loop visits the layers of the loop. " * 20], 290)
@@ -99,3 +99,15 @@ def test_the_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert json.loads(capsys.readouterr().out)["step"] == 8
     assert main(["export", str(run), str(tmp_path / "hf")]) == 2
     assert "already exists" in capsys.readouterr().err
+
+
+def test_a_user_model_of_transformers_is_exported_as_what_it_is(texts: Path, tmp_path: Path):
+    place = f"{Path(__file__).parents[1] / 'train' / 'user_code.py'}:of_transformers"
+    data = {"path": str(texts), "context": 32, "batch_size": 4, "validation_fraction": 0.2}
+    model = {"width": 32, "loops": 3, "factory": place}
+    train_run(parse_config({"model": model, "data": data, "train": {"steps": 2, "device": "cpu"}}), tmp_path / "run")
+    export_run(tmp_path / "run", tmp_path / "hf", model=place)
+    assert "Trained by loopscale" in (tmp_path / "hf/README.md").read_text()
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf").state_dict()
+    trained = load_model(tmp_path / "run", model=place).model.state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in trained.items())

@@ -26,12 +26,13 @@ CACHES: dict[str, Sharing | None] = {"per-visit": per_visit, "last-visit": last_
 class Sampling:
     """How the model is run; `generate` takes each as a keyword.
 
-    model: the place of the user's factory ("file.py:make_model"), which a run of a user model needs; such a run has
-    none of the others. cache: "per-visit" (the default) and "none" give the same text, the first sooner; "last-visit" takes
-    1/loops the memory and approximates. scale: "rescale" lets eps follow the loops, "freeze" keeps that of training; by default the config's.
-    exit_below: end the visits once one changes the stream by less than this fraction; there is no cache then.
+    model: the place of the user's factory ("file.py:make_model"), which a run of a user model needs; the others are not
+    for such a run. cache: "per-visit" (the default) and "none" give the same text, the first sooner; "last-visit" takes
+    1/loops the memory and approximates. scale: "rescale" lets eps follow the loops, "freeze" keeps that of training; by
+    default the config's. exit_below: end the visits once one changes the stream by less than this fraction; there is no
+    cache then.
 
-    Raises `UserError` for an unknown cache, an exit_below out of range, or an option that a user model does not have.
+    Raises `UserError` for an unknown cache, an exit_below out of range, or an option that is not the user model's.
     """
 
     model: str | None = None
