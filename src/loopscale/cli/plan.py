@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loopscale.errors import UserError
+from loopscale.factory import CONTRACT, peek
 
 if TYPE_CHECKING:
-    from loopscale.planning import Machine, Plan
+    from loopscale.planning import Counted, Machine, Plan, Shape
     from loopscale.train import TrainConfig
 
 UNITS = {"": 1e9, "B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
-@click.command()
-@click.argument("config", type=click.Path(path_type=Path))
+@click.command(epilog=CONTRACT)
+@click.argument("config", required=False, type=click.Path(path_type=Path))
+@click.option("--model", metavar="PLACE", help="Your model, counted as it is: file.py:make_model; see below.")
 @click.option("--set", "sets", multiple=True, metavar="SECTION.KEY=VALUE", help="Replace a value of the config.")
 @click.option("--gpus", "--devices", "devices", type=int, default=8, show_default=True, help="How many devices.")
 @click.option("--memory", default="80GB", show_default=True, help="Of one device; a number alone is in GB.")
@@ -29,9 +31,11 @@ UNITS = {"": 1e9, "B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 
 @click.option("--mfu", type=float, default=0.4, show_default=True, help="Share of the peak that is reached.")
 @click.option("--price", type=float, help="Dollars for one device and hour.")
 @click.option("--tuning", is_flag=True, help="Add the price of loopscale tune CONFIG, with its defaults.")
+@click.option("--here", is_flag=True, help="With --tuning: time a few steps here, and add CPU seconds.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def command(
-    config: Path,
+    config: Path | None,
+    model: str | None,
     sets: tuple[str, ...],
     devices: int,
     memory: str,
@@ -39,47 +43,76 @@ def command(
     mfu: float,
     price: float | None,
     tuning: bool,
+    here: bool,
     as_json: bool,
 ) -> int:
     """Predict parameters, FLOPs, memory, hours and dollars of the training in CONFIG, of any size.
 
+    A model of yours is built where nothing is allocated, and counted over a forward and a backward pass.
+
     Exit codes: 0 it fits, 1 it does not (and what would help), 2 a mistake to mend.
     """
+    if config is None and model is None:
+        raise UserError("name a config, or your model: loopscale plan config.toml --model file.py:make_model")
+    if here and not tuning:
+        raise UserError("--here times a trial of the tuning: add --tuning")
+    if model is not None:
+        peek(model, rule=False)
     from loopscale.planning import Machine, plan
-    from loopscale.train import load_config
-    from loopscale.train.shape import shape_of
+    from loopscale.train import load_config, make_config
 
     machine = Machine(devices, _bytes(memory), peak_tflops * 1e12, mfu, price)
-    values = load_config(config, sets)
+    named = sets if model is None else (*sets, f"model.factory={json.dumps(model)}")
+    values = make_config({}, named) if config is None else load_config(config, named)
     batch = values.data.batch_size
     if batch % (devices * values.train.accumulate):
         raise UserError(
             f"data.batch_size = {batch} cannot be dealt out to {devices} devices x {values.train.accumulate} accumulated "
             f"parts: use a multiple of {devices * values.train.accumulate}"
         )
-    answer = plan(shape_of(values), machine)
-    price_of = {"tuning": _tuning(values, machine)} if tuning else {}
+    answer = plan(_work(values), machine)
+    price_of = {"tuning": _tuning(values, machine, here)} if tuning else {}
+    from loopscale.planning import people
+
     if as_json:
         click.echo(json.dumps({**answer.to_dict(), **price_of}))
     else:
         click.echo(_text(answer, machine))
         for name, row in price_of.items():
             click.echo(f"{name:<12}{row['trials']} trials at {row['size']}: {_hours(row['device_hours'], price)}")
-            click.echo("            at this share of the peak, which a small proxy does not reach: time a trial first")
+            if here:
+                click.echo(f"            on this machine about {people(row['cpu_seconds'])} CPU seconds, by some steps")
+            else:
+                click.echo("            at this share of the peak, which a small proxy does not reach: --here times it")
     return 0 if answer.fits else 1
 
 
-def _tuning(config: TrainConfig, machine: Machine) -> dict[str, Any]:
+def _work(config: TrainConfig) -> Shape | Counted:
+    """Give what the planner prices: a shape where a formula knows the model, else what is counted on it."""
+    if config.model.factory is None:
+        from loopscale.train.shape import shape_of
+
+        return shape_of(config)
+    from loopscale.train.counted import counted
+
+    return counted(config)
+
+
+def _tuning(config: TrainConfig, machine: Machine, here: bool) -> dict[str, Any]:
     """Price `loopscale tune CONFIG`: 16 trials on its proxy, and at most as many again for more seeds of the best."""
     from loopscale.cli.tune import sizes
     from loopscale.planning import study_hours
-    from loopscale.train.shape import shape_of
-    from loopscale.tune import TuneSettings
+    from loopscale.study import UserCode
+    from loopscale.tune import TuneSettings, trial_seconds
 
     proxy, target = sizes(config, None, None)
-    settings = TuneSettings(config, proxy, target)
-    hours = study_hours([shape_of(settings.config(proxy, {}))] * 2 * settings.trials, machine)
-    return {"trials": 2 * settings.trials, "size": str(proxy), "device_hours": hours}
+    place = config.model.factory
+    code = None if place is None else UserCode.at(place)
+    settings = TuneSettings(config if place is None else config.using(None), proxy, target, user_code=code)
+    trial = settings.config(proxy, {}).using(place)
+    row = {"trials": 2 * settings.trials, "size": str(proxy)}
+    row["device_hours"] = study_hours([_work(trial)] * 2 * settings.trials, machine)
+    return row | ({"cpu_seconds": 2 * settings.trials * trial_seconds(settings)} if here else {})
 
 
 def _bytes(text: str) -> float:
@@ -99,19 +132,22 @@ def _hours(hours: float, price: float | None) -> str:
 def _text(answer: Plan, machine: Machine) -> str:
     from loopscale.planning import people
 
+    unit = answer.unit
+
     def work(flops: float) -> str:
         return f"{people(flops, 'k M G T P')}FLOP"
 
     flops, used, devices = answer.flops_per_token, answer.memory, machine.devices
     lines = ["parameters  " + ", ".join(f"{name} {people(count)}" for name, count in answer.parameters.items())]
     again = f" ({work(flops['executed'])} with recomputation)" if flops["executed"] != flops["model"] else ""
-    lines.append(f"work        {work(flops['model'])} a token{again}")
+    lines.append(f"work        {work(flops['model'])} a {unit}{again}")
     for name in ("weights", "gradients", "optimizer", "gathered", "activations", "logits", "runtime"):
         lines.append(f"memory      {name:<12} {getattr(used, name) / 1e9:10.3f} GB")
-    recomputed = f"every visit recomputed: {answer.memory_recomputed.total / 1e9:.3f} GB"
-    lines.append(f"memory      {'total':<12} {used.total / 1e9:10.3f} GB ({recomputed})")
+    less = answer.memory_recomputed
+    recomputed = "" if less is None else f" (every visit recomputed: {less.total / 1e9:.3f} GB)"
+    lines.append(f"memory      {'total':<12} {used.total / 1e9:10.3f} GB{recomputed}")
     rate, tokens = people(answer.tokens_per_second), people(answer.tokens)
-    lines.append(f"speed       {rate} tokens/s on {devices} devices, {tokens} tokens in all")
+    lines.append(f"speed       {rate} {unit}s/s on {devices} devices, {tokens} {unit}s in all")
     lines.append(f"assumed     {machine.mfu:.0%} of a peak of {machine.peak / 1e12:g} TFLOP/s (--mfu, --peak-tflops)")
     each = f"{people(answer.hours)} hours" if answer.hours >= 0.01 else f"{people(answer.hours * 3600)} seconds"
     lines.append(f"time        {each}, {_hours(answer.hours * devices, machine.price)}")

@@ -1,11 +1,13 @@
 """What a training will need, by arithmetic alone: parameters, FLOPs, memory, hours, dollars. Imports no torch."""
 
+from loopscale.planning.counted import Counted
 from loopscale.planning.flops import flops_per_token, parameters
 from loopscale.planning.memory import Memory, memory
 from loopscale.planning.plan import Machine, Plan, people, plan, study_hours
 from loopscale.planning.shape import Shape
 
 __all__ = [
+    "Counted",
     "Machine",
     "Memory",
     "Plan",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 
+from loopscale.planning.counted import Counted
 from loopscale.planning.flops import parameters
 from loopscale.planning.shape import Shape
 
@@ -37,18 +38,29 @@ class Memory:
 
 def memory(shape: Shape, devices: int) -> Memory:
     """Return what one of `devices` holds at the worst moment of a step. At least one row per device is assumed."""
-    count = parameters(shape)["total"]
-    share = devices if shape.sharded else 1
     rows = math.ceil(shape.batch / (devices * shape.accumulate))
+    activations = rows * shape.context * activation_bytes_per_token(shape)
+    # logits, their log-softmax and their gradient, in fp32; all positions, or as many as the loss takes at a time
+    logits = 3 * 4 * min(rows * shape.context, shape.loss_rows or math.inf) * shape.vocab_size
+    return _memory(shape, devices, parameters(shape)["total"], activations, logits)
+
+
+def counted_memory(work: Counted, devices: int) -> Memory:
+    """Return the same for a counted training: what it keeps, and the gradient of the largest of it."""
+    rows = math.ceil(work.batch / (devices * work.accumulate))
+    return _memory(work, devices, work.parameters["total"], rows * work.kept_bytes, rows * work.widest_bytes)
+
+
+def _memory(shape: Shape | Counted, devices: int, count: int, activations: float, logits: float) -> Memory:
+    share = devices if shape.sharded else 1
     gathered = count * (2 if shape.bf16 else 4) if shape.sharded and devices > 1 else 0
     return Memory(
         weights=4 * count / share,
         gradients=4 * count / share + (4 * count if gathered else 0),
         optimizer=4 * MOMENTS[shape.optimizer] * count / share,
         gathered=gathered,
-        activations=rows * shape.context * activation_bytes_per_token(shape),
-        # logits, their log-softmax and their gradient, in fp32; all positions, or as many as the loss takes at a time
-        logits=3 * 4 * min(rows * shape.context, shape.loss_rows or math.inf) * shape.vocab_size,
+        activations=activations,
+        logits=logits,
     )
 
 

@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from loopscale.errors import UserError
+from loopscale.planning.counted import Counted
 from loopscale.planning.flops import flops_per_token, parameters
-from loopscale.planning.memory import Memory, memory
+from loopscale.planning.memory import Memory, counted_memory, memory
 from loopscale.planning.shape import Shape
 
 
@@ -38,13 +39,14 @@ class Machine:
 class Plan:
     """The answer. `changes` are config values that make it fit; empty when it fits, or when nothing helps.
 
-    `cautions` say where the assumed share of the peak cannot hold.
+    `cautions` say where the assumed share of the peak cannot hold. `unit` is what work, speed and `tokens` count: a token,
+    or a row of the batch where nobody knows what its tokens are.
     """
 
     parameters: dict[str, int]
     flops_per_token: dict[str, float]
     memory: Memory
-    memory_recomputed: Memory
+    memory_recomputed: Memory | None
     fits: bool
     changes: dict[str, Any]
     tokens: float
@@ -53,17 +55,16 @@ class Plan:
     dollars: float | None
     sentence: str
     cautions: tuple[str, ...] = ()
+    unit: str = "token"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        return {
-            **asdict(self),
-            "memory": {**asdict(self.memory), "total": self.memory.total},
-            "memory_recomputed": {**asdict(self.memory_recomputed), "total": self.memory_recomputed.total},
-        }
+        memories = {"memory": self.memory, "memory_recomputed": self.memory_recomputed}
+        totals = {name: {**asdict(used), "total": used.total} for name, used in memories.items() if used is not None}
+        return {**asdict(self), **totals}
 
 
-def plan(shape: Shape, machine: Machine) -> Plan:
+def plan(shape: Shape | Counted, machine: Machine) -> Plan:
     """Predict a training on a machine.
 
     tokens/s = devices * peak * mfu / FLOPs per token, where MFU counts the model's FLOPs, without recomputation, whose time
@@ -72,31 +73,48 @@ def plan(shape: Shape, machine: Machine) -> Plan:
     >>> plan(Shape(), Machine()).fits
     True
     """
-    flops, used = flops_per_token(shape), memory(shape, machine.devices)
+    flops, used = _flops(shape), _memory(shape, machine)
     fits = used.total <= machine.memory
     changes = {} if fits else _changes(shape, machine)
     rate = machine.devices * machine.peak * machine.mfu / flops["executed"]
-    tokens = float(shape.steps * shape.batch * shape.context)
+    tokens = float(shape.steps * shape.batch * _units(shape))
     hours = tokens / rate / 3600
     return Plan(
-        parameters=parameters(shape),
+        parameters=shape.parameters if isinstance(shape, Counted) else parameters(shape),
         flops_per_token=flops,
         memory=used,
-        memory_recomputed=memory(replace(shape, recompute=1), machine.devices),
+        memory_recomputed=None if isinstance(shape, Counted) else memory(replace(shape, recompute=1), machine.devices),
         fits=fits,
         changes=changes,
         tokens=tokens,
         tokens_per_second=rate,
         hours=hours,
         dollars=None if machine.price is None else hours * machine.devices * machine.price,
-        sentence=_sentence(used, machine, fits, changes),
+        sentence=_sentence(shape, used, machine, changes),
         cautions=tuple(_cautions(shape, machine)),
+        unit=shape.unit if isinstance(shape, Counted) else "token",
     )
 
 
-def study_hours(trials: Iterable[Shape], machine: Machine) -> float:
+def _flops(work: Shape | Counted) -> dict[str, float]:
+    """Return the FLOPs of a unit: a token, or a row."""
+    if not isinstance(work, Counted):
+        return flops_per_token(work)
+    each, forward = work.flops / work.units, work.forward_flops / work.units
+    return {"model": each, "executed": each, "forward": forward}
+
+
+def _memory(work: Shape | Counted, machine: Machine) -> Memory:
+    return counted_memory(work, machine.devices) if isinstance(work, Counted) else memory(work, machine.devices)
+
+
+def _units(work: Shape | Counted) -> int:
+    return work.units if isinstance(work, Counted) else work.context
+
+
+def study_hours(trials: Iterable[Shape | Counted], machine: Machine) -> float:
     """Return the device hours of many trainings, each on one device, at the machine's share of the peak."""
-    work = sum(flops_per_token(shape)["executed"] * shape.steps * shape.batch * shape.context for shape in trials)
+    work = sum(_flops(shape)["executed"] * shape.steps * shape.batch * _units(shape) for shape in trials)
     return work / (machine.peak * machine.mfu) / 3600
 
 
@@ -118,9 +136,10 @@ def people(number: float, units: str = "k M B T P") -> str:
 NARROW, FEW = 1024, 4096
 
 
-def _cautions(shape: Shape, machine: Machine) -> Iterator[str]:
-    tokens = shape.batch * shape.context / (machine.devices * shape.accumulate)
-    rows = [(f"a width of {shape.width}", shape.width < NARROW), (f"{tokens:,.0f} tokens at a time", tokens < FEW)]
+def _cautions(shape: Shape | Counted, machine: Machine) -> Iterator[str]:
+    tokens = shape.batch * _units(shape) / (machine.devices * shape.accumulate)
+    noun = shape.unit if isinstance(shape, Counted) else "token"
+    rows = [(f"a width of {shape.width}", shape.width < NARROW), (f"{tokens:,.0f} {noun}s at a time", tokens < FEW)]
     if (small := [what for what, few in rows if few]) and machine.mfu > 0.1:
         yield (
             f"with {' and '.join(small)} a device does not reach {machine.mfu:.0%} of its peak, so it takes "
@@ -128,19 +147,17 @@ def _cautions(shape: Shape, machine: Machine) -> Iterator[str]:
         )
 
 
-def _changes(shape: Shape, machine: Machine) -> dict[str, Any]:
+def _changes(shape: Shape | Counted, machine: Machine) -> dict[str, Any]:
     """The first of a list of changes, each on top of the ones before it, with which it fits; then without the needless."""
     made: dict[str, tuple[str, Any]] = {}
 
     def fits() -> bool:
-        return memory(replace(shape, **dict(made.values())), machine.devices).total <= machine.memory
+        return _memory(replace(shape, **dict(made.values())), machine).total <= machine.memory
 
-    options: list[tuple[str, str, Any]] = [
-        ("train.loss_rows", "loss_rows", 256),
-        ("train.recompute", "recompute", 1),
-        ("train.strategy", "sharded", True),
-        ("train.precision", "bf16", True),
-    ]
+    options: list[tuple[str, str, Any]] = [("train.strategy", "sharded", True)]
+    if not isinstance(shape, Counted):
+        house = [("train.loss_rows", "loss_rows", 256), ("train.recompute", "recompute", 1)]
+        options = [*house, *options, ("train.precision", "bf16", True)]
     parts = shape.accumulate
     while shape.batch % (2 * parts * machine.devices) == 0:
         parts *= 2
@@ -159,14 +176,14 @@ def _changes(shape: Shape, machine: Machine) -> dict[str, Any]:
     return {key: names.get(key, value) for key, (_, value) in made.items()}
 
 
-def _sentence(used: Memory, machine: Machine, fits: bool, changes: dict[str, Any]) -> str:
+def _sentence(work: Shape | Counted, used: Memory, machine: Machine, changes: dict[str, Any]) -> str:
     need = f"{used.total / 1e9:.3g} GB a device of {machine.memory / 1e9:.3g}"
-    if fits:
+    if used.total <= machine.memory:
         return f"it fits: {need}"
     if changes:
         return f"it does not fit ({need}); it does with " + ", ".join(
             f"{key} = {value}" for key, value in changes.items()
         )
-    return (
-        f"it does not fit ({need}), and loss_rows, recompute, fsdp, bf16 and accumulate do not help: take more devices"
-    )
+    house = not isinstance(work, Counted)
+    tried = "loss_rows, recompute, fsdp, bf16 and accumulate" if house else "fsdp and accumulate"
+    return f"it does not fit ({need}), and {tried} do not help: take more devices"

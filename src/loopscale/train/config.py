@@ -184,8 +184,8 @@ class TrainConfig(Section):
         """Give the config of a study's trials: one precision for all of them, fp32 unless one is asked for."""
         return self.replaced("train", precision="fp32") if self.train.precision == "auto" else self
 
-    def using(self, factory: str) -> TrainConfig:
-        """Give the same training of the model that `factory` ("file.py:make_model") builds."""
+    def using(self, factory: str | None) -> TrainConfig:
+        """Give the same training of the model that `factory` ("file.py:make_model") builds; None: of the house model."""
         return self.replaced("model", factory=factory)
 
     def replaced(self, section: str, **values: Any) -> TrainConfig:
