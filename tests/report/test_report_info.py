@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -129,3 +131,14 @@ def test_numbers_read_back(value):
     text = number(value).replace("\N{MINUS SIGN}", "-")
     assert float(text) == pytest.approx(value, abs=5e-4)
     assert power(2.0**-6) == "2^-6"
+
+
+def test_a_study_is_read_and_its_verdict_judged_without_torch():
+    """Importing torch would be most of the time of `loopscale report`."""
+    script = (
+        "import sys\nfrom loopscale.report import write_report\nfrom loopscale.report.study_page import sections\n"
+        "from loopscale.transfer.verdict import judge\nassert judge(None, None) == 'undecided'\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
