@@ -8,8 +8,8 @@ import pytest
 from loopscale.study import UserCode
 from loopscale.train import parse_values
 from loopscale.tune import TuneSettings, extrapolate, fit_surface, nats, read_local, spoken
-from loopscale.tune.findings import _next, _overall, exponents, known_noise
-from loopscale.tune.plan import decide
+from loopscale.tune.findings import _next, _overall, _pays, exponents, known_noise
+from loopscale.tune.plan import at_lower_end, decide, sentence
 from loopscale.tune.probes import Probe
 from loopscale.tune.race import PairedNoise, beaten, leader, paired_noise
 from loopscale.tune.regret import as_json, verdict
@@ -197,3 +197,27 @@ def test_an_interval_that_ends_with_the_points_on_one_side_is_called_open():
     assert found["open"] == {"strength": "above"}, found
     assert "that of strength is open above: it ends where the explored points do" in found["interval_note"]
     assert found["intervals"]["lr"][0] < 2.0**-6 < found["intervals"]["lr"][1]
+
+
+def test_verification_says_whether_looping_pays_from_the_trials_at_the_plan():
+    settings = TuneSettings(parse_values({}), Size(1, 1, 64, 100, 16), Size(16, 1, 64, 100, 16))
+    seeds = (0.0, 0.2, -0.1)
+
+    def table(loops, at):
+        probe = Probe("loops" if loops > 1 else "proxy", settings.proxy.replace(loops=loops), settings.rule, "lr")
+        return probe, [[at + seed + 0.1, at + seed, at + seed + 0.1] for seed in seeds]
+
+    tables = dict([table(1, 2.0), table(4, 2.05), table(8, 2.13)])
+    found = _pays(settings, tables, {"lr": 0.01, "strength": 1.0})["pays"]
+    assert found["loops"] == 8 and found["equal_steps"] == pytest.approx(0.13)
+    assert "8 loops are 0.130 nats worse than one" in found["sentence"] and "values of the plan" in found["sentence"]
+    assert _pays(settings, dict([table(4, 2.0)]), {}) == {}, "nothing without one loop beside"
+
+
+def test_a_strength_that_runs_to_its_lower_end_is_read_as_layers_switched_off():
+    settings = TuneSettings(parse_values({}), Size(1, 1, 64, 100, 16), Size(16, 1, 64, 100, 16))
+    decision = {"edges": ["strength"], "intervals": {}, "interval_note": "none", "decided": "one seed"}
+    for strength, read in ((1 / 8, True), (8.0, False)):
+        values = {"lr": 2.0**-7, "strength": strength}
+        assert at_lower_end(settings, values) is read
+        assert ("nearly switched off" in sentence(settings, {**decision, "values": values})) is read

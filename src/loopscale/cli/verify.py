@@ -74,6 +74,7 @@ def _said(found: dict[str, Any], page: Path) -> str:
     lines += [
         found["sentence"],
         *([found["next"]] if found["next"] else []),
+        *([found["pays"]["sentence"]] if "pays" in found else []),
         *(f"not verified: {said}" for said in found["not_verified"]),
         f"page: {page}",
     ]

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from pydantic import Field, FiniteFloat, PositiveInt
 
 from loopscale.records.record import USER_CODE, Interval, Record
+from loopscale.records.study import Pays
 
 FIX = "run `loopscale tune` again on this folder, its trials are kept"
 
@@ -100,6 +101,7 @@ class Verification(Record):
     verdict: str
     sentence: str
     next: str = ""
+    pays: Pays | None = None
     local: tuple[Sweep, ...]
     target: tuple[Trend, ...]
     exponents: tuple[Exponent, ...] = ()

@@ -190,6 +190,8 @@ def _verified(found: Verification) -> list[Section]:
         Section("Regret at each size", table=Table(header, local)),
         Section("Regret at the target", "Extrapolated, not trained.", table=Table(last, carried)),
     ]  # fmt: skip
+    if found.pays is not None:
+        parts.append(Section("Does looping pay?", found.pays.sentence))
     if found.exponents:
         rows = [
             (

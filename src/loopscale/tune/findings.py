@@ -6,6 +6,8 @@ import math
 from statistics import fmean
 from typing import Any
 
+from loopscale.transfer.pays import Beside, does_looping_pay
+from loopscale.tune.plan import at_lower_end
 from loopscale.tune.probes import LAYER_RULES, Probe, jobs_of
 from loopscale.tune.race import PairedNoise, paired_noise
 from loopscale.tune.regret import TOLERANCE, Local, as_json, extrapolate, read_local, verdict
@@ -51,10 +53,32 @@ def findings(
         "exponents": exponents(tables, noise),
         "not_verified": _not_verified(settings, taken, left),
     }
+    found |= _pays(settings, tables, plan["proxy"]["values"])
     found["verdict"] = _overall(settings, found)
     found["next"] = _next(settings, found, seeds)
     found["sentence"] = _sentence(settings, found, seed_noise, share)
     return found
+
+
+def _pays(settings: TuneSettings, tables: dict[Probe, Rows], values: dict[str, float]) -> dict[str, Any]:
+    """Compare the largest N that was verified with one loop, both with the plan's values, where the proxy has one."""
+    at_plan = {
+        probe.size.loops: [row[1] for row in rows]
+        for probe, rows in tables.items()
+        if probe.along == "lr" and probe.rule == settings.rule and probe.axis in ("proxy", "loops")
+    }
+    last = max(at_plan, default=1)
+    if last == 1 or 1 not in at_plan:
+        return {}
+    beside = Beside(
+        last,
+        settings.proxy.steps,
+        at_plan[last],
+        at_plan[1],
+        at_lower_end=at_lower_end(settings, values),
+        each="both with the values of the plan",
+    )
+    return {"pays": does_looping_pay(beside).model_dump(mode="json", exclude_unset=True)}
 
 
 def _table(settings: TuneSettings, probe: Probe, center: dict[str, float], seeds: int, records: Records) -> Rows:

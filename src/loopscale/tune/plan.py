@@ -114,6 +114,14 @@ def interval_note(vertex: Vertex, ends: dict[str, str], intervals: dict[str, Any
     return note if vertex.crossed else f"{note}; too few points to see how the values interact"
 
 
+def at_lower_end(settings: TuneSettings, values: Values) -> bool:
+    """Say whether the best strength lies near the lower end of its range: the layers are then nearly switched off."""
+    if "strength" not in values:
+        return False
+    start, end = bounds(settings)["strength"]
+    return to_point(values)["strength"] <= start + EDGE * (end - start)
+
+
 def at_target(settings: TuneSettings, values: Values) -> tuple[Values, list[dict[str, Any]]]:
     """The values at the target's steps and batch, and a row for each that a rule moved.
 
@@ -230,7 +238,9 @@ def sentence(settings: TuneSettings, decision: dict[str, Any]) -> str:
     end = ""
     if edges:
         start_at = " ".join(f"--set {_PLACES[name]}={decision['values'][name]:g}" for name in edges if name in _PLACES)
-        end = f" {' and '.join(edges)} lies near the end of its range: tune again from there, {start_at} --out NEW."
+        off = " The best strength lies at its lower end: this network does best with its layers nearly switched off."
+        end = off if at_lower_end(settings, decision["values"]) else ""
+        end += f" {' and '.join(edges)} lies near the end of its range: tune again from there, {start_at} --out NEW."
     return (
         f"Tuned at {settings.proxy}: {_shown(decision)} ({decision['interval_note']}), for {settings.target} by the rule "
         f"{settings.rule}; {decision['decided']}.{end}"
