@@ -25,7 +25,7 @@ def test_the_planted_powers_and_the_target_come_back_and_carrying_costs_what_the
     assert result.target.eps.value == pytest.approx(EPS_AT_1 * 128**-A, rel=2e-3)
     assert result.target.lr.value == pytest.approx(LR_AT_1 * 128**-G, rel=2e-3)
     assert plan.eps(128, result.target.strength) == pytest.approx(result.target.eps.value)
-    assert result.outer_rate.value == pytest.approx(OUTER, rel=0.01)
+    assert result.outer.rate == pytest.approx(OUTER, rel=0.01)
     for row in result.carried:
         if row.way == BEST:
             continue

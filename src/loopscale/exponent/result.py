@@ -18,11 +18,14 @@ from loopscale.records import (
     CarriedEps,
     ExponentResult,
     Measured,
+    OuterPilot,
     Pays,
+    Point,
     Valley,
     ValleyPoint,
 )
 from loopscale.transfer.estimate import Estimate, over_seeds, paired
+from loopscale.transfer.optimum import complete
 from loopscale.transfer.pays import Beside, does_looping_pay
 
 ABOVE, SQRT_BELOW = 0.6, 0.85  # ends of the interval of a that speak for 1/N, and for 1/sqrt(N)
@@ -116,7 +119,7 @@ def summarise(study: ExponentStudy, provenance: dict[str, Any]) -> ExponentResul
         carried=carried,
         differences={name: measured for name, one in differences.items() if (measured := _measured(one))},
         target=target,
-        outer_rate=_outer(study),
+        outer=_outer(study),
         pays=pays,
         user_code="" if plan.user_code is None else plan.user_code.place,
         provenance={
@@ -255,11 +258,13 @@ def _open_at(study: ExponentStudy, loops: int, surface: Surface) -> str:
     return "; ".join(parts) or "the loss has no minimum around its best cell: add seeds"
 
 
-def _outer(study: ExponentStudy) -> Measured | None:
-    if study.plan.outer_rate is not None:
-        return Measured(value=study.plan.outer_rate)
-    optimum, rate = study.pilot_optimum(), study.outer_rate()
-    return None if rate is None else Measured(value=rate, interval=None if optimum is None else optimum.interval())
+def _outer(study: ExponentStudy) -> OuterPilot | None:
+    rate, optimum = study.outer_rate(), study.pilot_optimum()
+    if rate is None:
+        return None
+    rows = {} if optimum is None else complete(study.pilot())
+    points = tuple(Point(lr=at, loss=fmean(row), losses=tuple(row)) for at, row in rows.items())
+    return OuterPilot(rate=rate, interval=None if optimum is None else optimum.interval(), points=points)
 
 
 def _pays(study: ExponentStudy, losses: Mapping[str, Sequence[float]]) -> Pays | None:

@@ -7,6 +7,7 @@ from loopscale.records.exponent import (
     ExponentResult,
     ExponentStudyRecord,
     Measured,
+    OuterPilot,
     Valley,
     ValleyPoint,
 )
@@ -64,6 +65,7 @@ __all__ = [
     "Measured",
     "Moved",
     "Optimum",
+    "OuterPilot",
     "OuterRate",
     "Paired",
     "Pays",

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from pydantic import Field, FiniteFloat, PositiveFloat, PositiveInt
 
 from loopscale.records.record import Interval, Record
-from loopscale.records.study import Pays
+from loopscale.records.study import Pays, Point
 
 
 class ExponentStudyRecord(Record):
@@ -80,6 +80,14 @@ class AtTarget(Record):
     lr: Measured
 
 
+class OuterPilot(Record):
+    """The rate of embedding, readout and final norm in every trial; `points`: the pilot that found it at the smallest N."""
+
+    rate: PositiveFloat
+    interval: Interval | None = None
+    points: tuple[Point, ...] = ()
+
+
 class ExponentResult(Record):
     """result.json of an exponent study: best eps ~ N^-a, best hidden rate ~ N^-g, what each way to carry loses."""
 
@@ -97,7 +105,7 @@ class ExponentResult(Record):
     carried: tuple[CarriedEps, ...] = ()
     differences: dict[str, Measured] = Field(default_factory=dict)
     target: AtTarget | None = None
-    outer_rate: Measured | None = None
+    outer: OuterPilot | None = None
     pays: Pays | None = None
     user_code: str = ""
     provenance: dict[str, Any] = Field(default_factory=dict)

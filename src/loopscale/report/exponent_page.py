@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loopscale.files import replacing, write_text
-from loopscale.records import CarriedEps, ExponentResult, Measured, read_record
+from loopscale.records import CarriedEps, ExponentResult, Measured, OuterPilot, read_record
 from loopscale.report.figure import Axis, Figure, Guide, Mark, render
 from loopscale.report.figures import rule_name
 from loopscale.report.live_page import law_figure
 from loopscale.report.page import Section, Table, escape, render_page
-from loopscale.report.palette import TUNED, Look, interval, looks, number, plain, power_ticks
+from loopscale.report.palette import TUNED, Look, interval, looks, number, plain, power, power_ticks
 from loopscale.report.tables import provenance
 from loopscale.report.valleys import READING, Carried, exponent_figure
 
@@ -30,6 +30,10 @@ _COSTS = (
 _POWERS = (
     "The fitted best eps at each N, both in powers of two, with 95 % intervals; the solid line has the fitted power. The "
     "dotted lines start at the smallest N and fall as each rule says. The hollow mark is the target."
+)
+_OUTER = (
+    "The rate of embedding, readout and final norm, found first at the smallest N with the other values at the middle of "
+    "the grid; every other trial keeps it while the hidden rate moves."
 )
 _BEST = "best eps"
 
@@ -74,6 +78,8 @@ def sections(result: ExponentResult) -> list[Section]:
     parts.append(Section("In words", body_html=f"<ul>{said}</ul>"))
     if "eps-over-loops" in drawn:
         parts.append(Section("The power of N", figure=drawn["eps-over-loops"], how_to_read=_POWERS))
+    if result.outer is not None and result.outer.points:
+        parts.append(Section("The outer rate", _OUTER, table=_pilot(result.outer)))
     parts.append(Section("Numbers", table=_numbers(result)))
     return parts
 
@@ -188,9 +194,19 @@ def _numbers(result: ExponentResult) -> Table:
     if result.target is not None:
         at = f"extrapolated to N = {result.target.loops}"
         rows += [(f"eps, {at}", *_cells(result.target.eps)), (f"hidden rate, {at}", *_cells(result.target.lr))]
-    rows.append(("rate of embedding and readout", *_cells(result.outer_rate)))
+    if result.outer is not None:
+        found = Measured(value=result.outer.rate, interval=result.outer.interval)
+        rows.append(("rate of embedding and readout", *_cells(found)))
     rows += [(f"loss minus loss: {name}", *_cells(one)) for name, one in result.differences.items()]
     return Table(("what", "value", "95 % interval"), rows)
+
+
+def _pilot(outer: OuterPilot) -> Table:
+    rows = [
+        (power(point.lr), number(point.loss, 4), ", ".join(number(loss, 4) for loss in point.losses))
+        for point in outer.points
+    ]
+    return Table(("outer rate", "loss (nats), mean", "by seed"), rows)
 
 
 def _cells(measured: Measured | None) -> tuple[str, str]:
