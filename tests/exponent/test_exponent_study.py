@@ -35,6 +35,19 @@ def test_the_planted_powers_and_the_target_come_back_and_carrying_costs_what_the
     assert read_record(tmp_path / "study" / "result.json", ExponentResult) == result
 
 
+def test_what_the_search_saves_is_counted(tmp_path):
+    plan = ExponentPlan(base(), loops=(2, 8), seeds=4, fresh=1)
+    result, cells = ran(plan, tmp_path / "study")
+    grid = [
+        cell
+        for cell in cells
+        if cell["loops"] > 1 and cell["seed"] < 4 and cell["values"]["outer_rate"] == result.outer.rate
+    ]
+    places = {(cell["loops"], cell["strength"], cell["lr"]) for cell in grid}
+    assert f"{4 * len(places) - len(grid)} of {4 * len(places)} trials were spared" in result.says[-1]
+    assert len(grid) == 2 * (9 * 4 + 6)  # at each N the best cell and its neighbours with all seeds, the rest with one
+
+
 def test_the_hidden_rate_moves_and_the_outer_rate_stays(tmp_path):
     plan = ExponentPlan(base(), loops=(2, 8), seeds=1, fresh=1, outer_rate=0.0625)
     _, cells = ran(plan, tmp_path / "study")

@@ -110,7 +110,7 @@ def summarise(study: ExponentStudy, provenance: dict[str, Any]) -> ExponentResul
         verdict=verdict,
         rate_verdict=rate,
         sentence=headline(verdict, a, valleys),
-        says=tuple(_says(plan, (a, g, rate), differences, carried, target, pays)),
+        says=(*_says(plan, (a, g, rate), differences, carried, target, pays), *_spared(study)),
         next=next_step(plan, verdict, valleys, target),
         a=_measured(a),
         g=_measured(g),
@@ -343,6 +343,14 @@ def _says(
     if a is not None and a.interval is not None and plan.seeds == 2:
         said.append("Two seeds make an interval six times as wide as many would: read the powers as a first look.")
     return said
+
+
+def _spared(study: ExponentStudy) -> list[str]:
+    """Say what the search saves against a grid that gives every cell all seeds."""
+    rows = [row for loops in study.plan.loops for row in by_cell(study.grid(loops)).values()]
+    spared = sum(max(0, study.plan.seeds - len(row)) for row in rows)
+    whole = study.plan.seeds * len(rows)
+    return [f"Away from the valleys one seed was enough: {spared} of {whole} trials were spared."] if spared else []
 
 
 def _cost(row: CarriedEps) -> str:
