@@ -129,3 +129,10 @@ def test_a_plan_that_no_exponent_follows_from_is_one_sentence(values, says):
     with pytest.raises(UserError, match=says) as told:
         ExponentPlan(base(), **values)
     assert "\n" not in str(told.value) and len(str(told.value)) < 300
+
+
+def test_the_price_counts_the_trials_that_a_study_in_the_middle_of_its_grid_trains(tmp_path):
+    plan = ExponentPlan(base(), loops=(2, 8), seeds=3, fresh=2, strengths=(0.125, 0.25, 0.5, 1.0, 2.0))
+    _, cells = ran(plan, tmp_path / "study")
+    expected = [(cell.loops, cell.longer) for cell in plan.expected()]
+    assert sorted(expected) == sorted((cell["loops"], cell["values"]["longer"]) for cell in cells)

@@ -185,6 +185,14 @@ def test_the_price_of_a_tuning(capsys: pytest.CaptureFixture[str]) -> None:
     assert price["trials"] == 32 and "N = 1" in price["size"] and 0 < price["device_hours"] < 100
 
 
+def test_the_price_of_an_exponent_study_follows_its_trials(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", EXAMPLE, "--gpus", "1", "--exponent", "--json"]) == 0
+    whole = json.loads(capsys.readouterr().out)
+    price = whole["exponent"]
+    assert price["size"] == "N = 2, 4, 8" and price["trials"] == 12 + 3 * (15 + 27) + 8 * (6 + 2)
+    assert price["device_hours"] > 20 * whole["hours"]
+
+
 @pytest.mark.parametrize(
     ("values", "blamed"),
     [

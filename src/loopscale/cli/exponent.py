@@ -77,7 +77,7 @@ def command(
 
     user_code = find_user_code(model, None)  # a mistake in its arguments is told before the slow imports
     aim = None if target is None else _target(target)
-    from loopscale.exponent import CARRIED, Cell, ExponentPlan, run_exponent
+    from loopscale.exponent import CARRIED, ExponentPlan, run_exponent
     from loopscale.report import ExponentPage, write_exponent_report
 
     given = where.sets(sets if data is None else (f"data.path={json.dumps(data)}", *sets))
@@ -95,9 +95,7 @@ def command(
     )
     name = config.stem if config is not None else "demo" if model is None else study_name(model)
     folder = out or Path("runs") / f"exponent-{name}"
-    strengths_axis, lrs_axis = plan.axes
-    typical = Cell(max(plan.loops), strengths_axis.start[0], lrs_axis.start[0], lrs_axis.start[0], 0)
-    runner = where.make(folder, lambda: plan.job_config(typical))
+    runner = where.make(folder, lambda: plan.job_config(plan.sample(max(plan.loops))))
     title = f"exponent of {model or name}; its page is {folder / 'report.html'}"
     with ended_by_sigterm(), Watching(title, checked) as observer:
         result = run_exponent(plan, folder, executor=runner, observer=observer, page=ExponentPage)

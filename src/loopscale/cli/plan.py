@@ -31,7 +31,8 @@ UNITS = {"": 1e9, "B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 
 @click.option("--mfu", type=float, default=0.4, show_default=True, help="Share of the peak that is reached.")
 @click.option("--price", type=float, help="Dollars for one device and hour.")
 @click.option("--tuning", is_flag=True, help="Add the price of loopscale tune CONFIG, with its defaults.")
-@click.option("--here", is_flag=True, help="With --tuning: time a few steps here, and add CPU seconds.")
+@click.option("--exponent", is_flag=True, help="Add the price of loopscale exponent CONFIG, with its defaults.")
+@click.option("--here", is_flag=True, help="With these: time a few steps of their trials here, and add CPU seconds.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def command(
     config: Path | None,
@@ -43,6 +44,7 @@ def command(
     mfu: float,
     price: float | None,
     tuning: bool,
+    exponent: bool,
     here: bool,
     as_json: bool,
 ) -> int:
@@ -54,8 +56,8 @@ def command(
     """
     if config is None and model is None:
         raise UserError("name a config, or your model: loopscale plan config.toml --model file.py:make_model")
-    if here and not tuning:
-        raise UserError("--here times a trial of the tuning: add --tuning")
+    if here and not (tuning or exponent):
+        raise UserError("--here times trials of a tuning or an exponent study: add --tuning or --exponent")
     if model is not None:
         peek(model, rule=False)
     from loopscale.planning import Machine, plan
@@ -72,6 +74,7 @@ def command(
         )
     answer = plan(_work(values), machine)
     price_of = {"tuning": _tuning(values, machine, here)} if tuning else {}
+    price_of |= {"exponent": _exponent(values, machine, here)} if exponent else {}
     from loopscale.planning import people
 
     if as_json:
@@ -102,8 +105,8 @@ def _tuning(config: TrainConfig, machine: Machine, here: bool) -> dict[str, Any]
     """Price `loopscale tune CONFIG`: 16 trials on its proxy, and at most as many again for more seeds of the best."""
     from loopscale.cli.tune import sizes
     from loopscale.planning import study_hours
-    from loopscale.study import UserCode
-    from loopscale.tune import TuneSettings, trial_seconds
+    from loopscale.study import UserCode, trial_seconds
+    from loopscale.tune import TuneSettings
 
     proxy, target = sizes(config, None, None)
     place = config.model.factory
@@ -112,7 +115,31 @@ def _tuning(config: TrainConfig, machine: Machine, here: bool) -> dict[str, Any]
     trial = settings.config(proxy, {}).using(place)
     row = {"trials": 2 * settings.trials, "size": str(proxy)}
     row["device_hours"] = study_hours([_work(trial)] * 2 * settings.trials, machine)
-    return row | ({"cpu_seconds": 2 * settings.trials * trial_seconds(settings)} if here else {})
+    if here:
+        row["cpu_seconds"] = row["trials"] * trial_seconds(settings.config(proxy, {}), code)
+    return row
+
+
+def _exponent(config: TrainConfig, machine: Machine, here: bool) -> dict[str, Any]:
+    """Price `loopscale exponent CONFIG`: the trials of a study whose optima lie in the middle of its grid."""
+    from collections import Counter
+
+    from loopscale.exponent import ExponentPlan
+    from loopscale.planning import study_hours
+    from loopscale.study import UserCode, trial_seconds
+
+    place = config.model.factory
+    code = None if place is None else UserCode.at(place)
+    plan = ExponentPlan(config if place is None else config.using(None), user_code=code)
+    kinds = Counter((cell.loops, cell.longer) for cell in plan.expected())
+    trials = {kind: plan.config(plan.sample(*kind)) for kind in kinds}
+    works = [_work(trials[kind].using(place)) for kind, count in kinds.items() for _ in range(count)]
+    sizes = ", ".join(map(str, plan.loops))
+    row: dict[str, Any] = {"trials": len(works), "size": f"N = {sizes}", "device_hours": study_hours(works, machine)}
+    if here:
+        each = {loops: trial_seconds(plan.config(plan.sample(loops)), code) for loops in {kind[0] for kind in kinds}}
+        row["cpu_seconds"] = sum(count * each[loops] * longer for (loops, longer), count in kinds.items())
+    return row
 
 
 def _bytes(text: str) -> float:

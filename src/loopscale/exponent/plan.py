@@ -13,7 +13,7 @@ from loopscale.errors import UserError, nearest
 from loopscale.parameterization import RULES, Depth, get_rule
 from loopscale.records import ExponentStudyRecord
 from loopscale.study import UserCode, job_of
-from loopscale.train import TrainConfig
+from loopscale.train import TrainConfig, equal_steps
 
 RULE = "looped"  # one grid over its strength holds the eps of every pre-norm rule
 CARRIED = ("looped", "0.75", "sqrt", "none", "depth-mup")
@@ -116,6 +116,32 @@ class ExponentPlan:
     def base_layers(self) -> int:
         """The L that the strength counts from: the config's, else its own L."""
         return self.base.model.base_layers or self.base.model.layers
+
+    @cached_property
+    def longer(self) -> float:
+        """How many times the steps N = 1 trains with the compute of the largest N."""
+        here, one = (self.config(self.sample(loops)) for loops in (max(self.loops), 1))
+        user = self.user_code is not None
+        steps = equal_steps(here, one, 256 if user else self.base.load_data().vocab_size, user)
+        return steps / self.base.train.steps
+
+    def sample(self, loops: int, longer: float = 1.0) -> Cell:
+        """Return a cell at N = `loops` in the middle of the grid."""
+        strengths, lrs = self.axes
+        strength, lr = strengths.start[len(strengths.start) // 2], lrs.start[len(lrs.start) // 2]
+        return Cell(loops, strength, lr, self.outer_rate or lr, 0, longer)
+
+    def expected(self) -> list[Cell]:
+        """Return as many cells, at their N and length, as a study trains whose optima lie in the middle of its grid.
+
+        The outer rate is taken to be 2 to 4 times the hidden one.
+        """
+        low, high = min(self.loops), max(self.loops)
+        grid = len(self.axes[0].start) * len(self.axes[1].start) + 9 * (self.seeds - 1)
+        counts = [(loops, grid) for loops in self.loops] + [(high, self.fresh * (1 + len(self.carry))), (1, self.fresh)]
+        counts += [] if self.outer_rate is not None else [(low, 6 * PILOT_SEEDS)]
+        cells = [self.sample(loops) for loops, count in counts for _ in range(count)]
+        return cells + [self.sample(1, self.longer)] * self.fresh
 
     def config(self, cell: Cell) -> TrainConfig:
         """Return the full config of one trial: the outer rate stays where it is while the hidden rate moves."""

@@ -269,7 +269,7 @@ def _outer(study: ExponentStudy) -> OuterPilot | None:
 
 def _pays(study: ExponentStudy, losses: Mapping[str, Sequence[float]]) -> Pays | None:
     """Put one loop beside the largest N at its best, over the fresh seeds."""
-    cells, long_cells = study.single_cells(1.0), study.single_cells(study.longer)
+    cells, long_cells = study.single_cells(1.0), study.single_cells(study.plan.longer)
     short, target = study.fresh(cells) if cells else None, losses.get(BEST)
     if short is None or target is None:
         return None
@@ -278,7 +278,7 @@ def _pays(study: ExponentStudy, losses: Mapping[str, Sequence[float]]) -> Pays |
     low = study.surface(study.first)
     end = low is not None and low.at[0] <= math.log2(study.plan.axes[0].value(-FARTHEST))
     beside = f"one loop with the values of N = {study.first}"
-    long_steps = round(steps * study.longer) if long else 0
+    long_steps = round(steps * study.plan.longer) if long else 0
     return does_looping_pay(Beside(study.last, steps, target, short, long, long_steps, end, beside))
 
 

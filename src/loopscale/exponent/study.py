@@ -16,7 +16,6 @@ from loopscale.exponent.search import wanted
 from loopscale.exponent.surface import Surface, fit_surface
 from loopscale.records import ExponentStudyRecord, Journal, Trial, read_record, write_record
 from loopscale.study import Job, changes, driven, refuse, trial_key
-from loopscale.train import equal_steps
 from loopscale.transfer.optimum import Losses, Optimum, best_rate, fit_optimum
 
 NAME = "exponent.json"
@@ -109,11 +108,11 @@ class ExponentStudy:
 
     def pilot(self) -> Losses:
         """Return (outer rate, seed) -> loss at the smallest N, at the middle of the grid."""
-        strength, lr = self._middle()
+        middle = self.plan.sample(self.first)
         return {
             (cell.outer_rate, cell.seed): loss
             for cell, loss in self._losses.items()
-            if (cell.loops, cell.strength, cell.lr, cell.longer) == (self.first, strength, lr, 1.0)
+            if (cell.loops, cell.strength, cell.lr, cell.longer) == (self.first, middle.strength, middle.lr, 1.0)
             and cell.seed < PILOT_SEEDS
         }
 
@@ -206,14 +205,6 @@ class ExponentStudy:
         strength, lr = _rounded(low.strength), _rounded(low.lr)
         return [self._cell(1, strength, lr, seed, longer) for seed in self.plan.fresh_seeds]
 
-    @cached_property
-    def longer(self) -> float:
-        """How many times the steps N = 1 trains with the compute of the largest N."""
-        here, one = (self.plan.config(Cell(loops, 1.0, 1.0, 1.0, 0)) for loops in (self.last, 1))
-        user = self.plan.user_code is not None
-        steps = equal_steps(here, one, 256 if user else self.plan.base.load_data().vocab_size, user)
-        return steps / self.plan.base.train.steps
-
     # --- what is asked
 
     def _queue(self) -> deque[Cell]:
@@ -237,17 +228,17 @@ class ExponentStudy:
         if asked:
             return sorted(asked, key=lambda cell: cell.seed)
         by_way = [self.way_cells(way) for way in self.ways()]
-        by_way += [self.single_cells(1.0), self.single_cells(self.longer)] if by_way else []
+        by_way += [self.single_cells(1.0), self.single_cells(self.plan.longer)] if by_way else []
         return [cell for row in zip(*by_way, strict=True) for cell in row]
 
     def _pilot_wanted(self) -> list[Cell]:
         if self.plan.outer_rate is not None:
             return []
         known = self.pilot()
-        strength, lr = self._middle()
+        middle = self.plan.sample(self.first)
         asked = self._pilot_rates()
         missing = [(rate, seed) for seed in range(PILOT_SEEDS) for rate in asked if (rate, seed) not in known]
-        return [Cell(self.first, strength, lr, rate, seed) for rate, seed in missing]
+        return [Cell(self.first, middle.strength, middle.lr, rate, seed) for rate, seed in missing]
 
     def _pilot_rates(self) -> list[float]:
         """Walk from the config's outer rate, an octave a step, until the best has one on either side, at most ten steps."""
@@ -262,10 +253,6 @@ class ExponentStudy:
             if more <= asked:
                 return sorted(rates.values())
             asked |= more
-
-    def _middle(self) -> tuple[float, float]:
-        strengths, lrs = self.plan.axes
-        return strengths.start[len(strengths.start) // 2], lrs.start[len(lrs.start) // 2]
 
     @cached_property
     def _index(self) -> tuple[dict[float, int], dict[float, int]]:

@@ -9,7 +9,7 @@ from loopscale.study.local import LocalProcesses
 from loopscale.study.ray_tasks import RayTasks
 from loopscale.study.slurm import SlurmArrays
 from loopscale.study.stopping import thresholds
-from loopscale.study.trial import job_of, run_trial, trial_key
+from loopscale.study.trial import job_of, run_trial, trial_key, trial_seconds
 from loopscale.study.user_code import UserCode, objective_values
 
 __all__ = [
@@ -35,4 +35,5 @@ __all__ = [
     "run_trial",
     "thresholds",
     "trial_key",
+    "trial_seconds",
 ]

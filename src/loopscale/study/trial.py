@@ -88,6 +88,29 @@ def config_of(config: dict[str, Any]) -> TrainConfig:
     return house if code is None or code.kind == "objective" else house.using(code.place)
 
 
+def trial_seconds(config: TrainConfig, user_code: UserCode | None = None) -> float:
+    """Measure the seconds of one trial: a few steps here, one thread, counted up; an objective is called once."""
+    import torch
+
+    def timed(steps: int, eval_batches: int) -> float:
+        short = config.replaced("train", steps=steps, eval_batches=eval_batches)
+        began = time.perf_counter()
+        run_trial("probe", {}, job_of(short, user_code))
+        return time.perf_counter() - began
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    train = config.train
+    try:
+        if user_code is not None and user_code.kind == "objective":
+            return timed(train.steps, train.eval_batches)
+        timed(1, 1)  # the first step of a process pays for what is loaded lazily
+        few = min(4, train.steps)
+        return timed(few, 1) / (3 * few + 1) * (3 * train.steps + train.eval_batches)
+    finally:
+        torch.set_num_threads(threads)
+
+
 def record_of(key: str, cell: dict[str, Any], config: dict[str, Any], fit: Fit, seconds: float) -> dict[str, Any]:
     """What is kept of a trial: `trials/<key>.json`."""
     return {"key": key, "cell": cell, "config": config, **_measured(fit), "seconds": round(seconds, 3)}

@@ -2,7 +2,7 @@
 
 from loopscale.tune.plan import transfer_plan
 from loopscale.tune.regret import Local, extrapolate, read_local
-from loopscale.tune.run import read_plan, train_command, trial_seconds, tune
+from loopscale.tune.run import read_plan, train_command, tune
 from loopscale.tune.search import Budget
 from loopscale.tune.settings import TUNABLE, Size, TuneSettings
 from loopscale.tune.surface import Vertex, fit_surface
@@ -28,7 +28,6 @@ __all__ = [
     "spoken",
     "train_command",
     "transfer_plan",
-    "trial_seconds",
     "tune",
     "verify",
 ]

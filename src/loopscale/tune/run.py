@@ -29,7 +29,7 @@ from loopscale.study import (
     drive,
     driven,
     refuse,
-    run_trial,
+    trial_seconds,
 )
 from loopscale.study.trial import sections
 from loopscale.train import TrainConfig, provenance, trial_flops
@@ -120,7 +120,7 @@ def first_estimate(settings: TuneSettings, records: Records, budget_seconds: flo
         return 0.0
     if records:
         return float(fmean(record["seconds"] for record in records.values()))
-    one = trial_seconds(settings)
+    one = trial_seconds(settings.config(settings.proxy, start(settings)), settings.user_code)
     check_budget(budget_seconds, one, slots)
     return one
 
@@ -180,36 +180,6 @@ def probe(settings: TuneSettings) -> tuple[int, dict[str, Any]]:
         return 256, settings.user_code.check(config, target)
     dataset = config.load_data()
     return dataset.vocab_size, dataset.description
-
-
-def trial_seconds(settings: TuneSettings) -> float:
-    """Measure the seconds of one trial: a few steps here, one thread, counted up; an objective is called once."""
-    import torch
-
-    config = settings.config(settings.proxy, start(settings))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        if settings.user_code is not None and settings.user_code.kind == "objective":
-            return _seconds(settings, config)
-        _seconds(settings, _short(config, 1, 1))  # the first step of a process pays for what is loaded lazily
-        few = min(4, config.train.steps)
-        each = _seconds(settings, _short(config, few, 1)) / (3 * few + 1)
-        return each * (3 * config.train.steps + config.train.eval_batches)
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _seconds(settings: TuneSettings, config: TrainConfig) -> float:
-    began = time.perf_counter()
-    run_trial("probe", {}, settings.job_config(config))
-    return time.perf_counter() - began
-
-
-def _short(config: TrainConfig, steps: int, eval_batches: int) -> TrainConfig:
-    record = config.model_dump(mode="json")
-    record["train"].update(steps=steps, eval_batches=eval_batches)
-    return TrainConfig.model_validate(record)
 
 
 def check_budget(seconds: float | None, one: float, slots: int) -> None:
