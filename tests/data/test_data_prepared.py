@@ -20,6 +20,7 @@ from loopscale.cli import main
 from loopscale.data import Preparation, load_data, prepare, prepare_data, verify
 from loopscale.data.order import shuffled
 from loopscale.data.shard import BLOCK, Shard, write_shard
+from loopscale.records import Manifest, Preparing, write_record
 
 ASKED = Preparation(shard_tokens=20_000, validation_fraction=0.2)
 
@@ -122,6 +123,30 @@ def test_finished_shards_are_not_made_again(source, whole, tmp_path, monkeypatch
     prepare_data(str(source), out, ASKED)
     assert len(made) - 4 == len(list(whole.glob("*-0*"))) - 2
     assert contents(out) == contents(whole)
+
+
+@pytest.mark.parametrize("hurt", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-1])])
+@pytest.mark.parametrize("whole_again", [True, False])
+def test_a_folder_with_a_damaged_shard_is_not_called_done(source, folder, hurt, whole_again):
+    """Neither one that was finished, nor one that goes on behind the damage."""
+    if not whole_again:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        row = manifest["shards"]["train"][0]
+        (folder / "manifest.json").unlink()
+        state = {"identity": manifest["asked"], "done": {"train": 1}, "shards": {"train": [row]}}
+        write_record(folder / "progress.json", Preparing.model_validate(state))
+    hurt(folder / "train-00000.safetensors")
+    with pytest.raises(UserError, match=r"train-00000\.safetensors.*: restore it, or prepare the data again"):
+        prepare_data(str(source), folder, ASKED)
+
+
+def test_a_manifest_that_counts_other_tokens_is_a_sentence(folder):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["shards"]["train"][0]["tokens"] += 1
+    known = {key: value for key, value in manifest.items() if key not in ("schema", "seal")}
+    write_record(folder / "manifest.json", Manifest.model_validate(known))
+    with pytest.raises(UserError, match=r"tokens, the manifest says \d+: restore it"):
+        load_data(folder, context=32)
 
 
 def test_other_settings_need_another_folder(source, folder, tmp_path):

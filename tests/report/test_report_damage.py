@@ -92,6 +92,18 @@ def test_without_trials_the_page_says_what_is_left_out(copied):
     assert not (copied / "figures" / "stream-over-visits.svg").exists()
 
 
+def test_a_page_is_not_drawn_from_fewer_trials_than_its_result(copied):
+    told = sum(1 for _ in (copied / "trials").glob("*.json"))
+    set_key(copied / "result.json", ["provenance", "trials"], told)
+    write_report(copied)
+    next((copied / "trials").glob("*.json")).unlink()
+    with pytest.raises(
+        UserError, match=rf"holds {told - 1} of the {told} trials of the result: run `loopscale"
+    ) as error:
+        write_report(copied)
+    is_one_sentence(error)
+
+
 def test_a_rule_that_always_diverged_is_still_drawn(copied):
     path = copied / "result.json"
     for key in ("slope", "slope_interval", "regret", "regret_interval", "strength"):

@@ -14,6 +14,7 @@ from changed import changed
 from ranks import begin, finish
 
 from loopscale.cli import main
+from loopscale.data import Preparation, prepare_data
 from loopscale.errors import UserError
 from loopscale.files import alone, folder_aside, new_folder
 from loopscale.records import read_steps
@@ -75,6 +76,21 @@ def test_a_folder_that_goes_away_ends_the_training(tiny: TrainConfig, tmp_path: 
     assert not run.exists()
     if gone == "moved":
         assert resume_run(elsewhere).status == "finished"
+
+
+def test_a_training_that_fails_before_its_first_step_leaves_nothing(
+    tiny: TrainConfig, text: Path, tmp_path: Path
+) -> None:
+    prepare_data(str(text), tmp_path / "shards", Preparation(validation_fraction=0.2))
+    shard = tmp_path / "shards/train-00000.safetensors"
+    content = shard.read_bytes()
+    shard.write_bytes(content[:3000] + bytes([content[3000] ^ 1]) + content[3001:])
+    config = changed(tiny, data={"path": str(tmp_path / "shards"), "prefetch": 0}, train={"precision": "fp32"})
+    with pytest.raises(UserError, match=r"train-00000\.safetensors is damaged"):
+        train_run(config, tmp_path / "runs/run")
+    assert sorted(path.name for path in tmp_path.rglob("run*")) == ["runs"]
+    shard.write_bytes(content)
+    assert train_run(config, tmp_path / "runs/run").status == "finished"
 
 
 def test_the_lock_names_its_holder_and_ends_with_it(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 import loopscale
 from loopscale import UserError
 from loopscale.cli import main
-from loopscale.records import Journal, StudyRecord, content_hash
+from loopscale.records import Journal, StudyRecord, content_hash, write_record
 from loopscale.study import Executor, InThisProcess, LocalProcesses, Silent, UserCode
 from loopscale.train import make_config
 from loopscale.transfer import Arm, Cell, Study, StudyPlan, run_study, seeds_by_cost
@@ -323,6 +323,18 @@ def test_folders_of_others_are_refused_untouched(finished, tmp_path):
         run_study(PLAN, tmp_path)
     assert sorted(path.name for path in folder.rglob("*")) == before
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_value_in_study_json_that_no_config_takes_is_named(finished, tmp_path):
+    folder = Path(shutil.copytree(finished[0], tmp_path / "s"))
+    record = json.loads((folder / "study.json").read_text())
+    record["base"]["train"]["steps"] = -1
+    known = {name: value for name, value in record.items() if name not in ("schema", "seal")}
+    write_record(folder / "study.json", StudyRecord.model_validate(known))
+    with pytest.raises(
+        UserError, match=r"^study\.json is damaged \(config key 'train\.steps' cannot be -1.*: restore it"
+    ):
+        run_study(PLAN, folder, executor=InThisProcess())
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,16 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from loopscale.data.documents import Source, find_source
 from loopscale.data.files import files_in
-from loopscale.data.prepared import MANIFEST, PROGRESS, SIDES, file_sha256, is_prepared, read_manifest, text_sha256
+from loopscale.data.prepared import (
+    MANIFEST,
+    PROGRESS,
+    SIDES,
+    check_shards,
+    file_sha256,
+    is_prepared,
+    read_manifest,
+    text_sha256,
+)
 from loopscale.data.reading import Reading
 from loopscale.data.shard import write_shard
 from loopscale.data.split import split_documents
@@ -79,6 +88,7 @@ def prepare_data(
         try:
             write_record(out / PROGRESS, progress)  # before the tokenizer: with it the folder is known as begun
             words = _tokenizer(out, found, settings)
+            check_shards(out, progress.shards, text_sha256(words.to_json()))
             writer = Writer(out, words, settings.shard_tokens, progress, report)
             documents = (document for document in found.documents(settings.text_field) if document)
             writer.take(split_documents(documents, settings.validation_fraction), workers)
@@ -209,6 +219,7 @@ def _whole(out: Path, asked: dict[str, Any]) -> Manifest | None:
     differing = [key for key, value in asked.items() if manifest.asked.get(key) != value]
     if differing:
         raise UserError(f"{out} was prepared with another {differing[0]}: name another folder with --out")
+    check_shards(out, manifest.shards, manifest.tokenizer_sha256)
     return manifest
 
 
@@ -234,7 +245,10 @@ def _tokenizer(out: Path, source: Source, settings: Preparation) -> Tokenizer:
     """Give the tokenizer that was begun with, one given as a file, or a new one made from the first documents."""
     file = out / WORDS
     if file.is_file():
-        return tokenizer_from_json(file.read_text(encoding="utf-8"))
+        try:
+            return tokenizer_from_json(file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError):
+            raise UserError(f"{file} is damaged or cannot be read: {Preparing.FIX}") from None
     if settings.tokenizer_from is not None:
         given = Path(settings.tokenizer_from)
         given = given / WORDS if given.is_dir() else given

@@ -20,7 +20,7 @@ from loopscale.data.reading import Reading
 from loopscale.data.shard import Shard
 from loopscale.data.tokenizer import tokenizer_from_json
 from loopscale.errors import UserError
-from loopscale.records import Manifest, read_record
+from loopscale.records import Manifest, ShardRow, Sides, read_record
 
 SIDES = ("train", "validation")
 MANIFEST, PROGRESS = "manifest.json", "progress.json"
@@ -71,7 +71,7 @@ def open_folder(folder: Path) -> tuple[Manifest, Dataset]:
     words = tokenizer_from_json(_tokenizer_text(folder, manifest))
     if (words.name, words.vocab_size) != (manifest.tokenizer, manifest.vocab_size):
         raise UserError(f"{folder / MANIFEST} names another tokenizer than tokenizer.json is: restore it")
-    sides = {side: Shards(_shards(folder, manifest, side)) for side in SIDES}
+    sides = {side: Shards(_shards(folder, getattr(manifest.shards, side), manifest.tokenizer_sha256)) for side in SIDES}
     return manifest, Dataset(sides, words, _description(folder, manifest))
 
 
@@ -89,12 +89,19 @@ def open_prepared(folder: Path, asked: Reading) -> Dataset:
     return dataset
 
 
+def check_shards(folder: Path, shards: Sides, tokenizer: str) -> None:
+    """Raise `UserError` when a shard is absent, truncated or of another tokenizer: a look at each header, no more."""
+    for side in SIDES:
+        _shards(folder, getattr(shards, side), tokenizer)
+
+
 def verify(folder: Path) -> Manifest:
     """Read every byte against the manifest's sha256 and give the manifest; raises `UserError` naming what is damaged."""
     manifest = read_manifest(folder)
     _tokenizer_text(folder, manifest)
     for side in SIDES:
-        for shard, row in zip(_shards(folder, manifest, side), getattr(manifest.shards, side), strict=True):
+        rows = getattr(manifest.shards, side)
+        for shard, row in zip(_shards(folder, rows, manifest.tokenizer_sha256), rows, strict=True):
             shard.check()
             if file_sha256(shard.path) != row.sha256:
                 raise UserError(f"{shard.path} does not match its sha256: restore it, or prepare the data again")
@@ -112,10 +119,10 @@ def text_sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _shards(folder: Path, manifest: Manifest, side: str) -> list[Shard]:
+def _shards(folder: Path, rows: Iterable[ShardRow], tokenizer: str) -> list[Shard]:
     found = []
-    for row in getattr(manifest.shards, side):
-        shard = Shard(folder / row.file, manifest.tokenizer_sha256)
+    for row in rows:
+        shard = Shard(folder / row.file, tokenizer)
         if len(shard) != row.tokens:
             raise UserError(
                 f"{shard.path} has {len(shard)} tokens, the manifest says {row.tokens}: "

@@ -1,6 +1,6 @@
 """Say what every record on disk holds, and read and write it through one door."""
 
-from loopscale.records.data import Manifest, Preparing, ShardRow
+from loopscale.records.data import Manifest, Preparing, ShardRow, Sides
 from loopscale.records.exponent import (
     AtTarget,
     CarriedEps,
@@ -79,6 +79,7 @@ __all__ = [
     "Row",
     "RuleRecord",
     "ShardRow",
+    "Sides",
     "Step",
     "StudyRecord",
     "Sweep",

@@ -33,6 +33,11 @@ class Journal:
         """Return all trials in the order of their keys, which does not depend on which ended first."""
         return tuple(self.trials[key] for key in sorted(self.trials))
 
+    def check_count(self, told: object, fix: str) -> None:
+        """Raise `UserError` when there are fewer trials than a result was made of: it would no longer be the same page."""
+        if isinstance(told, int) and len(self.trials) < told:
+            raise UserError(f"{self.path} holds {len(self.trials)} of the {told} trials of the result: {fix}")
+
     def read(self) -> list[Trial]:
         """Read the trials that were appended since the last call."""
         try:

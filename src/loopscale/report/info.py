@@ -80,7 +80,10 @@ def study_info(study_dir: Path) -> StudyInfo:
 
     Raises `UserError` when it is missing, unfinished, damaged or of another schema.
     """
-    return StudyInfo(read_result(study_dir), Journal(study_dir).by_key())
+    result, journal = read_result(study_dir), Journal(study_dir)
+    if journal.trials:  # a folder without any is drawn without the figures of single trials, and says so
+        journal.check_count(result.provenance.get("trials"), Result.FIX)
+    return StudyInfo(result, journal.by_key())
 
 
 def curves(rule: RuleRecord) -> tuple[Curve, ...]:

@@ -28,4 +28,6 @@ def tune_info(folder: Path) -> TuneInfo:
         raise UserError(
             f"the tuning in {folder} has no plan yet: run `loopscale tune` again to finish it, or watch it with --serve"
         )
-    return TuneInfo(name=folder.resolve().name, plan=read_record(path, Plan), trials=Journal(folder).by_key())
+    plan, journal = read_record(path, Plan), Journal(folder)
+    journal.check_count(plan.provenance.get("trials"), Plan.FIX)
+    return TuneInfo(name=folder.resolve().name, plan=plan, trials=journal.by_key())

@@ -51,6 +51,14 @@ def parse_values(values: Mapping[str, Any], sets: Iterable[str] = ()) -> TrainCo
         raise UserError(_sentence(problem)) from None
 
 
+def stored_config(values: Mapping[str, Any], file: str, fix: str) -> TrainConfig:
+    """Validate the config that a record holds, each value alone; raises `UserError` that names the file and the key."""
+    try:
+        return parse_values(values)
+    except UserError as cause:
+        raise UserError(f"{file} is damaged ({cause}): {fix}") from None
+
+
 def load_values(path: str | Path, sets: Iterable[str] = ()) -> TrainConfig:
     """Read a TOML file as `load_config` does, but only validate each value alone, as `parse_values` does.
 

@@ -152,6 +152,22 @@ def _tied_entry(run: Run) -> float | None:
     return float((model.base_width or model.width) ** 0.5) if model.tied_readout and model.factory is None else None
 
 
+def take_back(run: Run) -> None:
+    """Remove the folder of a run that was refused before it had a line of metrics or a checkpoint."""
+    try:
+        trained = run.metrics.exists() and b"\n" in run.metrics.read_bytes()
+        if trained or checkpoint.listed(run.checkpoints):
+            return
+        for file in run.path.iterdir():
+            if _left_by_us(file) or file.name in ("config.toml", run.metrics.name):
+                file.unlink()
+        for folder in (run.checkpoints, run.path / "trackers", run.path):
+            if folder.exists():
+                folder.rmdir()
+    except OSError:  # it was moved away, or holds something else: that stays
+        return
+
+
 def _provenance(run: Run, more: dict[str, Any]) -> Provenance:
     return Provenance(**{**provenance(), **more, "config": content_hash(run.config.to_dict())})
 

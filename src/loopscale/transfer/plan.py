@@ -12,6 +12,7 @@ from loopscale.records import StudyRecord
 from loopscale.study.trial import job_of, trial_key
 from loopscale.study.user_code import UserCode
 from loopscale.train import TrainConfig, equal_steps
+from loopscale.train.load import stored_config
 
 STEPS_PER_OCTAVE = 2  # the rate grid is 2^(k/2), k whole: factor-2 grids hide a drift of half an octave
 LOWEST, HIGHEST = -40, 8  # 2^-20 .. 2^4: where the search for an optimum gives up
@@ -199,9 +200,8 @@ class StudyPlan:
     def from_record(cls, record: StudyRecord) -> StudyPlan:
         """The reverse of `to_record`."""
         values = {name: getattr(record, name) for name in StudyRecord.model_fields if name not in ("base", "user_code")}
-        return cls(
-            base=TrainConfig.model_validate(record.base), user_code=UserCode.from_json(record.user_code), **values
-        )
+        base = stored_config(record.base, "study.json", StudyRecord.FIX)
+        return cls(base=base, user_code=UserCode.from_json(record.user_code), **values)
 
 
 def seeds_by_cost(loops: tuple[int, ...], seeds: int) -> tuple[tuple[int, int], ...]:

@@ -33,6 +33,7 @@ from loopscale.study import (
 )
 from loopscale.study.trial import sections
 from loopscale.train import TrainConfig, provenance, trial_flops
+from loopscale.train.load import stored_config
 from loopscale.tune.explore import Search
 from loopscale.tune.mirror import Mirror
 from loopscale.tune.plan import transfer_plan
@@ -221,6 +222,6 @@ def costs(settings: TuneSettings, records: list[dict[str, Any]], vocab_size: int
 
 
 def _flops_of(record: dict[str, Any], vocab_size: int, users: bool) -> float:
-    config = TrainConfig.model_validate(sections(record["config"])[1])
+    config = stored_config(sections(record["config"])[1], f"trial {record['key']} in trials.jsonl", Trial.FIX)
     steps = record["steps"] if record["loss"] is None else None
     return trial_flops(config, vocab_size, users, steps)
