@@ -24,7 +24,7 @@ from loopscale.train.load import make_config
 from loopscale.train.parallel import whole
 from loopscale.train.profile import Profile
 from loopscale.train.room import check_room
-from loopscale.train.run import Run, Warn, check_new, create_run, metrics_writer, open_run, take_back
+from loopscale.train.run import Run, Warn, check_new, create_run, kept_once_begun, metrics_writer, open_run
 from loopscale.train.task import StepRecord, rows_of, to_device
 from loopscale.train.training import Training, evaluate, stream_rms
 from loopscale.train.world import World, noticing_lost_ranks
@@ -127,13 +127,8 @@ def train_run(
                 check_room(out, training)
                 create_run(out, training)
         run = Run(out, training.config)
-        with alone(run, world):
-            try:
-                return _loop(run, training, interrupt, on_step, profile)
-            except Exception:
-                if world.main:
-                    take_back(run)
-                raise
+        with alone(run, world), kept_once_begun(run, world):
+            return _loop(run, training, interrupt, on_step, profile)
 
 
 def resume_run(

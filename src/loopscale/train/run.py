@@ -30,6 +30,7 @@ from loopscale.train.config import TrainConfig
 from loopscale.train.load import load_config
 from loopscale.train.provenance import provenance
 from loopscale.train.training import Training
+from loopscale.train.world import World
 
 Warn = Callable[[str], object]
 
@@ -152,8 +153,18 @@ def _tied_entry(run: Run) -> float | None:
     return float((model.base_width or model.width) ** 0.5) if model.tied_readout and model.factory is None else None
 
 
-def take_back(run: Run) -> None:
-    """Remove the folder of a run that was refused before it had a line of metrics or a checkpoint."""
+@contextmanager
+def kept_once_begun(run: Run, world: World) -> Iterator[None]:
+    """Remove the folder of a new run that fails before it has a line of metrics or a checkpoint."""
+    try:
+        yield
+    except Exception:
+        if world.main:
+            _take_back(run)
+        raise
+
+
+def _take_back(run: Run) -> None:
     try:
         trained = run.metrics.exists() and b"\n" in run.metrics.read_bytes()
         if trained or checkpoint.listed(run.checkpoints):
