@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -72,17 +72,19 @@ def command(
     again: finished trials are kept.
     """
     from loopscale.cli.sigterm import ended_by_sigterm
-    from loopscale.cli.user_code import checked, find_user_code, study_name, user_sentences
+    from loopscale.cli.user_code import checked, find_user_code, study_name, tell, user_sentences
     from loopscale.cli.watching import Watching
 
     user_code = find_user_code(model, None)  # a mistake in its arguments is told before the slow imports
     aim = None if target is None else _target(target)
     from loopscale.exponent import CARRIED, ExponentPlan, run_exponent
     from loopscale.report import ExponentPage, write_exponent_report
+    from loopscale.study import with_precision
 
     given = where.sets(sets if data is None else (f"data.path={json.dumps(data)}", *sets))
+    base = _base(config, given, user_code is not None)
     plan = ExponentPlan(
-        base=_base(config, given, user_code is not None),
+        base=base,
         loops=loops or (2, 4, 8),
         strengths=strengths,
         lrs=lrs,
@@ -95,7 +97,12 @@ def command(
     )
     name = config.stem if config is not None else "demo" if model is None else study_name(model)
     folder = out or Path("runs") / f"exponent-{name}"
-    runner = where.make(folder, lambda: plan.job_config(plan.sample(max(plan.loops))))
+
+    def largest() -> dict[str, Any]:
+        return plan.job_config(plan.sample(max(plan.loops)))
+
+    plan = with_precision(plan, base.train.precision, folder / "exponent.json", largest, tell)
+    runner = where.make(folder, largest)
     title = f"exponent of {model or name}; its page is {folder / 'report.html'}"
     with ended_by_sigterm(), Watching(title, checked) as observer:
         result = run_exponent(plan, folder, executor=runner, observer=observer, page=ExponentPage)

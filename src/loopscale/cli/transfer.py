@@ -90,11 +90,12 @@ def command(
     Stop it anywhere and start it again: finished trials are kept. Exit 1 when a rule that claims transfer drifts.
     """
     from loopscale.cli.sigterm import ended_by_sigterm
-    from loopscale.cli.user_code import checked, find_user_code, study_name, user_sentences
+    from loopscale.cli.user_code import checked, find_user_code, study_name, tell, user_sentences
     from loopscale.cli.watching import Watching
 
     code = find_user_code(model, objective)  # a mistake in its arguments is told before the slow imports
     from loopscale.report import StudyPage, write_report
+    from loopscale.study import with_precision
     from loopscale.transfer import Cell, StudyPlan, failed, get_preset, run_study, seeds_by_cost
 
     chosen = get_preset(preset)
@@ -120,7 +121,12 @@ def command(
     folder = out or Path("runs") / f"transfer-{preset if mine is None else study_name(mine)}"
     changed = bool(sets) or any(value is not None for value in (rules, loops, lrs, strengths, seeds, data))
     usual = f"study '{preset}', changed" if changed else f"study '{preset}': {chosen.promise}"
-    runner = where.make(folder, lambda: plan.job_config(Cell(plan.arms[0], plan.center_lr, 0)))
+
+    def largest() -> dict[str, Any]:
+        return plan.job_config(Cell(plan.arms[0], plan.center_lr, 0))
+
+    plan = with_precision(plan, base.train.precision, folder / "study.json", largest, tell)
+    runner = where.make(folder, largest)
     title = f"study of {mine}" if mine else usual
     with ended_by_sigterm(), Watching(f"{title}; its page is {folder / 'report.html'}", checked) as observer:
         result = run_study(plan, folder, executor=runner, observer=observer, page=StudyPage)

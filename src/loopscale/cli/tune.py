@@ -100,12 +100,13 @@ def command(
     Stop it anywhere and start it again: finished trials are kept.
     """
     started = time.monotonic()
-    from loopscale.cli.user_code import checked, find_user_code, user_sentences
+    from loopscale.cli.user_code import checked, find_user_code, tell, user_sentences
 
     code = find_user_code(model, objective)  # a mistake in its arguments is told before the slow imports
     from loopscale.cli.sigterm import ended_by_sigterm
     from loopscale.cli.watching import Watching
     from loopscale.report import write_tune_report
+    from loopscale.study import with_precision
     from loopscale.train import load_config, load_values
     from loopscale.tune import Budget, TuneSettings, tune
 
@@ -119,6 +120,7 @@ def command(
     settings = TuneSettings(base, small, large, names, wanted, seeds, code)
     folder = out or Path("runs") / f"tune-{config.stem}"
     limit = Budget(parse_seconds(budget), started=started)
+    settings = with_precision(settings, base.train.precision, folder / "tune.json", settings.typical_job, tell)
     runner = where.make(folder, settings.typical_job)
     with ended_by_sigterm(), Watching(f"tuning at {small}", checked) as observer:
         plan = tune(settings, folder, executor=runner, budget=limit, storage=storage, observer=observer)

@@ -52,6 +52,11 @@ def checked(description: dict[str, Any]) -> None:
         click.echo(f"loopscale: warning: {said}", err=True)
 
 
+def tell(sentence: str) -> None:
+    """Say something of the whole study, before its trials, on stderr."""
+    click.echo(f"loopscale: {sentence}", err=True)
+
+
 def role_lines(roles: dict[str, str]) -> list[str]:
     """A line for each role and kind of name, numbers starred.
 

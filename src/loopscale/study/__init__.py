@@ -6,6 +6,7 @@ from loopscale.study.executor import Executor, InThisProcess, Job, drive
 from loopscale.study.fastest import Fastest
 from loopscale.study.folder import Observer, Silent, changes, check_errors, driven, refuse
 from loopscale.study.local import LocalProcesses
+from loopscale.study.precision import with_precision
 from loopscale.study.ray_tasks import RayTasks
 from loopscale.study.slurm import SlurmArrays
 from loopscale.study.stopping import thresholds
@@ -36,4 +37,5 @@ __all__ = [
     "thresholds",
     "trial_key",
     "trial_seconds",
+    "with_precision",
 ]

@@ -30,9 +30,13 @@ class Preset:
     def base(self, sets: Sequence[str] = (), user_model: bool = False) -> TrainConfig:
         """The base config of every trial, with `a.b=c` overrides; raises `UserError` for an unknown key or bad value.
 
-        user_model: the model is the user's, so the house model's combinations (head_dim divides width) are not asked for.
+        user_model: the model is the user's, so the house model's combinations (head_dim divides width) are not asked for,
+        and its precision is measured; the presets are fp32 unless they say otherwise, so that their records stay.
         """
-        return parse_values(self.config, sets) if user_model else make_config(self.config, sets)
+        if user_model:
+            return parse_values(self.config, sets)
+        train = {"precision": "fp32", **self.config["train"]}
+        return make_config({**self.config, "train": train}, sets)
 
 
 def _small(steps: int, layers: int, batch: int, width: int = 64, context: int = 64, **train: Any) -> dict[str, Any]:
