@@ -22,19 +22,26 @@ def check_options(given: dict[str, Any]) -> None:
         raise UserError(
             "give either a config file (or --model file.py:make_model) or --resume DIR: loopscale train config.toml"
         )
-    if given["resume"] is not None and any(given[name] is not None for name in ("out", "tuned", "init_from")):
-        raise UserError("--resume continues a run exactly, so it takes no --from, --init-from or --out: leave them out")
+    if given["resume"] is not None and any(given[name] is not None for name in ("out", "tuned", "init_from", "rule")):
+        raise UserError(
+            "--resume continues a run exactly, so it takes no --from, --init-from, --rule or --out: leave them out"
+        )
+    if given["rule"] is not None and given["tuned"] is not None:
+        raise UserError("--from brings the rule that was tuned: leave --rule out, or tune with it")
     if given["again"] and given["out"] is None:
         raise UserError("--continue needs the folder of the run: add --out DIR")
 
 
 def asked_config(given: dict[str, Any], warn: Callable[[str], object]) -> TrainConfig:
     """Read the config, or take that of tuned.toml, which is whole; put the tuned values and the options on top."""
+    from loopscale.cli.user_rule import spelt_rule
     from loopscale.train import load_config, make_config, read_toml, with_tuned
 
     sets = list(given["sets"])
     if given["model"] is not None:
         sets.append(f"model.factory={json.dumps(given['model'])}")
+    if given["rule"] is not None:
+        sets.append(f"model.rule={json.dumps(spelt_rule(given['rule']))}")
     if given["init_from"] is not None:
         sets.append(f"train.init_from={json.dumps(given['init_from'])}")
     if given["config"] is None:

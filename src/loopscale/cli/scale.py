@@ -6,6 +6,7 @@ import json
 
 import click
 
+from loopscale.cli.user_rule import find_rule
 from loopscale.parameterization import OPTIMIZERS, RULES, Depth, Optimizer, Width, get_rule, prescription
 
 
@@ -16,7 +17,7 @@ from loopscale.parameterization import OPTIMIZERS, RULES, Depth, Optimizer, Widt
 @click.option("--base-width", type=int, help="Width the rates were tuned at (muP); without it, no width rule.")
 @click.option("--base-layers", type=int, help="Layers the rates were tuned at; without it, L counts absolutely.")
 @click.option("--strength", type=float, default=1.0, show_default=True, help="lambda, tuned once at the base.")
-@click.option("--rule", default="looped", show_default=True, help=f"One of: {', '.join(RULES)}.")
+@click.option("--rule", default="looped", show_default=True, help=f"file.py:RULE, or one of: {', '.join(RULES)}.")
 @click.option("--optimizer", type=click.Choice(OPTIMIZERS), default="adamw", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
@@ -33,9 +34,9 @@ def command(
     """Print the residual scale and every multiplier that RULE gives a network of N loops and L layers."""
     if base_width is not None and width is None:
         raise click.UsageError("--base-width needs --width: name the width of the network too")
-    depth = Depth(loops, layers)
+    depth, chosen = Depth(loops, layers), get_rule(find_rule(rule))
     size = None if width is None else Width(width, base_width)
-    rows = prescription(depth, size, rule=rule, strength=strength, base_layers=base_layers, optimizer=optimizer)
+    rows = prescription(depth, size, rule=chosen, strength=strength, base_layers=base_layers, optimizer=optimizer)
     if as_json:
         given = {
             "rule": rule,
@@ -50,6 +51,6 @@ def command(
         scales = {row["name"]: row["value"] for row in rows if "." not in row["name"]}
         click.echo(json.dumps({**given, **scales, "values": rows}, indent=1))
         return
-    click.echo(f"{rule}: {get_rule(rule).summary}\nN = {loops} loops, L = {layers} layers\n")
+    click.echo(f"{chosen.name}: {chosen.summary}\nN = {loops} loops, L = {layers} layers\n")
     for row in rows:
         click.echo(f"{row['name']:<26}{row['value']:>12.6g}   {row['why']} [{row['source']}]")

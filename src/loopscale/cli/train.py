@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 @click.command(epilog=CONTRACT)
 @click.argument("config", required=False, type=click.Path(path_type=Path))
 @click.option("--model", metavar="PLACE", help="Your own model: file.py:make_model, a factory; see below.")
+@click.option("--rule", help="A rule of the table, or yours: file.py:RULE, whose numbers the config keeps.")
 @click.option("--set", "sets", multiple=True, metavar="SECTION.KEY=VALUE", help="Replace a value of the config.")
 @click.option("--from", "tuned", type=click.Path(path_type=Path), metavar="TOML", help="tuned.toml of loopscale tune.")
 @click.option("--init-from", metavar="DIR", help="Begin with the weights of a different run of the same shapes.")

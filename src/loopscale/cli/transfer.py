@@ -35,7 +35,12 @@ def rate(text: str) -> float:
 
 @click.command(epilog=CONTRACT)
 @click.option("--preset", default="demo", show_default=True, help="demo, laptop or gpu.")
-@click.option("--rules", callback=list_of(str, "rules"), help="Comma-separated; default looped,sqrt,none.")
+@click.option(
+    "--rules",
+    "--rule",
+    callback=list_of(str, "rules"),
+    help="Comma-separated, file.py:RULE too; default looped,sqrt,none.",
+)
 @click.option("--loops", callback=list_of(int, "whole numbers"), help="Numbers of loops, such as 1,2,4,8.")
 @click.option(
     "--lrs",
@@ -91,6 +96,7 @@ def command(
     """
     from loopscale.cli.sigterm import ended_by_sigterm
     from loopscale.cli.user_code import checked, find_user_code, study_name, tell, user_sentences
+    from loopscale.cli.user_rule import spelt_rule
     from loopscale.cli.watching import Watching
 
     code = find_user_code(model, objective)  # a mistake in its arguments is told before the slow imports
@@ -105,7 +111,7 @@ def command(
     plan = StudyPlan(
         base=base,
         user_code=code,
-        rules=rules or ("looped", "sqrt", "none"),
+        rules=tuple(map(spelt_rule, rules or ())) or ("looped", "sqrt", "none"),
         loops=axis,
         lrs=lrs,
         seeds=chosen.seeds if seeds is None else seeds,

@@ -67,7 +67,7 @@ def parse_seconds(text: str | None) -> float | None:
     "tuned",
     help="Default: lr,strength,outer_lr (of an objective: lr,strength); also: weight_decay, warmup, batch.",
 )
-@click.option("--rule", help="The rule that carries the values; default: the config's.")
+@click.option("--rule", help="The rule that carries the values, or file.py:RULE; default: the config's.")
 @click.option("--model", metavar="PLACE", help="Your own model: file.py:make_model, a factory; see below.")
 @click.option("--objective", metavar="PLACE", help="Your own Python objective: file.py:objective, values -> loss.")
 @click.option("--set", "sets", multiple=True, metavar="A.B=C", help="Any value of the config.")
@@ -101,6 +101,7 @@ def command(
     """
     started = time.monotonic()
     from loopscale.cli.user_code import checked, find_user_code, tell, user_sentences
+    from loopscale.cli.user_rule import spelt_rule
 
     code = find_user_code(model, objective)  # a mistake in its arguments is told before the slow imports
     from loopscale.cli.sigterm import ended_by_sigterm
@@ -110,7 +111,7 @@ def command(
     from loopscale.train import load_config, load_values
     from loopscale.tune import Budget, TuneSettings, tune
 
-    rules = where.sets((*sets, f'model.rule="{rule}"') if rule else sets)
+    rules = where.sets((*sets, f"model.rule={json.dumps(spelt_rule(rule))}") if rule else sets)
     base = load_config(config, rules) if code is None else load_values(config, rules)
     small, large = sizes(base, proxy, target)
     # An objective of the user's own knows nothing of roles; a model's outer rate matters more than any scale.

@@ -5,6 +5,7 @@ from loopscale.parameterization.explain import prescription
 from loopscale.parameterization.flat import FLAT, CheckRow, ParameterizationCheck
 from loopscale.parameterization.roles import Role, check_roles, role_by_name, spread_roles
 from loopscale.parameterization.rules import OPTIMIZERS, Optimizer, RoleValues, Rule, Value
+from loopscale.parameterization.spelled import spell
 from loopscale.parameterization.table import RULES, get_rule, residual_scale
 
 __all__ = [
@@ -26,5 +27,6 @@ __all__ = [
     "relative_layers",
     "residual_scale",
     "role_by_name",
+    "spell",
     "spread_roles",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from loopscale.errors import UserError, nearest
 from loopscale.parameterization.depth import Depth
 from loopscale.parameterization.rules import COMPLETEP, PAPER, Rule
+from loopscale.parameterization.spelled import parse
 
 _ROWS = (
     Rule(
@@ -75,7 +76,7 @@ RULES: dict[str, Rule] = {rule.name: rule for rule in _ROWS}
 
 
 def get_rule(rule: str | Rule) -> Rule:
-    """Look a rule up by name; a `Rule` passes through.
+    """Look a rule up by name; a `Rule` passes through, and a user's rule is read from its numbers (`spell`).
 
     Raises `UserError` for an unknown name, with the nearest known one.
 
@@ -85,6 +86,12 @@ def get_rule(rule: str | Rule) -> Rule:
     if isinstance(rule, Rule):
         return rule
     if rule not in RULES:
+        if (spelled := parse(rule)) is not None:
+            return spelled
+        if ":" in rule:
+            raise UserError(
+                f"rule {rule!r} names a file, which runs only where the command line names it: --rule {rule}"
+            )
         raise UserError(f"unknown rule {rule!r}: {nearest(str(rule), RULES)}")
     return RULES[rule]
 

@@ -46,9 +46,8 @@ def with_precision(
         origin, size = task.origin["precision"], task.config.model
         chosen = origin["chosen"]
         if "step_seconds" in origin:
-            say(
-                f"precision {chosen} for all trials: {origin['why']} at N = {size.loops}, L = {size.layers}, d = {size.width}"
-            )
+            where = f"at N = {size.loops}, L = {size.layers}, d = {size.width}"
+            say(f"precision {chosen} for all trials: {origin['why']} {where}")
     return replace(plan, base=plan.base.replaced("train", precision=chosen or "fp32"))  # type: ignore[type-var]
 
 
