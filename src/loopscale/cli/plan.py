@@ -113,7 +113,7 @@ def _tuning(config: TrainConfig, machine: Machine, here: bool) -> dict[str, Any]
     code = None if place is None else UserCode.at(place)
     settings = TuneSettings(config if place is None else config.using(None), proxy, target, user_code=code)
     trial = settings.config(proxy, {}).using(place)
-    row = {"trials": 2 * settings.trials, "size": str(proxy)}
+    row: dict[str, Any] = {"trials": 2 * settings.trials, "size": str(proxy)}
     row["device_hours"] = study_hours([_work(trial)] * 2 * settings.trials, machine)
     if here:
         row["cpu_seconds"] = row["trials"] * trial_seconds(settings.config(proxy, {}), code)
