@@ -87,7 +87,7 @@ def _take(handle: TextIO, busy: str) -> None:
 
 
 def _dead(aside: Path) -> bool:
-    """Whether whoever made the folder aside has ended: its lock is there, and free."""
+    """Say whether whoever made the folder aside has ended: its lock is there, and free."""
     try:
         import fcntl
 

@@ -98,7 +98,7 @@ def speakers(model: Any) -> list[Speaker]:
 
 
 def states_depth(part: Any) -> bool:
-    """Whether this object states `rule` and `depth` itself, as a `Loop` does."""
+    """Say whether this object states `rule` and `depth` itself, as a `Loop` does."""
     return hasattr(part, "rule") and hasattr(part, "depth")
 
 
@@ -111,7 +111,7 @@ def _speakers(part: Any) -> Iterator[Speaker]:
 
 
 def base_layers(part: Any) -> int | None:
-    """L_base, which a model may also state in its config."""
+    """Return L_base, which a model may also state in its config."""
     base: int | None = getattr(part, "base_layers", getattr(getattr(part, "config", None), "base_layers", None))
     return base
 

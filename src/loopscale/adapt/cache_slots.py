@@ -19,7 +19,7 @@ _STATE = re.compile(r"(^|_)(cache|past|states?|mems?)(_|$)")
 
 
 def is_cache(value: Any) -> bool:
-    """Whether this is a cache of transformers (which need not be imported)."""
+    """Say whether this is a cache of transformers (which need not be imported)."""
     module = sys.modules.get("transformers.cache_utils")
     if module is None:
         return False
@@ -81,7 +81,10 @@ def refuse_states(layer: Any, kwargs: dict[str, Any]) -> None:
 
 
 def tokens_in(cache: Any, layer: int) -> int:
-    """Tokens that the slot of a layer holds; 1 for a slot of states that has one. Layers before it may be a call ahead."""
+    """Return tokens that the slot of a layer holds; 1 for a slot of states that has one.
+
+    Layers before it may be a call ahead.
+    """
     if layer >= len(cache.layers):
         return 0
     slot = cache.layers[layer]

@@ -167,7 +167,7 @@ def _scale_branches(handle: Conversion, made: Any) -> None:
 
 
 def _check(handle: Conversion, made: Any) -> None:
-    """At N = 1 as the model was, at strength 0 too (damped), and each visit happens."""
+    """Check that the model is as it was at N = 1, at strength 0 too (damped), and that each visit happens."""
     core, loops, mix = handle.core, handle.loops, handle.core.mix
     visits = 0
 

@@ -67,7 +67,7 @@ def factor_in_config(model: nn.Module) -> str | None:
 
 
 def in_weights(model: nn.Module, branches: Sequence[Branch]) -> list[str]:
-    """Sentences about depth rules seen in the weights."""
+    """Return sentences about depth rules seen in the weights."""
     return [sentence for sentence in (_layer_scale(model, branches), _small_outputs(model, branches)) if sentence]
 
 
@@ -87,7 +87,7 @@ def _layer_scale(model: nn.Module, branches: Sequence[Branch]) -> str | None:
 
 
 def _small_outputs(model: nn.Module, branches: Sequence[Branch]) -> str | None:
-    """GPT-2's initial std of output projections, std / sqrt(2 L) (or / sqrt(L)), seen in the weights themselves."""
+    """Tell GPT-2's initial std of output projections, std / sqrt(2 L) (or / sqrt(L)), by the weights themselves."""
     layers = len({branch.layer for branch in branches})
     if layers < 2:
         return None

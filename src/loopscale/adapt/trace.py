@@ -115,7 +115,7 @@ def _nested(before: list[int], found: list[Addition]) -> set[int]:
 
 
 def _ancestors(nodes: list[Node]) -> list[int]:
-    """For every node i the set of the nodes it was computed from, as bits: bit 0 is node max(i - WINDOW, 0)."""
+    """Return for every node i the nodes it was computed from, as bits: bit 0 is node max(i - WINDOW, 0)."""
     before: list[int] = []
     for at, node in enumerate(nodes):
         bits, low = 0, max(at - WINDOW, 0)

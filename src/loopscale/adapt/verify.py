@@ -242,7 +242,7 @@ def _linear(
 
 
 def _only_norms(model: nn.Module, layer: str, call: Call) -> bool:
-    """Whether no matrix of the layer has any influence at scale 0: what is left are norms of the stream."""
+    """Say whether no matrix of the layer has any influence at scale 0: what is left are norms of the stream."""
     module = model.get_submodule(layer)
     matrices = [p for p in module.parameters() if p.ndim >= 2 and p.is_floating_point()]
     if call.before.shape != call.after.shape or not matrices:

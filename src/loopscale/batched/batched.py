@@ -45,11 +45,14 @@ class Member:
         return self.training.config
 
     def state(self) -> dict[str, Tensor]:
-        """Parameters and buffers by name, each once."""
+        """Return parameters and buffers by name, each once."""
         return {**dict(self.network.named_parameters()), **dict(self.network.named_buffers())}
 
     def slots(self) -> dict[str, str]:
-        """Every place where a module holds a parameter or buffer, and the name in `state`: tied weights have several."""
+        """Return every place where a module holds a parameter or buffer, and the name in `state`.
+
+        Tied weights have several.
+        """
         names = {id(value): name for name, value in self.state().items()}
         return {
             f"{prefix}.{name}".strip("."): names[id(value)]
@@ -89,7 +92,7 @@ class Stack:
                 value.data = self.state[name].data[k]
 
     def step(self) -> list[StepRecord]:
-        """The next step of every member; one whose loss or gradient is not finite keeps its weights.
+        """Take the next step of every member; one whose loss or gradient is not finite keeps its weights.
 
         Such a member must `leave` before the next step.
         """
@@ -114,7 +117,7 @@ class Stack:
         return records
 
     def losses(self, batches: Sequence[Any]) -> Tensor:
-        """The loss of every member on its batch, [K]."""
+        """Return the loss of every member on its batch, [K]."""
         batch = stacked(batches, self.device)
         numbers = tuple(
             self._number(values) for values in zip(*(member.numbers for member in self.members), strict=True)
@@ -143,7 +146,7 @@ class Stack:
         return norms_K
 
     def _clip(self, norms_K: Tensor, norms: Sequence[float]) -> None:
-        """Each member by its own norm and limit; nobody else's gradient changes."""
+        """Clip each member by its own norm and limit; nobody else's gradient changes."""
         limits = [member.config.optim.clip for member in self.members]
         over = [0 < limit < norm for limit, norm in zip(limits, norms, strict=True)]
         if not any(over):
@@ -158,7 +161,7 @@ class Stack:
                 gradient.mul_(factor_K.view(-1, *[1] * (gradient.ndim - 1)).to(gradient.dtype))
 
     def evaluate(self) -> list[float | None]:
-        """Mean loss of every member on its validation batches; None without batches."""
+        """Return the mean loss of every member on its validation batches; None without batches."""
         self.template.eval()
         with torch.no_grad():
             rows = [
@@ -188,7 +191,7 @@ def _apart(member: Member) -> None:
 
 
 def stacked(trees: Sequence[Any], device: torch.device) -> Any:
-    """Batches as one: every tensor or array [K, ...] on the device, whatever else is there must be equal.
+    """Return batches as one: every tensor or array [K, ...] on the device, whatever else is there must be equal.
 
     Raises `UnstackableError` where they differ in shape or in a value that is no tensor.
     """
@@ -210,7 +213,7 @@ def stacked(trees: Sequence[Any], device: torch.device) -> Any:
 
 
 def _dims(tree: Any) -> Any:
-    """What `torch.vmap` is told: tensors are mapped over their first axis, other values are shared."""
+    """Return what `torch.vmap` is told: tensors are mapped over their first axis, other values are shared."""
     if isinstance(tree, Mapping):
         return {key: _dims(part) for key, part in tree.items()}
     if isinstance(tree, tuple):
@@ -219,7 +222,7 @@ def _dims(tree: Any) -> Any:
 
 
 def _member(tree: Any, k: int) -> Any:
-    """The batch of one member."""
+    """Return the batch of one member."""
     if isinstance(tree, Mapping):
         return {key: _member(part, k) for key, part in tree.items()}
     if isinstance(tree, tuple):

@@ -52,6 +52,6 @@ class _Clock:
         self._last = time.perf_counter()
 
     def lap(self) -> float:
-        """Seconds since the last call."""
+        """Return seconds since the last call."""
         before, self._last = self._last, time.perf_counter()
         return self._last - before

@@ -26,7 +26,7 @@ FREE = {
 
 
 def house_stack(configs: Sequence[TrainConfig], dataset: Dataset | None = None) -> Stack:
-    """The trainings of `configs` as a stack; `dataset` is loaded once when it is not given.
+    """Return the trainings of `configs` as a stack; `dataset` is loaded once when it is not given.
 
     Raises `UserError` when data, model or optimizer cannot be built.
     """
@@ -52,7 +52,7 @@ def house_stack(configs: Sequence[TrainConfig], dataset: Dataset | None = None) 
 
 
 def why_not(config: TrainConfig) -> str | None:
-    """The option of a config that keeps its training out of a stack, as a clause; None when there is none."""
+    """Return the option of a config that keeps its training out of a stack, as a clause; None when there is none."""
     train, sampler = config.train, config.model.sampler
     kind = sampler if isinstance(sampler, str) else sampler.get("kind")
     if kind != FixedLoops().kind:
@@ -69,7 +69,10 @@ def why_not(config: TrainConfig) -> str | None:
 
 
 def same_graph(config: TrainConfig) -> dict[str, Any]:
-    """What two configs must have in common to be stacked: all but rule, strength, seed and the rates of the optimizer."""
+    """Return what two configs must have in common to be stacked.
+
+    All but rule, strength, seed and the rates of the optimizer.
+    """
     values = config.model_dump(mode="json")
     network = config.network(256)
     for section, names in FREE.items():

@@ -83,7 +83,7 @@ def _buffers(model: nn.Module) -> dict[str, Any]:
 
 
 def _attributes(model: nn.Module) -> dict[str, Any]:
-    """Numbers and tensors in plain attributes of the modules."""
+    """Return numbers and tensors in plain attributes of the modules."""
     found: dict[str, Any] = {}
     for path, module in model.named_modules():
         prefix = path.removeprefix("network").removeprefix(".model").strip(".")  # as the user knows it
@@ -126,7 +126,7 @@ def _compare(stack: Stack, losses_K: Tensor, expected: Sequence[tuple[Tensor, di
 
 
 def _gap(got: Tensor, alone: Tensor) -> float:
-    """Largest difference, of the largest entry; what is not finite alone is lost either way."""
+    """Return the largest difference, of the largest entry; what is not finite alone is lost either way."""
     if not bool(torch.isfinite(alone).all()):
         return 0.0
     return float((got - alone).abs().max() / alone.abs().max().clamp(min=1e-12))

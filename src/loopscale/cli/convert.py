@@ -99,7 +99,7 @@ def _load(source: Path, trusted: bool) -> Any:
 
 
 def _loss(model: Any, source: Path, text: Path, trusted: bool) -> float:
-    """Nats a token on the first 512 tokens of the text."""
+    """Return nats a token on the first 512 tokens of the text."""
     import torch
     from transformers import AutoTokenizer
 

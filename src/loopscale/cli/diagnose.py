@@ -110,7 +110,7 @@ def command(
 
 
 def differences(first: Any, second: Any) -> dict[str, list[Any]]:
-    """Every field that differs between two diagnoses, with both values; findings by their codes."""
+    """Return every field that differs between two diagnoses, with both values; findings by their codes."""
     told = [{**found.to_json(), "findings": sorted(found.codes)} for found in (first, second)]
     skip = ("details", "verdict", "schema", "loops_found")
     made = {name: [told[0][name], told[1][name]] for name in told[0] if name not in skip}
@@ -160,7 +160,7 @@ def _load(target: str, given: dict[str, int], trusted: bool, code: str | None) -
 
 
 def _batches(path: Path, model: nn.Module) -> list[Any]:
-    """The file as batches of tokens; raises `UserError` when it is none."""
+    """Return the file as batches of tokens; raises `UserError` when it is none."""
     import torch
 
     from loopscale.cli.diagnose_target import read_tensor

@@ -29,7 +29,7 @@ def list_of(kind: Callable[[str], Any], noun: str) -> Callable[[click.Context, c
 
 
 def rate(text: str) -> float:
-    """A number, or a power of two: 0.0156 or 2^-6."""
+    """Return a number, or a power of two: 0.0156 or 2^-6."""
     return 2.0 ** float(text[2:]) if text.startswith("2^") else float(text)
 
 

@@ -21,7 +21,7 @@ AXES = {"loops": "loops", "layers": "layers", "width": "width", "steps": "steps"
 
 
 def parse_axes(text: str, option: str) -> dict[str, int]:
-    """ "loops=32,layers=8" as whole numbers; raises `UserError` that names the nearest axis."""
+    """Return "loops=32,layers=8" as whole numbers; raises `UserError` that names the nearest axis."""
     found = {}
     for part in filter(None, text.split(",")):
         name, equals, number = (word.strip() for word in part.partition("="))
@@ -34,7 +34,7 @@ def parse_axes(text: str, option: str) -> dict[str, int]:
 
 
 def parse_seconds(text: str | None) -> float | None:
-    """ "90s", "10m" or "2h" in seconds; raises `UserError` for anything else.
+    """Return "90s", "10m" or "2h" in seconds; raises `UserError` for anything else.
 
     >>> parse_seconds("10m")
     600.0
@@ -174,7 +174,10 @@ def _said(plan: dict[str, Any], folder: Path, page: Path) -> str:
 
 
 def _between(plan: dict[str, Any]) -> str:
-    """Options of verify: sizes between proxy and target on the axes that grow, cheap ones, and a share that holds them."""
+    """Return options of verify.
+
+    Sizes between proxy and target on the axes that grow, cheap ones, and a share that holds them.
+    """
     from loopscale.tune import SHARE, share_of
 
     proxy, target = plan["proxy"], plan["target"]

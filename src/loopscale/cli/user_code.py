@@ -17,7 +17,7 @@ AGAIN = "delete their lines in trials.jsonl (those with an 'error') to repeat th
 
 
 def find_user_code(model: str | None, objective: str | None) -> UserCode | None:
-    """What was named, or None; raises `UserError` when both were."""
+    """Return what was named, or None; raises `UserError` when both were."""
     if model is not None and objective is not None:
         raise UserError("give --model or --objective, not both: an objective trains its model itself")
     if model is None and objective is None:
@@ -32,7 +32,7 @@ def find_user_code(model: str | None, objective: str | None) -> UserCode | None:
 
 
 def study_name(place: str) -> str:
-    """What a study of this place is called: its file or module.
+    """Return what a study of this place is called: its file or module.
 
     >>> study_name("models/mine.py:make_model"), study_name("package.mine:make_model")
     ('mine', 'mine')
@@ -58,7 +58,7 @@ def tell(sentence: str) -> None:
 
 
 def role_lines(roles: dict[str, str]) -> list[str]:
-    """A line for each role and kind of name, numbers starred.
+    """Return a line for each role and kind of name, numbers starred.
 
     >>> role_lines({"h.0.fc.weight": "hidden", "h.1.fc.weight": "hidden", "head.weight": "readout"})
     ['hidden      h.*.fc.weight', 'readout     head.weight']
@@ -70,7 +70,7 @@ def role_lines(roles: dict[str, str]) -> list[str]:
 
 
 def user_sentences(provenance: dict[str, Any], again: str = AGAIN) -> list[str]:
-    """At the end: what was warned of before the trials, and the trials that raised; `again` says how to repeat those."""
+    """Say at the end what was warned of before the trials, and which raised; `again` says how to repeat those."""
     said = [f"warning: {text}" for text in provenance.get("data", {}).get("warnings", [])]
     errors = provenance.get("errors", [])
     if errors:

@@ -23,7 +23,7 @@ class TokenArray(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, places: Any, /) -> Any:
-        """Tokens at an array of places, in its shape."""
+        """Return tokens at an array of places, in its shape."""
         ...
 
 
@@ -47,7 +47,7 @@ class Dataset:
         return self.tokenizer.vocab_size
 
     def tokens(self, split: str) -> int:
-        """How many tokens a side has."""
+        """Say how many tokens a side has."""
         return len(self._sides[split])
 
     def check(self, context: int) -> None:
@@ -88,14 +88,17 @@ class Dataset:
         return _windows(side, starts[rows], context)
 
     def bookmark(self, step: int, batch_size: int, context: int) -> dict[str, int] | None:
-        """What finds the batch of a step again quickly; None: any step is reached at once."""
+        """Return what finds the batch of a step again quickly; None: any step is reached at once."""
         return None
 
     def restore(self, bookmark: dict[str, int] | None) -> None:
         """Take back a bookmark of an earlier process."""
 
     def validation_batches(self, batch_size: int, context: int, count: int) -> Iterator[Batch]:
-        """The same evenly spaced windows for every seed, without overlap; fewer than `count` when the text is short."""
+        """Return the same evenly spaced windows for every seed, without overlap.
+
+        Fewer than `count` when the text is short.
+        """
         side = self._sides["validation"]
         available = (len(side) - 1) // context
         wanted = min(count * batch_size, available)

@@ -9,7 +9,7 @@ ROUNDS = 6
 
 
 def shuffled(first: int, count: int, size: int, seed: int) -> NDArray[np.int64]:
-    """Elements first .. first + count - 1 of an endless sequence in which each run of `size` is a permutation.
+    """Return elements first .. first + count - 1 of an endless sequence in which each run of `size` is a permutation.
 
     Element k belongs to epoch k // size, which has a permutation of its own. It is a Feistel network over the next power
     of four, walked until the value is below `size` (Black and Rogaway 2002), so that nothing is stored and any place is
@@ -35,7 +35,7 @@ def _place(k: int, size: int, seed: int, epoch: int) -> int:
 
 
 def _mixed(value: int, seed: int, epoch: int, number: int) -> int:
-    """The finaliser of splitmix64 over all that decides: every bit of the result depends on every bit given."""
+    """Mix all that decides by the finaliser of splitmix64: every bit of the result depends on every bit given."""
     mixed = (value * 0x9E3779B97F4A7C15 + seed * 0xBF58476D1CE4E5B9 + epoch * 0x94D049BB133111EB + number) % 2**64
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         mixed = (mixed ^ mixed >> shift) * factor % 2**64

@@ -28,7 +28,7 @@ class Prefetched(Generic[Item]):
         self._last: tuple[int, Item] | None = None
 
     def __call__(self, index: int) -> Item:
-        """The item of `index`."""
+        """Return the item of `index`."""
         if self._last is not None and self._last[0] == index:
             return self._last[1]
         future = self._coming.pop(index, None)

@@ -237,7 +237,7 @@ def _begin(out: Path, asked: dict[str, Any]) -> Preparing:
 
 
 def _left(file: Path) -> bool:
-    """Whether a killed preparation left this file beside what it wrote."""
+    """Say whether a killed preparation left this file beside what it wrote."""
     return file.name.startswith(tuple(f".{name}" for name in ("lock", *SIDES, PROGRESS, MANIFEST, WORDS)))
 
 

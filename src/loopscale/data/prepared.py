@@ -51,7 +51,7 @@ class Shards:
 
 
 def is_prepared(place: Path) -> bool:
-    """Whether this is a folder that `loopscale data prepare` finished or began."""
+    """Say whether this is a folder that `loopscale data prepare` finished or began."""
     return (place / MANIFEST).is_file() or (place / PROGRESS).is_file()
 
 

@@ -10,7 +10,7 @@ from loopscale.data.tokenizer import Tokenizer
 
 
 def split_documents(documents: Iterable[str], validation_fraction: float) -> Iterator[tuple[str, str]]:
-    """("train" | "validation", document): by hash of the document, so a document never moves between runs.
+    """Return ("train" | "validation", document): by hash of the document, so a document never moves between runs.
 
     Where the hash would leave a side empty (always with a single document), the longest document is cut in two at a
     line boundary, so that both sides have text. Assumption: the documents before both sides are met fit in memory.
@@ -34,7 +34,7 @@ def split_documents(documents: Iterable[str], validation_fraction: float) -> Ite
 
 
 def limited(documents: Iterable[str], tokenizer: Tokenizer, max_tokens: int | None) -> Iterator[str]:
-    """The first documents that make at most `max_tokens` tokens, separators counted; the last one is shortened."""
+    """Return the first documents that make at most `max_tokens` tokens, separators counted; the last one is shortened."""
     if max_tokens is None:
         yield from documents
         return
@@ -49,7 +49,7 @@ def limited(documents: Iterable[str], tokenizer: Tokenizer, max_tokens: int | No
 
 
 def _shortened(document: str, tokenizer: Tokenizer, room: int) -> Iterator[str]:
-    """The beginning of a document that makes, with its separator, at most `room` tokens; nothing when none does."""
+    """Return the beginning of a document that makes, with its separator, at most `room` tokens; nothing when none does."""
     while document and (size := len(tokenizer.encode(document))) > room - 1:
         document = document[: min(len(document) - 1, len(document) * max(room - 1, 0) // size)]
     if document:
@@ -57,7 +57,7 @@ def _shortened(document: str, tokenizer: Tokenizer, room: int) -> Iterator[str]:
 
 
 def side_of(document: str, fraction: float) -> str:
-    """ "train" or "validation", by hash of the document."""
+    """Return "train" or "validation", by hash of the document."""
     digest = hashlib.sha256(document.encode("utf-8", errors="replace")).digest()
     return "validation" if int.from_bytes(digest[:8], "big") < fraction * 2**64 else "train"
 

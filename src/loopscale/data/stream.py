@@ -47,7 +47,7 @@ class Stream(Dataset):
         self._held = np.zeros(0, np.int64)
 
     def tokens(self, split: str) -> int:
-        """A stream does not know its length: raises `UserError`."""
+        """Raise `UserError`: a stream does not know its length."""
         raise UserError("a stream does not know how many tokens it has: prepare the data to count them")
 
     def check(self, context: int) -> None:
@@ -60,7 +60,7 @@ class Stream(Dataset):
     def batch(
         self, step: int, seed: int, batch_size: int, context: int, order: str = "random", rows: slice = ALL
     ) -> Batch:
-        """As `Dataset.batch`; the next step is cheap, another one begins at the bookmark before it.
+        """Do as `Dataset.batch`; the next step is cheap, a different one begins at the bookmark before it.
 
         Raises `UserError` for order "epochs".
         """
@@ -81,7 +81,7 @@ class Stream(Dataset):
         return inputs_BT[rows].copy(), targets_BT[rows].copy()
 
     def validation_batches(self, batch_size: int, context: int, count: int) -> Iterator[Batch]:
-        """Batches of the first validation documents, always the same; fewer than `count` when few are found.
+        """Return batches of the first validation documents, always the same; fewer than `count` when few are found.
 
         At most the first 20 000 documents of the source are searched for them.
         """
@@ -99,7 +99,7 @@ class Stream(Dataset):
             yield inputs[first : first + batch_size], targets[first : first + batch_size]
 
     def bookmark(self, step: int, batch_size: int, context: int) -> dict[str, int] | None:
-        """Where step `step` begins: its token, and the document and the token of the document that is there."""
+        """Return where step `step` begins: its token, and the document and the token of the document that is there."""
         return self._marks.get(step * batch_size * context)
 
     def restore(self, bookmark: dict[str, int] | None) -> None:
@@ -126,13 +126,13 @@ class Stream(Dataset):
             del self._marks[old]
 
     def _training(self, skip: int) -> Iterator[tuple[int, str]]:
-        """Documents of the training side with their number in the source, from number `skip` on."""
+        """Return documents of the training side with their number in the source, from number `skip` on."""
         for number, document in enumerate(islice(self._source.documents(self._field), skip, None), start=skip):
             if document and side_of(document, self._fraction) == "train":
                 yield number, document
 
     def endless(self, document: int, offset: int) -> Iterator[tuple[int, int, NDArray[np.int64]]]:
-        """(document, first token, tokens) for ever, from a place on."""
+        """Return (document, first token, tokens) for ever, from a place on."""
         while True:
             empty = True
             for number, text in self._training(document):
@@ -153,7 +153,7 @@ class _Cursor:
         self._recent: list[tuple[int, int, int]] = []  # document, first token of it, number of tokens
 
     def take(self, count: int) -> list[NDArray[np.int64]]:
-        """Whole documents with at least `count` tokens together."""
+        """Return whole documents with at least `count` tokens together."""
         taken: list[NDArray[np.int64]] = []
         while count > 0:
             number, first, tokens = next(self._pieces)
@@ -163,7 +163,10 @@ class _Cursor:
         return taken
 
     def back(self, count: int) -> tuple[int, int]:
-        """The document, and the token of it, that lies `count` tokens before the end of what was taken; at least one."""
+        """Return the document, and the token of it, that lies `count` tokens before the end of what was taken.
+
+        At least one.
+        """
         for index in range(len(self._recent) - 1, -1, -1):
             number, first, size = self._recent[index]
             if count <= size:

@@ -33,7 +33,7 @@ def leading_eigenvalues(
     most: int = 300,
     tolerance: float = 1e-3,
 ) -> Spectrum:
-    """Arnoldi with full re-orthogonalisation in double precision, from a fixed random vector shaped like `like`.
+    """Run Arnoldi with full re-orthogonalisation in double precision, from a fixed random vector shaped like `like`.
 
     Stops when the residual of the leading Ritz value is below `tolerance` of it at two checks in a row, when the Krylov
     space is exhausted (then the values are exact), or after `most` products: a count, so that the same map gives the same

@@ -49,7 +49,7 @@ class Branch:
         return next((str(site) for site in self.sites if site.file), "")
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         return {
             "kind": self.kind,
             "where": self.where,
@@ -63,7 +63,7 @@ class Branch:
 
 
 def wanted(tape: Tape, stream: Stream) -> frozenset[int]:
-    """The nodes whose values `measure` reads."""
+    """Return the nodes whose values `measure` reads."""
     nodes = set(stream.states)
     for steps in stream.steps:
         for step in steps:
@@ -143,7 +143,7 @@ def _sites(tape: Tape, column: list[Step]) -> tuple[Site, ...]:
 
 
 def _carry(tape: Tape, step: Step, values: dict[int, Tensor]) -> float:
-    """The factor that the stream takes on the way to an addition, within the operand that carries it."""
+    """Return the factor that the stream takes on the way to an addition, within the operand that carries it."""
     before, factor = strip(tape.nodes, step.skip)
     if factor is None or before < 0 or not _size(values, before):
         return 1.0
@@ -171,7 +171,7 @@ def _injected(tape: Tape, step: Step) -> str:
 
 
 def _learned(tape: Tape, step: Step) -> bool:
-    """Whether a factor between the branch's output and the addition is a parameter, or made of one."""
+    """Say whether a factor between the branch's output and the addition is a parameter, or made of one."""
     index = step.update
     while index > step.base >= 0:
         node = tape.nodes[index]
@@ -194,7 +194,7 @@ def _base(tape: Tape, step: Step, values: dict[int, Tensor]) -> float:
 
 
 def _update(tape: Tape, step: Step, values: dict[int, Tensor], factors: Factors) -> Tensor:
-    """What is added, with the factor that this pass puts on it."""
+    """Return what is added, with the factor that this pass puts on it."""
     site = tape.nodes[step.node].site
     operand, factor = factors.get(site, (-1, 1.0)) if site is not None else (-1, 1.0)
     difference = tape.nodes[step.node].op in BLENDS or step.update == step.skip
@@ -233,7 +233,7 @@ def _skip_factor(tape: Tape, step: Step) -> object:
 
 
 def _decay(tape: Tape, factor: object, values: dict[int, Tensor]) -> float | None:
-    """The share of channels of a decay on the stream that has come to exactly 1 (to 6 digits).
+    """Return the share of channels of a decay on the stream that has come to exactly 1 (to 6 digits).
 
     A decay is below 1 by construction (exp, sigmoid, ...); a gain that starts at exactly 1 is none.
     """
@@ -269,12 +269,12 @@ def owner(tape: Tape, index: int) -> str:
 
 
 def rms(tensor: Tensor) -> float:
-    """Root mean square, in double precision."""
+    """Return the root mean square, in double precision."""
     return float(tensor.detach().double().square().mean().sqrt()) if tensor.numel() else 0.0
 
 
 def cosine(vectors: list[Tensor]) -> float | None:
-    """Mean pairwise cosine; None for fewer than two non-zero vectors."""
+    """Return the mean pairwise cosine; None for fewer than two non-zero vectors."""
     units = [v / v.norm() for v in vectors if float(v.norm()) > 0]
     if len(units) < 2:
         return None

@@ -10,7 +10,7 @@ from loopscale.optim import warn_of_plain_groups
 
 
 def trainer_callback(every: int = 50) -> Any:
-    """A callback for `Trainer(callbacks=[...])`; its `samples` fill while training, one every `every` steps.
+    """Return a callback for `Trainer(callbacks=[...])`; its `samples` fill while training, one every `every` steps.
 
     Raises `MissingExtraError` without transformers, and `UserError` for `every` < 1 when training begins.
 

@@ -198,7 +198,7 @@ def _scales(facts: Facts) -> Iterator[Finding]:
 
 
 def scale_kind(facts: Facts) -> str:
-    """Which law the branch scale follows: none, sqrt, or looped (anything at most about 1/N, whatever its strength).
+    """Return which law the branch scale follows: none, sqrt, or looped (anything at most about 1/N, whatever its strength).
 
     It words a finding; whether there is one, experiments decide.
     """
@@ -294,7 +294,7 @@ def _double(facts: Facts) -> Iterator[Finding]:
 
 
 def _squared(facts: Facts) -> Iterator[Finding]:
-    """A factor on top of the one that the model states: eps twice, or 1/N written in the forward besides."""
+    """Return a factor on top of the one that the model states: eps twice, or 1/N written in the forward besides."""
     told, eps, N, L = facts.stated, facts.scale, facts.loops, facts.layers
     if told is None or not told.eps or not eps or facts.miscounted or N < 2:
         return
@@ -350,7 +350,7 @@ def _places(branches: list[Branch]) -> str:
 
 
 def _lines(branches: list[Branch]) -> str:
-    """Where the additions stand in the code; empty where no Python code makes them."""
+    """Return where the additions stand in the code; empty where no Python code makes them."""
     lines = list(dict.fromkeys(b.line for b in branches if b.line))
     return "" if not lines else "; added at " + ", ".join(lines[:3]) + (" ..." if len(lines) > 3 else "")
 

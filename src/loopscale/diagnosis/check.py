@@ -71,7 +71,7 @@ Prepared = tuple[nn.Module, Any, dict[str, Any], int]
 
 @contextmanager
 def _at(source: nn.Module | Factory, count: int, batch: Any) -> Iterator[Prepared]:
-    """A copy of the model at `count` loops, its batch, extra arguments, and the node of the stream after the last visit."""
+    """Give a copy of the model at `count` loops, batch, extra arguments, and the stream's node after the last visit."""
     if not isinstance(source, nn.Module):
         model, longer = _build(source, count), _build(source, 2)
         with untouched(longer):

@@ -103,11 +103,11 @@ class Diagnosis:
         return {finding.code for finding in self.findings}
 
     def at_least(self, severity: str) -> bool:
-        """Whether a finding is of this severity or worse."""
+        """Say whether a finding is of this severity or worse."""
         return any(SEVERITIES.index(f.severity) >= SEVERITIES.index(severity) for f in self.findings)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values by the written schema; numbers that are not finite become null.
+        """Return plain values by the written schema; numbers that are not finite become null.
 
         >>> Diagnosis(False, 1, False).to_json()["looped"]
         False
@@ -115,11 +115,11 @@ class Diagnosis:
         return {"schema": 1, **_plain(asdict(self))}
 
     def __str__(self) -> str:
-        """What `print` shows: the same as `text`. The numbers one by one are the fields and `to_json`."""
+        """Return what `print` shows: the same as `text`. The numbers one by one are the fields and `to_json`."""
         return self.text()
 
     def text(self) -> str:
-        """For a terminal: what was found, the numbers, the findings, the verdict."""
+        """Write for a terminal: what was found, the numbers, the findings, the verdict."""
         lines = [
             f"loop      {item['where']} ({item['order']}{', inside ' + item['inside'] if item['inside'] else ''})"
             for item in self.loops_found[:6]
@@ -153,7 +153,7 @@ class Diagnosis:
         return attach(model, **given)
 
     def _checked(self) -> list[str]:
-        """What the symptoms were, where one is beyond its limit or not checked."""
+        """Return what the symptoms were, where one is beyond its limit or not checked."""
         told = [s for s in self.symptoms if s.beyond or s.value is None]
         return ["", *(f"{'beyond' if s.beyond else 'unchecked':<10}{s.text()}" for s in told)] if told else []
 
@@ -223,7 +223,7 @@ def _exponent(details: dict[str, Any]) -> str:
 
 
 def _weights(details: dict[str, Any]) -> list[str]:
-    """Said also where it is no finding: in one layer GPT-2's 1/sqrt(2) is what Kaiming in and linear out make too."""
+    """Say it also where it is no finding: in one layer GPT-2's 1/sqrt(2) is what Kaiming in and linear out make too."""
     ratio = details.get("init_ratio")
     if ratio is None or ratio > SMALLER:
         return []

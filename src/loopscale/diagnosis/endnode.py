@@ -33,7 +33,7 @@ class AtTwo:
     advice: str = FACTORY
 
     def end(self, model: nn.Module, batch: Any, extra: Mapping[str, Any], count: int) -> int:
-        """The node of the stream after the last visit at `count` loops.
+        """Return the node of the stream after the last visit at `count` loops.
 
         Raises `UserError` when the model does not make `count` times the visits, or does other things at one visit.
         """
@@ -68,7 +68,7 @@ def at_two(model: nn.Module, batch: Any, extra: Mapping[str, Any], advice: str =
 
 
 def _after_the_last_visit(tape: Tape, loop: FoundLoop) -> int:
-    """The last state; where only the states before each visit are seen, the last of them carried on by one visit."""
+    """Return the last state; where only the states before each visit are seen, the last of them carried on by one visit."""
     states = _states(tape, loop)
     if len(states) > loop.visits or loop.visits < 2:
         return states[-1]
@@ -86,7 +86,7 @@ def _states(tape: Tape, loop: FoundLoop) -> tuple[int, ...]:
 
 
 def _pick(model: nn.Module, tape: Tape, visits: int, names: frozenset[str] | None = None) -> FoundLoop | None:
-    """The last loop of this many visits whose stream can be followed; of those with a name in `names`, if given."""
+    """Return the last loop of this many visits whose stream can be followed; of those with a name in `names`, if given."""
     loops = find_loops(model, tape)
     right = [
         found

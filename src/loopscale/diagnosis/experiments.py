@@ -81,7 +81,7 @@ def grown(setting: Setting, seen: Pass, factors: Factors) -> Growth | None:
 
 
 def share(setting: Setting, seen: Pass, branches: Iterable[Branch]) -> float | None:
-    """What part of the stream's growth goes away when these additions are left out."""
+    """Return what part of the stream's growth goes away when these additions are left out."""
     sites = {site: (b.operand, 0.0) for b in branches if b.operand >= 0 and b.kind != "scale" for site in b.sites}
     without = grown(setting, seen, sites) if sites and seen.growth else None
     if without is None or seen.growth is None:
@@ -91,7 +91,7 @@ def share(setting: Setting, seen: Pass, branches: Iterable[Branch]) -> float | N
 
 
 def slope_over(setting: Setting, seen: Pass, factors: Factors, knob: Knob | None, power: float) -> float | None:
-    """The exponent of the stream's movement over N with these factors at each N, where N can be set.
+    """Return the exponent of the stream's movement over N with these factors at each N, where N can be set.
 
     `power`: that of 1/N by which the model's own scale still has to fall.
     """
@@ -118,7 +118,10 @@ def slope_over(setting: Setting, seen: Pass, factors: Factors, knob: Knob | None
 
 
 def _put_back(setting: Setting, seen: Pass, levers: list[Lever]) -> set[str]:
-    """The kinds that bring the growth back when all others are set right; of several that only do so together, all."""
+    """Return the kinds that bring the growth back when all others are set right.
+
+    Of several that only do so together, all.
+    """
     found = set()
     for lever in levers:
         others = _joined(other for other in levers if other is not lever)
@@ -134,7 +137,7 @@ def _put_back(setting: Setting, seen: Pass, levers: list[Lever]) -> set[str]:
 
 
 def _takes(setting: Setting, seen: Pass, lever: Lever) -> bool:
-    """Whether a lever alone, set right, takes at least half of the growth along."""
+    """Say whether a lever alone, set right, takes at least half of the growth along."""
     now = grown(setting, seen, lever.factors)
     if now is None or seen.growth is None:
         return False
@@ -144,7 +147,7 @@ def _takes(setting: Setting, seen: Pass, lever: Lever) -> bool:
 
 
 def _enlarged(setting: Setting, seen: Pass, facts: Facts, others: list[Lever]) -> float | None:
-    """The gain with branches as large as the stream, where that is beyond its limit and a right scale takes it back."""
+    """Give the gain with branches as large as the stream, if beyond its limit and a right scale takes it back."""
     if seen.growth is None or not facts.living:
         return None
     size, large = seen.growth.norms[0], dict[Site, tuple[int, float]]()
@@ -170,7 +173,7 @@ def _follows(facts: Facts) -> bool:
 
 
 def _branches(facts: Facts, again: float = 1.0) -> Lever:
-    """Every branch at the prescribed scale, at the strength that the model states; `again` undoes an initialisation."""
+    """Set every branch to the prescribed scale, at the strength that the model states; `again` undoes an initialisation."""
     if facts.miscounted:
         return Lever("branches", ())
     if facts.init_ratio and scale_kind(facts) == "sqrt":
@@ -181,21 +184,24 @@ def _branches(facts: Facts, again: float = 1.0) -> Lever:
 
 
 def _injected(facts: Facts) -> Lever:
-    """Everything injected at 1/N."""
+    """Set everything injected at 1/N."""
     added = [b for b in facts.branches if b.kind == "inject" and b.operand >= 0 and b.sizes]
     large = [b for b in added if b.scale * facts.loops > 1.05]
     return Lever("injected", tuple((b, b.operand, 1 / (facts.loops * b.scale)) for b in large))
 
 
 def _gains(facts: Facts) -> Lever:
-    """Factors above 1 on the stream itself, alone or beside an addition, at 1."""
+    """Set factors above 1 on the stream itself, alone or beside an addition, to 1."""
     alone = [(b, b.operand, 1 / b.scale) for b in facts.branches if b.kind == "scale" and b.scale > KEPT]
     beside = [(b, b.other, 1 / b.carry) for b in facts.branches if b.kind != "scale" and b.carry > KEPT]
     return Lever("gains", tuple(part for part in [*alone, *beside] if part[1] >= 0 and part[0].sites))
 
 
 def _skips(setting: Setting, seen: Pass, facts: Facts) -> Lever | None:
-    """The skip around a block that has one, left out; of streams read as a sum, where that does not do, the block less."""
+    """Return the skip around a block that has one, left out.
+
+    Of streams read as a sum, where that does not do, the block less.
+    """
     if not facts.nested:
         return None
     nested = [b for b in facts.branches if b.nested and b.sites]

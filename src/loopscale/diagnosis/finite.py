@@ -14,7 +14,7 @@ from loopscale.probe.tape import Tape, tensors_in
 
 
 def first_nonfinite(model: nn.Module, batch: Any, tape: Tape, output: Any) -> list[Finding]:
-    """One finding, or none when weights and output are finite. Minus infinity in attention masks does not count."""
+    """Return one finding, or none when weights and output are finite. Minus infinity in attention masks does not count."""
     bad = next((n for n, p in model.named_parameters() if p.is_floating_point() and not _finite(p)), None)
     if bad is not None:
         return [

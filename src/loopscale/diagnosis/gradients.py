@@ -128,7 +128,7 @@ def _kinds(loop: FoundLoop, ops: list[str], names: dict[Key, str]) -> tuple[Grou
 
 
 def _whole(stand_ins: list[Tensor] | None, visits: int) -> bool:
-    """Whether the calls that read a parameter can be shared out evenly among the visits."""
+    """Say whether the calls that read a parameter can be shared out evenly among the visits."""
     return bool(stand_ins) and len(stand_ins or ()) % visits == 0 and all(t.requires_grad for t in stand_ins or ())
 
 
@@ -139,7 +139,7 @@ def _formed(
     first: tuple[Tensor | None, ...],
     visits: dict[Key, int],
 ) -> Iterator[tuple[Key, list[Tensor], list[int]]]:
-    """Gradients that have to be formed, and the visits they reach: a backward pass for every group after the first.
+    """Return gradients that have to be formed, and the visits they reach: a backward pass for every group after the first.
 
     A weight that is read twice in a visit and used once (torch's own attention looks before it calls) has one of two.
     """
@@ -159,7 +159,7 @@ def _formed(
 
 
 def _groups(sizes: dict[Key, int]) -> list[list[Key]]:
-    """Neighbours together as long as their gradients fit in `_MOST_FORMED` numbers."""
+    """Return neighbours together as long as their gradients fit in `_MOST_FORMED` numbers."""
     groups: list[list[Key]] = []
     room = 0
     for key, size in sizes.items():
@@ -183,7 +183,7 @@ def _formed_gram(parts: list[Tensor], visits: int) -> Tensor:
 
 
 def pretend_loss(output: Any, batch: Any) -> Tensor | None:
-    """A scalar to differentiate: `output.loss` if there is one, else made up; None when there is no float output."""
+    """Return a scalar to differentiate: `output.loss` if there is one, else made up; None when there is no float output."""
     own = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
     if isinstance(own, Tensor) and own.ndim == 0 and own.requires_grad:  # else a placeholder
         return own
@@ -211,7 +211,7 @@ def _pair(x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _gram(pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """All <g_n, g_m>; for many rows the gradients x^T d are formed after all, a block of columns at a time."""
+    """Return all <g_n, g_m>; for many rows the gradients x^T d are formed after all, a block of columns at a time."""
     count, (x, d) = len(pairs), pairs[0]
     rows, wide, out = x.shape[0], x.shape[1], d.shape[1]
     gram = torch.zeros(count, count, dtype=torch.float64)

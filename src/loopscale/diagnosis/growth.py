@@ -32,7 +32,7 @@ class Growth:
 
 
 def power_fit(x: Sequence[float], y: Sequence[float]) -> tuple[float, tuple[float, float]] | None:
-    """Slope of log y over log x with a 95 % interval; None for fewer than two usable points.
+    """Return the slope of log y over log x with a 95 % interval; None for fewer than two usable points.
 
     >>> slope, interval = power_fit([1, 2, 4, 8], [3, 6, 12, 24])
     >>> round(slope, 6)
@@ -103,7 +103,7 @@ def _compounds(norms: Sequence[float], gain: float) -> bool:
 
 
 def law_over_loops(loops: Sequence[int], moved: Sequence[float]) -> tuple[str, float | None]:
-    """The law of |h_N - h_0| / |h_0| over the number of loops N, from one pass at each N, with its exponent.
+    """Return the law of |h_N - h_0| / |h_0| over the number of loops N, from one pass at each N, with its exponent.
 
     >>> law_over_loops([2, 4, 8], [2.0, 4.0, 8.0])[0]
     'linear'

@@ -13,7 +13,7 @@ from loopscale.probe.tape import storage_key
 
 
 def init_ratio(model: nn.Module, loop: FoundLoop, branches: tuple[Branch, ...]) -> float | None:
-    """How much smaller the matrices that write to the stream are; 1 where they are like the others.
+    """Say how much smaller the matrices that write to the stream are; 1 where they are like the others.
 
     Assumption: initial std is either one number or proportional to 1/sqrt(fan_in); that in which the writing matrices
     agree with each other is taken. The least scaled of them counts, since a depth rule scales all of them.

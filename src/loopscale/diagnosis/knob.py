@@ -49,7 +49,7 @@ class Knob:
         return None if store is None else int(store[self.name.rpartition(".")[2]])
 
     def nearest(self, loops: int) -> int:
-        """The number of visits closest to `loops` that it can give; at least that of the value 1."""
+        """Return the number of visits closest to `loops` that it can give; at least that of the value 1."""
         return self.each * max(1, round((loops - self.more) / self.each)) + self.more
 
     @contextmanager
@@ -85,7 +85,7 @@ class Knob:
 
 
 def find_knob(model: nn.Module, batch: Any, loop: FoundLoop | None, named: str | None = None) -> Knob | None:
-    """The first candidate that changes the number of visits to what it is set to; None when there is none.
+    """Return the first candidate that changes the number of visits to what it is set to; None when there is none.
 
     Raises `UserError` when a knob is named that the model does not have or that does not set the loops.
     """
@@ -113,13 +113,13 @@ def find_knob(model: nn.Module, batch: Any, loop: FoundLoop | None, named: str |
 
 
 def _direct(model: nn.Module, batch: Any, knob: Knob, visits: int) -> Knob | None:
-    """As many visits as it is set to: tried at few, which is cheap and which embeddings of the visits allow."""
+    """Try the knob as one that gives as many visits as it is set to: at few, which is cheap and which embeddings allow."""
     value = 2 if visits != 2 else 3
     return knob if value in _visits(model, batch, knob, value) else None
 
 
 def _in_proportion(model: nn.Module, batch: Any, knob: Knob, visits: int) -> Knob | None:
-    """Several visits for one more: cycles within cycles."""
+    """Try the knob as one that gives several visits for one more: cycles within cycles."""
     value = knob.value
     if value is None or visits < 2:
         return None
@@ -140,7 +140,7 @@ def _visits(model: nn.Module, batch: Any, knob: Knob, value: int) -> list[int]:
 
 
 def _equal(model: nn.Module, visits: int) -> list[Knob]:
-    """Attributes and config values that happen to equal the number of visits, whatever their name, sizes excepted."""
+    """Give attributes and config values that happen to equal the number of visits, whatever their name; no sizes."""
     if visits < 2:
         return []
     found = []
@@ -154,7 +154,7 @@ def _equal(model: nn.Module, visits: int) -> list[Knob]:
 
 
 def _given(model: nn.Module, batch: Any) -> list[Knob]:
-    """Whole numbers that the batch itself gives to forward, by name or place, however they are called."""
+    """Return whole numbers that the batch itself gives to forward, by name or place, however they are called."""
     items: Iterable[tuple[str, Any]] = batch.items() if isinstance(batch, Mapping) else ()
     if isinstance(batch, (tuple, list)):
         items = zip(inspect.signature(model.forward).parameters, batch, strict=False)
@@ -162,7 +162,7 @@ def _given(model: nn.Module, batch: Any) -> list[Knob]:
 
 
 def candidates(model: nn.Module) -> Iterator[Knob]:
-    """Arguments, attributes and config values that are named like a number of loops, in this order."""
+    """Return arguments, attributes and config values that are named like a number of loops, in this order."""
     return (knob for knob in _all(model) if LOOP_WORDS.search(knob.name.rpartition(".")[2]))
 
 
@@ -182,7 +182,7 @@ def _all(model: nn.Module) -> Iterator[Knob]:
 
 
 def _inside(path: str, value: Any, seen: set[int], depth: int) -> Iterator[Knob]:
-    """The numbers in a config object or dict, and in the configs within it."""
+    """Return the numbers in a config object or dict, and in the configs within it."""
     inner = value if isinstance(value, dict) else getattr(value, "__dict__", None)
     if inner is None or id(inner) in seen or not depth:
         return

@@ -37,7 +37,7 @@ class LoopMap:
         return tape.values[self.end]
 
     def jvp(self, direction: Tensor) -> Tensor:
-        """The derivative of F at `point` in a direction."""
+        """Return the derivative of F at `point` in a direction."""
         if self.exact:
             try:
                 return self._forward(direction)
@@ -63,7 +63,7 @@ class LoopMap:
             return found
 
     def vjp(self, direction: Tensor) -> Tensor:
-        """The transposed derivative of F at `point` in a direction; raises what autograd raises."""
+        """Return the transposed derivative of F at `point` in a direction; raises what autograd raises."""
         leaf = self.point.clone().requires_grad_(True)
         tape, _ = self.setting.run(
             keep=frozenset({self.end}),
@@ -78,7 +78,7 @@ class LoopMap:
         return found.detach()
 
     def far_gain(self, factor: float = 1e3) -> float | None:
-        """|F(c h)| / |c h| for large c: 1 pre-norm, 0 when a norm resets the stream, 2 nested skip, < 1 contractive.
+        """Return |F(c h)| / |c h| for large c: 1 pre-norm, 0 when a norm resets the stream, 2 nested skip, < 1 contractive.
 
         None where the stream is zero and has no direction to scale, or where the model goes another way at that size.
         """

@@ -32,7 +32,7 @@ class LoopRange:
     safe: tuple[int, int]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         return {
             "own_loops": self.own,
             "output_change": self.change,
@@ -84,7 +84,7 @@ def _mean_loss(setting: Setting, data: list[Any], loss: LossOf | None) -> float:
 
 
 def loss_of(output: Any, batch: Any, loss: LossOf | None = None) -> Tensor:
-    """`loss(output, batch)`, or the output's own loss, or that of the next token when tokens went in and logits came out.
+    """Give `loss(output, batch)`, else the output's own loss, else the next token's when tokens in gave logits.
 
     Raises `UserError` when none of these is there.
     """
@@ -118,7 +118,10 @@ def _safe(own: int, change: dict[int, float], losses: dict[int, float]) -> tuple
 
 
 def byte_batches(content: bytes, vocabulary: int, length: int = 64, count: int = 4) -> list[Tensor]:
-    """Tokens from a file's bytes, `count` batches of 4 x `length`; raises `UserError` when they do not fit the model."""
+    """Return tokens from a file's bytes, `count` batches of 4 x `length`.
+
+    Raises `UserError` when they do not fit the model.
+    """
     if vocabulary < 256:
         raise UserError(
             f"bytes need a vocabulary of at least 256, the model has {vocabulary}: give --data tokens (.pt)"

@@ -49,7 +49,7 @@ class FoundLoop:
         return _span(self.uses)
 
     def to_json(self) -> dict[str, object]:
-        """Plain values."""
+        """Return plain values."""
         return {
             "visits": self.visits,
             "where": self.where,
@@ -62,7 +62,7 @@ class FoundLoop:
 
 
 def find_loops(model: nn.Module, tape: Tape) -> list[FoundLoop]:
-    """All loops of one forward pass, the one with most shared weights first; empty when nothing is looped.
+    """Return all loops of one forward pass, the one with most shared weights first; empty when nothing is looped.
 
     A parameter counts when one use depends on the one before: a weight applied to two inputs side by side is no loop.
     """
@@ -80,7 +80,7 @@ def find_loops(model: nn.Module, tape: Tape) -> list[FoundLoop]:
 
 
 def _uses(tape: Tape) -> dict[Key, list[int]]:
-    """Nodes that read a parameter together with data, by parameter; looking up rows of an embedding is no use."""
+    """Return nodes that read a parameter together with data, by parameter; looking up rows of an embedding is no use."""
     found: dict[Key, list[int]] = defaultdict(list)
     for index, node in enumerate(tape.nodes):
         # What is made of parameters alone (a transposed weight, a power iteration for its norm) is not yet a use.
@@ -91,7 +91,7 @@ def _uses(tape: Tape) -> dict[Key, list[int]]:
 
 
 def _chain(tape: Tape, uses: list[int]) -> tuple[int, ...]:
-    """The longest greedy run of uses in which each depends on the one before."""
+    """Return the longest greedy run of uses in which each depends on the one before."""
     if len(uses) < 2:
         return tuple(uses)
     chain, wanted = [uses[0]], set(uses)
@@ -107,7 +107,7 @@ def _chain(tape: Tape, uses: list[int]) -> tuple[int, ...]:
 
 
 def _groups(chains: Group) -> list[Group]:
-    """Parameters with the same number of visits whose visits interleave belong together."""
+    """Group parameters with the same number of visits whose visits interleave: they belong together."""
     groups: list[Group] = []
     spans: list[tuple[int, int, int]] = []
     for key, chain in sorted(chains.items(), key=lambda item: item[1][0]):
@@ -141,7 +141,7 @@ def _describe(model: nn.Module, tape: Tape, group: Group, groups: list[Group], c
 
 
 def _follows_alike(group: Group, groups: list[Group]) -> bool:
-    """Whether a loop of as many visits over weights of the same shapes runs before or after: layer by layer."""
+    """Say whether a loop of as many visits over weights of the same shapes runs before or after: layer by layer."""
     first, last = _span(group)
     shapes = sorted(key[2] for key in group)
     for other in groups:
@@ -161,7 +161,7 @@ def _span(group: Group) -> tuple[int, int]:
 
 
 def _top_modules(model: nn.Module, looped: set[str], own: set[str]) -> tuple[str, ...]:
-    """The largest modules whose matrices are all in the loop; containers are opened into their parts."""
+    """Return the largest modules whose matrices are all in the loop; containers are opened into their parts."""
     found: list[str] = []
 
     def visit(prefix: str, module: nn.Module) -> None:
@@ -181,7 +181,7 @@ def _top_modules(model: nn.Module, looped: set[str], own: set[str]) -> tuple[str
 
 
 def _phrase(names: tuple[str, ...]) -> str:
-    """`core.0 core.1 core.2` becomes "modules 0..2 of `core`": whether a module is a layer, a name cannot tell."""
+    """Shorten `core.0 core.1 core.2` to "modules 0..2 of `core`": whether a module is a layer, a name cannot tell."""
     if len(names) == 1:
         return f"`{names[0]}`"
     stems: dict[str, list[int]] = defaultdict(list)

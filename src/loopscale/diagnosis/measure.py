@@ -35,7 +35,7 @@ class Pass:
 
 
 def main_loop(loops: Sequence[FoundLoop], tape: Tape) -> FoundLoop:
-    """The loop with most shared weights that has a stream to follow."""
+    """Return the loop with most shared weights that has a stream to follow."""
     return next((loop for loop in loops if follow(tape, loop) is not None), loops[0])
 
 
@@ -88,7 +88,7 @@ def _growth(seen: Pass, norms: tuple[float, ...], moved: tuple[float, ...]) -> G
 
 
 def with_far_gain(seen: Pass, far: float | None) -> Pass:
-    """The same pass, its growth law judged with the knowledge of what a visit does to a large stream."""
+    """Return the same pass, its growth law judged with the knowledge of what a visit does to a large stream."""
     known = replace(seen, far=far)
     if seen.growth is None or far is None:
         return known
@@ -96,7 +96,7 @@ def with_far_gain(seen: Pass, far: float | None) -> Pass:
 
 
 def count_layers(loop: FoundLoop, branches: tuple[Branch, ...]) -> int:
-    """L: attention branches when there are any (attention and MLP make one layer), else branches or looped modules.
+    """Return L: attention branches when there are any (attention and MLP make one layer), else branches or looped modules.
 
     Blocks side by side, of which a visit takes one or a mean, are one layer.
     """
@@ -108,7 +108,7 @@ def count_layers(loop: FoundLoop, branches: tuple[Branch, ...]) -> int:
 
 
 def far_gain(setting: Setting, seen: Pass) -> float | None:
-    """What a visit does to the size of a very large stream; None where that cannot be told."""
+    """Return what a visit does to the size of a very large stream; None where that cannot be told."""
     if seen.stream is None or len(seen.stream.states) < 3:
         return None
     try:
@@ -118,7 +118,10 @@ def far_gain(setting: Setting, seen: Pass) -> float | None:
 
 
 def last_map(setting: Setting, seen: Pass, products: int | None = None) -> Spectrum | None:
-    """Leading eigenvalues of the map of the last visit, and its largest singular value; None where no product is made."""
+    """Return leading eigenvalues of the map of the last visit, and its largest singular value.
+
+    None where no product is made.
+    """
     if seen.stream is None or len(seen.stream.states) < 3:
         return None
     made = LoopMap(setting, seen.tape, seen.stream.states[-2], seen.stream.states[-1])
@@ -132,7 +135,7 @@ def last_map(setting: Setting, seen: Pass, products: int | None = None) -> Spect
 
 
 def budget(seen: Pass) -> int:
-    """How many products with the Jacobian a diagnosis takes: fewer of a large model, counted and never timed."""
+    """Say how many products with the Jacobian a diagnosis takes: fewer of a large model, counted and never timed."""
     state = seen.tape.nodes[seen.stream.states[0]] if seen.stream else None
     rows = math.prod(state.shape[:-1]) if state else 1
     work = max(1, seen.loop.size * rows * seen.loop.visits)
@@ -141,7 +144,7 @@ def budget(seen: Pass) -> int:
 
 
 def _singular(made: LoopMap, most: int) -> float | None:
-    """The largest singular value of the Jacobian, by Lanczos on J^T J; None where no gradient comes back."""
+    """Return the largest singular value of the Jacobian, by Lanczos on J^T J; None where no gradient comes back."""
     try:
         square = leading_eigenvalues(lambda v: made.vjp(made.jvp(v)), made.point, most=most, tolerance=1e-2)
     except RuntimeError:

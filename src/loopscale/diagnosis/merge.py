@@ -9,7 +9,7 @@ from loopscale.diagnosis.diagnosis import SEVERITIES, Finding
 
 
 def merged(findings: Sequence[Finding]) -> list[Finding]:
-    """The worst first; of each code the worst, its `where` naming all places.
+    """Return the worst first; of each code the worst, its `where` naming all places.
 
     `norm-bounded` is said of a loop: beside one that is not, it is still said, with its place.
     """

@@ -60,7 +60,7 @@ def train_a_little(
 
 
 def _output(setting: Setting) -> Any:
-    """The model's answer; with factors on its additions through a tape, with gradients where they are enabled."""
+    """Return the model's answer; with factors on its additions through a tape, with gradients where they are enabled."""
     if not setting.factors:
         return call_model(setting.model, setting.batch, setting.extra)
     return setting.run(graph=torch.is_grad_enabled())[1]

@@ -34,7 +34,7 @@ class OverLoops:
     followed: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         return {
             "loops": list(self.loops),
             "gains": list(self.gains),
@@ -45,14 +45,17 @@ class OverLoops:
 
 
 def counts_around(own: int) -> list[int]:
-    """N/2, N and 2N, at small N up to 8, or fewer where N is large."""
+    """Return N/2, N and 2N, at small N up to 8, or fewer where N is large."""
     if own >= 12:
         return sorted({max(own // 4, 2), own // 2, own})
     return sorted({max(own // 2, 2), own, 2 * own, *([4, 8] if own <= 4 else [])})
 
 
 def following(seen: Pass, count: int, beside: Sequence[Branch] = ()) -> Factors:
-    """Factors by which a scale that is right at the pass's own N is right at `count`; of loops `beside` it as well."""
+    """Return factors by which a scale that is right at the pass's own N is right at `count`.
+
+    Of loops `beside` it as well.
+    """
     return {
         site: (b.operand, seen.loop.visits / count)
         for b in (*seen.branches, *beside)

@@ -81,7 +81,7 @@ def try_remedies(
 
 
 def edits(trial: Trial, model: nn.Module) -> tuple[str, ...]:
-    """The lines that the remedies change, in the user's own files: what stands there and what to do with it."""
+    """Return the lines that the remedies change, in the user's own files: what stands there and what to do with it."""
     told: dict[str, str] = {}
     for branch, factor in trial.kinds:
         site = next((s for s in branch.sites if s.file), None)
@@ -102,7 +102,9 @@ def edits(trial: Trial, model: nn.Module) -> tuple[str, ...]:
 def attachable(
     model: nn.Module, batch: Any, facts: Facts, trial: Trial, beside: Sequence[str] = ()
 ) -> dict[str, Any] | None:
-    """The keywords of the `attach` that does what the trial did to the branches; tried on a copy, None where it refuses.
+    """Return the keywords of the `attach` that does what the trial did to the branches.
+
+    Tried on a copy, None where it refuses.
 
     `beside`: branches of layers that are looped one after the other, with the same N.
     """

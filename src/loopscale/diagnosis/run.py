@@ -266,7 +266,7 @@ def _gradients(setting: Setting, seen: Pass, why: dict[str, str]) -> Gradients |
 
 
 def _expanding(measured: Measured) -> list[Finding]:
-    """A loop without a skip whose visits multiply differences."""
+    """Return a loop without a skip whose visits multiply differences."""
     facts, spectrum = measured.facts, measured.spectrum
     if spectrum is None or not spectrum.radius > 1.05 or any(b.kind in ("branch",) for b in facts.branches):
         return []
@@ -350,7 +350,7 @@ def _beside(setting: Setting, loops: list[FoundLoop], main: FoundLoop, tape: Tap
 
 
 def _with_siblings(facts: Facts, main: FoundLoop, others: list[_Other]) -> Facts:
-    """In layer-wise order the stream runs through one loop after the other: their layers and gains go together."""
+    """Join loops in layer-wise order: the stream runs through one after the other, their layers and gains go together."""
     if main.order != "layer-wise":
         return facts
     same = [o.facts for o in others if o.loop.order == "layer-wise" and o.loop.visits == main.visits]

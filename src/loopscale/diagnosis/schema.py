@@ -10,7 +10,7 @@ from loopscale.findings import FINDINGS
 
 
 def diagnosis_schema() -> dict[str, Any]:
-    """The JSON Schema (2020-12) that every diagnosis keeps to; fields are only ever added within one number.
+    """Return the JSON Schema (2020-12) that every diagnosis keeps to; fields are only ever added within one number.
 
     >>> diagnosis_schema()["properties"]["schema"]["const"]
     1

@@ -32,7 +32,7 @@ class Stated:
 
 @contextmanager
 def listening(model: nn.Module) -> Iterator[dict[str, Stated]]:
-    """What every `Loop` that is called inside counts, by the name of the module."""
+    """Return what every `Loop` that is called inside counts, by the name of the module."""
     heard: dict[str, Stated] = {}
     hooks = [
         module.register_forward_pre_hook(_listener(heard, name), with_kwargs=True)
@@ -57,7 +57,7 @@ def _listener(heard: dict[str, Stated], name: str) -> Any:
 
 
 def stated_for(model: nn.Module, modules: tuple[str, ...], heard: Mapping[str, Stated]) -> Stated | None:
-    """What the model says of these looped modules: its handle, the innermost `Loop` around them, the house model."""
+    """Return what the model says of these looped modules: its handle, the innermost `Loop` around them, the house model."""
     handle = attachment_in(model)
     if handle is not None:
         eps = None if handle.rule.norm == "post" else handle.residual_scale
@@ -73,14 +73,14 @@ def stated_for(model: nn.Module, modules: tuple[str, ...], heard: Mapping[str, S
 
 
 def attachment_in(model: nn.Module) -> Any:
-    """The handle of `attach` in the model or a part of it; None without. That of `convert` loops by itself: none."""
+    """Return the handle of `attach` in the model or a part of it; None without. That of `convert` loops by itself: none."""
     handle = handle_of(model)
     return handle if handle is not None and handle.kind == "attached" else None
 
 
 @contextmanager
 def scaled_for(handle: Any, loops: int) -> Iterator[None]:
-    """Inside, an attached model scales its branches for this many loops; nothing happens without a handle."""
+    """Let an attached model scale its branches for this many loops inside; nothing happens without a handle."""
     if handle is None or handle.loops == loops:
         yield
         return

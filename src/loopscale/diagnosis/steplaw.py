@@ -35,7 +35,7 @@ class OneStep:
     without_gradient: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         return asdict(self)
 
 

@@ -102,7 +102,7 @@ def _state(nodes: list[Node], starts: tuple[int, ...], visit: int, rank: int) ->
 
 
 def _crossing(nodes: list[Node], starts: tuple[int, ...], visit: int) -> list[int]:
-    """The values that are made in the visit before and read in this one."""
+    """Return the values that are made in the visit before and read in this one."""
     before, start = starts[visit - 1], starts[visit]
     end = starts[visit + 1] if visit + 1 < len(starts) else min(len(nodes) - 1, 2 * start - before)
     made = descendants(nodes, before, start - 1) & ancestors(nodes, start, before)
@@ -111,7 +111,7 @@ def _crossing(nodes: list[Node], starts: tuple[int, ...], visit: int) -> list[in
 
 
 def _carried_over(nodes: list[Node], starts: tuple[int, ...], visit: int, crossing: list[int]) -> set[int]:
-    """Places of values that carry something of the visit before last past every other value handed on.
+    """Return places of values that carry something of the visit before last past every other value handed on.
 
     A stream that its momentum is added to (v <- f(x, v), x <- x + v) comes from v, and yet is no product of v alone.
     """
@@ -133,7 +133,7 @@ def _numel(shape: tuple[int, ...]) -> int:
 
 
 def _aligned_input(nodes: list[Node], state: int, starts: tuple[int, ...]) -> int | None:
-    """What the first visit reads where the second reads its state."""
+    """Return what the first visit reads where the second reads its state."""
     end = starts[2] if len(starts) > 2 else min(len(nodes), 2 * starts[1] - starts[0])
     for index in range(state + 1, end):
         if state in nodes[index].parents:
@@ -148,7 +148,7 @@ def _aligned_input(nodes: list[Node], state: int, starts: tuple[int, ...]) -> in
 
 
 def _last(nodes: list[Node], starts: tuple[int, ...], states: list[int], paths: list[list[int]]) -> int | None:
-    """The stream after the last visit: where the last visit still does, call by call, what the one before did."""
+    """Return the stream after the last visit: where the last visit still does, call by call, what the one before did."""
     if not paths or len(starts) < 2:
         return None
     found, shift = None, starts[-1] - starts[-2]
@@ -160,7 +160,7 @@ def _last(nodes: list[Node], starts: tuple[int, ...], states: list[int], paths: 
 
 
 def _same_calls(nodes: list[Node], before: int, index: int, shift: int) -> bool:
-    """Whether the calls on the way from `before` to `index` are repeated `shift` calls later, each on its twin's result."""
+    """Say whether the calls from `before` to `index` are repeated `shift` calls later, each on its twin's result."""
     inside = ancestors(nodes, index, before) & descendants(nodes, before, index)
     for i in inside - {before}:
         node, twin = nodes[i], nodes[i + shift]
@@ -204,7 +204,7 @@ def to_loop_boundary(nodes: list[Node], loop: FoundLoop, states: list[int]) -> l
 
 
 def _source_of_twin(nodes: list[Node], before: int, inside: set[int], shift: int) -> int | None:
-    """What the twins of these calls read in place of `before`; None unless they are the same calls on one value."""
+    """Return what the twins of these calls read in place of `before`; None unless they are the same calls on one value."""
     sources: set[int] = set()
     for i in inside - {before}:
         if i + shift < 0:
@@ -252,7 +252,7 @@ def _manual_norm(nodes: list[Node], start: int, end: int, inside: set[int]) -> b
 
 
 def _linear(nodes: list[Node], start: int, inside: set[int]) -> dict[int, int]:
-    """Values that carry the stream itself, reached by adding, scaling, mixing and reshaping only; by how many additions."""
+    """Return values that carry the stream, reached by adding, scaling, mixing and reshaping, by the number of additions."""
     reached = {start: 0}
     for index in sorted(inside - {start}):
         node = nodes[index]
@@ -270,7 +270,7 @@ def _weighs(nodes: list[Node], node: Node) -> bool:
 
 
 def _adds(nodes: list[Node], start: int, end: int, linear: dict[int, int], inside: set[int]) -> list[Step]:
-    """The additions on the way from `start` to `end`, in order.
+    """Return the additions on the way from `start` to `end`, in order.
 
     Of two operands that both carry the stream the one with fewer additions is the skip; the other is one update as a
     whole (x + block(x), x + eps (block(x) - x)). Where a mixture reads several carriers each is followed.
@@ -305,7 +305,7 @@ def _adds(nodes: list[Node], start: int, end: int, linear: dict[int, int], insid
 def _addition(
     nodes: list[Node], start: int, index: int, skip: int, linear: dict[int, int], inside: set[int]
 ) -> Step | None:
-    """What an addition adds to the stream: a branch of it, an input or a constant; None for a number."""
+    """Return what an addition adds to the stream: a branch of it, an input or a constant; None for a number."""
     node = nodes[index]
     others = [p for p in node.parents if p != skip]
     places = {word[1]: place for place, word in enumerate(node.args) if _is_node(word)}
@@ -331,7 +331,7 @@ def _is_node(word: object) -> bool:
 
 
 def _is_constant(word: object) -> bool:
-    """Whether this is a buffer, a parameter or another tensor that comes from no call."""
+    """Say whether this is a buffer, a parameter or another tensor that comes from no call."""
     if not isinstance(word, tuple) or not word:
         return False
     return (word[0] == "constant" and bool(word[1])) or (word[0] == "param" and bool(word[1][2]))

@@ -50,7 +50,7 @@ def _found(model: nn.Module, tape: Tape, loops: list[FoundLoop]) -> Iterator[Fin
 
 
 def _equal_copies(model: nn.Module, used: set[Key]) -> list[list[str]]:
-    """Sets of random matrices, used in the pass, of equal value in separate memory."""
+    """Return sets of random matrices, used in the pass, of equal value in separate memory."""
     sets: dict[tuple[object, ...], dict[object, tuple[str, Tensor]]] = defaultdict(dict)
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if parameter.ndim < 2 or parameter.numel() < 4 or storage_key(parameter) not in used:
@@ -74,7 +74,7 @@ def _equal_copies(model: nn.Module, used: set[Key]) -> list[list[str]]:
 
 
 def _by_formula(value: Tensor) -> bool:
-    """Whether a matrix looks written by a formula: few distinct values, equal rows, or smooth along an axis."""
+    """Say whether a matrix looks written by a formula: few distinct values, equal rows, or smooth along an axis."""
     part = value.detach().double().flatten(0, -2)[:256, :256]
     if len(set(part.flatten().tolist())) * 2 < part.numel() or not bool(torch.isfinite(part).all()):
         return True
@@ -88,7 +88,7 @@ def _by_formula(value: Tensor) -> bool:
 
 
 def _twins(model: nn.Module, tape: Tape, loops: list[FoundLoop]) -> list[str]:
-    """Private matrices of numbered layers whose siblings are one parameter held by several modules.
+    """Return private matrices of numbered layers whose siblings are one parameter held by several modules.
 
     Where a layer holds a shared *module* (a bank of experts, one attention for all), the rest is its own on purpose.
     """
@@ -109,7 +109,7 @@ def _twins(model: nn.Module, tape: Tape, loops: list[FoundLoop]) -> list[str]:
 
 
 def _holders(model: nn.Module) -> dict[Key, list[str]]:
-    """Names of each parameter, one for each module object that holds it."""
+    """Return names of each parameter, one for each module object that holds it."""
     found: dict[Key, list[str]] = defaultdict(list)
     for path, module in model.named_modules():  # each module object once
         for name, parameter in module.named_parameters(recurse=False):
@@ -118,7 +118,7 @@ def _holders(model: nn.Module) -> dict[Key, list[str]]:
 
 
 def _declared(model: nn.Module) -> tuple[str, int] | None:
-    """A loop count above 1 in an attribute or config, in a model with at least so many equal siblings."""
+    """Return a loop count above 1 in an attribute or config, in a model with at least so many equal siblings."""
     lists = [m for m in model.modules() if isinstance(m, (nn.ModuleList, nn.Sequential)) and len(m) > 1]
     for knob in candidates(model):
         if knob.kind == "kwarg":

@@ -82,7 +82,7 @@ def restarts(tape: Tape, loops: list[FoundLoop]) -> list[Finding]:
 
 
 def _inputs(tape: Tape) -> dict[Key, dict[tuple[int, ...], int]]:
-    """How often each parameter is used on the same values."""
+    """Say how often each parameter is used on the same values."""
     found: dict[Key, dict[tuple[int, ...], int]] = defaultdict(lambda: defaultdict(int))
     for node in tape.nodes:
         if node.params and node.data and node.op not in ("embedding", "__getitem__", "index_select", "gather"):
@@ -180,7 +180,10 @@ def unused_knobs(setting: Setting, loop: FoundLoop | None, knob: Knob | None) ->
 
 
 def table(tape: Tape, loop: FoundLoop | None, without: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Modules x visits: how often each acts, on what, which weights are private to a visit, where no gradient arrives."""
+    """Return modules x visits.
+
+    How often each acts, on what, which weights are private to a visit, where no gradient arrives.
+    """
     looped = {key for key in loop.uses} if loop else set()
     span = loop.span if loop else (0, -1)
     rows: dict[str, dict[str, Any]] = {}

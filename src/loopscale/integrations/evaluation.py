@@ -94,7 +94,7 @@ def evaluate_tasks(
 
 
 def _go_offline() -> None:
-    """Before the libraries are imported by the environment, and after it by the constants that they read it into."""
+    """Forbid the network: by the environment, and, where libraries have read it already, by their constants."""
     for variable in _OFFLINE:
         os.environ[variable] = "1"
     for module in ("huggingface_hub.constants", "datasets.config"):
@@ -103,7 +103,7 @@ def _go_offline() -> None:
 
 
 def _named(tasks: Sequence[str], include: Path | None) -> tuple[list[Path], list[str]]:
-    """Folders of task files, and names of tasks; a YAML file stands for the task that it describes."""
+    """Return folders of task files, and names of tasks; a YAML file stands for the task that it describes."""
     folders, names = [] if include is None else [include], []
     if include is not None and not include.is_dir():
         raise UserError(f"{include} is not a folder of task files: give one with --include")
@@ -165,7 +165,7 @@ def _near(name: str, known: Sequence[str]) -> str:
 
 
 def _numbers(values: dict[str, Any]) -> dict[str, Any]:
-    """{"acc": 0.5, "acc_stderr": 0.1, ...}: the harness's names without its filter, where that is none."""
+    """Return {"acc": 0.5, "acc_stderr": 0.1, ...}: the harness's names without its filter, where that is none."""
     return {
         key.removesuffix(",none"): value for key, value in values.items() if isinstance(value, float) and value == value
     }

@@ -51,7 +51,7 @@ def export_run(
 
 
 def for_transformers(trained: Trained) -> tuple[Any, Any]:
-    """Model and fast tokenizer of transformers, with the weights of a run."""
+    """Return model and fast tokenizer of transformers, with the weights of a run."""
     from loopscale.integrations.huggingface import LoopedConfig, LoopedForCausalLM
     from loopscale.integrations.tokenizer import fast_tokenizer
 

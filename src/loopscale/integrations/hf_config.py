@@ -48,7 +48,7 @@ class LoopedConfig(transformers().PretrainedConfig):  # type: ignore[misc, name-
 
     @classmethod
     def of(cls, network: ModelConfig, **values: Any) -> LoopedConfig:
-        """From the house model's config."""
+        """Convert the house model's config."""
         return cls(**{name: plain(getattr(network, name)) for name in FIELDS}, **values)
 
     def to_dict(self) -> dict[str, Any]:

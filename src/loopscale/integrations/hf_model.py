@@ -49,7 +49,7 @@ class LoopedForCausalLM(_hf.PreTrainedModel, _hf.GenerationMixin):  # type: igno
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Nothing: the house model has initialised itself, and a checkpoint with a hole is refused."""
+        """Do nothing: the house model has initialised itself, and a checkpoint with a hole is refused."""
 
     def forward(
         self,
@@ -69,7 +69,7 @@ class LoopedForCausalLM(_hf.PreTrainedModel, _hf.GenerationMixin):  # type: igno
         cache: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """Logits [B, T, V], the loss of `labels` [B, T] (-100: no target), and the cache.
+        """Give the logits [B, T, V], the loss of `labels` [B, T] (-100: no target), and the cache.
 
         attention_mask: [B, S], 1 at tokens. loops: by default `config.loops`; `scale` and `exit_below` as in
         `LoopedTransformer.forward`. hidden_states, when asked for: the stream at entry to the core, after each visit, and
@@ -104,7 +104,10 @@ class LoopedForCausalLM(_hf.PreTrainedModel, _hf.GenerationMixin):  # type: igno
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; raises `UserError` for another rule than the stored one, or when weights are missing."""
+        """Do as in transformers.
+
+        Raise `UserError` for a rule that differs from the stored one, or when weights are missing.
+        """
         place = pretrained_model_name_or_path
         wants_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(place, *args, output_loading_info=True, **kwargs)

@@ -12,7 +12,7 @@ SEPARATOR = "<|separator|>"
 
 
 def fast_tokenizer(tokenizer: Tokenizer, context: int | None = None) -> Any:
-    """`PreTrainedTokenizerFast` with the ids of `tokenizer` for every text without zero characters.
+    """Return a `PreTrainedTokenizerFast` with the ids of `tokenizer` for every text without zero characters.
 
     A text that spells the separator is text: special tokens are not looked for in texts. `context` becomes
     `model_max_length`.
@@ -38,7 +38,7 @@ def fast_tokenizer(tokenizer: Tokenizer, context: int | None = None) -> Any:
 
 
 def _bytes() -> Any:
-    """Token b is byte b, spelt by the character that stands for it in byte-level models; byte 0 is the separator."""
+    """Return the vocabulary: token b is byte b, spelt by the character that stands for it; byte 0 is the separator."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     characters = _byte_characters()

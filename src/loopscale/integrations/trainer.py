@@ -26,7 +26,7 @@ class LoopSampler(transformers().TrainerCallback):  # type: ignore[misc, name-de
         warn_of_plain_groups(self.model, optimizer)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Draw."""
+        """Draw N for the step."""
         network = self.model.config.network()
         self.model.drawn_loops = network.sampler.draw(state.global_step, state.max_steps, args.seed, network.loops)
 

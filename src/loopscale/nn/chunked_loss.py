@@ -9,7 +9,7 @@ from loopscale.errors import UserError
 
 
 def chunked_cross_entropy(x: Tensor, weight_VD: Tensor, targets: Tensor, rows: int) -> Tensor:
-    """Mean of -log softmax(x W^T)[target] in nats, `rows` positions at a time, in fp32 also under autocast.
+    """Return the mean of -log softmax(x W^T)[target] in nats, `rows` positions at a time, in fp32 also under autocast.
 
     `x` is [..., D], `targets` [...] of vocabulary entries. torch's `linear_cross_entropy` computes the gradients in the
     forward pass, so one backward pass is all there is: no second derivatives. At 32768 entries, d = 256 and 256 rows it

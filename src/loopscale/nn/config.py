@@ -114,7 +114,7 @@ class ModelConfig:
         return SCALES[check_scale(self.scale if scale is None else scale)](self.loops, Depth(loops, 1).loops)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON; `ModelConfig(**values)` is equal to this.
+        """Return plain values, for JSON; `ModelConfig(**values)` is equal to this.
 
         >>> ModelConfig(**ModelConfig(injection="diagonal").to_dict()).injection
         DiagonalInjection(kind='diagonal', decay=0.5)

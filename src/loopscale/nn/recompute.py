@@ -58,7 +58,7 @@ class Recompute:
         return self._tree(visit, x, cuts[left:], max(1, keep - 1))
 
     def extra_visits(self, loops: int) -> int:
-        """How many visits the backward pass computes again, of `loops` in the forward pass."""
+        """Say how many visits the backward pass computes again, of `loops` in the forward pass."""
         if not self.every:
             return 0
         segments = [min(self.every, loops - start) for start in range(0, loops, self.every)]
@@ -78,7 +78,7 @@ def _kept_entry(run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def _left(count: int, keep: int) -> int:
-    """Segments in the part that is run again: as few as the number of repeats allows."""
+    """Return segments in the part that is run again: as few as the number of repeats allows."""
     if keep >= count:
         return 1
     repeats = 1

@@ -18,7 +18,7 @@ class FixedLoops:
     kind: str = "fixed"
 
     def draw(self, step: int, steps: int, seed: int, loops: int) -> int:
-        """N of the 0-based `step`; `loops` is the model's."""
+        """Return N of the 0-based `step`; `loops` is the model's."""
         return loops
 
 
@@ -39,7 +39,7 @@ class UniformLoops:
         number("sampler.most", self.most, self.least, whole=True)
 
     def draw(self, step: int, steps: int, seed: int, loops: int) -> int:
-        """N of the 0-based `step`."""
+        """Return N of the 0-based `step`."""
         return int(_generator(seed, step).integers(self.least, self.most + 1))
 
 
@@ -65,7 +65,7 @@ class PoissonLoops:
         number("sampler.most", self.most, math.ceil(self.mean), whole=True)
 
     def draw(self, step: int, steps: int, seed: int, loops: int) -> int:
-        """N of the 0-based `step`."""
+        """Return N of the 0-based `step`."""
         generator = _generator(seed, step)
         while True:
             rate = (self.mean - 1) * math.exp(self.sigma * generator.standard_normal() - self.sigma**2 / 2)
@@ -97,7 +97,7 @@ class GrowLoops:
             number("loops in sampler.stages", loops, 1, whole=True)
 
     def draw(self, step: int, steps: int, seed: int, loops: int) -> int:
-        """N of the 0-based `step` of `steps`."""
+        """Return N of the 0-based `step` of `steps`."""
         return [count for at, count in self.stages if step >= round(at * steps)][-1]
 
 

@@ -31,7 +31,7 @@ class MuonAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step of both."""
+        """Take one step of both."""
         loss = None
         if closure is not None:
             with torch.enable_grad():

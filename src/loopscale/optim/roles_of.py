@@ -60,7 +60,9 @@ def _stated_roles(model: nn.Module) -> dict[str, Role]:
 
 
 def tell_roles(model: nn.Module, inside: Collection[str] | None = None) -> tuple[dict[str, Role], list[str]]:
-    """Roles of a model without a `Loop`, told by modules, then by names; and the matrices that neither tells: hidden.
+    """Return roles of a model without a `Loop`, told by modules, then by names.
+
+    And the matrices that neither tells: hidden.
 
     `inside` names the parameters in the layers; by default those with a numbered component (`layers.3.`).
     """
@@ -85,7 +87,10 @@ def _inferred(model: nn.Module, given: Mapping[str, Role]) -> dict[str, Role]:
 
 
 def _told(model: nn.Module, inside: Collection[str]) -> dict[str, Role | None]:
-    """Role of every parameter; None for a matrix outside the layers that neither its module nor its name tells."""
+    """Return the role of every parameter.
+
+    None for a matrix outside the layers that neither its module nor its name tells.
+    """
     holders = dict(model.named_modules())
     tables = {tuple(m.weight.shape) for m in holders.values() if isinstance(m, nn.Embedding)}
     found: dict[str, Role | None] = {}
@@ -110,7 +115,7 @@ def _told(model: nn.Module, inside: Collection[str]) -> dict[str, Role | None]:
 
 
 def _inside(model: nn.Module) -> set[str]:
-    """Names of parameters in a loop or in a branch that holds a scale."""
+    """Return names of parameters in a loop or in a branch that holds a scale."""
     found: set[str] = set()
     for prefix, module in model.named_modules():
         if (module is not model and states_depth(module)) or hasattr(module, "set_scale"):

@@ -59,7 +59,7 @@ class StackedOptimizer:
 
     @torch.no_grad()
     def step(self, multipliers: Sequence[float]) -> None:
-        """One step of every model, at its own multiplier of its initial rates; parameters without gradient stay."""
+        """Take one step of every model, at its own multiplier of its initial rates; parameters without gradient stay."""
         columns: dict[tuple[int, str, torch.dtype], Tensor] = {}
         for slot in self._slots:
             if slot.parameter.grad is not None:
@@ -82,7 +82,7 @@ def _column(
     name: str,
     number: Callable[[Group, float], float],
 ) -> Tensor:
-    """`number(group, rate)` of every model as [K, 1, ...]; made once a step for a group, not once a parameter."""
+    """Return `number(group, rate)` of every model as [K, 1, ...]; made once a step for a group, not once a parameter."""
     key = (id(slot.groups[0]), name, slot.parameter.dtype)
     if key not in columns:
         pairs = zip(slot.groups, multipliers, strict=True)
@@ -152,7 +152,7 @@ def newton_schulz(coefficients: tuple[float, float, float], steps: int, eps: flo
 
 
 def _groups(optimizer: torch.optim.Optimizer) -> dict[int, tuple[Group, Callable[[_Slot, Tensor, Column], None]]]:
-    """Of each parameter, by identity: its group and its update."""
+    """Return the group and the update of each parameter, by identity."""
     if isinstance(optimizer, MuonAdamW):
         rest = {} if optimizer.adamw is None else _groups(optimizer.adamw)
         return {**_table(optimizer.muon, _muon), **rest}

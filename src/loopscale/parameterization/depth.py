@@ -63,7 +63,7 @@ class Width:
 
 
 def relative_layers(depth: Depth, base_layers: int | None) -> float:
-    """m_L = L / L_base. Without `base_layers` L counts absolutely (m_L = L).
+    """Return m_L = L / L_base. Without `base_layers` L counts absolutely (m_L = L).
 
     Raises `UserError` when `depth` is no `Depth`, or `base_layers` not a whole number of at least 1.
     """

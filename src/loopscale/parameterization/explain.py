@@ -19,7 +19,7 @@ def prescription(
     base_layers: int | None = None,
     optimizer: Optimizer = "adamw",
 ) -> list[dict[str, Any]]:
-    """Rows `{"name", "value", "why", "source"}`: the scales first, then every multiplier of every role.
+    """Return rows `{"name", "value", "why", "source"}`: the scales first, then every multiplier of every role.
 
     >>> prescription(Depth(8, 4))[0]["value"]
     0.0625

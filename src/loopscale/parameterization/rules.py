@@ -65,14 +65,14 @@ class Rule:
     claims_transfer: bool = False
 
     def residual_scale(self, depth: Depth, strength: float = 1.0, base_layers: int | None = None) -> Value:
-        """eps, the factor on every residual branch: lambda * N^-a * m_L^-b (1 * lambda for Post-LN rules)."""
+        """Return eps, the factor on every residual branch: lambda * N^-a * m_L^-b (1 * lambda for Post-LN rules)."""
         lam = check_strength(strength)
         layers = relative_layers(depth, base_layers)
         eps = lam / (depth.loops**self.loops_exponent * layers**self.layers_exponent)
         return Value(eps, self._scale_reason(), self.source)
 
     def skip_scale(self, depth: Depth) -> Value:
-        """alpha, the factor on the stream itself: (2 N L)^skip for Post-LN rules, 1 for pre-norm."""
+        """Return alpha, the factor on the stream itself: (2 N L)^skip for Post-LN rules, 1 for pre-norm."""
         if self.norm == "pre":
             return Value(1.0, "a pre-norm stream passes unchanged", self.source)
         return Value(
@@ -80,7 +80,7 @@ class Rule:
         )
 
     def branch_gain(self, depth: Depth) -> Value:
-        """beta, on the initial std of value, output and MLP weights: (8 N L)^-gain for Post-LN rules, else 1."""
+        """Return beta, on the initial std of value, output and MLP weights: (8 N L)^-gain for Post-LN rules, else 1."""
         if self.norm == "pre":
             return Value(1.0, "no second depth rule on top of eps", DERIVED)
         return Value(
@@ -88,7 +88,7 @@ class Rule:
         )
 
     def output_multiplier(self, width: Width) -> Value:
-        """On the logits: 1 / m_d, so that they neither grow nor vanish with width (muP)."""
+        """Return the factor on the logits: 1 / m_d, so that they neither grow nor vanish with width (muP)."""
         return Value(1.0 / width.ratio, "logits stay O(1) as width grows", MUP)
 
     def for_role(
@@ -99,7 +99,7 @@ class Rule:
         base_layers: int | None = None,
         optimizer: Optimizer = "adamw",
     ) -> RoleValues:
-        """The multipliers of initial std, learning rate, Adam's epsilon and weight decay for one role.
+        """Return the multipliers of initial std, learning rate, Adam's epsilon and weight decay for one role.
 
         Raises `UserError` for an optimiser without a rule.
         """
@@ -146,7 +146,10 @@ class Rule:
         return Value(by_depth, why, self.source)
 
     def _loop_power(self, optimizer: Optimizer) -> float:
-        """The power of N in the rate; a rule that lowers it under Adam owes its gradient one factor N^a more under SGD."""
+        """Return the power of N in the rate.
+
+        A rule that lowers it under Adam owes its gradient one factor N^a more under SGD.
+        """
         owed = self.loops_exponent if optimizer == "sgd" and self.rate_loops_exponent else 0.0
         return owed - self.rate_loops_exponent
 

@@ -99,7 +99,7 @@ def get_rule(rule: str | Rule) -> Rule:
 def residual_scale(
     depth: Depth, strength: float = 1.0, *, rule: str | Rule = "looped", base_layers: int | None = None
 ) -> float:
-    """eps = lambda / (N sqrt(L)), the factor on every residual branch (attention and MLP separately).
+    """Return eps = lambda / (N sqrt(L)), the factor on every residual branch (attention and MLP separately).
 
     `strength` is lambda, tuned once at the base. With `base_layers`, L counts relative to it; N is always absolute.
 

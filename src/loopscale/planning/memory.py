@@ -76,7 +76,7 @@ def activation_bytes_per_token(shape: Shape) -> float:
 
 
 def _kept_per_token(shape: Shape) -> float:
-    """One visit of one block. fp32 counts 4 bytes a value; under autocast what the matrices see is bf16.
+    """Return one visit of one block. fp32 counts 4 bytes a value; under autocast what the matrices see is bf16.
 
     stream side (fp32): two norms keep input and normed input. matrix side: normed inputs, rotated queries and keys, values,
     attention's output, gate, up, silu(gate), their product, and the two branch outputs.

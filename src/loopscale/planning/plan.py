@@ -148,7 +148,10 @@ def _cautions(shape: Shape | Counted, machine: Machine) -> Iterator[str]:
 
 
 def _changes(shape: Shape | Counted, machine: Machine) -> dict[str, Any]:
-    """The first of a list of changes, each on top of the ones before it, with which it fits; then without the needless."""
+    """Return the first of a list of changes, each on top of the ones before it, with which it fits.
+
+    Then without the needless.
+    """
     made: dict[str, tuple[str, Any]] = {}
 
     def fits() -> bool:

@@ -97,7 +97,7 @@ def _try(model: nn.Module, batch: Any, extra: Mapping[str, Any] | None) -> None:
 
 
 def _hint(model: nn.Module, batch: Any, said: str) -> str:
-    """What to change in the batch of a model that looks tokens up; empty where that is not told."""
+    """Return what to change in the batch of a model that looks tokens up; empty where that is not told."""
     from loopscale.probe.tape import tensors_in
 
     tables = {name: m.num_embeddings for name, m in model.named_modules() if isinstance(m, nn.Embedding)}
@@ -113,7 +113,10 @@ def _hint(model: nn.Module, batch: Any, said: str) -> str:
 
 
 def _beyond_a_table(tables: Mapping[str, int], tokens: Tensor) -> str:
-    """What to change when a look-up fails: the tokens are beyond the vocabulary, or more than there are positions."""
+    """Return what to change when a look-up fails.
+
+    The tokens are beyond the vocabulary, or more than there are positions.
+    """
     length, largest = tokens.shape[-1] if tokens.ndim else 1, int(tokens.max())
     most = max(tables, key=tables.__getitem__)
     if largest >= tables[most]:
@@ -194,7 +197,7 @@ def _widths(model: nn.Module) -> list[int]:
 
 
 def first_float(output: Any) -> Tensor | None:
-    """The main floating-point tensor of a model's output: of tensors, the first of more than a number; a loss last.
+    """Return the main floating-point tensor of a model's output: of tensors, the first of more than a number; a loss last.
 
     Of a list of one shape, or of dicts with the same keys, as models give that answer at every visit, the last.
     """
@@ -215,7 +218,7 @@ def first_float(output: Any) -> Tensor | None:
 
 
 def _visits(value: Any) -> bool:
-    """Whether this is a list of answers of one shape, one for each visit."""
+    """Say whether this is a list of answers of one shape, one for each visit."""
     from loopscale.probe.tape import tensors_in
 
     return isinstance(value, list) and len({tuple(t.shape) for t in tensors_in(value)}) == 1

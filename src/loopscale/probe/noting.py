@@ -18,7 +18,7 @@ Note = Callable[[str, nn.Module, Given, Any], Any]
 def noting(
     model: nn.Module, note: Note, names: Iterable[str] | None = None, *, before: Callable[[str], None] | None = None
 ) -> Iterator[None]:
-    """Inside, call `note(name, module, (args, kwargs), output)` after every call of the named modules (default: all).
+    """Call `note(name, module, (args, kwargs), output)` inside, after every call of the named modules (default: all).
 
     What `note` returns takes the place of the output, unless it is None. `before(name)` is called before each call.
     The hook on a module lives no longer than the module's own call, so that a deepcopy made inside has none; it comes

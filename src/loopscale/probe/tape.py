@@ -79,7 +79,7 @@ def storage_key(tensor: Tensor) -> Key:
 
 
 def parameter_names(model: nn.Module) -> dict[Key, list[str]]:
-    """All names of every parameter, by storage."""
+    """Return all names of every parameter, by storage."""
     names: dict[Key, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(storage_key(parameter), []).append(name)
@@ -87,7 +87,7 @@ def parameter_names(model: nn.Module) -> dict[Key, list[str]]:
 
 
 def tensors_in(value: Any, depth: int = 0) -> Iterator[Tensor]:
-    """All tensors in nested tuples, lists, dicts and result objects, in order."""
+    """Return all tensors in nested tuples, lists, dicts and result objects, in order."""
     if isinstance(value, Tensor):
         yield value
     elif depth > 4:
@@ -214,7 +214,10 @@ class Tape(TorchFunctionMode):
         return self.written[id(buffer)][1].get(repr(place)) if id(buffer) in self.written else None
 
     def _handed_on(self, index: int, tensor: Tensor, inplace: bool) -> Tensor:
-        """What the model goes on with: the value itself, its replacement, or a copy of a kept value that needs guarding."""
+        """Return what the model goes on with.
+
+        The value itself, its replacement, or a copy of a kept value that needs guarding.
+        """
         replaced = self.replace[index](tensor) if index in self.replace else tensor
         if replaced is not tensor and inplace:
             # The model holds this very tensor and may never look at what the call returned.
@@ -281,7 +284,7 @@ class Tape(TorchFunctionMode):
         return self.sites.setdefault(site, site)
 
     def _known(self, index: int) -> int:
-        """The number of this node on the tape that numbers are given by; -1 when that tape has no such call."""
+        """Return the number of this node on the tape that numbers are given by; -1 when that tape has no such call."""
         if self.like is None:
             return index
         node = self.nodes[index]
@@ -312,7 +315,7 @@ class Tape(TorchFunctionMode):
         return out.transpose(1, 2).contiguous().transpose(1, 2)
 
     def node_of(self, tensor: Tensor) -> int | None:
-        """The node of a tensor made on this tape, or given in the batch."""
+        """Return the node of a tensor made on this tape, or given in the batch."""
         owner, index = getattr(tensor, _TAG, (0, -1))
         if owner == self.serial:
             return int(index)
@@ -338,7 +341,7 @@ class Tape(TorchFunctionMode):
         return tuple(self._word(item) for item in (*args, *kwargs.values()))
 
     def _word(self, item: Any) -> Any:
-        """How an argument is noted: a node as ("node", i), a parameter by its key, a constant by size and name."""
+        """Say how an argument is noted: a node as ("node", i), a parameter by its key, a constant by size and name."""
         if isinstance(item, Tensor):
             index = self.node_of(item)
             if index is not None:
@@ -374,7 +377,7 @@ _HIDDEN: dict[str, bool] = {}
 
 
 def _hidden(file: str) -> bool:
-    """Whether a frame of this file only passes a call on: torch itself but its layers, and this package."""
+    """Say whether a frame of this file only passes a call on: torch itself but its layers, and this package."""
     known = _HIDDEN.get(file)
     if known is None:
         layer = file.startswith(_SHOWN) and not file.endswith(("module.py", "container.py"))
@@ -383,7 +386,7 @@ def _hidden(file: str) -> bool:
 
 
 def _in_place(name: str) -> bool:
-    """Whether a call changes its first argument: `add_`, `__iadd__`, `__setitem__`; `__invert__` is none of them."""
+    """Say whether a call changes its first argument: `add_`, `__iadd__`, `__setitem__`; `__invert__` is none of them."""
     dunder = name.startswith("__") and name.endswith("__")
     return name in _IN_PLACE if dunder else name.endswith("_")
 

@@ -6,7 +6,7 @@ from loopscale.probe.tape import Node
 
 
 def descendants(nodes: list[Node], start: int, end: int) -> set[int]:
-    """All nodes in (start, end] that depend on `start`, and `start` itself."""
+    """Return all nodes in (start, end] that depend on `start`, and `start` itself."""
     reached = {start}
     for index in range(start + 1, min(end, len(nodes) - 1) + 1):
         if any(parent in reached for parent in nodes[index].parents):
@@ -15,7 +15,7 @@ def descendants(nodes: list[Node], start: int, end: int) -> set[int]:
 
 
 def ancestors(nodes: list[Node], end: int, start: int) -> set[int]:
-    """All nodes in [start, end) that `end` depends on, and `end` itself."""
+    """Return all nodes in [start, end) that `end` depends on, and `end` itself."""
     reached, stack = {end}, [end]
     while stack:
         for parent in nodes[stack.pop()].parents:
@@ -26,7 +26,7 @@ def ancestors(nodes: list[Node], end: int, start: int) -> set[int]:
 
 
 def descendants_past(nodes: list[Node], start: int, end: int, avoided: set[int]) -> set[int]:
-    """As `descendants`, along ways that touch none of `avoided`."""
+    """Do as `descendants`, along ways that touch none of `avoided`."""
     reached = {start}
     for index in range(start + 1, end + 1):
         if index not in avoided and any(parent in reached for parent in nodes[index].parents):

@@ -12,7 +12,7 @@ _SIGNS = {"transfers": ("\N{CHECK MARK}", "pass"), "drifts": ("\N{SOUTH EAST ARR
 
 
 def cards_html(study: StudyInfo, tolerance: float) -> str:
-    """One card for each rule, as trusted HTML: everything read from the study is escaped.
+    """Return one card for each rule, as trusted HTML: everything read from the study is escaped.
 
     `tolerance` is the slope, either way, within which a rule transfers; the scale of every card shades it.
     """
@@ -47,7 +47,7 @@ def _card(name: str, rule: RuleRecord, ink: Ink, scale: tuple[float, float], tol
 
 
 def _regret_span(rule: RuleRecord) -> str:
-    """The interval, or why there is none; one without a width was written by an earlier version."""
+    """Return the interval, or why there is none; one without a width was written by an earlier version."""
     ends = rule.regret_interval
     if rule.regret == 0:
         return "the tuned rate is the best one"
@@ -57,7 +57,7 @@ def _regret_span(rule: RuleRecord) -> str:
 
 
 def _gauge(rule: RuleRecord, scale: tuple[float, float], tolerance: float) -> str:
-    """The slope and its interval on a line with zero marked and the tolerance shaded, the same scale on every card."""
+    """Draw the slope and its interval on a line, zero marked and the tolerance shaded, at one scale on every card."""
     if rule.slope is None:
         return ""
     low, high = scale

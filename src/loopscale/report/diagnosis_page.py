@@ -50,7 +50,7 @@ _LABELS = {
 
 
 def page(target: str, found: Diagnosis) -> str:
-    """The page as HTML."""
+    """Write the page as HTML."""
     from loopscale.report.page import Section, render_page
 
     sections = [_finding(finding, found) for finding in found.findings]
@@ -112,7 +112,7 @@ def _chart(kind: str, found: Diagnosis, place: str = "all") -> Figure | None:
 
 
 def _whole(positions: Iterable[float]) -> dict[float, str]:
-    """Ticks at whole numbers: there is no half visit, and no half branch."""
+    """Return ticks at whole numbers: there is no half visit, and no half branch."""
     from loopscale.report.palette import whole_ticks
 
     inside = list(positions)
@@ -125,7 +125,7 @@ def _living(found: Diagnosis) -> list[dict[str, Any]]:
 
 
 def _numbered(found: Diagnosis) -> dict[float, str]:
-    """Position on the axis of branches -> number and name."""
+    """Return position on the axis of branches -> number and name."""
     return {float(i + 1): f"{i + 1}, {branch['where']}" for i, branch in enumerate(_living(found))}
 
 

@@ -83,7 +83,7 @@ class Figure:
         return [look.ink for look in self.series.values()]
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """Header and rows of the numbers that the figure shows: its text alternative."""
+        """Return header and rows of the numbers that the figure shows: its text alternative."""
         rows = [mark.said for mark in self.marks if mark.said]
         header = list(dict.fromkeys(name for said in rows for name in said))
         return header, [[said.get(name, "") for name in header] for said in rows]
@@ -127,14 +127,14 @@ def _in_order(pdf: bytes) -> bytes:
 
 @cache
 def bundle() -> str:
-    """Vega, Vega-Lite and vega-embed as one script, for a page that needs no network; made once per process."""
+    """Return Vega, Vega-Lite and vega-embed as one script, for a page that needs no network; made once per process."""
     import vl_convert
 
     return vl_convert.javascript_bundle("window.embed = vegaEmbed;", vl_version=_version())
 
 
 def _version() -> str:
-    """The version of Vega-Lite that Altair writes, as vl-convert names it."""
+    """Return the version of Vega-Lite that Altair writes, as vl-convert names it."""
     import altair as alt
 
     return ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
@@ -146,12 +146,12 @@ def one_line(text: str) -> str:
 
 
 def said_text(said: Mapping[str, str]) -> str:
-    """What a hover label says: a line for each number."""
+    """Return what a hover label says: a line for each number."""
     return "\n".join(f"{name} {value}".strip() for name, value in said.items() if value)
 
 
 def _rows(figure: Figure) -> list[dict[str, Any]]:
-    """The data of the specification; what is empty is left out."""
+    """Return the data of the specification; what is empty is left out."""
     rows: list[dict[str, Any]] = []
     for mark in figure.marks:
         low, high = mark.up or (None, None)
@@ -172,7 +172,7 @@ _DASHES = {"solid": [1, 0], "dotted": [2, 3], "dashed": [6, 4]}
 
 
 def _layers(alt: Any, figure: Figure, rows: list[dict[str, Any]], page: bool) -> list[alt.Chart]:
-    """From back to front: guides, lines, intervals, marks, and the ring around the mark that the keyboard is at."""
+    """Return the layers from back to front: guides, lines, intervals, marks, and the ring around the keyboard's mark."""
 
     def x(name: str = "x") -> Any:
         return _channel(alt, alt.X, name, figure.x, padding=14 if figure.apart else 0)
@@ -224,7 +224,7 @@ _CHOSEN = {
 
 
 def _has(row: Mapping[str, Any], key: str, which: str) -> bool:
-    """Whether a row belongs to a layer: one that draws nothing is left out."""
+    """Say whether a row belongs to a layer: one that draws nothing is left out."""
     shape = row.get("shape")
     return key in row and {
         "note": "note" in row,
@@ -268,5 +268,5 @@ def _channel(alt: Any, kind: Any, name: str, axis: Axis, padding: float = 0) -> 
 
 
 def _lookup(words: Mapping[str, str], key: str) -> str:
-    """A Vega expression: the word for `key`."""
+    """Return a Vega expression: the word for `key`."""
     return f"{json.dumps(dict(words))}[{key}]"

@@ -37,7 +37,7 @@ from loopscale.report.palette import (
 
 
 def study_figures(study: StudyInfo) -> dict[str, Figure]:
-    """Every figure that the study has numbers for, by name, in page order."""
+    """Return every figure that the study has numbers for, by name, in page order."""
     compared = any(pair.slope is not None or pair.loss is not None for pair in study.result.paired)
     made = [paired_differences(study)] if compared else []
     made.append(loss_over_rate(study))
@@ -53,7 +53,7 @@ def study_figures(study: StudyInfo) -> dict[str, Figure]:
 
 
 def rule_name(name: str) -> str:
-    """A rule's name for readers: "none" alone would read as if nothing were meant.
+    """Name a rule for readers: "none" alone would read as if nothing were meant.
 
     >>> rule_name("none"), rule_name("looped")
     ('without a scale (rule none)', 'looped')
@@ -62,7 +62,7 @@ def rule_name(name: str) -> str:
 
 
 def paired_differences(study: StudyInfo) -> Figure:
-    """The first rule minus each other one, paired over seeds: the slope, and the loss at the largest N."""
+    """Draw the first rule minus each other one, paired over seeds: the slope, and the loss at the largest N."""
     pairs = study.result.paired
     slope, loss = "slope (octaves per doubling of N)", f"loss at N = {max(study.loops)} (nats)"
     names = {pair.rules[1]: f"{rule_name(pair.rules[0])} minus {rule_name(pair.rules[1])}" for pair in pairs}
@@ -90,7 +90,7 @@ def paired_differences(study: StudyInfo) -> Figure:
 
 
 def loss_over_rate(study: StudyInfo) -> Figure:
-    """Loss over learning rate: a panel per rule, a colour per number of loops, the fitted optimum marked."""
+    """Draw loss over learning rate: a panel per rule, a colour per number of loops, the fitted optimum marked."""
     view = window(study)
     row = 0.06 * (view.loss_high - view.loss_low) if any_diverged(study) else 0.0
     marks: list[Mark] = []
@@ -127,7 +127,7 @@ def _told(panel: str, loops: int, lr: float, what: str) -> dict[str, str]:
 
 
 def _curve(curve: Curve, panel: str, view: Window) -> list[Mark]:
-    """Mean loss with the range over seeds; a loss above the window is drawn at its edge as a triangle."""
+    """Draw mean loss with the range over seeds; a loss above the window is drawn at its edge as a triangle."""
     marks = []
     for point in curve.points:
         if point.loss is None:
@@ -146,7 +146,7 @@ def _curve(curve: Curve, panel: str, view: Window) -> list[Mark]:
 
 
 def _lost(curve: Curve, panel: str, height: float) -> list[Mark]:
-    """A cross for each rate at which a seed diverged."""
+    """Draw a cross for each rate at which a seed diverged."""
     cells = [cell for cell in (share(curve.loops, point) for point in curve.points) if cell.diverged]
     return [
         Mark(math.log2(cell.lr), height, f"N = {cell.loops}",
@@ -166,7 +166,7 @@ def _optimum(curve: Curve, panel: str) -> list[Mark]:
 
 
 def _optimum_said(curve: Curve) -> dict[str, str]:
-    """The numbers of a fitted optimum; why it has no interval, where it has none."""
+    """Return the numbers of a fitted optimum; why it has no interval, where it has none."""
     best = curve.optimum
     assert best is not None
     why = "none, at the edge" if best.edge else "none, one seed" if best.n_seeds == 1 else "none, no noise known"
@@ -180,7 +180,7 @@ def _optimum_said(curve: Curve) -> dict[str, str]:
 
 
 def optimum_over_loops(study: StudyInfo) -> Figure:
-    """The fitted optimal rate over loops, log-log, with the fitted slope of each rule."""
+    """Draw the fitted optimal rate over loops, log-log, with the fitted slope of each rule."""
     marks: list[Mark] = []
     heights: list[float] = []
     labels = {}
@@ -211,7 +211,7 @@ def _loops_axis(study: StudyInfo) -> Axis:
 
 
 def _rule_marks(study: StudyInfo, name: str) -> list[tuple[Mark, Curve]]:
-    """The optima of a rule over loops, moved sideways a little so that equal points do not hide each other."""
+    """Return the optima of a rule over loops, moved sideways a little so that equal points do not hide each other."""
     names = list(study.rules)
     aside = 0.05 * (names.index(name) - (len(names) - 1) / 2)
     return [
@@ -224,7 +224,7 @@ def _rule_marks(study: StudyInfo, name: str) -> list[tuple[Mark, Curve]]:
 
 
 def loss_over_loops(study: StudyInfo) -> Figure:
-    """The loss at each rule's own optimum, over loops."""
+    """Draw the loss at each rule's own optimum, over loops."""
     marks = [
         mark._replace(y=curve.optimum.loss, up=curve.optimum.loss_interval, line="solid")
         for name in study.rules
@@ -243,7 +243,7 @@ def loss_over_loops(study: StudyInfo) -> Figure:
 
 
 def stream_over_visits(study: StudyInfo) -> Figure:
-    """RMS of the residual stream after each visit at the largest loops: before and after training."""
+    """Draw RMS of the residual stream after each visit at the largest loops: before and after training."""
     found = streams(study)
     marks = [
         Mark(visit, rms, stream.rule,
@@ -266,7 +266,7 @@ def stream_over_visits(study: StudyInfo) -> Figure:
 
 
 def diverged_cells(study: StudyInfo) -> Figure:
-    """Trainability: which cells of loops and rate diverged, and for how many of their seeds."""
+    """Draw trainability: which cells of loops and rate diverged, and for how many of their seeds."""
     fates = {"all seeds finished": Look(REFERENCE.ink, "circle"), "a seed diverged": Look(VERDICTS["fail"], "square"),
              "every seed diverged": Look(VERDICTS["fail"], "cross")}  # fmt: skip
     marks = []
@@ -291,7 +291,7 @@ def diverged_cells(study: StudyInfo) -> Figure:
 
 
 def loss_over_strength(study: StudyInfo) -> Figure:
-    """Where several strengths were swept: the best loss over rates at each strength."""
+    """Draw, where several strengths were swept, the best loss over rates at each strength."""
     found = strength_curves(study)
     marks = [
         Mark(math.log2(strength) if strength > 0 else strength, loss, f"N = {curve.loops}",
@@ -313,13 +313,13 @@ def loss_over_strength(study: StudyInfo) -> Figure:
 
 
 def visit_axis(marks: Sequence[Mark]) -> Axis:
-    """The axis of visits, with ticks at whole numbers: there is no half visit."""
+    """Return the axis of visits, with ticks at whole numbers: there is no half visit."""
     last = max(mark.x for mark in marks)
     return Axis("visit (0 is the entry)", {float(at): str(at) for at in whole_ticks(0, last, 16)}, (0, last))
 
 
 def log_axis(title: str, values: Sequence[float]) -> Axis:
-    """A log axis with ticks at 1, 2, 5; a linear one from zero where the `values` span less than a factor of 4."""
+    """Return a log axis with ticks at 1, 2, 5; a linear one from zero where the `values` span less than a factor of 4."""
     low, high = min(values, default=1.0), max(values, default=1.0)
     if low <= 0 or high / low < 4:
         return Axis(title, None, (min(0.0, 1.08 * low), 1.08 * high))

@@ -87,7 +87,7 @@ def study_info(study_dir: Path) -> StudyInfo:
 
 
 def curves(rule: RuleRecord) -> tuple[Curve, ...]:
-    """Loss over rate, one curve per number of loops, ascending."""
+    """Return loss over rate, one curve per number of loops, ascending."""
     return tuple(
         Curve(loops, tuple(sorted(rule.points.get(loops, ()), key=lambda point: point.lr)), rule.optima.get(loops))
         for loops in sorted(set(rule.points) | set(rule.optima))
@@ -95,7 +95,7 @@ def curves(rule: RuleRecord) -> tuple[Curve, ...]:
 
 
 def seed_range(point: Point) -> tuple[float, float] | None:
-    """Smallest and largest loss over the seeds that finished; None if none did.
+    """Return the smallest and largest loss over the seeds that finished; None if none did.
 
     >>> seed_range(Point(lr=0.01, loss=2.5, losses=(2.0, None, 3.0)))
     (2.0, 3.0)
@@ -111,17 +111,17 @@ def share(loops: int, point: Point) -> Share:
 
 
 def shares(rule: RuleRecord) -> tuple[Share, ...]:
-    """Trainability: every (loops, rate) cell of a rule with its number of diverged seeds."""
+    """Return trainability: every (loops, rate) cell of a rule with its number of diverged seeds."""
     return tuple(share(curve.loops, point) for curve in curves(rule) for point in curve.points)
 
 
 def any_diverged(study: StudyInfo) -> bool:
-    """Whether any trial behind the result diverged."""
+    """Say whether any trial behind the result diverged."""
     return any(cell.diverged for rule in study.rules.values() for cell in shares(rule))
 
 
 def window(study: StudyInfo) -> Window:
-    """The axes that all panels share: every rate, and the losses near the optima.
+    """Return the axes that all panels share: every rate, and the losses near the optima.
 
     A rate much too large gives a loss far above the rest; showing it would flatten the basins that decide. The window
     ends at most 2.5 times the spread of the optima above the worst of them.
@@ -142,7 +142,7 @@ def window(study: StudyInfo) -> Window:
 
 
 def log_bounds(pair: tuple[float, float] | None) -> tuple[float, float] | None:
-    """An interval of rates in log2; None where there is none, or where it reaches zero.
+    """Return an interval of rates in log2; None where there is none, or where it reaches zero.
 
     >>> log_bounds((0.25, 0.5))
     (-2.0, -1.0)
@@ -151,7 +151,7 @@ def log_bounds(pair: tuple[float, float] | None) -> tuple[float, float] | None:
 
 
 def drift_line(rule: RuleRecord) -> tuple[tuple[float, float], ...]:
-    """In log2: the end points of the line with the fitted slope through the centre of the optima.
+    """Return, in log2, the end points of the line with the fitted slope through the centre of the optima.
 
     Without a fitted slope (an optimum at the edge of the rates) it is the optima themselves, joined.
     """
@@ -164,7 +164,7 @@ def drift_line(rule: RuleRecord) -> tuple[tuple[float, float], ...]:
 
 
 def streams(study: StudyInfo) -> tuple[Stream, ...]:
-    """For each rule at the largest loops, the stream of the finished trial nearest to the fitted optimum."""
+    """Return for each rule, at the largest loops, the stream of the finished trial nearest to the fitted optimum."""
     loops, found = max(study.loops), []
     for name, rule in study.rules.items():
         optimum = rule.optima.get(loops)
@@ -185,7 +185,7 @@ def _positive(rms: float | None) -> float | None:
 
 
 def strength_curves(study: StudyInfo) -> tuple[StrengthCurve, ...]:
-    """Where several strengths were swept: the loss at the fitted optimum of each, else the best mean over rates."""
+    """Return the loss at each swept strength, where there are several: at its fitted optimum, else the best mean."""
     table = _fitted_strengths(study) if study.result.by_strength else _tried_strengths(study)
     return tuple(
         StrengthCurve(
@@ -206,7 +206,7 @@ def _fitted_strengths(study: StudyInfo) -> dict[tuple[str, int], dict[float, flo
 
 
 def _tried_strengths(study: StudyInfo) -> dict[tuple[str, int], dict[float, float]]:
-    """From the trials; a cell of which a seed diverged is left out."""
+    """Read them from the trials; a cell of which a seed diverged is left out."""
     cells: dict[tuple[str, int, float, float], list[float | None]] = defaultdict(list)
     for trial in study.trials:
         cell = trial.cell

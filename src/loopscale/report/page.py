@@ -165,7 +165,7 @@ def _scripts(figures: Sequence[Figure]) -> str:
 
 
 def _identity(number: int, figure: Figure) -> str:
-    """An id of its own for every figure, so that two sections may show figures of one name."""
+    """Return an id of its own for every figure, so that two sections may show figures of one name."""
     return f"figure-{number}-" + re.sub(r"[^a-z0-9]+", "-", figure.name.lower())
 
 

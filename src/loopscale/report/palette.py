@@ -72,7 +72,7 @@ def loop_looks(loops: Iterable[int]) -> dict[str, Look]:
 
 
 def sequential(count: int) -> list[Ink]:
-    """`count` ordered colours (viridis, legible to the colour-blind); the last stands out most on either page."""
+    """Return `count` ordered colours (viridis, legible to the colour-blind); the last stands out most on either page."""
     steps = [i / (count - 1) if count > 1 else 0.5 for i in range(count)]
     return [Ink(_viridis(0.70 * (1 - t)), _viridis(0.32 + 0.64 * t)) for t in steps]
 
@@ -137,7 +137,7 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def plain(value: float) -> str:
-    """Four digits, as a config file would say them.
+    """Write four digits, as a config file would say them.
 
     >>> plain(0.0138100001), plain(6.0)
     ('0.01381', '6')
@@ -174,7 +174,7 @@ def power_ticks(low: float, high: float, most: int = 9) -> dict[float, str]:
 
 
 def whole_ticks(low: float, high: float, most: int = 9) -> list[int]:
-    """Whole exponents inside [low, high], thinned to at most `most`."""
+    """Return the whole exponents inside [low, high], thinned to at most `most`."""
     step = max(1, math.ceil((high - low) / most))
     return [tick for tick in range(math.ceil(low), math.floor(high) + 1) if tick % step == 0]
 
@@ -193,7 +193,7 @@ def nice_ticks(low: float, high: float, most: int = 8) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Positions 1, 2, 5 times powers of ten around [low, high]; whole powers only, over many decades.
+    """Return positions 1, 2, 5 times powers of ten around [low, high]; whole powers only, over many decades.
 
     >>> log_ticks(0.8, 12)
     [1.0, 2.0, 5.0, 10.0]

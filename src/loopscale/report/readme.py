@@ -32,7 +32,7 @@ def readme_figure(result: Result, stacked: bool = False) -> bytes:
 
 
 def compared(result: Result) -> list[str]:
-    """The two rules to show: one that does not claim transfer ("none" if there), then one that does."""
+    """Return the two rules to show: one that does not claim transfer ("none" if there), then one that does."""
     rules = result.rules
     against = sorted((n for n, r in rules.items() if not r.claims_transfer), key=lambda name: name != "none")[:1]
     chosen = sorted((n for n, r in rules.items() if r.claims_transfer), key=lambda name: name != "looped")[:1]
@@ -40,7 +40,7 @@ def compared(result: Result) -> list[str]:
 
 
 def _title(result: Result, name: str) -> str:
-    """What is seen: how far the best rate moves."""
+    """Return what is seen: how far the best rate moves."""
     slope = result.rules[name].slope
     words = "without a scale" if name == "none" else "eps = 1 / (N \N{SQUARE ROOT}L)" if name == "looped" else name
     return words if slope is None else f"{words}: best rate moves {number(slope, 2)}"

@@ -35,12 +35,12 @@ def write_run_report(run_dir: Path) -> Path:
 
 
 def page(run: RunInfo) -> str:
-    """The run's page as HTML."""
+    """Return the run's page as HTML."""
     return render_page(f"Run {run.name}", _lead(run), sections(run), provenance(run.provenance), kind="loopscale run")
 
 
 def sections(run: RunInfo) -> list[Section]:
-    """A section for every quantity that the run recorded, then its configuration."""
+    """Return a section for every quantity that the run recorded, then its configuration."""
     parts = [_loss(run)] if run.series["loss"] or run.series["val_loss"] else []
     for title, name, axis, log, reading in _PARTS:
         series = run.series[name]
@@ -57,7 +57,7 @@ def sections(run: RunInfo) -> list[Section]:
 
 
 def _lead(run: RunInfo) -> str:
-    """The number first: what the training was for."""
+    """Say the number first: what the training was for."""
     val, loss = run.series["val_loss"], run.series["loss"]
     best = min(val, key=lambda point: point[1]) if val else None
     if best:
@@ -87,7 +87,7 @@ def _line(label: str, series: Series) -> list[Mark]:
 
 
 def _stream(run: RunInfo) -> Section:
-    """The stream over visits at up to six steps of training."""
+    """Return the stream over visits at up to six steps of training."""
     count = len(run.profiles)
     shown = [run.profiles[i] for i in sorted({round(i * (count - 1) / 5) for i in range(6)})]
     inks = sequential(len(shown))

@@ -72,7 +72,7 @@ READINGS = {
 
 
 def sections(study: StudyInfo) -> list[Section]:
-    """The parts of the page in order: the cards, every figure that has numbers, the applied rules."""
+    """Return the parts of the page in order: the cards, every figure that has numbers, the applied rules."""
     from loopscale.transfer.verdict import REGRET_TOLERANCE, SLOPE_TOLERANCE
 
     criterion = CRITERION.format(slope=SLOPE_TOLERANCE, regret=REGRET_TOLERANCE)
@@ -98,7 +98,7 @@ def sections(study: StudyInfo) -> list[Section]:
 
 
 def headline(study: StudyInfo) -> str:
-    """The number that the study was run for: how far the best rate moves with each rule."""
+    """Return the number that the study was run for: how far the best rate moves with each rule."""
     slopes = {name: rule.slope for name, rule in study.rules.items() if rule.slope is not None}
     moved = [
         f"{number(slope, 2)} {'' if name == 'none' else 'with '}{rule_name(name)}" for name, slope in slopes.items()
@@ -107,7 +107,7 @@ def headline(study: StudyInfo) -> str:
 
 
 def page(study: StudyInfo, files: str = "figures") -> str:
-    """The study's page as HTML; `files` is the folder of its drawn figures, "" without them."""
+    """Return the study's page as HTML; `files` is the folder of its drawn figures, "" without them."""
     rows = provenance(study.result.provenance)
     if study.trials:
         rows.append(("trial records read", str(len(study.trials))))

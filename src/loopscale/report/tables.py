@@ -19,7 +19,7 @@ def split(table: Table) -> tuple[Table, Table]:
 
 
 def applied(study: StudyInfo) -> Table:
-    """What each rule set, at every number of loops, and why.
+    """Return what each rule set, at every number of loops, and why.
 
     Rules that set the same for the same reason share a row.
     """
@@ -37,7 +37,7 @@ def applied(study: StudyInfo) -> Table:
 
 
 def _over_loops(found: list[tuple[int, str]]) -> str:
-    """One value if it is the same at every number of loops, else each with its loops, unbroken."""
+    """Return one value if it is the same at every number of loops, else each with its loops, unbroken."""
     if len({value for _, value in found}) == 1:
         return found[0][1]
     return ", ".join(f"{value}{_NB}(N{_NB}={_NB}{loops})" for loops, value in found)

@@ -43,7 +43,7 @@ def write_tune_report(folder: Path) -> Path:
 
 
 def page(tuning: TuneInfo) -> str:
-    """The tuning's page as HTML."""
+    """Return the tuning's page as HTML."""
     found = tuning.plan.verification
     lead = f"{tuning.plan.headline} {_VERDICTS.get(found.verdict, found.verdict) if found else _UNVERIFIED}"
     rows = provenance(tuning.plan.provenance)
@@ -51,7 +51,7 @@ def page(tuning: TuneInfo) -> str:
 
 
 def sections(tuning: TuneInfo) -> list[Section]:
-    """Values, then the losses over each of them, verification, what the rule applies, cost."""
+    """Return values, then the losses over each of them, verification, what the rule applies, cost."""
     plan = tuning.plan
     told = f"{plan.sentence} {_moved(tuning)}"
     parts = [Section("Values at the target", told, table=_values(tuning))]
@@ -86,7 +86,7 @@ def _span(row: Row, proxy: Proxy) -> str:
 
 
 def _bar(name: str, proxy: Proxy) -> str:
-    """What is said of the diamond's bar."""
+    """Return what is said of the diamond's bar."""
     if not proxy.intervals.get(name):
         return f"without a bar: no interval is known ({proxy.interval_note.removeprefix('no intervals: ')})"
     if name in proxy.open:
@@ -104,7 +104,7 @@ def _applied(tuning: TuneInfo) -> Table:
 
 
 def _explored(tuning: TuneInfo, name: str) -> Section:
-    """Loss over one tuned value; colour shows the next one."""
+    """Draw loss over one tuned value; colour shows the next one."""
     proxy, axis = tuning.plan.proxy, _value_axis(name)
     names = list(proxy.values)
     other = names[(names.index(name) + 1) % len(names)]
@@ -141,7 +141,7 @@ def _explored(tuning: TuneInfo, name: str) -> Section:
 
 
 def _ceiling(losses: list[float]) -> float:
-    """Where the axis of losses ends: those far above the better half would flatten the valley."""
+    """Return where the axis of losses ends: those far above the better half would flatten the valley."""
     low = min(losses)
     return min(max(losses), low + max(5 * (median(losses) - low), 0.02))
 
@@ -155,12 +155,12 @@ def _value_axis(name: str) -> Axis:
 
 
 def _place(name: str, value: float) -> float:
-    """Where a value stands on its axis."""
+    """Return where a value stands on its axis."""
     return math.log2(value) if _log(name) else value
 
 
 def lowest(trials: list[Trial], name: str) -> list[Trial]:
-    """Of very many trials those that tell: the ten lowest losses in each of 60 stretches of the axis."""
+    """Keep of very many trials those that tell: the ten lowest losses in each of 60 stretches of the axis."""
     if len(trials) <= MOST_POINTS:
         return trials
     places = [_place(name, trial.cell.values[name]) for trial in trials]
@@ -218,7 +218,7 @@ def _known(pair: tuple[float, float] | None) -> str:
 
 
 def _fixed(value: float) -> str:
-    """Four decimals whatever the size: a regret of a millionth of a nat is none."""
+    """Return four decimals whatever the size: a regret of a millionth of a nat is none."""
     return number(round(value, 4), 4) if round(value, 4) else "0.0000"
 
 
@@ -227,7 +227,7 @@ def _noise(row: Sweep) -> str:
 
 
 def _sweeps(found: Verification) -> Figure:
-    """A line per size, a panel per tuned value: loss minus the plan's, over octaves from the plan."""
+    """Draw a line per size, a panel per tuned value: loss minus the plan's, over octaves from the plan."""
     labels = list(dict.fromkeys(_where(row) for row in found.local))
     marks = []
     for row in found.local:

@@ -77,7 +77,7 @@ def _tried(valley: Valley) -> list[float]:
 
 
 def _ceiling(valleys: Sequence[Valley], rules: Carried) -> float:
-    """Where the axis ends: all that the rules cost is seen, and a loss far above it does not flatten the valleys."""
+    """Return where the axis ends: all that the rules cost is seen, and a loss far above it does not flatten the valleys."""
     costs = [
         cost
         for valley in valleys
@@ -117,7 +117,7 @@ def _seeds(point: ValleyPoint) -> str:
 
 
 def _carried(valley: Valley, rule: str, eps: float, shape: str, top: float) -> Mark:
-    """A rule's place on the valley; at the edge of the panel when it carries eps outside what was tried."""
+    """Return a rule's place on the valley; at the edge of the panel when it carries eps outside what was tried."""
     cost = cost_at(valley, eps)
     said = {
         "N": str(valley.loops),

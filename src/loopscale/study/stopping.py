@@ -15,13 +15,13 @@ MARGIN = 0.05  # nats
 
 
 def smoothed(curve: Sequence[Sequence[float | None]], step: int, window: int = 10) -> float | None:
-    """Mean training loss over the last recorded points up to `step`; None before the first."""
+    """Return the mean training loss over the last recorded points up to `step`; None before the first."""
     seen = [loss for at, loss in curve if at is not None and at <= step and loss is not None]
     return fmean(seen[-window:]) if seen else None
 
 
 def thresholds(records: Sequence[dict[str, Any]], steps: int) -> list[list[float]]:
-    """[[step, loss], ...]: a trial whose smoothed loss is above `loss` at `step` may stop.
+    """Return [[step, loss], ...]: a trial whose smoothed loss is above `loss` at `step` may stop.
 
     The threshold is the worst loss at that step of the better half of the finished trials, plus a margin: whoever ended
     in the better half would not have been stopped. Curves are thinned, so the window of the mean is in recorded points.

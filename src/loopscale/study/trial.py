@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def start_worker(meeting: Barrier | None = None) -> None:
-    """Called first in every worker: one thread each, at the lowest priority. Threads fight at these sizes.
+    """Begin a worker: one thread, at the lowest priority. Threads fight at these sizes.
 
     meeting: where the workers wait for each other before they begin.
     """
@@ -36,7 +36,7 @@ def start_worker(meeting: Barrier | None = None) -> None:
 
 
 def _end_with_the_parent() -> None:
-    """A study that is killed takes its workers along; the pool alone would leave them training for nobody."""
+    """End the worker with its study; the pool alone would leave it training for nobody."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])
@@ -112,7 +112,7 @@ def trial_seconds(config: TrainConfig, user_code: UserCode | None = None) -> flo
 
 
 def record_of(key: str, cell: dict[str, Any], config: dict[str, Any], fit: Fit, seconds: float) -> dict[str, Any]:
-    """What is kept of a trial: `trials/<key>.json`."""
+    """Return what is kept of a trial."""
     return {"key": key, "cell": cell, "config": config, **_measured(fit), "seconds": round(seconds, 3)}
 
 
@@ -162,5 +162,5 @@ def _finite(values: list[float]) -> list[float | None]:
 
 
 def _number(value: float) -> float | None:
-    """JSON has no infinity: a non-finite number is null, the rest keeps six digits."""
+    """Round for JSON, which has no infinity: a non-finite number is null, the rest keeps six digits."""
     return float(f"{value:.6g}") if abs(value) < float("inf") else None

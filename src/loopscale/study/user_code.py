@@ -36,12 +36,12 @@ class UserCode:
         return cls(kind, place, fingerprint(place), hears)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any] | None) -> UserCode | None:
-        """The reverse of `to_json`; None gives None."""
+        """Return the reverse of `to_json`; None gives None."""
         return None if record is None else cls(**record)
 
     def check(self, base: TrainConfig, target: TrainConfig | None = None) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def judged(place: str, config: TrainConfig) -> Fit:
 
 
 def objective_values(config: TrainConfig) -> dict[str, Any]:
-    """What an objective is told: the size, the rate and strength, the seed, and every factor that the rule applies.
+    """Return what an objective is told: the size, the rate and strength, the seed, and every factor that the rule applies.
 
     `residual_scale` and, by role, `multipliers` ("hidden.lr", "hidden.adam_eps", ...) come from the rule at this size.
 

@@ -51,7 +51,7 @@ class Entry:
     findings: tuple[str, ...] = ()
 
     def text(self) -> str:
-        """For a terminal: one labelled line a field."""
+        """Write for a terminal: one labelled line per field."""
         head = f"{self.kind} {self.number}: {self.name}" if self.number else f"{self.kind}: {self.name}"
         rows = (
             ("idea", self.idea),
@@ -76,7 +76,7 @@ class Entry:
         return "if it holds" if (self.result or "").startswith("undecided") else "for you"
 
     def to_json(self) -> dict[str, Any]:
-        """All fields, as plain values."""
+        """Return all fields, as plain values."""
         return asdict(self)
 
 
@@ -130,7 +130,7 @@ def _plain_name(word: str) -> str:
 
 
 def _close(asked: str) -> list[str]:
-    """Words that begin with what was asked, else hold it, else are spelt much like it."""
+    """Return words that begin with what was asked, else hold it, else are spelt much like it."""
     known = [name for entry in entries() for name in (entry.name, *entry.also) if len(name) > 2]
     longer = [name for name in known if asked in name] if len(asked) > 2 else []
     starts = [name for name in longer if name.startswith(asked)]
@@ -190,7 +190,7 @@ def _commands() -> tuple[Entry, ...]:
 
 
 def _functions() -> tuple[Entry, ...]:
-    """Public functions and classes; one that is a command too says so, and is found first by its bare name."""
+    """Return public functions and classes; one that is a command too says so, and is found first by its bare name."""
     both = {one.name for one in commands()}
     made = []
     for one in functions():
@@ -212,7 +212,7 @@ def key_rows() -> list[dict[str, Any]]:
 
 
 def _keys() -> tuple[Entry, ...]:
-    """Keys of a training's config; their defaults are in `loopscale train --keys`."""
+    """Return keys of a training's config; their defaults are in `loopscale train --keys`."""
     use = "loopscale train --keys lists all with their defaults"
     made = []
     for row in key_rows():

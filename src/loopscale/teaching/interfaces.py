@@ -117,7 +117,7 @@ def _call(node: ast.FunctionDef | ast.ClassDef) -> str:
 
 
 def _arguments(arguments: ast.arguments) -> str:
-    """Names and defaults, without types and self."""
+    """Return names and defaults, without types and self."""
     bare = ast.parse("def f(): pass").body[0]
     assert isinstance(bare, ast.FunctionDef)
     for argument in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs):

@@ -15,7 +15,7 @@ from loopscale.train.config import ModelSection, TrainConfig
 
 
 def disagreements(model: nn.Module, config: TrainConfig, target: TrainConfig | None = None) -> list[str]:
-    """Where a model built at `config`, which ran once, applies another eps or other rates than the config says.
+    """Return where a model built at `config`, which ran once, applies another eps or other rates than the config says.
 
     At most one sentence on eps and one on the width, each with what to pass. `target` is the size that the values are
     carried to: what the model's loop does there is worked out from what it was given here.
@@ -28,7 +28,7 @@ def disagreements(model: nn.Module, config: TrainConfig, target: TrainConfig | N
 
 
 def _of_loop(loop: Any, alone: bool, here: ModelSection, there: ModelSection) -> list[str]:
-    """The sentence on a `Loop`, or on the handle of `attach`, if there is one to be said."""
+    """Return the sentence on a `Loop`, or on the handle of `attach`, if there is one to be said."""
     nested = isinstance(loop, nn.Module) and any(isinstance(part, Loop) for part in loop.modules() if part is not loop)
     simple = alone and not nested  # else what N and L are to each loop is its own affair
     wrong, name = _wrong(loop, here, simple), type(loop).__name__
@@ -50,7 +50,10 @@ def _of_loop(loop: Any, alone: bool, here: ModelSection, there: ModelSection) ->
 
 
 def _wrong(loop: Any, size: ModelSection, counts: bool) -> dict[str, Any]:
-    """What the loop was given otherwise than the config says, with the value it should have; `counts`: N and L, too."""
+    """Return what the loop was given otherwise than the config says, with the value it should have.
+
+    `counts`: N and L, too.
+    """
     has = {"rule": loop.rule.name, "strength": getattr(loop, "strength", size.strength)}
     has["base_layers"] = getattr(loop, "base_layers", size.base_layers) or 1  # without a base L counts absolutely
     wanted: dict[str, Any] = {"rule": size.rule, "strength": size.strength, "base_layers": size.base_layers or 1}
@@ -68,7 +71,7 @@ def _advice(loop: str, wrong: dict[str, Any]) -> str:
 
 
 def _measured(loop: Any) -> float:
-    """The eps that the branches got in the forward pass; a handle says its own."""
+    """Return the eps that the branches got in the forward pass; a handle says its own."""
     if not isinstance(loop, Loop):
         return float(loop.residual_scale)
     return next(float(part.scale) for part in loop.modules() if isinstance(part, HoldsScale))

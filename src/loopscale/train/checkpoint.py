@@ -179,7 +179,7 @@ def _check_config(
 
 
 def _differing(then: dict[str, Any], now: TrainConfig) -> list[tuple[str, Any, Any]]:
-    """(key, value in the checkpoint, value now); the rule first. A key that did not exist then had its default."""
+    """Return (key, value in the checkpoint, value now); the rule first. A key that did not exist then had its default."""
     default, current = TrainConfig().flat(), now.flat()
     sections = {name: section for name, section in then.items() if isinstance(section, dict)}
     old = {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
@@ -238,7 +238,10 @@ def _of_optimizer(key: str) -> bool:
 
 
 def _position(key: str, names: list[str]) -> tuple[int, str]:
-    """Which parameter a tensor of the optimizer belongs to, and as what; version 0.3 counted "state.state.0.exp_avg"."""
+    """Return which parameter a tensor of the optimizer belongs to, and as what.
+
+    Version 0.3 counted "state.state.0.exp_avg".
+    """
     if key.startswith("state.state."):
         index, _, field = key.removeprefix("state.state.").partition(".")
         return int(index), field

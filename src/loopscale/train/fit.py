@@ -68,7 +68,7 @@ class Course:
         return not self.running and not self.stopped and self.diverged_at is None
 
     def fit(self, val_loss: float | None, done: int, seconds: float, initial: list[float], final: list[float]) -> Fit:
-        """The result after `done` steps; `val_loss` counts only where the training is whole."""
+        """Return the result after `done` steps; `val_loss` counts only where the training is whole."""
         loss, diverged_at = val_loss if self.whole else None, self.diverged_at
         if loss is not None and not math.isfinite(loss):
             loss, diverged_at = None, done
@@ -104,7 +104,7 @@ def fit(config: TrainConfig, *, dataset: Dataset | None = None, stop: Stop | Non
 
 
 def finite_start(values: list[float]) -> list[float]:
-    """The values before the first that is not finite."""
+    """Return the values before the first that is not finite."""
     return list(takewhile(math.isfinite, values))
 
 

@@ -101,7 +101,9 @@ def continued(
     sharing: Sharing | None,
     **options: Any,
 ) -> list[int]:
-    """`count` tokens after `start`, each chosen by `pick` from its logits [V]; `sharing` None keeps no keys and values.
+    """Return `count` tokens after `start`, each chosen by `pick` from its logits [V].
+
+    `sharing` None keeps no keys and values.
 
     `options` go to the model: loops, scale, exit_below.
     """
@@ -122,7 +124,7 @@ def _of_user(model: nn.Module, tokens_BT: Tensor, past: None) -> Tensor:
 
 
 def window(length: int, context: int) -> int:
-    """The first token that the model sees of `length`: the window moves on by half a context when it is full.
+    """Return the first token that the model sees of `length`: the window moves on by half a context when it is full.
 
     >>> [window(length, context=8) for length in (1, 8, 9, 12, 13)]
     [0, 0, 4, 4, 8]

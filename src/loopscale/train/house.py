@@ -45,7 +45,7 @@ def house_task(config: TrainConfig, dataset: Dataset, rows: slice, device: torch
 
 
 def next_token_loss(network: nn.Module, batch: tuple[Tensor, Tensor], loops: int, rows: int = 0) -> Tensor:
-    """Mean next-token loss in nats, in fp32; `rows` > 0 computes it that many positions at a time."""
+    """Return the mean next-token loss in nats, in fp32; `rows` > 0 computes it that many positions at a time."""
     inputs_BT, targets_BT = batch
     if rows:
         loss: Tensor = network(inputs_BT, loops=loops, targets_BT=targets_BT, loss_rows=rows)

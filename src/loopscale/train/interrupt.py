@@ -23,7 +23,7 @@ class Interrupt:
 
 
 def signal_name(number: int) -> str:
-    """What the person, or the scheduler, did."""
+    """Say what the person, or the scheduler, did."""
     return "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
 
 

@@ -46,7 +46,7 @@ def _text(place: Birthplace | None) -> str:
 
 
 def _told(texts: list[str]) -> Birthplace | None:
-    """The place that the lowest rank found: a bad sequence is in the rows of one rank."""
+    """Return the place that the lowest rank found: a bad sequence is in the rows of one rank."""
     found = next((text.split(" ", 1) for text in texts if text), None)
     return None if found is None else Birthplace(found[1], int(found[0]))
 

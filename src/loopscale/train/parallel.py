@@ -122,5 +122,5 @@ def let_go(model: nn.Module) -> None:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor that every rank has in full: a DTensor is put together, another one is as it is."""
+    """Return a tensor that every rank has in full: a DTensor is put together, another one is as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -20,7 +20,7 @@ FORMS = "give package.module:function or file.py:function"
 
 
 def load_place(place: str) -> tuple[Callable[..., Any], ModuleType]:
-    """The function that `place` names, and the module it is in.
+    """Return the function that `place` names, and the module it is in.
 
     Raises `UserError`, one sentence, when there is no such file, module or function, or importing it fails.
     """
@@ -37,7 +37,7 @@ def load_place(place: str) -> tuple[Callable[..., Any], ModuleType]:
 
 
 def unknown_name(where: str, module: ModuleType, name: str) -> str:
-    """The sentence for a name that the module does not have: the nearest function or class in it."""
+    """Return the sentence for a name that the module does not have: the nearest function or class in it."""
     public = [word for word, value in vars(module).items() if callable(value) and not word.startswith("_")]
     if not public:
         return f"{where} has no {name!r}, nor any other function: let it define one"
@@ -79,13 +79,13 @@ def _code(path: Path) -> str:
 
 
 def describe(error: BaseException) -> str:
-    """An exception as a short clause."""
+    """Return an exception as a short clause."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
 def import_source(where: str, forms: str = FORMS) -> ModuleType:
-    """The module of a dotted name or a .py file; `forms` says in an error what may be given.
+    """Return the module of a dotted name or a .py file; `forms` says in an error what may be given.
 
     Raises `UserError`, one sentence, when there is none or importing it fails.
     """

@@ -46,7 +46,7 @@ def slower(task: Task) -> str | None:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bf16 matrices by instructions of its own."""
+    """Say whether the device multiplies bf16 matrices by instructions of its own."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

@@ -104,7 +104,7 @@ def check_new(path: Path) -> None:
 
 
 def _left_by_us(file: Path) -> bool:
-    """Whether a process that was killed while it made the folder left this file: config.toml comes last."""
+    """Say whether a process that was killed while it made the folder left this file: config.toml comes last."""
     name = file.name.lstrip(".")
     return name.startswith(("provenance.json", "tokenizer.json")) or file.name.startswith((".config.toml.", LOCK))
 

@@ -29,7 +29,7 @@ PICKLED = ".metadata"  # torch's older format: reading it runs whatever it holds
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether the parameters are spread over ranks."""
+    """Say whether the parameters are spread over ranks."""
     return any(isinstance(p, DTensor) for p in model.parameters())
 
 

@@ -76,7 +76,7 @@ class Training:
         return self._first
 
     def bookmark(self) -> dict[str, int] | None:
-        """What finds the next batch of a stream again quickly; None: any step is reached at once."""
+        """Return what finds the next batch of a stream again quickly; None: any step is reached at once."""
         data = self.config.data
         return None if self.dataset is None else self.dataset.bookmark(self.done, data.batch_size, data.context)
 
@@ -179,7 +179,7 @@ def _multiplied(config: TrainConfig) -> bool | None:
 
 @torch.no_grad()
 def evaluate(training: Training) -> float | None:
-    """Mean loss on the first `train.eval_batches` validation batches, always the same; None when there are none.
+    """Return the mean loss on the first `train.eval_batches` validation batches, always the same; None when there are none.
 
     Each rank takes its rows of a batch; the sum over the ranks is the mean over the rows.
     """
@@ -202,7 +202,7 @@ def evaluate(training: Training) -> float | None:
 
 @torch.no_grad()
 def stream_rms(training: Training) -> list[float]:
-    """RMS of the residual stream at the entry and after each visit, on the first training batch, always the same."""
+    """Give the stream's RMS at the entry and after each visit, on the first training batch, always the same."""
     with training.autocast(), training.task.evaluating():
         mine = training.task.streams(training.network, to_device(training.first, training.device))
     let_go(training.network)

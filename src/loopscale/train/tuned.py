@@ -15,7 +15,7 @@ CARRIED = {
 
 
 def with_tuned(config: TrainConfig, tuned: Path) -> tuple[TrainConfig, list[str]]:
-    """The config with the rule, strength, bases, rate, decay and warm-up of `tuned`, and what to beware of.
+    """Return the config with the rule, strength, bases, rate, decay and warm-up of `tuned`, and what to beware of.
 
     Everything else is the config's own: loops, layers and width enter through the rule, relative to the tuned bases.
 
@@ -40,7 +40,7 @@ def with_tuned(config: TrainConfig, tuned: Path) -> tuple[TrainConfig, list[str]
 
 
 def _beware(config: TrainConfig, source: TrainConfig) -> list[str]:
-    """What the tuned rate was not carried to."""
+    """Return what the tuned rate was not carried to."""
     said = []
     pairs = (
         ("train.steps", config.train.steps, source.train.steps),

@@ -187,7 +187,7 @@ class _Scored(nn.Module):
 
 
 def makes_batches(place: str) -> bool:
-    """Whether the file at `place` has a `make_batch`, so that no tokens are needed."""
+    """Say whether the file at `place` has a `make_batch`, so that no tokens are needed."""
     return hasattr(load_place(place)[1], "make_batch")
 
 

@@ -35,7 +35,7 @@ class Visits:
 
     @contextmanager
     def noted(self, call: Call, begin: Note, end: Note) -> Iterator[None]:
-        """Inside, `begin(inputs)` and `end(output)` are told of every visit."""
+        """Call `begin(inputs)` and `end(output)` at every visit inside."""
         if not self._sought:
             self._ends, self._sought = self._find(call), True
         handles = []

@@ -67,7 +67,7 @@ class World:
         raise (UserError(text) if self.main else AgreedError(text)) from problem
 
     def texts(self, own: str) -> list[str]:
-        """The text of each rank, by rank. Goes over the store: works before devices are known."""
+        """Return the text of each rank, by rank. Goes over the store: works before devices are known."""
         if self.size == 1:
             return [own]
         turn = next(self._turns)
@@ -103,11 +103,11 @@ class World:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(dist.group.WORLD))
 
     def mean(self, value: Tensor) -> Tensor:
-        """The mean over all ranks, on every rank."""
+        """Return the mean over all ranks, on every rank."""
         return value if self.size == 1 else self.total(value) / self.size
 
     def total(self, value: Tensor) -> Tensor:
-        """The sum over all ranks, on every rank."""
+        """Return the sum over all ranks, on every rank."""
         if self.size == 1:
             return value
         value = value.detach().clone()
@@ -115,7 +115,7 @@ class World:
         return value
 
     def highest(self, number: int, device: torch.device) -> int:
-        """The largest of the ranks' numbers: a signal that reached one rank stops all after the same step."""
+        """Return the largest of the ranks' numbers: a signal that reached one rank stops all after the same step."""
         if self.size == 1:
             return number
         value = torch.tensor(number, device=device)
@@ -123,7 +123,7 @@ class World:
         return int(value)
 
     def share(self, rows: int) -> slice:
-        """The rows of a batch that are this rank's; `rows` is a multiple of the size."""
+        """Return the rows of a batch that are this rank's; `rows` is a multiple of the size."""
         each = rows // self.size
         return slice(self.rank * each, (self.rank + 1) * each)
 
@@ -180,7 +180,7 @@ def noticing_lost_ranks(world: World, sentence: str) -> Iterator[None]:
 
 
 def _speaks_first(world: World) -> bool:
-    """Whether no other rank has said yet that one was lost. Under torchrun the store outlives the ranks."""
+    """Say whether no other rank has said yet that one was lost. Under torchrun the store outlives the ranks."""
     try:
         return bool(world.store.add("lost", 1) == 1)
     except RuntimeError:

@@ -58,12 +58,12 @@ class Optimum:
         return float(self.parabolas[:, 0].mean())
 
     def interval(self) -> Interval | None:
-        """95 % interval of the rate; None at an edge and with one seed."""
+        """Return 95 % interval of the rate; None at an edge and with one seed."""
         ends = over_seeds(self.shifts, self.log2_lr).interval
         return None if ends is None or self.edge else (float(2.0 ** ends[0]), float(2.0 ** ends[1]))
 
     def loss_interval(self) -> Interval | None:
-        """95 % interval of the loss at the optimum, of the mean over seeds; None at an edge and with one seed."""
+        """Return 95 % interval of the loss at the optimum, of the mean over seeds; None at an edge and with one seed."""
         return None if self.edge else self.at_optimum.interval
 
 

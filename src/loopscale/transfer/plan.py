@@ -103,11 +103,11 @@ class StudyPlan:
         return sorted(grid, key=lambda arm: -arm.loops)
 
     def seeds_at(self, loops: int) -> int:
-        """How many seeds a cell gets at this number of loops."""
+        """Say how many seeds a cell gets at this number of loops."""
         return dict(self.cheap_seeds).get(loops, self.seeds)
 
     def same_network(self, arm: Arm) -> Arm:
-        """The first arm of the plan that is the same network: at N = 1 and the base L all pre-norm rules are one."""
+        """Return the first arm of the plan that is the same network: at N = 1 and the base L all pre-norm rules are one."""
         key = (arm.rule, arm.loops)
         if self.user_code is not None and self.user_code.hears_rule:
             return arm
@@ -119,7 +119,7 @@ class StudyPlan:
         return replace(arm, rule=self._canonical[key])
 
     def prescription(self, arm: Arm) -> list[dict[str, Any]]:
-        """The table of everything the arm's rule applies to this model."""
+        """Return the table of everything the arm's rule applies to this model."""
         model = self.config(Cell(arm, self.center_lr, 0)).model
         return prescription(
             Depth(model.loops, model.layers),
@@ -152,7 +152,9 @@ class StudyPlan:
         return one, replace(one, steps=equal_steps(dear, cheap, user_model=self.user_code is not None))
 
     def config(self, cell: Cell, outer: float | None = None) -> TrainConfig:
-        """The full config of one trial; `outer` is the rate that the outer parameters keep, None: it moves with the cell's.
+        """Return the full config of one trial.
+
+        `outer` is the rate that the outer parameters keep, None: it moves with the cell's.
 
         `base_layers` defaults to the model's layers: L is fixed in a study.
         """
@@ -169,12 +171,12 @@ class StudyPlan:
         return TrainConfig.model_validate(base)
 
     def key(self, cell: Cell) -> str:
-        """Content hash of the trial's config: equal configs are one trial, whatever study asks for them."""
+        """Return the content hash of the trial's config: equal configs are one trial, whatever study asks for them."""
         shared = Cell(self.same_network(cell.arm), cell.lr, cell.seed)
         return trial_key(self.job_config(shared))
 
     def job_config(self, cell: Cell, outer: float | None = None) -> dict[str, Any]:
-        """The trial as plain JSON: the config, and the user's model or objective when there is one."""
+        """Return the trial as plain JSON: the config, and the user's model or objective when there is one."""
         return job_of(self.config(cell, outer), self.user_code)
 
     def meaning(self) -> dict[str, Any]:
@@ -198,14 +200,14 @@ class StudyPlan:
 
     @classmethod
     def from_record(cls, record: StudyRecord) -> StudyPlan:
-        """The reverse of `to_record`."""
+        """Return the reverse of `to_record`."""
         values = {name: getattr(record, name) for name in StudyRecord.model_fields if name not in ("base", "user_code")}
         base = stored_config(record.base, "study.json", StudyRecord.FIX)
         return cls(base=base, user_code=UserCode.from_json(record.user_code), **values)
 
 
 def seeds_by_cost(loops: tuple[int, ...], seeds: int) -> tuple[tuple[int, int], ...]:
-    """`seeds` at the largest N and more where a trial is cheaper: as 1/sqrt(cost), cost being proportional to N.
+    """Return `seeds` at the largest N and more where a trial is cheaper: as 1/sqrt(cost), cost being proportional to N.
 
     This split of the computing time gives the slope over loops its smallest variance (Neyman's allocation).
 
@@ -219,10 +221,10 @@ def seeds_by_cost(loops: tuple[int, ...], seeds: int) -> tuple[tuple[int, int], 
 
 
 def grid_rate(index: int) -> float:
-    """Rate number `index` of the sqrt(2) grid: 2^(index/2)."""
+    """Return rate number `index` of the sqrt(2) grid: 2^(index/2)."""
     return float(2.0 ** (index / STEPS_PER_OCTAVE))
 
 
 def grid_index(rate: float) -> int:
-    """The nearest grid index of a rate."""
+    """Return the nearest grid index of a rate."""
     return round(math.log2(rate) * STEPS_PER_OCTAVE)

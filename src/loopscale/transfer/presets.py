@@ -28,7 +28,9 @@ class Preset:
     spacing: int = 1
 
     def base(self, sets: Sequence[str] = (), user_model: bool = False) -> TrainConfig:
-        """The base config of every trial, with `a.b=c` overrides; raises `UserError` for an unknown key or bad value.
+        """Return the base config of every trial, with `a.b=c` overrides.
+
+        Raises `UserError` for an unknown key or bad value.
 
         user_model: the model is the user's, so the house model's combinations (head_dim divides width) are not asked for,
         and its precision is measured; the presets are fp32 unless they say otherwise, so that their records stay.
@@ -71,7 +73,7 @@ PRESETS = {
 
 
 def get_preset(name: str) -> Preset:
-    """A preset by name. Raises `UserError` for an unknown one, with the nearest."""
+    """Return a preset by name. Raises `UserError` for an unknown one, with the nearest."""
     if name not in PRESETS:
         raise UserError(f"unknown preset {name!r}: {nearest(name, PRESETS)}")
     return PRESETS[name]

@@ -45,7 +45,7 @@ class Curves:
 
 
 def summarise(study: Study, provenance: dict[str, Any]) -> dict[str, Any]:
-    """The whole result of a finished study, as `result.json` keeps it."""
+    """Make the whole result of a finished study, as `result.json` keeps it."""
     plan, strengths = study.plan, {rule: study.tuned_strength(rule) for rule in study.plan.rules}
     arms = {rule: {loops: Arm(rule, strengths[rule], loops) for loops in sorted(plan.loops)} for rule in plan.rules}
     found = {rule: Curves.fit({n: study.losses(arm) for n, arm in by_loops.items()}) for rule, by_loops in arms.items()}
@@ -80,12 +80,12 @@ def summarise(study: Study, provenance: dict[str, Any]) -> dict[str, Any]:
 
 
 def failed(result: dict[str, Any]) -> list[str]:
-    """The rules that claim to transfer and drift: the command then exits with 1."""
+    """Return the rules that claim to transfer and drift: the command then exits with 1."""
     return [name for name, rule in result["rules"].items() if rule["claims_transfer"] and rule["verdict"] == "drifts"]
 
 
 def overall(rules: Mapping[str, Mapping[str, Any]]) -> str:
-    """One sentence over all rules."""
+    """Say it in one sentence over all rules."""
     kinds: tuple[tuple[Verdict, str], ...] = (
         ("transfers", "The best learning rate stands still over loops {}"),
         ("drifts", "it drifts {}"),
@@ -112,7 +112,7 @@ def compared(found: Mapping[str, Curves]) -> list[dict[str, Any]]:
 
 
 def _compared(rules: tuple[str, str], first: Curves, second: Curves) -> dict[str, Any]:
-    """Differences first - second; null where an optimum is not bracketed."""
+    """Return differences first - second; null where an optimum is not bracketed."""
     last = max(first.losses)
     ends = (first.optima.get(last), second.optima.get(last))
     slope = paired(first.slope, second.slope) if first.slope and second.slope else None
@@ -175,7 +175,7 @@ def _outer(study: Study) -> dict[str, Any]:
 
 
 def rule_json(rule: str, curves: Curves) -> dict[str, Any]:
-    """The verdict on one rule and the numbers that it rests on."""
+    """Return the verdict on one rule and the numbers that it rests on."""
     optima, slope, regret = curves.optima, curves.slope, curves.regret
     claims = get_rule(rule).claims_transfer
     verdict: Verdict = judge(slope, regret)
@@ -229,7 +229,7 @@ def _point(rate: float, losses: list[float]) -> dict[str, Any]:
 
 
 def _by_strength(study: Study) -> dict[str, dict[str, dict[str, Any]]]:
-    """rule -> loops -> strength -> the optimum there; empty unless strengths were swept."""
+    """Return rule -> loops -> strength -> the optimum there; empty unless strengths were swept."""
     if len(study.plan.strengths) == 1:
         return {}
     table: dict[str, dict[str, dict[str, Any]]] = {}

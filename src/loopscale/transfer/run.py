@@ -62,7 +62,7 @@ def run_study(
 
 
 def _checked(plan: StudyPlan) -> dict[str, Any]:
-    """Raises `UserError` when the data, or the user's model, cannot be used."""
+    """Raise `UserError` when the data, or the user's model, cannot be used."""
     if plan.user_code is None:
         return plan.base.load_data().description
     size = plan.base.model
@@ -72,7 +72,7 @@ def _checked(plan: StudyPlan) -> dict[str, Any]:
 
 
 def _before(folder: Path) -> float:
-    """Seconds that an earlier, finished call spent on this study."""
+    """Return seconds that an earlier, finished call spent on this study."""
     try:
         return float(json.loads((folder / "result.json").read_text())["provenance"]["seconds"])
     except (OSError, ValueError, KeyError, TypeError):

@@ -49,7 +49,10 @@ class Sampler:
         return self._optuna.trial.create_trial(params=inside, distributions=self._ranges, value=self._value(record))
 
     def _value(self, record: Record) -> float:
-        """The loss; else "bad here": a number above the rest, which the model can use. Pruned trials it would ask again."""
+        """Return the loss; else "bad here": a number above the rest, which the model can use.
+
+        Pruned trials it would ask again.
+        """
         loss: float | None = record["loss"]
         if loss is None:
             return self._worst + 0.02 if self._worst > -float("inf") else 20.0

@@ -90,7 +90,10 @@ def _table(settings: TuneSettings, probe: Probe, center: dict[str, float], seeds
 
 
 def known_noise(plan: dict[str, Any], tables: list[Rows]) -> tuple[PairedNoise | None, str]:
-    """The noise of a paired difference, and where it comes from: these checks' seeds, else the tuning's, else its fit."""
+    """Return the noise of a paired difference, and where it comes from.
+
+    These checks' seeds, else the tuning's, else its fit.
+    """
     pairs = [paired_noise([dict(enumerate(column)) for column in zip(*rows, strict=True)]) for rows in tables]
     known = [pair for pair in pairs if pair is not None]
     if known:
@@ -109,7 +112,7 @@ def known_noise(plan: dict[str, Any], tables: list[Rows]) -> tuple[PairedNoise |
 
 
 def trends(settings: TuneSettings, reads: dict[Probe, Local]) -> list[dict[str, Any]]:
-    """The optimum's trend over each axis, from the proxy on, carried to the target."""
+    """Return the optimum's trend over each axis, from the proxy on, carried to the target."""
     sizes: dict[tuple[str, str, str], dict[int, Local]] = {}
     anchors = {probe.along: read for probe, read in reads.items() if probe.axis == "proxy"}
     for probe, read in reads.items():
@@ -138,7 +141,7 @@ def trends(settings: TuneSettings, reads: dict[Probe, Local]) -> list[dict[str, 
 
 
 def exponents(tables: dict[Probe, Rows], noise: PairedNoise | None) -> list[dict[str, Any]]:
-    """Over layers: the plan's loss under b = 1/2 (`looped`) minus that under b = 1 (`looped-complete`), paired."""
+    """Return, over layers, the plan's loss under b = 1/2 (`looped`) minus b = 1 (`looped-complete`), paired."""
     at = {
         (probe.size.layers, probe.rule): [row[1] for row in rows]
         for probe, rows in tables.items()
@@ -189,7 +192,7 @@ def _not_verified(settings: TuneSettings, taken: list[Probe], left: list[tuple[P
 
 
 def _overall(settings: TuneSettings, found: dict[str, Any]) -> str:
-    """Fails only where a size or its trend certainly does; a trend fails on no better ground than the sizes under it.
+    """Fail only where a size or its trend certainly does; a trend fails on no better ground than the sizes under it.
 
     What is extrapolated from sizes that are all undecided is undecided.
     """

@@ -22,7 +22,7 @@ EDGE = 0.1  # of the range: an optimum nearer than this to its end is a bound
 
 
 def decide(settings: TuneSettings, records: list[dict[str, Any]]) -> dict[str, Any]:
-    """The values tuned on the proxy, their intervals and the seed noise.
+    """Return the values tuned on the proxy, their intervals and the seed noise.
 
     Raises `UserError` when no trial finished.
     """
@@ -59,7 +59,7 @@ def decide(settings: TuneSettings, records: list[dict[str, Any]]) -> dict[str, A
 
 
 def _decided(seeds: int, raced: int, rivals: list[Values]) -> str:
-    """Whether the seeds tell the winner from the others, in words."""
+    """Say whether the seeds tell the winner from the others, in words."""
     if seeds == 1:
         return "one seed, so nothing tells luck from merit"
     if rivals:
@@ -96,7 +96,7 @@ def _intervals(settings: TuneSettings, explored: list[dict[str, Any]], best: Val
 
 
 def interval_note(vertex: Vertex, ends: dict[str, str], intervals: dict[str, Any]) -> str:
-    """What the intervals are, or why there are none: one that is only the explored range says nothing.
+    """Return what the intervals are, or why there are none: one that is only the explored range says nothing.
 
     `ends` names, by value, the sides on which the interval ends where the explored points do (`Vertex.ends`).
     """
@@ -123,7 +123,7 @@ def at_lower_end(settings: TuneSettings, values: Values) -> bool:
 
 
 def at_target(settings: TuneSettings, values: Values) -> tuple[Values, list[dict[str, Any]]]:
-    """The values at the target's steps and batch, and a row for each that a rule moved.
+    """Return the values at the target's steps and batch, and a row for each that a rule moved.
 
     Loops, layers and width move nothing here: the rule does it inside the model and its parameter groups.
     """
@@ -154,7 +154,7 @@ def _moved(name: str, factor: float, axis: str, why: str, source: str) -> dict[s
 
 
 def transfer_plan(settings: TuneSettings, records: list[dict[str, Any]]) -> dict[str, Any]:
-    """The whole plan, as `plan.json` keeps it."""
+    """Return the whole plan, as `plan.json` keeps it."""
     decision = decide(settings, records)
     values, moved = at_target(settings, decision["values"])
     config = settings.config(settings.target, values)
@@ -171,7 +171,7 @@ def transfer_plan(settings: TuneSettings, records: list[dict[str, Any]]) -> dict
 
 
 def _carried(intervals: dict[str, Any], before: Values, after: Values) -> dict[str, Any]:
-    """The intervals at the target: moved by the same factor as their value."""
+    """Return the intervals at the target: moved by the same factor as their value."""
     return {
         name: None if ends is None else [end * after[name] / before[name] if before[name] else end for end in ends]
         for name, ends in intervals.items()
@@ -181,7 +181,7 @@ def _carried(intervals: dict[str, Any], before: Values, after: Values) -> dict[s
 def applied(
     settings: TuneSettings, values: Values, intervals: dict[str, Any], moved: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Every number at the target: the tuned ones with their intervals, then all that the rule sets from them."""
+    """Return every number at the target: the tuned ones with their intervals, then all that the rule sets from them."""
     names = {row["name"] for row in moved}
     rows = [_tuned_row(settings, name, value, intervals.get(name), name in names) for name, value in values.items()]
     size, model = settings.target, settings.config(settings.target, values).model
@@ -218,7 +218,7 @@ def _prescribed(settings: TuneSettings, rule: str, strength: float) -> list[dict
 
 
 def layer_alternatives(settings: TuneSettings) -> list[dict[str, Any]]:
-    """Both exponents of the layer axis side by side: b = 1/2 (`looped`) and b = 1 (`looped-complete`)."""
+    """Return both exponents of the layer axis side by side: b = 1/2 (`looped`) and b = 1 (`looped-complete`)."""
     names = {"residual_scale", "hidden.lr", "hidden.weight_decay", "hidden.adam_eps"}
     rows = []
     for rule, b in (("looped", 0.5), ("looped-complete", 1.0)):

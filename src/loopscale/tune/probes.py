@@ -37,14 +37,14 @@ class Probe:
         return f"{where} ({self.along}{', b = 1' if self.axis == 'layers' and self.rule == LAYER_RULES[1] else ''})"
 
     def values(self, center: Values) -> list[Values]:
-        """The plan's values and their neighbours along one of them."""
+        """Return the plan's values and their neighbours along one of them."""
         return [{**center, self.along: center[self.along] * 2.0**octaves} for octaves in NEIGHBOURS]
 
 
 def probes(
     settings: TuneSettings, loops: Sequence[int], layers: Sequence[int], widths: Sequence[int], joint: bool
 ) -> list[Probe]:
-    """The local sweeps asked for, those along the rate before those along the strength, cheap before dear.
+    """Return the local sweeps asked for, those along the rate before those along the strength, cheap before dear.
 
     The proxy comes first: where its own optimum lies is the anchor of every trend. On the layer axis both exponents b are
     swept. `joint` adds the largest asked for on every axis at once.
@@ -70,7 +70,7 @@ def probes(
 
 
 def jobs_of(settings: TuneSettings, probe: Probe, center: Values, seeds: int) -> dict[str, tuple[Any, Any]]:
-    """key -> (cell, job config) of the trials that a probe needs."""
+    """Return key -> (cell, job config) of the trials that a probe needs."""
     found = {}
     for values in probe.values(center):
         for seed in range(seeds):
@@ -83,6 +83,6 @@ def jobs_of(settings: TuneSettings, probe: Probe, center: Values, seeds: int) ->
 
 
 def flops_of(settings: TuneSettings, probe: Probe, center: Values, vocab_size: int) -> float:
-    """FLOPs of one trial of the probe."""
+    """Return FLOPs of one trial of the probe."""
     config = settings.config(probe.size, center, 0, probe.rule)
     return trial_flops(config, vocab_size, settings.user_code is not None)

@@ -20,12 +20,12 @@ class PairedNoise:
     freedom: int
 
     def error(self, count: int) -> float:
-        """Half of the 95 % interval of a mean difference over `count` seeds."""
+        """Return half of the 95 % interval of a mean difference over `count` seeds."""
         return student95(self.freedom) * self.size / math.sqrt(count)
 
 
 def paired_noise(tables: Sequence[Table]) -> PairedNoise | None:
-    """The noise of candidates that share seeds: sqrt(2 sum r^2 / freedom).
+    """Return the noise of candidates that share seeds: sqrt(2 sum r^2 / freedom).
 
     r = loss - candidate's mean - seed's mean + mean of all, freedom = (candidates - 1)(seeds - 1): what all candidates owe
     to a seed cancels. Candidates that diverged take no part. None when fewer than two candidates share two seeds.
@@ -50,7 +50,7 @@ def _residuals(rows: list[list[float]]) -> float:
 
 
 def beaten(table: Table, leader: Table, noise: PairedNoise | None) -> bool:
-    """Whether the leader is better for certain: paired over the seeds both have, at 95 %, or this one diverged."""
+    """Say whether the leader is better for certain: paired over the seeds both have, at 95 %, or this one diverged."""
     if not all(map(math.isfinite, table.values())):
         return True
     shared = [seed for seed in table if math.isfinite(leader.get(seed, math.inf))]
@@ -61,7 +61,7 @@ def beaten(table: Table, leader: Table, noise: PairedNoise | None) -> bool:
 
 
 def leader(tables: Sequence[Table]) -> Table:
-    """The table with the smallest mean among those with the most seeds; one that diverged only if all did."""
+    """Return the table with the smallest mean among those with the most seeds; one that diverged only if all did."""
     whole = [table for table in tables if all(map(math.isfinite, table.values()))] or tables
     most = max(len(table) for table in whole)
     return min((table for table in whole if len(table) == most), key=lambda table: fmean(table.values()))

@@ -30,7 +30,7 @@ class Local:
     regrets: Array
 
     def interval(self) -> tuple[float, float] | None:
-        """95 % interval of the regret; None where no noise is known."""
+        """Return 95 % interval of the regret; None where no noise is known."""
         return _ends(self.regrets)
 
     @property
@@ -47,7 +47,7 @@ def _ends(draws: Array) -> tuple[float, float] | None:
 
 
 def read_local(losses: Sequence[Sequence[float]], noise: PairedNoise | None, seed: int = 0) -> Local:
-    """losses: per seed, at an octave below the plan, at the plan, an octave above; inf where training diverged.
+    """Read losses: per seed, an octave below the plan, at the plan, an octave above; inf where training diverged.
 
     The parabola through the means: offset -b/2c within 1.5 octaves, regret b^2/4c. A diverged neighbour is no better
     than the plan, so it takes no part. The draws shake each difference to the plan by the paired noise over sqrt(seeds),
@@ -122,7 +122,7 @@ def verdict(regret: float | None, interval: tuple[float, float] | None) -> str:
 
 
 def as_json(local: Local, seed_noise: float | None) -> dict[str, Any]:
-    """Plain numbers; regret also in units of seed noise. A sweep without a minimum inside decides nothing."""
+    """Return plain numbers; regret also in units of seed noise. A sweep without a minimum inside decides nothing."""
     if local.regret is None:
         return {"regret": None, "interval": None, "in_seed_noise": None, "offset": None, "verdict": "fails"}
     interval = local.interval()

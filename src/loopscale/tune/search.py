@@ -31,12 +31,12 @@ class Budget:
     earlier: float = 0.0
 
     def one(self, records: list[dict[str, Any]]) -> float:
-        """Seconds of one trial: of those that ended, once there are three."""
+        """Return seconds of one trial: of those that ended, once there are three."""
         whole = [record["seconds"] for record in records if not record.get("stopped")]
         return fmean(whole) if len(whole) > 2 else self.trial_seconds
 
     def allows(self, records: list[dict[str, Any]], running: int, slots: int) -> bool:
-        """Whether one more trial fits: all that ran and runs, spread over the slots."""
+        """Say whether one more trial fits: all that ran and runs, spread over the slots."""
         if self.seconds is None:
             return True
         counted = (_seconds(records) + (running + 1) * self.one(records)) / slots
@@ -47,7 +47,10 @@ class Budget:
         return 0.0 if self.started is None else self.earlier / slots + time.monotonic() - self.started
 
     def explores(self, records: list[dict[str, Any]], slots: int, most: int) -> int:
-        """How many points to explore: seven tenths of what start-up left of the budget, at least 3 and at most `most`."""
+        """Say how many points to explore.
+
+        Seven tenths of what start-up left of the budget, at least 3 and at most `most`.
+        """
         if self.seconds is None:
             return most
         left = self.seconds - max(0.0, self._clock(slots) - _seconds(records) / slots)
@@ -59,7 +62,7 @@ def _seconds(records: list[dict[str, Any]]) -> float:
 
 
 def losses_of(records: list[dict[str, Any]]) -> dict[tuple[tuple[str, float], ...], Table]:
-    """values -> seed -> loss, inf when diverged or stopped."""
+    """Return values -> seed -> loss, inf when diverged or stopped."""
     table: dict[tuple[tuple[str, float], ...], Table] = {}
     for record in records:
         values = tuple(sorted(record["cell"]["values"].items()))
@@ -69,7 +72,7 @@ def losses_of(records: list[dict[str, Any]]) -> dict[tuple[tuple[str, float], ..
 
 
 def surface(settings: TuneSettings, explored: list[dict[str, Any]]) -> Vertex | None:
-    """The quadratic surface over the explored points; a point that was asked for twice counts once."""
+    """Return the quadratic surface over the explored points; a point that was asked for twice counts once."""
     names = list(bounds(settings))
     finite = {record["key"]: record for record in explored if record["loss"] is not None}.values()
     points = [[to_point(record["cell"]["values"])[name] for name in names] for record in finite]
@@ -77,7 +80,7 @@ def surface(settings: TuneSettings, explored: list[dict[str, Any]]) -> Vertex | 
 
 
 def candidates(settings: TuneSettings, explored: list[dict[str, Any]]) -> list[Values]:
-    """The minimum of the fitted surface, and the best explored points."""
+    """Return the minimum of the fitted surface, and the best explored points."""
     ranked = sorted((r for r in explored if r["loss"] is not None), key=lambda record: record["loss"])
     best = [dict(record["cell"]["values"]) for record in ranked]
     vertex = surface(settings, explored)
@@ -99,7 +102,7 @@ def _apart(a: Values, b: Values) -> bool:
 def wanted_repeats(
     settings: TuneSettings, explored: list[dict[str, Any]], records: list[dict[str, Any]]
 ) -> list[tuple[Values, int]]:
-    """The (values, seed) to run next: a round a seed over the candidates that are still in the race.
+    """Return the (values, seed) to run next: a round a seed over the candidates that are still in the race.
 
     A candidate is out when the leader is better for certain (`beaten`). The winner alone still gets its other seeds: they
     are the noise that regrets are measured in.

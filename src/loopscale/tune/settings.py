@@ -34,12 +34,12 @@ class Size:
 
     @classmethod
     def of(cls, config: TrainConfig) -> Size:
-        """The size that a config states."""
+        """Return the size that a config states."""
         model = config.model
         return cls(model.loops, model.layers, model.width, config.train.steps, config.data.batch_size)
 
     def replace(self, **axes: int) -> Size:
-        """The same with some axes changed; raises `UserError` for an unknown axis."""
+        """Return the same with some axes changed; raises `UserError` for an unknown axis."""
         return Size(**{**asdict(self), **axes})
 
 
@@ -87,7 +87,7 @@ class TuneSettings:
         return self.base.model.rule
 
     def config(self, size: Size, values: dict[str, float], seed: int = 0, rule: str | None = None) -> TrainConfig:
-        """The full config at `size` with these values; L and d count relative to the proxy's.
+        """Return the full config at `size` with these values; L and d count relative to the proxy's.
 
         A tuned batch keeps the tokens: as many sequences in all as the size states.
         """
@@ -117,11 +117,11 @@ class TuneSettings:
         return config
 
     def job_config(self, config: TrainConfig) -> dict[str, Any]:
-        """The config as a job carries it: plain JSON, with the user's code where there is some."""
+        """Return the config as a job carries it: plain JSON, with the user's code where there is some."""
         return job_of(config, self.user_code)
 
     def typical_job(self, loops: int = 1) -> dict[str, Any]:
-        """A job's config at the proxy, or there with more loops, at the values the search begins with."""
+        """Return a job's config at the proxy, or there with more loops, at the values the search begins with."""
         size = self.proxy.replace(loops=max(loops, self.proxy.loops))
         return self.job_config(self.config(size, start(self)))
 
@@ -173,7 +173,7 @@ class TuneSettings:
 
 
 def bounds(settings: TuneSettings) -> dict[str, tuple[float, float]]:
-    """The range of each tuned value in search coordinates: octaves (log2) around the config's, warm-up as it is.
+    """Return the range of each tuned value in search coordinates: octaves (log2) around the config's, warm-up as it is.
 
     >>> from loopscale.train import TrainConfig
     >>> size = Size(1, 1, 64, 100, 16)
@@ -194,17 +194,17 @@ def bounds(settings: TuneSettings) -> dict[str, tuple[float, float]]:
 
 
 def to_values(point: dict[str, float]) -> dict[str, float]:
-    """From search coordinates to values, four digits each: what a config file would say."""
+    """Turn search coordinates into values of four digits each: what a config file would say."""
     return {name: float(f"{x if name == 'warmup' else 2.0**x:.4g}") for name, x in point.items()}
 
 
 def to_point(values: dict[str, float]) -> dict[str, float]:
-    """The reverse of `to_values`."""
+    """Return the reverse of `to_values`."""
     return {name: value if name == "warmup" else math.log2(value) for name, value in values.items()}
 
 
 def start(settings: TuneSettings) -> dict[str, float]:
-    """Where the search begins: the config's own values."""
+    """Return where the search begins: the config's own values."""
     optim, model = settings.base.optim, settings.base.model
     known = {"lr": optim.lr, "outer_lr": optim.outer_lr, "strength": model.strength, "batch": 1.0}
     known["weight_decay"] = optim.weight_decay or 0.1

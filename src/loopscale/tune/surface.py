@@ -30,7 +30,9 @@ class Vertex:
 
 
 def needed(size: int) -> int:
-    """The least number of finite points to fit a surface over so many values: 1 + 2 size coefficients and one to spare.
+    """Return the least number of finite points to fit a surface over so many values.
+
+    1 + 2 size coefficients and one to spare.
 
     >>> needed(2)
     6
@@ -80,7 +82,7 @@ def fit_surface(points: Sequence[Sequence[float]], losses: Sequence[float], seed
 
 
 def _near(x: Array, y: Array) -> tuple[Array, Array]:
-    """The better two thirds, and at least three more than the surface has coefficients: far ones are no parabola."""
+    """Return the better two thirds, and at least three more than the surface has coefficients: far ones are no parabola."""
     keep = np.isfinite(y)
     x, y = x[keep], y[keep]
     size = x.shape[1] if x.ndim == 2 else 0
@@ -99,7 +101,7 @@ def _design(x: Array, crossed: bool) -> Array:
 
 
 def _minimum(theta: Array, low: Array, high: Array, crossed: bool) -> tuple[Array, bool]:
-    """The stationary point when the surface curves upward and it lies in the box, else the best grid point of the box."""
+    """Find the stationary point of an upward surface, if it lies in the box, else the best grid point of the box."""
     size = len(low)
     gradient = theta[1 : 1 + size]
     hessian = np.zeros((size, size))

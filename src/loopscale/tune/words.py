@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def spoken(value: float, interval: Sequence[float] | None = None) -> str:
-    """A value and its 95 % interval, rounded to what the interval supports.
+    """Return a value and its 95 % interval, rounded to what the interval supports.
 
     >>> spoken(0.006473, [0.006142, 0.006754])
     '0.0065 [0.0061, 0.0068]'
@@ -27,7 +27,7 @@ def spoken(value: float, interval: Sequence[float] | None = None) -> str:
 
 
 def nats(regret: float, interval: Sequence[float] | None) -> str:
-    """A regret with its interval, or why there is none.
+    """Return a regret with its interval, or why there is none.
 
     >>> nats(0.0012, [0.0004, 0.003]), nats(0.0012, None)
     ('0.0012 nats [0.0004, 0.0030]', '0.0012 nats, no interval as no noise is known')
@@ -39,7 +39,7 @@ def nats(regret: float, interval: Sequence[float] | None) -> str:
 
 
 def in_seed_noise(regret: float, seed_noise: float | None) -> str:
-    """A regret in units of the seed noise.
+    """Return a regret in units of the seed noise.
 
     >>> in_seed_noise(0.0012, 0.01), in_seed_noise(0.0012, None)
     ('0.12 of the seed noise', 'the seed noise is not known')
