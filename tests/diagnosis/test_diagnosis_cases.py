@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import jsonschema
@@ -16,20 +14,7 @@ from loopscale.diagnosis import diagnose, diagnosis_schema
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-NONE = frozenset({"unscaled-residual"})
-CLEAN: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True)
-class Truth:
-    """`codes`: all findings; `law`: growth over the visits (None: not the point); `says`: words of its text."""
-
-    codes: frozenset[str]
-    law: str | None
-    loops: int
-    layers: int | None = None
-    says: tuple[str, ...] = ()
-
+from truths import CLEAN, NONE, Truth, built
 
 CASES = {
     "universal_signals:make_model": Truth(NONE | {"unscaled-injection"}, "linear", 6, 1, ("where", "when", "halt")),
@@ -67,33 +52,13 @@ QUICK = set(
 )
 
 
-def built(case):
-    name, _, factory = case.partition(":")
-    module = importlib.import_module(f"cases.{name}")
-    made = getattr(module, factory)()
-    model, batch = made if isinstance(made, tuple) else (made, None)
-    return model, module.make_batch() if hasattr(module, "make_batch") else batch
-
-
-def agrees(found, truth):
-    """Every field as the truth has it; nothing with a symptom is called healthy."""
-    assert found.codes == truth.codes, found.text()
-    assert (found.looped, found.loops) == (truth.loops > 1, truth.loops), found.text()
-    assert truth.law is None or found.growth == truth.law, found.text()
-    assert truth.layers is None or found.layers == truth.layers, found.text()
-    assert found.tied == (truth.loops > 1 and "untied" not in truth.codes)
-    assert all(word in found.text() for word in truth.says), found.text()
-    beyond = [s for s in found.details["symptoms"] if s["beyond"]]
-    assert not (beyond and found.verdict.startswith("healthy")), found.text()
-    assert not found.verdict.startswith("healthy") or all(s["value"] is not None for s in found.details["symptoms"])
-    jsonschema.validate(found.to_json(), diagnosis_schema())
-
-
 @pytest.mark.parametrize("case", [pytest.param(c, marks=() if c in QUICK else pytest.mark.slow) for c in CASES])
 def test_a_reported_case_is_told_right(case):
     torch.manual_seed(0)
     model, batch = built(case)
-    agrees(diagnose(model, batch), CASES[case])
+    found = diagnose(model, batch)
+    assert CASES[case].wrong(found) == [], found.text()
+    jsonschema.validate(found.to_json(), diagnosis_schema())
 
 
 def test_ten_thousand_visits_are_diagnosed_at_fewer_and_said_so():

@@ -123,11 +123,13 @@ def _in_proportion(model: nn.Module, batch: Any, knob: Knob, visits: int) -> Kno
     value = knob.value
     if value is None or visits < 2:
         return None
-    counts = [max(_visits(model, batch, knob, value + more), default=0) for more in (1, 2)]
-    each = counts[0] - visits
-    if each < 1 or counts[1] - counts[0] != each:
+    above = [visits, *(max(_visits(model, batch, knob, value + more), default=0) for more in (1, 2))]
+    if above[0] == above[1] == above[2] and value > 4:  # a most that is not reached: tried at few
+        value, above = 2, [max(_visits(model, batch, knob, few), default=0) for few in (2, 3, 4)]
+    each = above[1] - above[0]
+    if each < 1 or above[2] - above[1] != each:
         return None
-    return replace(knob, each=each, more=visits - each * value)
+    return replace(knob, each=each, more=above[0] - each * value)
 
 
 def _visits(model: nn.Module, batch: Any, knob: Knob, value: int) -> list[int]:

@@ -29,6 +29,8 @@ def train_a_little(
 ) -> dict[int, float]:
     """Train the model in place; give the relative change |y_k - y_0| / |y_0| of the output after the steps `report_at`.
 
+    An output that starts at zero, as that of a zero-initialised readout, gives |y_k|.
+
     `optimizer` makes the user's own from the model; without it Adam with rate `lr`. `loss_of` makes a loss from the output;
     without it the model's own or a made-up one. `silent` is filled with the parameters that get
     no gradient. Raises `RuntimeError` when the output has no gradient, `UserError` when
@@ -54,7 +56,7 @@ def train_a_little(
         if step in report_at and before is not None:
             with torch.no_grad():
                 after = first_float(_output(setting))
-            changes[step] = rms(after - before) / max(rms(before), 1e-30) if after is not None else float("nan")
+            changes[step] = rms(after - before) / (rms(before) or 1.0) if after is not None else float("nan")
     own.zero_grad(set_to_none=True)
     return changes
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,7 @@ from loopscale.diagnosis.loops import FoundLoop, find_loops
 from loopscale.diagnosis.measure import Pass, measured_pass
 from loopscale.diagnosis.setting import Setting
 from loopscale.probe.batch import first_float
-from loopscale.probe.tape import Key, Tape
+from loopscale.probe.tape import Key, Tape, storage_key
 from loopscale.probe.walks import ancestors
 
 # Leaving the loop out moves the output by less than this share: it is idle.
@@ -35,6 +35,8 @@ def idle(setting: Setting, seen: Pass, output: Any) -> list[Finding]:
     """Find a loop whose result the output does not read, or which changes it by next to nothing when it is left out."""
     value, stream = first_float(output), seen.stream
     if value is None or stream is None or any(b.learned or b.dead for b in seen.branches):
+        return []
+    if not bool(value.any()):  # a readout that starts at zero reads nothing yet
         return []
     end = seen.tape.node_of(value)
     last = stream.states[-1]
@@ -61,35 +63,67 @@ def idle(setting: Setting, seen: Pass, output: Any) -> list[Finding]:
 
 
 def restarts(tape: Tape, loops: list[FoundLoop]) -> list[Finding]:
-    """Find weights that read one and the same value several times, with the same result: a loop that hands nothing on."""
+    """Find weights whose every result is computed several times over: a loop that hands nothing on.
+
+    Weights that read the state as well as something fixed (a gate over both, keys of one memory) are not among them.
+    """
     chained = {key for loop in loops for key in loop.uses}
     repeats: dict[Key, int] = {}
     for key, inputs in _inputs(tape).items():
-        most = max(inputs.values())
-        if len(key[2]) >= 2 and most > 1:
-            repeats[key] = most
-    own = {key: count for key, count in repeats.items() if key not in chained}
-    again = {key: count for key, count in repeats.items() if key in chained}
-    told = own if not loops else again
-    if not told or (loops and len(again) * 2 < 1):
+        if len(key[2]) >= 2 and min(inputs.values()) > 1 and (not loops or key in chained):
+            repeats[key] = max(inputs.values())
+    most = max(repeats.values(), default=0)
+    if not repeats or (most < 3 and not loops and len(repeats) == 1):  # one matrix read twice is a shared projection
         return []
-    most = max(told.values())
-    names = [tape.names[key][0].rpartition(".")[0] or tape.names[key][0] for key in told]
-    if most < 3 and not loops and len(told) == 1:  # one matrix read twice is a shared projection
-        return []
+    names = [tape.names[key][0].rpartition(".")[0] or tape.names[key][0] for key in repeats]
     where = ", ".join(list(dict.fromkeys(names))[:3])
     return [finding("restarts", where, f"the same weights read the same value {most} times in one pass")]
 
 
 def _inputs(tape: Tape) -> dict[Key, dict[tuple[int, ...], int]]:
     """Say how often each parameter is used on the same values."""
+    same = _same_values(tape)
     found: dict[Key, dict[tuple[int, ...], int]] = defaultdict(lambda: defaultdict(int))
+    before = None
     for node in tape.nodes:
-        if node.params and node.data and node.op not in ("embedding", "__getitem__", "index_select", "gather"):
-            data = tuple(p for p in node.parents if tape.nodes[p].data)
+        again = before is not None and (node.op, node.parents, node.args) == (before.op, before.parents, before.args)
+        second = again and before is not None and node.shape != before.shape  # another result of one call
+        if node.params and node.data and node.op not in _LOOKUPS and not second:
+            data = tuple(same[p] for p in node.parents if tape.nodes[p].data)
             for key in node.params:
                 found[key][data] += 1
+        before = node
     return found
+
+
+_LOOKUPS = frozenset("embedding __getitem__ index_select gather".split())
+_RANDOM = re.compile("rand|dropout|normal|bernoulli|multinomial|poisson|exponential")
+
+
+def _same_values(tape: Tape) -> list[int]:
+    """Give for each node the first that computed the same from the same; what is drawn or unknown is like nothing else."""
+    first: dict[tuple[Any, ...], int] = {}
+    same: list[int] = []
+    for index, node in enumerate(tape.nodes):
+        told = index
+        known = node.parents and not any(word[:1] == ("constant",) and not word[-1] for word in _tuples(node.args))
+        if known and node.op != "opaque" and not _RANDOM.search(node.op):
+            args = tuple(("node", same[w[1]]) if _is_node(w) else w for w in node.args)
+            spelt = (node.op, tuple(same[p] for p in node.parents), node.params, args, node.shape)
+            told = first.setdefault(spelt, index)
+        same.append(told)
+    return same
+
+
+def _tuples(args: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
+    for word in args:
+        if isinstance(word, tuple):
+            yield word
+            yield from _tuples(word)
+
+
+def _is_node(word: Any) -> bool:
+    return isinstance(word, tuple) and len(word) == 2 and word[0] == "node"
 
 
 @dataclass(frozen=True)
@@ -112,7 +146,7 @@ def modes(setting: Setting, seen: Pass) -> tuple[Modes | None, list[Finding]]:
         return None, []
     finally:
         model.eval()
-    norms = tuple(_batch_norms(model, seen.loop))
+    norms = tuple(_batch_norms(model, seen.loop, seen.tape))
     gain = told.growth.gain if told.growth else None
     both = Modes(told.loop.visits, seen.loop.visits, gain, norms)
     own = seen.growth.gain if seen.growth else None
@@ -128,26 +162,26 @@ def modes(setting: Setting, seen: Pass) -> tuple[Modes | None, list[Finding]]:
     return both, [finding("train-eval-differ", seen.loop.where, "; ".join(reasons))]
 
 
-def _batch_norms(model: nn.Module, loop: FoundLoop) -> Iterator[str]:
+def _batch_norms(model: nn.Module, loop: FoundLoop, tape: Tape) -> Iterator[str]:
+    """Yield the BatchNorm modules that act more than once; without weights of their own, those within the loop's modules."""
+    acts = Counter(key for node in tape.nodes if node.op == "batch_norm" for key in node.params)
     for name, module in model.named_modules():
-        inside = any(f"{name}.".startswith(f"{top}.") or top.startswith(f"{name}.") for top in loop.modules)
-        parent = name.rpartition(".")[0]
-        beside = any(top.rpartition(".")[0] == parent and parent for top in loop.modules)
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (inside or beside):
+        if not isinstance(module, nn.modules.batchnorm._BatchNorm):
+            continue
+        inside = any(f"{name}.".startswith(f"{top}.") for top in loop.modules)
+        if inside if module.weight is None else acts[storage_key(module.weight)] > 1:
             yield name
 
 
 def halts(loop: FoundLoop, knob: Knob | None) -> list[Finding]:
     """Find a loop that made fewer visits than the number that sets its most."""
-    if knob is None or knob.value is None or knob.each != 1 or knob.more:
-        return []
-    if loop.visits >= knob.value:
+    if knob is None or knob.value is None or knob.each != 1 or loop.visits >= knob.value + knob.more:
         return []
     return [
         finding(
             "halts-early",
             loop.where,
-            f"the loop made {loop.visits} visits on this batch and {knob.name} allows {knob.value}",
+            f"the loop made {loop.visits} visits on this batch and {knob.name} = {knob.value} allows {knob.value + knob.more}",
         )
     ]
 
@@ -158,7 +192,7 @@ def unused_knobs(setting: Setting, loop: FoundLoop | None, knob: Knob | None) ->
         return []
     visits = loop.visits if loop else 1
     for one in candidates(setting.model):
-        if not PLAIN.match(one.name.rpartition(".")[2].lower()):
+        if not _means_loops(one):
             continue
         if one.kind != "kwarg" and (one.value is None or one.value == visits or one.value < 2):
             continue
@@ -167,7 +201,8 @@ def unused_knobs(setting: Setting, loop: FoundLoop | None, knob: Knob | None) ->
             try:
                 with one.set(value) as extra:
                     tape, _ = Setting(setting.model, setting.batch, extra).run()
-                counts.add(tuple(found.visits for found in find_loops(setting.model, tape)))
+                # What makes the pass longer does act, on something else.
+                counts.add((len(tape.nodes), *(found.visits for found in find_loops(setting.model, tape))))
             except Exception:  # a wrong guess may break the model in any way: then it does have an effect
                 counts.add(("broken",))
         if len(counts) == 1 and ("broken",) not in counts:
@@ -177,6 +212,12 @@ def unused_knobs(setting: Setting, loop: FoundLoop | None, knob: Knob | None) ->
             )
             return [finding("knob-without-effect", one.name, said)]
     return []
+
+
+def _means_loops(knob: Knob) -> bool:
+    """Say whether it is named like a number of loops and nothing else; iterations in a config are those of a training."""
+    name = knob.name.rpartition(".")[2].lower()
+    return bool(PLAIN.match(name)) and not (knob.kind == "config" and "iter" in name)
 
 
 def table(tape: Tape, loop: FoundLoop | None, without: tuple[str, ...]) -> list[dict[str, Any]]:

@@ -14,8 +14,9 @@ TRUTHS = {
         "loops": 6,
         "layers": 1,
         "kind": "image",
-        "attach": True,
+        "mended": "vit_sixth",
     },
+    "vit_sixth": {"codes": "", "law": "bounded", "loops": 6, "layers": 1, "kind": "image"},
     "thinking": {"codes": "expanding-map", "law": "exponential", "loops": 7, "kind": "image"},
     "thinking_normed": {"codes": "norm-bounded expanding-map", "law": "bounded", "loops": 7, "kind": "image"},
     "batch_norm": {"codes": "train-eval-differ", "law": "bounded", "loops": 5, "kind": "image"},
@@ -95,6 +96,11 @@ def vit():
 def vit_ones():
     torch.manual_seed(0)
     return ViT(1.0), torch.randn(2, 3, 16, 16)
+
+
+def vit_sixth():
+    torch.manual_seed(0)
+    return ViT(1 / 6), torch.randn(2, 3, 16, 16)
 
 
 def thinking():

@@ -1,0 +1,67 @@
+"""Diagnose every labelled model of the tests and write what was said beside the truth.
+
+python tests/diagnosis/scoreboard.py [PART OF A NAME ...] [--out records/diagnosis_scoreboard.json]
+needs: transformers, x-transformers; a quarter of an hour on one core. With names only those cases are run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from loopscale.diagnosis import diagnose
+
+sys.path.insert(0, str(Path(__file__).parent))
+from truths import everything
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def scored(group: str, case: str, truth: Any, build: Any) -> dict[str, Any]:
+    """One row: truth, what was said, the fields that are wrong; a crash is said as such."""
+    row = {"set": group, "case": case, "kind": truth.kind, "hard": truth.hard, "truth": sorted(truth.codes)}
+    if truth.other is not None:
+        row["or"] = sorted(truth.other)
+    torch.manual_seed(0)
+    try:
+        found = diagnose(*build())
+    except Exception as error:
+        return {**row, "said": [], "wrong": ["crash"], "verdict": f"{type(error).__name__}: {error}"[:200]}
+    return {
+        **row,
+        "said": sorted(found.codes),
+        "wrong": truth.wrong(found),
+        "verdict": found.verdict.partition(" (")[0],
+    }
+
+
+def main() -> None:
+    """Run all, or those whose name has one of the words; the other rows are kept."""
+    asked = argparse.ArgumentParser(description=__doc__)
+    asked.add_argument("names", nargs="*")
+    asked.add_argument("--out", type=Path, default=ROOT / "records" / "diagnosis_scoreboard.json")
+    given = asked.parse_args()
+    known = {(r["set"], r["case"]): r for r in json.loads(given.out.read_text())["cases"]} if given.out.exists() else {}
+    rows = []
+    for group, case, truth, build in everything():
+        old = known.get((group, case))
+        if old is not None and given.names and not any(word in case for word in given.names):
+            rows.append(old)
+            continue
+        rows.append(scored(group, case, truth, build))
+        print(
+            f"{'right' if not rows[-1]['wrong'] else 'WRONG'} {group}, {case}: {', '.join(rows[-1]['said']) or '-'}",
+            flush=True,
+        )
+    record = {"provenance": {"torch": torch.__version__, "hardware": f"{platform.machine()} CPU"}, "cases": rows}
+    given.out.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
