@@ -61,6 +61,7 @@ def documents() -> dict[str, dict[str, Callable[[], str]]]:
     import pay_tables
     import performance_tables
     import schema_tables
+    import score_tables
     import tune_tables
 
     from loopscale.cli.keys import markdown
@@ -74,6 +75,8 @@ def documents() -> dict[str, dict[str, Callable[[], str]]]:
         "docs/learn/rule.md": {"post-norm": pay_tables.post_norm},
         "docs/reference/config.md": {"keys": markdown},
         "docs/reference/does-looping-pay.md": pay_tables.BLOCKS,
+        "docs/reference/known-models.md": score_tables.KNOWN,
+        "docs/reference/scoreboard.md": score_tables.BLOCKS,
         "docs/tuning.md": tune_tables.BLOCKS,
     }
 

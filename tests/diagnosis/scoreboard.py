@@ -7,8 +7,10 @@ needs: transformers, x-transformers; a quarter of an hour on one core. With name
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import platform
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,13 @@ def scored(group: str, case: str, truth: Any, build: Any) -> dict[str, Any]:
     }
 
 
+def reported_as(case: str) -> str:
+    """What the diagnosis did when a failure was reported, by the first words of its file: CRASH, FALSE ALARM."""
+    module = importlib.import_module(f"cases.{case.partition(':')[0]}")
+    words = re.match(r"[A-Z]{3}[A-Z ]*(\([a-z]+\))?", module.__doc__ or "")
+    return words.group().strip().lower() if words else ""
+
+
 def main() -> None:
     """Run all, or those whose name has one of the words; the other rows are kept."""
     asked = argparse.ArgumentParser(description=__doc__)
@@ -59,6 +68,9 @@ def main() -> None:
             f"{'right' if not rows[-1]['wrong'] else 'WRONG'} {group}, {case}: {', '.join(rows[-1]['said']) or '-'}",
             flush=True,
         )
+    for row in rows:
+        if row["set"] == "reported failures":
+            row["was"] = reported_as(row["case"])
     record = {"provenance": {"torch": torch.__version__, "hardware": f"{platform.machine()} CPU"}, "cases": rows}
     given.out.write_text(json.dumps(record, indent=1) + "\n")
 

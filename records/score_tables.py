@@ -1,0 +1,140 @@
+"""The tables of docs/reference/scoreboard.md and known-models.md, drawn from their records."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent
+Rows = list[dict[str, Any]]
+
+
+def _load(name: str) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((FOLDER / f"{name}.json").read_text())
+    return record
+
+
+def _cases() -> Rows:
+    rows: Rows = _load("diagnosis_scoreboard")["cases"]
+    return rows
+
+
+def _severe(codes: list[str]) -> set[str]:
+    from loopscale.findings import BY_CODE
+
+    return {code for code in codes if BY_CODE[code].severity != "info"}
+
+
+def _false_alarm(row: dict[str, Any]) -> bool:
+    """A warning or an error said of a model that has none."""
+    return not _severe(row["truth"]) and bool(_severe(row["said"]))
+
+
+def _silent(row: dict[str, Any]) -> bool:
+    """A model with a fault of which no warning and no error is said."""
+    return bool(_severe(row["truth"])) and not _severe(row["said"])
+
+
+def _counted(rows: Rows) -> str:
+    right = sum(not row["wrong"] for row in rows)
+    faulty = sum(bool(_severe(row["truth"])) for row in rows)
+    alarms = sum(map(_false_alarm, rows))
+    return (
+        f"{len(rows)} | {faulty} | {right} ({right / len(rows):.0%}) | {sum(map(_silent, rows))} | "
+        f"{alarms} of {len(rows) - faulty} | {sum('crash' in row['wrong'] for row in rows)} | "
+        f"{sum('healthy' in row['wrong'] for row in rows)}"
+    )
+
+
+_HEAD = "cases | with a fault | right in every field | silent | false alarms | crashes | healthy with a symptom |"
+
+
+def by_set() -> str:
+    """A row for each collection of models, and all together."""
+    rows = _cases()
+    lines = [f"| collection | {_HEAD}", "|---|" + "---|" * 7]
+    for name in dict.fromkeys(row["set"] for row in rows):
+        lines.append(f"| {name} | {_counted([row for row in rows if row['set'] == name])} |")
+    return "\n".join([*lines, f"| all | {_counted(rows)} |"])
+
+
+def by_code() -> str:
+    """For each finding: how many have it, of how many it is said, missed and said wrongly."""
+    rows = _cases()
+    has, hit, wrong = Counter[str](), Counter[str](), Counter[str]()
+    for row in rows:
+        accepted = [row["truth"], row.get("or", row["truth"])]
+        truth = min(accepted, key=lambda codes: set(codes) != set(row["said"]))
+        has.update(truth)
+        hit.update(set(truth) & set(row["said"]))
+        wrong.update(set(row["said"]) - set(truth))
+    lines = ["| finding | models that have it | said | missed | said of a model that has it not |", "|---|---|---|---|---|"]
+    for code in sorted(has | wrong):
+        lines.append(f"| `{code}` | {has[code]} | {hit[code]} | {has[code] - hit[code]} | {wrong[code]} |")
+    return "\n".join(lines)
+
+
+def by_kind() -> str:
+    """Right of all, for each kind of model and each difficulty."""
+    found: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
+    for row in _cases():
+        found[row["kind"]][row["hard"]].append(not row["wrong"])
+    ways = ("plain", "look-alike", "two faults", "unusual code")
+    lines = ["| kind | " + " | ".join(ways) + " |", "|---|" + "---|" * len(ways)]
+    for kind in sorted(found):
+        cells = [f"{sum(found[kind][way])} of {len(found[kind][way])}" if found[kind][way] else "" for way in ways]
+        lines.append(f"| {kind} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _codes(codes: list[str]) -> str:
+    return ", ".join(f"`{code}`" for code in codes) or "none"
+
+
+def wrong() -> str:
+    """Each model of which something wrong is said."""
+    rows = [row for row in _cases() if row["wrong"]]
+    if not rows:
+        return "(none at present)"
+    lines = ["| model | truth | said | wrong in |", "|---|---|---|---|"]
+    for row in rows:
+        said = row["verdict"] if "crash" in row["wrong"] else _codes(row["said"])
+        lines.append(f"| {row['case']} | {_codes(row['truth'])} | {said} | {', '.join(row['wrong'])} |")
+    return "\n".join(lines)
+
+
+def reported() -> str:
+    """The failures that users reported: what was said then and what is said now."""
+    lines = ["| model | as reported | truth | said now |", "|---|---|---|---|"]
+    for row in _cases():
+        if row.get("was"):
+            mark = "" if not row["wrong"] else f" (wrong in {', '.join(row['wrong'])})"
+            lines.append(f"| {row['case']} | {row['was']} | {_codes(row['truth'])} | {_codes(row['said'])}{mark} |")
+    return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
+
+
+def known() -> str:
+    """A row for each known model: what one diagnosis of it measured."""
+    record = _load("known_models")
+    lines = [
+        "| model | code | N x L | growth over the visits | eps | radius | kappa | what the diagnosis says |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in record["models"].items():
+        gain = f"{row['law']}, gain {_number(row['gain'])}" if row["law"] else "not measured"
+        lines.append(
+            f"| {name} | {row['code']} | {row['loops']} x {row['layers']} | {gain} | {_number(row['scale'])} | "
+            f"{_number(row['radius'])} | {_number(row['kappa'])} | {_codes(row['codes'])} |"
+        )
+    origin = record["provenance"]
+    return "\n".join([*lines, "", f"(random weights, tiny sizes; torch {origin['torch']}, {origin['hardware']})"])
+
+
+BLOCKS = {"by-set": by_set, "by-code": by_code, "by-kind": by_kind, "wrong": wrong, "reported": reported}
+KNOWN = {"known-models": known}
