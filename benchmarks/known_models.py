@@ -2,8 +2,8 @@
 
 python benchmarks/known_models.py [NAME ...] [--out records/known_models.json]   needs: transformers, x-transformers
 
-`transformers` and `x-transformers` are the vendors' own code from tiny configs. The others are own code after paper or
-source, those of the tests; what could not be built is not in the record.
+`transformers` and `x-transformers` are the vendors' own code from tiny configs. The others are our own code, those of
+the tests; what could not be built is not in the record.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import loopscale as ls
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "diagnosis"))
-VENDOR, PAPER, SOURCE = "the vendor's own, tiny config", "own, after the paper", "own, after its source"
+VENDOR, OWN, SOURCE = "the vendor's, tiny config", "our own", "our own, after its source"
 
 
 class NanoBlock(nn.Module):
@@ -139,26 +139,26 @@ def models() -> dict[str, tuple[str, Callable[[], Any]]]:
     from cases.universal_signals import make_model as signals
 
     return {
-        "Universal Transformer": (PAPER, styles.ut_post),
-        "Universal Transformer, pre-norm": (PAPER, signals),
+        "Universal Transformer": (OWN, styles.ut_post),
+        "Universal Transformer, pre-norm": (OWN, signals),
         "ALBERT": (VENDOR, third.albert),
-        "Huginn / recurrent-pretraining": (SOURCE, styles.huginn),
-        "Ouro": (PAPER, styles.ouro),
-        "Parcae": (SOURCE, styles.parcae),
-        "LoopFormer": (SOURCE, states.loopformer),
+        "Huginn / recurrent-pretraining": (OWN, styles.huginn),
+        "Ouro": (OWN, styles.ouro),
+        "Parcae": (OWN, styles.parcae),
+        "LoopFormer": (OWN, states.loopformer),
         "looped_nanochat": (SOURCE, lambda: LoopedNanochat(True)),
         "looped_nanochat, at its initialisation": (SOURCE, lambda: LoopedNanochat(False)),
-        "Looped-GPT": (SOURCE, styles.nano_nested),
+        "Looped-GPT": (OWN, styles.nano_nested),
         "x-transformers, looped": (VENDOR, third.x_looped),
         "x-transformers, tied layers": (VENDOR, third.x_tied),
-        "Hyperloop": (PAPER, hyperloop),
+        "Hyperloop": (OWN, hyperloop),
         "HRM": (VENDOR, third.hrm_text),
-        "TRM": (SOURCE, styles.trm),
-        "MobileLLM": (PAPER, MobileLLM),
+        "TRM": (OWN, styles.trm),
+        "MobileLLM": (OWN, MobileLLM),
         "Zamba2": (VENDOR, zamba2),
         "Inkling 2 loop": (VENDOR, inkling),
-        "DeepLoop": (PAPER, states.post_deeploop),
-        "DEQ": (PAPER, styles.deq),
+        "DeepLoop": (OWN, states.post_deeploop),
+        "DEQ": (OWN, styles.deq),
     }
 
 

@@ -70,7 +70,10 @@ def by_code() -> str:
         has.update(truth)
         hit.update(set(truth) & set(row["said"]))
         wrong.update(set(row["said"]) - set(truth))
-    lines = ["| finding | models that have it | said | missed | said of a model that has it not |", "|---|---|---|---|---|"]
+    lines = [
+        "| finding | models that have it | said | missed | said of a model that has it not |",
+        "|---|---|---|---|---|",
+    ]
     for code in sorted(has | wrong):
         lines.append(f"| `{code}` | {has[code]} | {hit[code]} | {has[code] - hit[code]} | {wrong[code]} |")
     return "\n".join(lines)

@@ -57,9 +57,10 @@ def test_the_recipes_do_what_they_say():
     assert Recipe().right and not Recipe(scale="one").right and Recipe(scale="one").eps == 1
 
 
-def test_one_of_each_side():
-    holds(Recipe(loops=3, branch="conv"))
-    holds(Recipe(loops=3, scale="one", inject="one"))
+def test_one_that_grows_is_not_healthy():
+    recipe = Recipe(loops=3, scale="one", inject="one")
+    assert grown(recipe) > GROWN and not recipe.sums_to_one_visit
+    holds(recipe)
 
 
 @pytest.mark.slow

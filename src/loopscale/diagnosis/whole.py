@@ -163,7 +163,7 @@ def modes(setting: Setting, seen: Pass) -> tuple[Modes | None, list[Finding]]:
 
 
 def _batch_norms(model: nn.Module, loop: FoundLoop, tape: Tape) -> Iterator[str]:
-    """Yield the BatchNorm modules that act more than once; without weights of their own, those within the loop's modules."""
+    """Yield the BatchNorm modules that act more than once; without weights, those within the modules of the loop."""
     acts = Counter(key for node in tape.nodes if node.op == "batch_norm" for key in node.params)
     for name, module in model.named_modules():
         if not isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -177,13 +177,8 @@ def halts(loop: FoundLoop, knob: Knob | None) -> list[Finding]:
     """Find a loop that made fewer visits than the number that sets its most."""
     if knob is None or knob.value is None or knob.each != 1 or loop.visits >= knob.value + knob.more:
         return []
-    return [
-        finding(
-            "halts-early",
-            loop.where,
-            f"the loop made {loop.visits} visits on this batch and {knob.name} = {knob.value} allows {knob.value + knob.more}",
-        )
-    ]
+    most = f"{knob.name} = {knob.value} allows {knob.value + knob.more}"
+    return [finding("halts-early", loop.where, f"the loop made {loop.visits} visits on this batch and {most}")]
 
 
 def unused_knobs(setting: Setting, loop: FoundLoop | None, knob: Knob | None) -> list[Finding]:
