@@ -21,3 +21,15 @@ def one_thread():
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def inline(monkeypatch):
+    """Run the trials of commands in this process: starting others takes longer than trials of tests."""
+    import loopscale.study
+
+    class Inline(loopscale.study.InThisProcess):
+        def __init__(self, workers=None, gpus=0.0):
+            pass
+
+    monkeypatch.setattr(loopscale.study, "LocalProcesses", Inline)

@@ -70,6 +70,7 @@ def test_the_card_tells_the_truth(run: Path, tmp_path: Path):
     assert "residual scale 0.2357 at N = 3" in card and str(run) not in card
 
 
+@pytest.mark.parametrize("run", ["bytes", pytest.param("bpe", marks=pytest.mark.slow)], indirect=True)
 def test_a_fresh_process_loads_it_after_one_import(run: Path, tmp_path: Path):
     export_run(run, tmp_path / "hf")
     code = (

@@ -127,21 +127,21 @@ def nasty_study(name: str, text: str) -> StudyInfo:
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(name=nasty, text=nasty)
-def test_no_string_of_a_study_becomes_markup(name, text, monkeypatch_module):
-    calm, wild = Reader(page(nasty_study("calm", "calm"))), page(nasty_study(name, text))
+def test_no_string_of_a_study_becomes_markup(name, text, calm_page):
+    calm, wild = Reader(calm_page), page(nasty_study(name, text))
     read = Reader(wild)
     assert set(read.tags) <= set(calm.tags) and read.attributes <= calm.attributes
     assert read.tags.count("script") == 3
     wild.encode("utf-8")
-    assert len(drawn(wild)) == len(drawn(page(nasty_study("calm", "calm"))))
+    assert len(drawn(wild)) == len(drawn(calm_page))
 
 
 @pytest.fixture(scope="module")
-def monkeypatch_module():
-    """Pages without the drawing script: the parser need not read it forty times."""
+def calm_page():
+    """A page without the drawing script, as all are meanwhile: the parser need not read it forty times."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("loopscale.report.page.bundle", lambda: "0")
-        yield patch
+        yield page(nasty_study("calm", "calm"))
 
 
 @given(nasty)

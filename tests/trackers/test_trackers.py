@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -77,13 +80,15 @@ def test_a_run_cut_between_checkpoints_does_not_repeat_points(config: TrainConfi
 
 
 def test_a_killed_process_keeps_its_points(config: TrainConfig, tmp_path: Path) -> None:
-    (tmp_path / "c.toml").write_text(tracked(config, "tensorboard").to_toml())
-    code = (
-        "import os, signal\nfrom pathlib import Path\nfrom loopscale.train import load_config, train_run\n"
-        "kill = lambda line, steps: line['step'] == 7 and os.kill(os.getpid(), signal.SIGKILL)\n"
-        f"train_run(load_config({str(tmp_path / 'c.toml')!r}), Path({str(tmp_path / 'run')!r}), on_step=kill)"
-    )
-    assert subprocess.run([sys.executable, "-c", code]).returncode == -9
+    def kill(line: dict[str, Any], steps: int) -> None:
+        if line["step"] == 7:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    work = partial(train_run, tracked(config, "tensorboard"), tmp_path / "run", on_step=kill)
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert len(points(tmp_path / "run")["loss"]) == 7
     resume_run(tmp_path / "run")
     assert points(tmp_path / "run")["loss"] == written(tmp_path / "run", "loss")

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from changed import changed
 
+from loopscale.cli import main
 from loopscale.train import TrainConfig, train_run
 
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -56,17 +57,17 @@ def file(long: TrainConfig, tmp_path: Path) -> Path:
     return path
 
 
-def test_kill_nine_and_resume_give_the_same_losses(file: Path, whole: Path, tmp_path: Path) -> None:
+def test_kill_nine_and_resume_give_the_same_losses(
+    file: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "run"
     process = loopscale("train", file, "--out", run)
     wait_for_step(run, 60, process)
     process.kill()
     process.communicate()
     assert len(losses(run)) < 400
-    resumed = loopscale("train", "--resume", run, "--json")
-    out, err = resumed.communicate(timeout=60)
-    assert resumed.returncode == 0, err
-    assert json.loads(out)["status"] == "finished"
+    assert main(["train", "--resume", str(run), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["status"] == "finished"
     assert losses(run) == losses(whole)
     name = "checkpoints/step-000400/model.safetensors"
     assert (run / name).read_bytes() == (whole / name).read_bytes()

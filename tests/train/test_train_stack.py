@@ -53,7 +53,7 @@ def alone(config, **options):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "sgd"])
 @given(members)
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=4)
 def test_every_member_of_a_stack_is_bitwise_what_it_is_alone(optimizer, members):
     asked = configs(members, f"optim.optimizer={optimizer}")
     # The curve holds the loss of each of the six steps; `Fit` compares it, the streams, the evaluation, everything.

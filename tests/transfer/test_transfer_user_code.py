@@ -53,7 +53,7 @@ def _cell(trial):
     return Cell(Arm(at.rule, at.strength, at.loops), at.lr, at.seed)
 
 
-def test_an_objective_is_studied_and_the_verdict_follows_its_truth(tmp_path, capsys):
+def test_an_objective_is_studied_and_the_verdict_follows_its_truth(tmp_path, capsys, inline):
     out = ["--loops", "1,4,16", "--workers", "1", "--out", str(tmp_path / "s"), "--json"]
     assert main(["transfer", "--objective", place("objective"), *out]) == 0
     result = json.loads(capsys.readouterr().out)

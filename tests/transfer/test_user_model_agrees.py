@@ -72,7 +72,7 @@ def test_the_width_that_param_groups_is_not_told_is_said_and_mends_it():
     assert [group["lr"] for group in mine] == [group["lr"] for group in theirs]
 
 
-def test_tune_says_it_before_the_trials_and_the_plan_keeps_it(tmp_path, capsys):
+def test_tune_says_it_before_the_trials_and_the_plan_keeps_it(tmp_path, capsys, inline):
     (tmp_path / "small.toml").write_text(config(1, 2).to_toml())
     size = ["--target", "loops=4", "--trials", "3", "--seeds", "1", "--workers", "1", "--out", str(tmp_path / "t")]
     assert main(["tune", str(tmp_path / "small.toml"), "--model", f"{FILE}:no_base", *size]) == 0

@@ -65,10 +65,7 @@ def evaluate_tasks(
     require("lm_eval", "eval")
     harness, library = import_module("lm_eval.evaluator"), import_module("lm_eval.models.huggingface")
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    manager = import_module("lm_eval.tasks").TaskManager(include_path=[str(folder) for folder in folders] or None)
-    unknown = [name for name in names if name not in manager.all_tasks]
-    if unknown:
-        raise UserError(f"unknown task {unknown[0]!r}: {_near(unknown[0], manager.all_tasks)}")
+    manager = _manager(folders, names)
     model, tokenizer, context = _model(Path(place), chosen)
     wrapped = library.HFLM(
         pretrained=model, tokenizer=tokenizer, max_length=context, batch_size=chosen.batch_size, device="cpu"
@@ -91,6 +88,18 @@ def evaluate_tasks(
         "documents": {name: counts["effective"] for name, counts in found["n-samples"].items()},
         "versions": {"lm_eval": _version("lm_eval"), "transformers": transformers().__version__},
     }
+
+
+def _manager(folders: list[Path], names: list[str]) -> Any:
+    """Index the tasks: those of the folders, and the harness's thousands where a name is none of these."""
+    kind, places = import_module("lm_eval.tasks").TaskManager, [str(folder) for folder in folders] or None
+    manager = kind(include_path=places, include_defaults=False) if places else None
+    if manager is None or not set(names) <= set(manager.all_tasks):
+        manager = kind(include_path=places)
+    unknown = [name for name in names if name not in manager.all_tasks]
+    if unknown:
+        raise UserError(f"unknown task {unknown[0]!r}: {_near(unknown[0], manager.all_tasks)}")
+    return manager
 
 
 def _go_offline() -> None:
