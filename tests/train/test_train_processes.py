@@ -30,8 +30,7 @@ def losses(run: Path) -> list[Any]:
 
 
 def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
-    limit = time.monotonic() + 60
-    while process.poll() is None and time.monotonic() < limit:
+    while process.poll() is None:  # as long as it takes: a machine may be busy
         if (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").read_bytes().count(b"\n") >= step:
             return
         time.sleep(0.005)
@@ -81,7 +80,7 @@ def test_a_signal_ends_with_a_checkpoint_and_a_sentence(
     process = loopscale("train", file, "--out", run)
     wait_for_step(run, 30, process)
     process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate()
     done = len(losses(run))
     assert process.returncode == code, err
     assert err.splitlines()[-1] == (
