@@ -69,6 +69,8 @@ def verify(model: nn.Module, branches: Sequence[Branch], batch: Any) -> Verdict:
             own = [b.name for b in branches if b.layer == layer and verdict.visits[b.name]]
             if _identity(call):
                 _linear(model, layer, own, call, scale, seen)
+            elif not bool(call.after.any()):
+                continue  # the whole result of this module is the branch, and what calls it makes the addition
             elif _only_norms(model, layer, call):
                 verdict.post_norm.append(layer)
             else:

@@ -39,6 +39,7 @@ _LEVELS = ("info", "warning", "error", "never")
     help="What sets the number of loops: an argument of forward, or an attribute like config.n; with --loops, the "
     "factory's argument.",
 )
+@click.option("--training", is_flag=True, help="Run the model in training mode: dropout, sampled loops, BatchNorm.")
 @click.option("--loops-range", help="Vary the loops between these, for example 1:32, and report the output's change.")
 @click.option(
     "--data",
@@ -65,6 +66,7 @@ def command(
     data: Path | None,
     weights: Path | None,
     fix: bool,
+    training: bool,
     compare: str | None,
     trust_remote_code: bool,
     out: Path | None,
@@ -91,6 +93,7 @@ def command(
 
     batches = _batches(data, built) if data is not None else None
     options: dict[str, Any] = {"loops_arg": loops_arg if loops is None else None, "loops_range": span, "data": batches}
+    options["training"] = training
     found = diagnose(built, batch, **options)
     if fix:
         click.echo(found.text() + "\n", err=as_json)

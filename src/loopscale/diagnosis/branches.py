@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
-from statistics import mode
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from loopscale.diagnosis.setting import Factors
-from loopscale.diagnosis.stream import BLENDS, Step, Stream, strip
+from loopscale.diagnosis.stream import BLENDS, SCATTERS, Step, Stream, strip
 from loopscale.probe.tape import Site, Tape
 from loopscale.probe.walks import ancestors
+
+# Steps that a smaller share of the visits has are left out.
+OFTEN = 0.4
 
 
 @dataclass(frozen=True)
@@ -22,19 +25,20 @@ class Branch:
 
     `ratio`: |added| / |stream|, per visit. `cosine`: mean pairwise cosine of the additions over visits.
     `absorbed`: share of the elements that the addition leaves unchanged for want of digits. `learned`: parameters are
-    among the factors, as in LayerScale or a gate. `carry`: the factor on what the addition is made to.
+    among the factors, as in LayerScale or a gate, or weigh a map of the stream itself. `carry`: the factor on what the
+    addition is made to.
     """
 
     kind: str
     where: str
     scale: float
-    sizes: tuple[float, ...]
-    ratio: tuple[float, ...]
-    cosine: float | None
-    absorbed: float
-    nested: bool
-    attention: int
-    dead: bool
+    sizes: tuple[float, ...] = ()
+    ratio: tuple[float, ...] = ()
+    cosine: float | None = None
+    absorbed: float = 0.0
+    nested: bool = False
+    attention: int = 0
+    dead: bool = False
     decay: float | None = None
     learned: bool = False
     sites: tuple[Site, ...] = ()
@@ -78,14 +82,24 @@ def wanted(tape: Tape, stream: Stream) -> frozenset[int]:
 
 def measure(tape: Tape, stream: Stream, values: dict[int, Tensor], factors: Factors) -> list[Branch]:
     """Measure each step of a visit, in order; visits that lack the step are left out. `factors`: those of this pass."""
-    # The usual number of steps: the first visit, or one in which an outer loop turns, may have more or fewer.
-    count = mode(len(steps) for steps in stream.steps) if stream.steps else 0
-    full = [steps for steps in stream.steps if len(steps) == count]
+    # Steps are matched over the visits by their place in the code, not by the module: shared weights may have several.
+    columns: dict[tuple[Any, ...], list[Step]] = {}
+    offset: dict[tuple[Any, ...], int] = {}
+    for state, steps in zip(stream.states, stream.steps, strict=False):
+        turns: Counter[tuple[Any, ...]] = Counter()
+        for step in steps:
+            place = tuple(tape.nodes[step.node].site or ())[1:]
+            key = (*place, turns[place])
+            columns.setdefault(key, []).append(step)
+            offset[key] = step.node - state
+            turns[place] += 1
+    # A step that few visits have belongs to an outer loop that turns there, or to a first visit that differs.
+    usual = [key for key, column in columns.items() if len(column) >= max(1, OFTEN * len(stream.steps))]
     found = []
-    for place in range(count):
+    for column in (columns[key] for key in sorted(usual, key=offset.__getitem__)):
         # The second visit tells the kind: in the first, the state and the injected input may be one tensor.
-        column = [steps[place] for steps in full if steps[place].kind == full[min(1, len(full) - 1)][place].kind]
-        found.append(_measure(tape, column, values, factors))
+        kind = column[min(1, len(column) - 1)].kind
+        found.append(_measure(tape, [step for step in column if step.kind == kind], values, factors))
     return found
 
 
@@ -98,9 +112,7 @@ def _measure(tape: Tape, column: list[Step], values: dict[int, Tensor], factors:
         decay = _decay(tape, first.factor, values) if first.kind == "scale" else None
         scale = _size(values, first.node) / max(_size(values, first.skip), 1e-30) if first.kind == "scale" else 1.0
         sites = _sites(tape, column)
-        return Branch(
-            first.kind, where, scale, (), (), None, 0.0, False, 0, False, decay, sites=sites, operand=first.operand
-        )
+        return Branch(first.kind, where, scale, decay=decay, learned=first.weighs, sites=sites, operand=first.operand)
     added: list[Tensor] = []
     ratios: list[float] = []
     scales: list[float] = []
@@ -190,14 +202,15 @@ def _base(tape: Tape, step: Step, values: dict[int, Tensor]) -> float:
         return 0.0
     if tape.nodes[step.node].op.startswith("lerp"):
         return rms(values[step.update].float() - values[step.skip].float())
-    return rms(values[step.base])
+    places = values[step.update].numel() / max(values[step.node].numel(), 1)
+    return rms(values[step.base]) * (math.sqrt(places) if tape.nodes[step.node].op in SCATTERS else 1.0)
 
 
 def _update(tape: Tape, step: Step, values: dict[int, Tensor], factors: Factors) -> Tensor:
     """Return what is added, with the factor that this pass puts on it."""
     site = tape.nodes[step.node].site
     operand, factor = factors.get(site, (-1, 1.0)) if site is not None else (-1, 1.0)
-    difference = tape.nodes[step.node].op in BLENDS or step.update == step.skip
+    difference = tape.nodes[step.node].op in BLENDS | SCATTERS or step.update == step.skip
     update = _added(tape, step, values)
     return update * factor if operand == step.operand and not difference else update
 
@@ -207,7 +220,7 @@ def _added(tape: Tape, step: Step, values: dict[int, Tensor]) -> Tensor:
     if step.update == step.skip and step.kind == "inject" and values[step.skip].shape != values[step.node].shape:
         return values[step.node].float().detach()
     spelt = any(isinstance(word, (int, float)) for word in node.args)
-    if node.op in BLENDS or spelt or step.update == step.skip:
+    if node.op in BLENDS or node.op in SCATTERS or spelt or step.update == step.skip:
         return (values[step.node].float() - values[step.skip].float()).detach()
     update = values[step.update].float()
     return update.expand_as(values[step.node]) if update.shape != values[step.node].shape else update

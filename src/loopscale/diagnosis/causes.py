@@ -82,6 +82,13 @@ class Facts:
         return [b for b in self.branches if b.kind == "branch" and not b.dead]
 
     @property
+    def carried(self) -> bool:
+        """Whether a skip carries the stream past all weights of a visit."""
+        return bool(self.living or any(b.kind == "branch" for b in self.branches)) and not any(
+            b.kind == "map" and b.learned for b in self.branches
+        )
+
+    @property
     def scale(self) -> float | None:
         """The median measured eps; of branches that differ by more than a factor, that of the least scaled."""
         found = sorted(b.scale for b in self.living if math.isfinite(b.scale))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -59,26 +58,25 @@ def check_parameterization(
     if steps < 1:
         raise UserError(f"steps must be at least 1, got {steps}")
     rows = []
-    for count in counts:
+    for count, there, end in _at_each(model_or_factory, counts, batch):
         rate = lr * chosen.for_role(Role.HIDDEN, Depth(count, 1)).lr.value
-        with _at(model_or_factory, count, batch) as (model, used, extra, end):
-            rows.append(_row(model, used, extra, end, count, steps, rate, optimizer, loss))
+        make = optimizer or (
+            lambda m, rate=rate: torch.optim.Adam([p for p in m.parameters() if p.requires_grad], lr=rate)
+        )
+        rows.append(_row(there, end, count, steps, make, loss))
     return ParameterizationCheck.of(chosen.name, steps, rows)
 
 
-Prepared = tuple[nn.Module, Any, dict[str, Any], int]
-
-
-@contextmanager
-def _at(source: nn.Module | Factory, count: int, batch: Any) -> Iterator[Prepared]:
-    """Give a copy of the model at `count` loops, batch, extra arguments, and the stream's node after the last visit."""
+def _at_each(source: nn.Module | Factory, counts: Sequence[int], batch: Any) -> Iterator[tuple[int, Setting, int]]:
+    """Give a copy of the model at each number of loops, and the node of the stream after its last visit."""
     if not isinstance(source, nn.Module):
-        model, longer = _build(source, count), _build(source, 2)
-        with untouched(longer):
-            used = prepare(longer, batch)
-            two = at_two(longer, used, {})
-        with untouched(model, grads=True):
-            yield model, used, {}, two.end(model, used, {}, count)
+        for count in counts:
+            model, longer = _build(source, count), _build(source, 2)
+            with untouched(longer):
+                used = prepare(longer, batch)
+                two = at_two(longer, used, {})
+            with untouched(model, grads=True):
+                yield count, Setting(model, used), two.end(model, used, {}, count)
         return
     model = copy.deepcopy(unwrap(source))
     with untouched(model, grads=True):
@@ -90,8 +88,12 @@ def _at(source: nn.Module | Factory, count: int, batch: Any) -> Iterator[Prepare
             raise UserError("the loops of this model cannot be set: pass a function of loops that builds it")
         with knob.at(2) as extra:
             two = at_two(model, used, extra, _advice(knob))
-        with knob.at(count) as extra:
-            yield model, used, extra, two.end(model, used, extra, count)
+        for count in counts:
+            with knob.at(
+                count
+            ) as extra:  # the copy is made while the knob is set: an attribute is copied with its module
+                copied = copy.deepcopy(model)
+                yield count, Setting(copied, used, extra), two.end(copied, used, extra, count)
 
 
 def _advice(knob: Knob) -> str:
@@ -111,26 +113,12 @@ def _build(factory: Factory, count: int) -> nn.Module:
     return unwrap(made)
 
 
-def _row(
-    model: nn.Module,
-    batch: Any,
-    extra: dict[str, Any],
-    end: int,
-    count: int,
-    steps: int,
-    rate: float,
-    optimizer: MakeOptimizer | None,
-    loss: MakeLoss | None,
-) -> CheckRow:
+def _row(there: Setting, end: int, count: int, steps: int, optimizer: MakeOptimizer, loss: MakeLoss | None) -> CheckRow:
     def stream() -> Tensor:
-        return record(model, batch, extra, keep=frozenset({end}), stop=end)[0].values[end].float()
+        return there.run(keep=frozenset({end}), stop=end)[0].values[end].float()
 
-    there = Setting(model, batch, extra)
     before = stream()
-    if optimizer is not None:
-        own = optimizer(model)
-    else:
-        own = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=rate)
+    own = optimizer(there.model)
     train_a_little(there, 1, optimizer=lambda _: own, loss_of=loss)
     first = rms(stream() - before)
     if steps > 1:

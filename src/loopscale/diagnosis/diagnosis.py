@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from loopscale.diagnosis.modules import remarks
 from loopscale.findings import BY_CODE
 
 if TYPE_CHECKING:
@@ -60,10 +61,11 @@ class Symptom:
 
     def text(self) -> str:
         """Spell it for a terminal."""
-        if self.value is None:
-            return f"{self.name}: {self.why}"
-        said = self.told or f"{_show(self.value)} (limit {self.limit:g})"
-        return f"{self.name}: {said}"
+        return f"{self.name}: {self.why if self.value is None else self.measured()}"
+
+    def measured(self) -> str:
+        """Spell the figure with its limit."""
+        return self.told or f"{_show(self.value)} (limit {self.limit:g})"
 
 
 @dataclass(frozen=True)
@@ -176,6 +178,7 @@ class Diagnosis:
             *_weights(details),
             f"aligned   kappa {_show(self.kappa)} of at most {self.loops}{_left_out(details)}",
             *_silent(details),
+            *_remarkable(details),
             f"loop map  spectral radius {_show(self.spectral_radius)}, "
             f"largest singular value {_show(details.get('singular_value'))}"
             + ("" if details.get("spectrum_converged") in (True, None) else " (lower estimates)"),
@@ -184,6 +187,10 @@ class Diagnosis:
         if step:
             slope = "" if step["slope_first"] is None else f", slope over N {step['slope_first']:+.2f}"
             lines.append(f"one step  moves the output by {step['first'].get(self.loops, math.nan):.3g}{slope}")
+        run_on = details.get("settling")
+        if run_on:
+            changes = " and ".join(f"{_show(change)} at {n} loops" for n, change in run_on["change"].items())
+            lines.append(f"run on    {run_on['law']}: the output moves by {changes}")
         span = details.get("loops_range")
         if span:
             low, high = span["safe"]
@@ -243,6 +250,13 @@ def _silent(details: dict[str, Any]) -> list[str]:
     if not names:
         return []
     return [f"gradient  none for {', '.join(names[:4])}{' and more' if len(names) > 4 else ''}"]
+
+
+def _remarkable(details: dict[str, Any]) -> list[str]:
+    """Name modules that act otherwise than the loop does; those without a gradient have a line of their own."""
+    rows = [(row, remarks({**row, "no_gradient": False})) for row in details.get("modules", ())]
+    told = [f"{row['module']} x {row['visits']} ({', '.join(said)})" for row, said in rows if said]
+    return [f"modules   {'; '.join(told[:4])}{' and more' if len(told) > 4 else ''}"] if told else []
 
 
 def _based(details: dict[str, Any]) -> str:

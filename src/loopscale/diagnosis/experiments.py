@@ -17,7 +17,7 @@ from loopscale.diagnosis.causes import COHERENT, Facts, Shown, judge, scale_kind
 from loopscale.diagnosis.growth import GAIN, OVER, Growth, power_fit
 from loopscale.diagnosis.knob import Knob
 from loopscale.diagnosis.measure import Pass, far_gain, measured_pass
-from loopscale.diagnosis.overloops import counts_around
+from loopscale.diagnosis.overloops import counts_around, following
 from loopscale.diagnosis.setting import Factors, Setting, at_each
 from loopscale.probe.tape import Site
 
@@ -56,9 +56,9 @@ def _experiments(setting: Setting, seen: Pass, facts: Facts, knob: Knob | None) 
     if skips is not None:
         return Shown(frozenset({"nested"})), [skips]
     levers = [lever for lever in (_branches(facts), _injected(facts), _gains(facts)) if lever.parts]
-    causes = _put_back(setting, seen, levers) if facts.growth.beyond else set()
+    causes = _put_back(setting, seen, facts, levers) if facts.growth.beyond else set()
     enlarged = None
-    if "branches" not in causes and not _follows(facts):
+    if "branches" not in causes and facts.carried and not _follows(facts):
         enlarged = _enlarged(setting, seen, facts, [lever for lever in levers if lever.kind != "branches"])
         if enlarged is not None and scale_kind(facts) != "looped":
             causes.add("branches")
@@ -90,10 +90,12 @@ def share(setting: Setting, seen: Pass, branches: Iterable[Branch]) -> float | N
     return max(0.0, min(1.0, 1 - left / before)) if before > 0 else None
 
 
-def slope_over(setting: Setting, seen: Pass, factors: Factors, knob: Knob | None, power: float) -> float | None:
-    """Return the exponent of the stream's movement over N with these factors at each N, where N can be set.
+def slope_over(
+    setting: Setting, seen: Pass, factors: Factors, knob: Knob | None, power: float, here: Growth | None = None
+) -> float | None:
+    """Give the exponent of the stream's movement over N with these factors at each N, where N can be set.
 
-    `power`: that of 1/N by which the model's own scale still has to fall.
+    `power`: that of 1/N by which the model's own scale still has to fall; `here`: the growth at N, where it is known.
     """
     if knob is None:
         return None
@@ -101,27 +103,27 @@ def slope_over(setting: Setting, seen: Pass, factors: Factors, knob: Knob | None
     moved: dict[int, float] = {}
 
     def at(count: int) -> Factors:
-        return {
+        others = {site: (place, factor**power) for site, (place, factor) in following(seen, count).items()}
+        changed = {
             site: (operand, factor * (own / count) ** power if 0 < factor < 1 else factor)
             for site, (operand, factor) in factors.items()
         }
+        return {**others, **changed}
 
     for count, there in at_each(setting, knob, counts_around(own), at):
         try:
-            now = measured_pass(there)
+            now = measured_pass(there) if here is None or count != own else None
         except Exception:  # some settings break some models
             continue
-        if now.growth is not None and now.loop.visits == count:
-            moved[count] = now.growth.moved[-1] / max(now.growth.norms[0], 1e-30)
+        grew = here if now is None else now.growth
+        if grew is not None and (now is None or now.loop.visits == count):
+            moved[count] = grew.moved[-1] / max(grew.norms[0], 1e-30)
     fit = power_fit(list(moved), list(moved.values())) if len(moved) > 1 else None
     return fit[0] if fit else None
 
 
-def _put_back(setting: Setting, seen: Pass, levers: list[Lever]) -> set[str]:
-    """Return the kinds that bring the growth back when all others are set right.
-
-    Of several that only do so together, all.
-    """
+def _put_back(setting: Setting, seen: Pass, facts: Facts, levers: list[Lever]) -> set[str]:
+    """Return the kinds that bring the growth back when all others are right; of several that do so jointly, all."""
     found = set()
     for lever in levers:
         others = _joined(other for other in levers if other is not lever)
@@ -131,8 +133,10 @@ def _put_back(setting: Setting, seen: Pass, levers: list[Lever]) -> set[str]:
     mended = grown(setting, seen, _joined(levers))
     if mended is None or not levers:
         return set()
-    if mended.beyond:  # none of them removes the growth: those that take most of it along are causes of that part
-        return {lever.kind for lever in levers if _takes(setting, seen, lever)}
+    if mended.beyond or (
+        mended.gain > GAIN and not facts.carried
+    ):  # none of them removes the growth: those that take most of it along are causes of that part
+        return {lever.kind for lever in levers if facts.carried and _takes(setting, seen, lever)}
     return found or {lever.kind for lever in levers}
 
 
@@ -150,6 +154,9 @@ def _enlarged(setting: Setting, seen: Pass, facts: Facts, others: list[Lever]) -
     """Give the gain with branches as large as the stream, if beyond its limit and a right scale takes it back."""
     if seen.growth is None or not facts.living:
         return None
+    right = _branches(facts)
+    if not right.parts:
+        return None
     size, large = seen.growth.norms[0], dict[Site, tuple[int, float]]()
     for b in facts.living:
         whole = b.sizes[0] / b.scale if b.sizes and b.scale > 0 else 0.0
@@ -160,11 +167,11 @@ def _enlarged(setting: Setting, seen: Pass, facts: Facts, others: list[Lever]) -
         now = measured_pass(there, seen.loop, seen.tape)
     except (LookupError, RuntimeError, ValueError):
         return None
-    right = grown(there, seen, _branches(facts).factors)
+    mended = grown(there, seen, right.factors)
     known = [b.cosine for b in now.branches if b.kind == "branch" and b.cosine is not None]
-    if now.growth is None or right is None or (known and sum(known) / len(known) < COHERENT):
+    if now.growth is None or mended is None or (known and sum(known) / len(known) < COHERENT):
         return None
-    worse = now.growth.gain - 1 > SAME * (right.gain - 1)
+    worse = now.growth.gain - 1 > SAME * (mended.gain - 1)
     return now.growth.gain if now.growth.gain > GAIN and worse else None
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from loopscale.diagnosis.diagnosis import Finding, finding
 from loopscale.probe.batch import call_model, first_float
+from loopscale.probe.noting import Given, noting
 from loopscale.probe.tape import Tape, tensors_in
 
 
@@ -55,20 +56,11 @@ def _first_module(model: nn.Module, batch: Any) -> tuple[str, int]:
     visits: Counter[str] = Counter()
     found: list[tuple[str, int]] = []
 
-    def hook(name: str) -> Any:
-        def look(_module: nn.Module, _args: Any, out: Any) -> None:
-            visits[name] += 1
-            floats = [t for t in tensors_in(out) if t.is_floating_point()]
-            if not found and any(not _finite(t) for t in floats):
-                found.append((name, visits[name]))
+    def note(name: str, _module: nn.Module, _given: Given, out: Any) -> None:
+        visits[name] += 1
+        if not found and any(not _finite(t) for t in tensors_in(out) if t.is_floating_point()):
+            found.append((name or "model", visits[name]))
 
-        return look
-
-    handles = [module.register_forward_hook(hook(name or "model")) for name, module in model.named_modules()]
-    try:
-        with torch.no_grad():
-            call_model(model, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with torch.no_grad(), noting(model, note):
+        call_model(model, batch)
     return found[0] if found else ("model", 1)

@@ -9,6 +9,10 @@ from torch import Tensor
 from loopscale.diagnosis.setting import Setting
 from loopscale.probe.tape import Tape
 
+_HEAVY = frozenset(
+    "linear matmul __matmul__ mm bmm addmm einsum scaled_dot_product_attention conv1d conv2d conv3d".split()
+)
+
 
 class LoopMap:
     """F and its Jacobian-vector products at a point of the trajectory; the model runs from its input to node `end`.
@@ -19,18 +23,39 @@ class LoopMap:
 
     def __init__(self, setting: Setting, like: Tape, start: int, end: int) -> None:
         self.setting, self.like = setting, like
-        self.start, self.end = start, end
+        self.start, self.end, self.hollow = start, end, frozenset[int]()
         tape, _ = setting.run(keep=frozenset({start, end}), stop=end, like=like)
         for index, root in enumerate(tape._roots):
             tape.values.setdefault(index, root)
         self.point, self.image = tape.values[start], tape.values[end]
         self.exact = True
+        self._skip_what_went_before()
+
+    def _skip_what_went_before(self) -> None:
+        """Leave out products whose results this visit does not read, where its image stays the same to the bit."""
+        nodes = self.like.nodes
+        read, waiting = {self.end, self.start}, [self.end]
+        while waiting:
+            for parent in nodes[waiting.pop()].parents:
+                if parent not in read:
+                    read.add(parent)
+                    waiting.append(parent)
+        self.hollow = frozenset(
+            i for i in range(self.start) if nodes[i].op in _HEAVY and nodes[i].data and i not in read
+        )
+        try:
+            same = torch.equal(self(self.point), self.image)
+        except Exception:  # what the data decide goes another way on zeros
+            same = False
+        if not same:
+            self.hollow = frozenset()
 
     def __call__(self, stream: Tensor) -> Tensor:
         """Run F at another point; raises `LookupError` where the model takes another way there."""
         tape, _ = self.setting.run(
             keep=frozenset({self.end}),
             stop=self.end,
+            hollow=self.hollow,
             replace={self.start: lambda _: stream.clone()},
             like=self.like,
         )
@@ -52,6 +77,7 @@ class LoopMap:
             tape, _ = self.setting.run(
                 keep=frozenset({self.end}),
                 stop=self.end,
+                hollow=self.hollow,
                 replace={self.start: lambda _: dual},
                 like=self.like,
                 plain=True,
@@ -68,6 +94,7 @@ class LoopMap:
         tape, _ = self.setting.run(
             keep=frozenset({self.end}),
             stop=self.end,
+            hollow=self.hollow,
             replace={self.start: lambda _: leaf * 1.0},
             graph=True,
             like=self.like,

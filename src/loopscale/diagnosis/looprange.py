@@ -15,7 +15,7 @@ from loopscale.diagnosis.knob import Knob
 from loopscale.diagnosis.setting import Setting, at_each
 from loopscale.errors import UserError
 from loopscale.probe.batch import first_float
-from loopscale.probe.tape import tensors_in
+from loopscale.probe.tape import TooLong, tensors_in
 
 LossOf = Callable[[Any, Any], Tensor]
 # Within the safe range the output moves by at most a tenth, and the loss rises by at most a twentieth (nats for text).
@@ -56,7 +56,7 @@ def loop_range(
     """
     low, high = span
     counts = sorted({knob.nearest(n) for n in (low, own, high, *(2**k for k in range(12))) if low <= n <= high} | {own})
-    outputs = {n: _output(there) for n, there in at_each(setting, knob, counts)}
+    outputs = {n: output_of(there) for n, there in at_each(setting, knob, counts)}
     before = outputs[own]
     change: dict[int, float] = {}
     for n, after in outputs.items():
@@ -67,10 +67,11 @@ def loop_range(
     return LoopRange(own, change, losses, _safe(own, change, losses))
 
 
-def _output(setting: Setting) -> Tensor | None:
+def output_of(setting: Setting) -> Tensor | None:
+    """Give the model's answer at this setting; None where it does not run."""
     try:
         value = first_float(setting.run()[1])
-    except (RuntimeError, IndexError, ValueError):  # embeddings of the visits may end
+    except (RuntimeError, IndexError, ValueError, TooLong):  # embeddings of the visits may end
         return None
     return None if value is None else value.float()
 

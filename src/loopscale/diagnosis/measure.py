@@ -6,6 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from torch import nn
+
+from loopscale.adapt.branches import layer_of
 from loopscale.diagnosis.arnoldi import Spectrum, leading_eigenvalues
 from loopscale.diagnosis.branches import Branch, measure, rms, wanted
 from loopscale.diagnosis.growth import Growth, growth_law
@@ -95,16 +98,24 @@ def with_far_gain(seen: Pass, far: float | None) -> Pass:
     return replace(known, growth=_growth(known, seen.growth.norms, seen.growth.moved))
 
 
-def count_layers(loop: FoundLoop, branches: tuple[Branch, ...]) -> int:
-    """Return L: attention branches when there are any (attention and MLP make one layer), else branches or looped modules.
+def count_layers(model: nn.Module, loop: FoundLoop, branches: tuple[Branch, ...]) -> int:
+    """L: attention branches when there are any (attention and MLP make one layer), else layers with branches, or modules.
 
     Blocks side by side, of which a visit takes one or a mean, are one layer.
     """
     attention = sum(b.attention for b in branches if b.kind == "branch" and not b.beside)
     if attention:
         return attention
-    plain = sum(b.kind == "branch" and not b.beside for b in branches)
-    return max(1, plain or len(loop.modules))
+    plain = {_layer(model, b) for b in branches if b.kind == "branch" and not b.beside}
+    return max(1, len(plain) or len(loop.modules))
+
+
+def _layer(model: nn.Module, branch: Branch) -> str:
+    """Give the layer of a branch, by the count that `attach` takes; without numbered layers, what makes the addition."""
+    inside = branch.where if branch.where in dict(model.named_modules()) else branch.where.rpartition(".")[0]
+    if any(part.isdigit() for part in inside.split(".")[:-1]):
+        return layer_of(model, inside)
+    return branch.sites[0].module if branch.sites else inside
 
 
 def far_gain(setting: Setting, seen: Pass) -> float | None:

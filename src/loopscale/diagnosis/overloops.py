@@ -51,15 +51,15 @@ def counts_around(own: int) -> list[int]:
     return sorted({max(own // 2, 2), own, 2 * own, *([4, 8] if own <= 4 else [])})
 
 
-def following(seen: Pass, count: int, beside: Sequence[Branch] = ()) -> Factors:
-    """Return factors by which a scale that is right at the pass's own N is right at `count`.
+KINDS = ("branch", "inject")
 
-    Of loops `beside` it as well.
-    """
+
+def following(seen: Pass, count: int, beside: Sequence[Branch] = (), kinds: Sequence[str] = KINDS) -> Factors:
+    """Give the factors by which a scale that is right at the pass's own N is right at `count`; of loops `beside` it too."""
     return {
         site: (b.operand, seen.loop.visits / count)
         for b in (*seen.branches, *beside)
-        if b.kind in ("branch", "inject") and b.operand >= 0 and b.scale < 0.9
+        if b.kind in kinds and b.operand >= 0 and b.scale < 0.9
         for site in b.sites
     }
 
@@ -71,30 +71,39 @@ def over_loops(setting: Setting, knob: Knob, own_pass: Pass, contracts: bool = F
     `contracts`: a norm or a contractive carry is known to set the size of the stream, so that its law is bounded.
     """
     own = own_pass.loop.visits
-    points, moved = _points(setting, knob, own_pass, None)
+    points, moved = _points(setting, knob, own_pass, ())
     if len(points) < 2:
         return None
     law, exponent = law_over_loops([p[0] for p in points], moved)
     if contracts or max(p[1] for p in points) < STILL:
         law = "bounded"
-    scaled = [(n, eps) for n, _, eps in points if eps and math.isfinite(eps)]
-    fit = power_fit([n for n, _ in scaled], [eps for _, eps in scaled]) if len(scaled) > 1 else None
+    powers = {kind: _power(points, kind) for kind in KINDS}
+    frozen = [kind for kind, power in powers.items() if power is not None and abs(power) < FROZEN]
     followed = None
-    if fit is not None and abs(fit[0]) < FROZEN and following(own_pass, own):
-        with_eps, then = _points(setting, knob, own_pass, own_pass)
+    if following(own_pass, own, kinds=frozen):
+        with_eps, then = _points(setting, knob, own_pass, frozen)
         known = power_fit([p[0] for p in with_eps], then) if len(with_eps) > 1 else None
         followed = known[0] if known else None
     tried, gains = tuple(p[0] for p in points), tuple(p[1] for p in points)
-    return OverLoops(tried, gains, law, exponent, -fit[0] if fit else None, followed)
+    return OverLoops(tried, gains, law, exponent, powers["branch"], followed)
 
 
-def _points(
-    setting: Setting, knob: Knob, own_pass: Pass, follow: Pass | None
-) -> tuple[list[tuple[int, float, float | None]], list[float]]:
-    points: list[tuple[int, float, float | None]] = []
+Point = tuple[int, float, dict[str, float]]
+
+
+def _power(points: list[Point], kind: str) -> float | None:
+    """Return a in eps ~ N^-a of the steps of one kind; None where they are at one N only."""
+    scaled = [(n, eps[kind]) for n, _, eps in points if eps.get(kind) and math.isfinite(eps[kind])]
+    fit = power_fit([n for n, _ in scaled], [eps for _, eps in scaled]) if len(scaled) > 1 else None
+    return -fit[0] if fit else None
+
+
+def _points(setting: Setting, knob: Knob, own_pass: Pass, follow: Sequence[str]) -> tuple[list[Point], list[float]]:
+    """Measure at each N, the scales of the kinds `follow` made to follow it."""
+    points: list[Point] = []
     moved: list[float] = []
     own = own_pass.loop.visits
-    factors = (lambda count: following(follow, count)) if follow else None
+    factors = (lambda count: following(own_pass, count, kinds=follow)) if follow else None
     for count, there in at_each(setting, knob, counts_around(own), factors):
         try:
             seen = own_pass if count == own else measured_pass(there)
@@ -102,7 +111,7 @@ def _points(
             continue
         if seen.growth is None or seen.loop.visits != count:
             continue
-        living = [b.scale for b in seen.branches if b.kind == "branch" and not b.dead]
+        scales = {k: [b.scale for b in seen.branches if b.kind == k and not b.dead and b.sizes] for k in KINDS}
         moved.append(seen.growth.moved[-1] / max(seen.growth.norms[0], 1e-30))
-        points.append((count, seen.growth.gain, sum(living) / len(living) if living else None))
+        points.append((count, seen.growth.gain, {k: sum(eps) / len(eps) for k, eps in scales.items() if eps}))
     return points, moved

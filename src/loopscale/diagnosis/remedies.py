@@ -19,9 +19,11 @@ from loopscale.diagnosis.branches import Branch
 from loopscale.diagnosis.causes import Facts, judge
 from loopscale.diagnosis.diagnosis import Finding
 from loopscale.diagnosis.experiments import Lever, slope_over, tested
+from loopscale.diagnosis.growth import GAIN, OVER
 from loopscale.diagnosis.knob import Knob
 from loopscale.diagnosis.measure import Pass, far_gain, measured_pass, with_far_gain
 from loopscale.diagnosis.setting import Factors, Setting
+from loopscale.probe.batch import LARGE
 
 MENDED = frozenset(
     "unscaled-residual sqrt-scaled nested-skip unscaled-injection double-depth-scale expanding-map".split()
@@ -66,7 +68,7 @@ def try_remedies(
         factors = setting.changed(factors).changed(new).factors
         try:
             changed = replace(setting, factors=factors)
-            now = measured_pass(changed)
+            now = measured_pass(changed, seen.loop, seen.tape)
             now = with_far_gain(now, far_gain(changed, now))
         except (LookupError, RuntimeError, ValueError):
             return None
@@ -75,9 +77,11 @@ def try_remedies(
         known, levers = tested(changed, now, replace(facts_of(now), init_ratio=None, scale_power=None))
     if not factors or now.growth is None:
         return None
-    left = frozenset(f.code for f in judge(known) if f.severity != "info")
-    made = Trial(factors, now.growth.gain, now.far, left, tuple(kinds))
-    return replace(made, slope=slope_over(setting, seen, factors, knob, 1 - (facts.scale_power or 0.0)))
+    left = {f.code for f in judge(known) if f.severity != "info"}
+    slope = slope_over(setting, seen, factors, knob, 1 - (facts.scale_power or 0.0), now.growth)
+    if not left and (now.growth.beyond or ((slope or 0.0) > OVER and now.growth.gain > GAIN)):
+        left = {"growth-unexplained"}
+    return Trial(factors, now.growth.gain, now.far, frozenset(left), tuple(kinds), slope)
 
 
 def edits(trial: Trial, model: nn.Module) -> tuple[str, ...]:
@@ -120,7 +124,8 @@ def attachable(
             copied = copy.deepcopy(model)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                attach(copied, batch=batch, **given)
+                # The measure below is the check of a large model, whose passes cost more.
+            attach(copied, batch=batch, check=sum(p.numel() for p in model.parameters()) <= LARGE, **given)
             seen = measured_pass(Setting(copied, batch))
         except Exception:  # a model may refuse in any way
             continue

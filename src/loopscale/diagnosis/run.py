@@ -12,7 +12,6 @@ from typing import Any
 from torch import nn
 
 from loopscale.diagnosis.arnoldi import Spectrum
-from loopscale.diagnosis.branches import Branch
 from loopscale.diagnosis.causes import CONTRACTIVE, Facts, judge
 from loopscale.diagnosis.diagnosis import Diagnosis, Finding, Symptom, finding, verdict
 from loopscale.diagnosis.experiments import Lever, tested
@@ -24,23 +23,23 @@ from loopscale.diagnosis.looprange import LoopRange, LossOf, loop_range
 from loopscale.diagnosis.loops import FoundLoop, find_loops
 from loopscale.diagnosis.measure import Pass, count_layers, far_gain, last_map, main_loop, measured_pass, with_far_gain
 from loopscale.diagnosis.merge import merged
+from loopscale.diagnosis.modules import table
 from loopscale.diagnosis.onestep import MakeOptimizer, train_a_little
 from loopscale.diagnosis.overloops import FROZEN, OverLoops, over_loops
 from loopscale.diagnosis.remedies import MENDED, attachable, edits, spelt, try_remedies, with_trial
 from loopscale.diagnosis.setting import MOST_CALLS, Setting
+from loopscale.diagnosis.settling import settling
 from loopscale.diagnosis.stated import Stated, listening, stated_for
 from loopscale.diagnosis.steplaw import one_step_law
-from loopscale.diagnosis.symptoms import EXPANSION, ONE_STEP, REACH, Measured, symptoms, unexplained
+from loopscale.diagnosis.symptoms import EXPANDS, EXPANSION, ONE_STEP, REACH, Measured, symptoms, unexplained
 from loopscale.diagnosis.tying import untied
-from loopscale.diagnosis.whole import Modes, halts, idle, modes, restarts, table, unused_knobs
-from loopscale.errors import UserError
+from loopscale.diagnosis.whole import halts, idle, modes, restarts, unused_knobs
+from loopscale.errors import UserError, settings
 from loopscale.parameterization import Depth, residual_scale
 from loopscale.probe.batch import LARGE, prepare
 from loopscale.probe.tape import Tape, TooLong
 from loopscale.probe.untouched import untouched, unwrap
 
-# Training copies costs four times the weights: above this many it is done only when an optimizer is given.
-_SMALL = LARGE
 # Loops at which a model is diagnosed whose own number makes too long a pass.
 FEWER = 32
 # Loops beside the main one that are looked at as well.
@@ -48,8 +47,8 @@ _BESIDE = 8
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """What the caller wants besides the plain diagnosis."""
+class DiagnoseSettings:
+    """What to do besides the plain diagnosis; `diagnose` takes each as a keyword."""
 
     loops_arg: str | None = None
     loops_range: tuple[int, int] | None = None
@@ -57,27 +56,43 @@ class _Asked:
     optimizer: MakeOptimizer | None = None
     data: Iterable[Any] | None = None
     loss: LossOf | None = None
+    training: bool = False
 
 
-def diagnose(
-    model: nn.Module,
-    batch: Any = None,
-    *,
-    loops_arg: str | None = None,
-    loops_range: tuple[int, int] | None = None,
-    products: int | None = None,
-    optimizer: MakeOptimizer | None = None,
-    data: Iterable[Any] | None = None,
-    loss: LossOf | None = None,
-) -> Diagnosis:
+@dataclass(frozen=True)
+class _Other:
+    """A loop beside the main one."""
+
+    loop: FoundLoop
+    seen: Pass
+    facts: Facts
+
+
+@dataclass(frozen=True)
+class _Study:
+    """The main loop of a model: how it was run, what was seen, what sets N, what makes it grow, and other loops."""
+
+    setting: Setting
+    asked: DiagnoseSettings
+    seen: Pass
+    facts: Facts
+    knob: Knob | None
+    varied: OverLoops | None
+    levers: list[Lever]
+    others: list[_Other]
+
+
+def diagnose(model: nn.Module, batch: Any = None, **keywords: Any) -> Diagnosis:
     """Find the loop of any module and say what is wrong, where, why and what to try.
 
     `batch`: a tensor, a tuple (positional) or a dict (keywords); made up from the model's sizes when None.
-    `loops_arg`: what sets N, when it cannot be guessed (an argument of forward, or "config.num_steps").
-    `loops_range`: measure the output's change when N is varied between these; with `data` (batches) also the loss's, by
-    `loss(output, batch)` or as the output tells it. `optimizer`: makes your optimiser from a model, for the one-step
-    law; Adam otherwise, where the model is small. `products`: how many products with the Jacobian to take, by the size of
-    the model when None; at 0 none, and no training steps are tried. Counts alone decide what is done, never a clock: the
+
+    Keywords, those of `DiagnoseSettings`: `loops_arg`: what sets N, when it cannot be guessed (an argument of forward, or
+    "config.num_steps"). `loops_range`: measure the output's change when N is varied between these; with `data` (batches)
+    also the loss's, by `loss(output, batch)` or as the output tells it. `optimizer`: makes your optimiser from a model, for
+    the one-step law; Adam otherwise, where the model is small. `products`: how many products with the Jacobian to take, by
+    the size of the model when None; at 0 none, and no training steps are tried. `training=True`: run the model in training
+    mode, with dropout, sampled loops and statistics of the batch. Counts alone decide what is done, never a clock: the
     same model and batch give the same diagnosis, bit for bit.
     The model is left bit-identical: weights, buffers, mode, hooks, gradients and random state.
 
@@ -87,10 +102,10 @@ def diagnose(
     >>> diagnose(nn.Sequential(nn.Linear(4, 4))).codes
     {'not-looped'}
     """
-    model = unwrap(model)
+    model, asked = unwrap(model), settings(DiagnoseSettings, keywords, "diagnose")
     with untouched(model, grads=True), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        asked = _Asked(loops_arg, loops_range, products, optimizer, data, loss)
+        model.train(asked.training)
         setting = Setting(model, prepare(model, batch))
         try:
             return _diagnose(setting, asked)
@@ -106,7 +121,7 @@ def diagnose(
             ) from cause
 
 
-def _shorter(setting: Setting, asked: _Asked) -> Diagnosis:
+def _shorter(setting: Setting, asked: DiagnoseSettings) -> Diagnosis:
     """Diagnose a model whose pass is too long at fewer loops, and say so; raises `UserError` where N cannot be set."""
     for knob in candidates(setting.model):
         if knob.value is None or knob.value <= FEWER:
@@ -124,7 +139,7 @@ def _shorter(setting: Setting, asked: _Asked) -> Diagnosis:
     )
 
 
-def _diagnose(setting: Setting, asked: _Asked) -> Diagnosis:
+def _diagnose(setting: Setting, asked: DiagnoseSettings) -> Diagnosis:
     model = setting.model
     with listening(model) as heard:
         tape, output = setting.run()
@@ -148,31 +163,30 @@ def _diagnose(setting: Setting, asked: _Asked) -> Diagnosis:
     others = _beside(setting, loops, main, tape)
     facts, levers = tested(setting, seen, _with_siblings(facts, main, others), knob)
     others = [replace(other, facts=tested(setting, other.seen, other.facts)[0]) for other in others]
+    study = _Study(setting, asked, seen, facts, knob, varied, levers, others)
     findings = merged([*judge(facts), *(f for other in others for f in judge(other.facts))])
     if any(f.code == "dead-branch" for f in findings):
-        findings = _after_steps(setting, findings, varied, stated)
-    findings, attach = _tried(setting, seen, facts, levers, findings, knob, others)
-    beside = [b for other in others if other.loop.visits == main.visits for b in other.facts.branches]
-    measured, modes_seen, more = _symptoms(setting, seen, facts, varied, knob, asked, bool(broken), beside)
-    findings = merged([*broken, *ties, *findings, *_expanding(measured), *more, *restarts(tape, loops)])
-    if not broken:
-        findings = merged(
-            [*findings, *idle(setting, seen, output), *halts(main, knob), *unused_knobs(setting, main, knob)]
-        )
+        findings = _after_steps(study, findings)
+    findings, attach = _tried(study, findings)
+    if broken:
+        measured, modes_seen, more = Measured(facts, varied, None, None, None, True, {}), None, []
+    else:
+        measured = _measured(study)
+        modes_seen, differ = modes(setting, seen)
+        more = [*_expanding(measured), *differ, *idle(setting, seen, output), *halts(main, knob)]
+        more += [*unused_knobs(setting, main, knob), *_truncated(measured)]
     figures = symptoms(measured)
-    findings = merged([*findings, *_truncated(measured)])
+    findings = merged([*broken, *ties, *findings, *more, *restarts(tape, loops)])
     findings = merged([*findings, *unexplained(figures, findings, main.where)])
-    ranged = (
-        loop_range(setting, knob, main.visits, asked.loops_range, asked.data, asked.loss)
-        if knob and asked.loops_range
-        else None
-    )
+    span = asked.loops_range
+    ranged = loop_range(setting, knob, main.visits, span, asked.data, asked.loss) if knob and span else None
     silent = measured.stepped.without_gradient if measured.stepped else ()
     details = {
         **_details(measured, ranged),
         "symptoms": [asdict(figure) for figure in figures],
-        "modules": table(tape, main, silent),
+        "modules": table(tape, output, main, silent),
         "modes": asdict(modes_seen) if modes_seen else None,
+        "settling": settling(setting, knob, main.visits) if knob and not broken and (span or _small(model)) else None,
         "attach": attach,
     }
     grads = measured.grads
@@ -212,35 +226,25 @@ def _broken(loops: list[FoundLoop], broken: list[Finding]) -> Diagnosis:
     )
 
 
-def _symptoms(
-    setting: Setting,
-    seen: Pass,
-    facts: Facts,
-    varied: OverLoops | None,
-    knob: Knob | None,
-    asked: _Asked,
-    broken: bool,
-    beside: list[Branch],
-) -> tuple[Measured, Modes | None, list[Finding]]:
-    """Measure what is left: one step of an optimiser, the map of the last visit, gradients, training mode."""
-    if broken:
-        return Measured(facts, varied, None, None, None, True, {}), None, []
+def _measured(study: _Study) -> Measured:
+    """Measure what is left: one step of an optimiser, the map of the last visit, gradients."""
+    setting, asked, seen, facts = study.setting, study.asked, study.seen, study.facts
     why: dict[str, str] = {}
     spectrum = _spectrum(setting, seen, asked.products, why)
     grads = _gradients(setting, seen, why)
-    small = asked.products != 0 and sum(p.numel() for p in setting.model.parameters()) <= _SMALL
+    small = asked.products != 0 and _small(setting.model)
     frozen = facts.scale_power is not None and abs(facts.scale_power) < FROZEN and (facts.scale or 1.0) < 0.9
+    beside = [b for other in study.others if other.loop.visits == facts.loops for b in other.facts.branches]
     stepped = None
     if small or asked.optimizer:
-        stepped = one_step_law(setting, knob, seen, asked.optimizer, follow=beside if frozen else None)
+        stepped = one_step_law(setting, study.knob, seen, asked.optimizer, follow=beside if frozen else None)
     if stepped is not None:
         acting = {name for node in seen.tape.nodes for key in node.params for name in seen.tape.names.get(key, [])}
         stepped = replace(stepped, without_gradient=tuple(n for n in stepped.without_gradient if n in acting))
     if stepped is None:
         large = "products is 0" if asked.products == 0 else "more than 25 million weights: give optimizer="
         why[ONE_STEP] = "the output has no gradient" if small else large
-    told, differ = modes(setting, seen)
-    return Measured(facts, varied, stepped, spectrum, grads, False, why), told, differ
+    return Measured(facts, study.varied, stepped, spectrum, grads, False, why)
 
 
 def _spectrum(setting: Setting, seen: Pass, products: int | None, why: dict[str, str]) -> Spectrum | None:
@@ -268,11 +272,11 @@ def _gradients(setting: Setting, seen: Pass, why: dict[str, str]) -> Gradients |
 def _expanding(measured: Measured) -> list[Finding]:
     """Return a loop without a skip whose visits multiply differences."""
     facts, spectrum = measured.facts, measured.spectrum
-    if spectrum is None or not spectrum.radius > 1.05 or any(b.kind in ("branch",) for b in facts.branches):
+    if spectrum is None or not spectrum.radius > EXPANDS or facts.carried:
         return []
     growth = facts.growth
     grown = growth is not None and growth.gain > 2 and growth.law != "bounded"
-    said = f"spectral radius {spectrum.radius:.3g} at the last visit, no skip beside the block"
+    said = f"spectral radius {spectrum.radius:.3g} at the last visit, no skip past all of the block"
     if growth is not None:
         said += f"; gain {growth.gain:.3g} over {facts.loops} visits"
     return [finding("expanding-map", facts.where, said, "error" if grown else "warning")]
@@ -286,16 +290,9 @@ def _truncated(measured: Measured) -> list[Finding]:
     return [finding("truncated-gradient", measured.facts.where, said)]
 
 
-def _tried(
-    setting: Setting,
-    seen: Pass,
-    facts: Facts,
-    levers: list[Lever],
-    findings: list[Finding],
-    knob: Knob | None,
-    others: list[_Other],
-) -> tuple[list[Finding], dict[str, Any] | None]:
+def _tried(study: _Study, findings: list[Finding]) -> tuple[list[Finding], dict[str, Any] | None]:
     """Try the remedies together; give the findings, and the keywords of `attach`."""
+    setting, facts = study.setting, study.facts
     if not {f.code for f in findings if f.severity != "info"} & MENDED:
         return findings, None
 
@@ -303,12 +300,12 @@ def _tried(
         made = _facts(setting.model, now, None, facts.stated)
         return replace(made, layers=facts.layers, prescribed=facts.prescribed)
 
-    trial = try_remedies(setting, seen, facts, levers, facts_of, knob)
+    trial = try_remedies(setting, study.seen, facts, study.levers, facts_of, study.knob)
     if trial is None:
         return findings, None
     gain = facts.growth.gain if facts.growth else math.inf
     helps = not trial.left and (trial.gain <= max(2.0, gain) or not math.isfinite(gain))
-    same = [o for o in others if o.loop.order == "layer-wise" and o.loop.visits == facts.loops]
+    same = [o for o in study.others if o.loop.order == "layer-wise" and o.loop.visits == facts.loops]
     names = [b.where for other in same for b in other.facts.living]
     attach = attachable(setting.model, setting.batch, facts, trial, names) if helps else None
     lines = (spelt(attach),) if attach else edits(trial, setting.model)
@@ -320,13 +317,6 @@ def _stated(model: nn.Module, main: FoundLoop, loops: list[FoundLoop], heard: Ma
     if told is not None and told.kind == "attached" and any(loop.visits == told.loops for loop in loops):
         return replace(told, loops=main.visits)  # of several loops one handle counts one
     return told
-
-
-@dataclass(frozen=True)
-class _Other:
-    loop: FoundLoop
-    seen: Pass
-    facts: Facts
 
 
 def _beside(setting: Setting, loops: list[FoundLoop], main: FoundLoop, tape: Tape) -> list[_Other]:
@@ -366,12 +356,17 @@ def _with_siblings(facts: Facts, main: FoundLoop, others: list[_Other]) -> Facts
     return replace(facts, layers=layers, prescribed=prescribed, growth=growth)
 
 
+def _small(model: nn.Module) -> bool:
+    """Whether copies may be trained, which costs four times the weights, and passes at 4N be made."""
+    return sum(p.numel() for p in model.parameters()) <= LARGE
+
+
 def _base(stated: Stated | None) -> int | None:
     return None if stated is None else stated.base_layers
 
 
 def _facts(model: nn.Module, seen: Pass, varied: OverLoops | None, stated: Stated | None = None) -> Facts:
-    layers = count_layers(seen.loop, seen.branches)
+    layers = count_layers(model, seen.loop, seen.branches)
     return Facts(
         seen.loop.visits,
         layers,
@@ -388,16 +383,14 @@ def _facts(model: nn.Module, seen: Pass, varied: OverLoops | None, stated: State
     )
 
 
-def _after_steps(
-    setting: Setting, findings: list[Finding], varied: OverLoops | None, stated: Stated | None
-) -> list[Finding]:
+def _after_steps(study: _Study, findings: list[Finding]) -> list[Finding]:
     """Judge a copy that was trained for a few steps, since dead branches hide the law."""
     try:
-        trained = replace(setting, model=copy.deepcopy(setting.model))
+        trained = replace(study.setting, model=copy.deepcopy(study.setting.model))
         train_a_little(trained, steps=4)
         again = measured_pass(trained)
         again = with_far_gain(again, far_gain(trained, again))
-        later = judge(tested(trained, again, _facts(trained.model, again, varied, stated))[0])
+        later = judge(tested(trained, again, _facts(trained.model, again, study.varied, study.facts.stated))[0])
     except (RuntimeError, LookupError, TypeError):
         return findings
     told = {f.code for f in findings}

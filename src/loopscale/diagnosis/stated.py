@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from loopscale.probe.noting import Given, noting
 from loopscale.speaker import handle_of
 
 
@@ -32,28 +33,18 @@ class Stated:
 
 @contextmanager
 def listening(model: nn.Module) -> Iterator[dict[str, Stated]]:
-    """Return what every `Loop` that is called inside counts, by the name of the module."""
+    """Give what every `Loop` that is called inside counts, by the name of the module."""
     heard: dict[str, Stated] = {}
-    hooks = [
-        module.register_forward_pre_hook(_listener(heard, name), with_kwargs=True)
-        for name, module in model.named_modules()
-        if hasattr(module, "depth_at") and hasattr(module, "stack")
-    ]
-    try:
-        yield heard
-    finally:
-        for hook in hooks:
-            hook.remove()
 
-
-def _listener(heard: dict[str, Stated], name: str) -> Any:
-    def listen(module: Any, _args: Any, kwargs: Mapping[str, Any]) -> None:
-        visits = module.loops if kwargs.get("loops") is None else kwargs["loops"]
+    def note(name: str, module: Any, given: Given, _out: Any) -> None:
+        visits = module.loops if given[1].get("loops") is None else given[1]["loops"]
         eps = None if module.rule.norm == "post" else module.residual_scale(visits)
         where = f"`{name}`" if name else "the model"
         heard[name] = Stated("loop", where, module.depth_at(visits).loops, eps, module.base_layers, module.strength)
 
-    return listen
+    names = [name for name, m in model.named_modules() if hasattr(m, "depth_at") and hasattr(m, "stack")]
+    with noting(model, note, names):
+        yield heard
 
 
 def stated_for(model: nn.Module, modules: tuple[str, ...], heard: Mapping[str, Stated]) -> Stated | None:

@@ -13,7 +13,11 @@ from loopscale.diagnosis.loops import FoundLoop
 from loopscale.probe.tape import Node, Tape
 from loopscale.probe.walks import ancestors, descendants, descendants_past, dominators
 
-ADDS = frozenset("add __add__ __radd__ __iadd__ add_ sub __sub__ __isub__ sub_ lerp lerp_ addcmul addcmul_".split())
+# Additions to some places of the stream only, as routing makes them.
+SCATTERS = frozenset("scatter_add scatter_add_ index_add index_add_".split())
+ADDS = SCATTERS | frozenset(
+    "add __add__ __radd__ __iadd__ add_ sub __sub__ __isub__ sub_ lerp lerp_ addcmul addcmul_".split()
+)
 BLENDS = frozenset("lerp lerp_ addcmul addcmul_".split())
 SCALES = frozenset("mul __mul__ __rmul__ __imul__ mul_ div __truediv__ __itruediv__ div_ true_divide multiply".split())
 SAME = frozenset(
@@ -26,6 +30,8 @@ MIXES = frozenset(
     "stack cat concat concatenate sum mean einsum matmul __matmul__ bmm gather where index_select take_along_dim "
     "scatter __setitem__ index_put_ masked_scatter masked_fill".split()
 )
+# A weight of more numbers mixes features or places, not a few streams.
+MIXED = 64
 NORMS = frozenset("layer_norm rms_norm group_norm normalize instance_norm batch_norm".split())
 
 
@@ -37,7 +43,7 @@ class Step:
     node), `base` the update before its scale; `factor` is how the scale was spelt; `nested` says that the update carries a
     copy of the stream itself; `attention` counts attention calls in the branch. `operand` and `other` are the places of
     the update and of the skip among what the call reads; -1 where no factor can be put on it. `beside`: an addition
-    that an earlier one does not feed, as in blocks side by side.
+    that an earlier one does not feed, as in blocks side by side. `weighs`: parameters act on the stream itself.
     """
 
     kind: str
@@ -51,6 +57,7 @@ class Step:
     operand: int = -1
     other: int = -1
     beside: bool = False
+    weighs: bool = False
 
 
 @dataclass(frozen=True)
@@ -234,8 +241,8 @@ def _segment(nodes: list[Node], start: int, end: int) -> list[Step]:
         linear = _linear(nodes, start, inside)
         if any(p in linear for p in carried) and end in linear:
             made = _adds(nodes, start, end, linear, inside)
-            return made if made or node.op not in SCALES else [Step("map", end, start)]
-        return [Step("map", end, start)]
+            return made if made or node.op not in SCALES else [_map(nodes, start, end)]
+        return [_map(nodes, start, end)]
     if node.op in NORMS or _manual_norm(nodes, start, end, inside):
         return [Step("norm", end, start)]
     if node.op in SAME:
@@ -243,7 +250,12 @@ def _segment(nodes: list[Node], start: int, end: int) -> list[Step]:
     if node.op in SCALES and len(carried) == 1:
         place = next((p for p, word in enumerate(node.args) if word == ("node", carried[0])), -1)
         return [Step("scale", end, start, factor=_factor(node, carried[0]), operand=place)]
-    return [Step("map", end, start)]
+    return [_map(nodes, start, end)]
+
+
+def _map(nodes: list[Node], start: int, end: int) -> Step:
+    between = ancestors(nodes, end, start) & descendants(nodes, start, end) - {start}
+    return Step("map", end, start, weighs=any(nodes[i].params for i in between))
 
 
 def _manual_norm(nodes: list[Node], start: int, end: int, inside: set[int]) -> bool:
@@ -259,14 +271,22 @@ def _linear(nodes: list[Node], start: int, inside: set[int]) -> dict[int, int]:
         known = [p for p in dict.fromkeys(node.parents) if p in reached]
         scaled = node.op in SCALES and len(known) == 1
         # A product with a weight is the branch's own; with anything else it is a mixture of what it reads.
-        mixed = node.op in MIXES and not node.params and not _weighs(nodes, node)
+        mixed = node.op in MIXES and all(_small(shape, node) for shape in _weights(nodes, node))
         if known and (node.op in SAME or scaled or mixed or node.op in ADDS):
             reached[index] = min(reached[p] for p in known) + (node.op in ADDS)
     return reached
 
 
-def _weighs(nodes: list[Node], node: Node) -> bool:
-    return any(nodes[p].params for p in node.parents if not nodes[p].data)
+def _weights(nodes: list[Node], node: Node) -> list[tuple[int, ...]]:
+    """Shapes of the parameters that a call reads, directly or as something that was made of them."""
+    made = [nodes[p] for p in node.parents if not nodes[p].data and nodes[p].params]
+    within = {key for parent in made for key in parent.params}
+    return [parent.shape for parent in made] + [key[2] for key in node.params if key not in within]
+
+
+def _small(shape: tuple[int, ...], node: Node) -> bool:
+    """Whether a weight of this shape mixes a few streams and leaves their features alone."""
+    return _numel(shape) <= MIXED and node.shape[-1:] != shape[-1:] and node.shape[-1] not in shape
 
 
 def _adds(nodes: list[Node], start: int, end: int, linear: dict[int, int], inside: set[int]) -> list[Step]:

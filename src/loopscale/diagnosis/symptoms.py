@@ -117,7 +117,7 @@ def _step(seen: Measured) -> Symptom:
 
 def _expansion(seen: Measured) -> Symptom:
     facts, spectrum = seen.facts, seen.spectrum
-    skip = bool(facts.living or any(b.kind == "branch" for b in facts.branches))
+    skip = facts.carried
     limit = 1 + BESIDE_A_SKIP / facts.loops if skip else EXPANDS
     if spectrum is None:
         return _missing(EXPANSION, limit, seen, "a visit's derivative could not be taken")

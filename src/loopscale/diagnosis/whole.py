@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from loopscale.diagnosis.branches import owner, rms
+from loopscale.diagnosis.branches import rms
 from loopscale.diagnosis.diagnosis import Finding, finding
 from loopscale.diagnosis.knob import Knob, candidates
 from loopscale.diagnosis.loops import FoundLoop, find_loops
@@ -137,15 +137,17 @@ class Modes:
 
 
 def modes(setting: Setting, seen: Pass) -> tuple[Modes | None, list[Finding]]:
-    """Run the model in training mode once and compare: visits, the stream's growth, BatchNorm inside the loop."""
+    """Run the model once in the other mode and compare: visits, the stream's growth, BatchNorm inside the loop."""
     model = setting.model
-    model.train()
+    mode = model.training
+    model.train(not mode)
     try:
-        told = measured_pass(setting)
+        other = measured_pass(setting)
     except Exception:  # some models cannot run in training mode on this batch
         return None, []
     finally:
-        model.eval()
+        model.train(mode)
+    told, seen = (seen, other) if mode else (other, seen)
     norms = tuple(_batch_norms(model, seen.loop, seen.tape))
     gain = told.growth.gain if told.growth else None
     both = Modes(told.loop.visits, seen.loop.visits, gain, norms)
@@ -213,45 +215,3 @@ def _means_loops(knob: Knob) -> bool:
     """Say whether it is named like a number of loops and nothing else; iterations in a config are those of a training."""
     name = knob.name.rpartition(".")[2].lower()
     return bool(PLAIN.match(name)) and not (knob.kind == "config" and "iter" in name)
-
-
-def table(tape: Tape, loop: FoundLoop | None, without: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Return modules x visits.
-
-    How often each acts, on what, which weights are private to a visit, where no gradient arrives.
-    """
-    looped = {key for key in loop.uses} if loop else set()
-    span = loop.span if loop else (0, -1)
-    rows: dict[str, dict[str, Any]] = {}
-    for index, node in enumerate(tape.nodes):
-        for key in sorted(node.params, key=lambda k: tape.names.get(k, [""])[0]):
-            names = tape.names.get(key)
-            if not names or (not node.data and node.op not in ("embedding",)):
-                continue
-            name = names[0].rpartition(".")[0] or names[0]
-            row = rows.setdefault(
-                name, {"module": name, "calls": set(), "on": set(), "private": False, "silent": False}
-            )
-            row["calls"].add((key, index))
-            row["on"].add("the batch" if any(tape.nodes[p].op == "input" for p in node.parents) else "the stream")
-            inside = span[0] <= index <= span[1]
-            row["private"] = row["private"] or (inside and key not in looped and len(key[2]) >= 2)
-            row["silent"] = row["silent"] or names[0] in without
-    made = []
-    for row in rows.values():
-        keys: dict[Key, int] = defaultdict(int)
-        for key, _ in row["calls"]:
-            keys[key] += 1
-        made.append(
-            {
-                "module": row["module"],
-                "visits": max(keys.values()),
-                "on": sorted(row["on"])[0],
-                "private": row["private"],
-                "no_gradient": row["silent"],
-            }
-        )
-    return made
-
-
-__all__ = ["Modes", "halts", "idle", "modes", "owner", "restarts", "table", "unused_knobs"]

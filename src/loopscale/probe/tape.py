@@ -108,7 +108,8 @@ class Tape(TorchFunctionMode):
     `aliases[key]` collects one stand-in for each call that reads a parameter of `alias`, to tell its visits apart.
     Numbers of nodes given or kept are those of `like`, a tape of the same model, where there is one: calls are matched by
     site and turn, so that a pass that makes other calls (routing) is never read at the wrong one. `factors[site]` is
-    (operand, factor): what the call there reads is multiplied first. With `plain` attention runs in the form that
+    (operand, factor): what the call there reads is multiplied first. Calls of `hollow`, whose results do not matter, are
+    not made: zeros of the shape that `like` noted stand for them. With `plain` attention runs in the form that
     forward-mode differentiation follows, its result laid out as in `like`.
     """
 
@@ -125,6 +126,7 @@ class Tape(TorchFunctionMode):
     factors: Mapping[Site, tuple[int, float]] = field(default_factory=dict)
     plain: bool = False
     most: int = MOST_NODES
+    hollow: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -156,6 +158,9 @@ class Tape(TorchFunctionMode):
         self.site = self._site(name)
         if self.factors and self.site in self.factors:
             args = self._scaled(args, *self.factors[self.site])
+        empty = self._empty(args) if self.hollow else None
+        if empty is not None:
+            return self._note(name, args, kwargs, empty)
         given = self._stand_in((args, kwargs)) if self.alias else (args, kwargs)
         out = func(*given[0], **given[1])
         if self.plain and name == "scaled_dot_product_attention" and isinstance(out, Tensor):
@@ -167,6 +172,16 @@ class Tape(TorchFunctionMode):
         if name in _SILENT or name == "__set__" or not isinstance(out, (Tensor, tuple, list)):
             return out
         return self._note(name, args, kwargs, out)
+
+    def _empty(self, args: Any) -> Tensor | None:
+        """Give zeros for a call that is not to be made; None where it is."""
+        place = self.like.places.get((self.site, self.turns[self.site])) if self.like is not None else None
+        if self.like is None or place not in self.hollow:
+            return None
+        node = self.like.nodes[place]
+        device = next((t.device for t in tensors_in(args)), None)
+        made = torch.zeros(node.shape, dtype=node.dtype, device=device)
+        return made.new_empty(0).new_empty_strided(node.shape, node.strides).zero_() if node.strides else made
 
     def _note(self, name: str, args: Any, kwargs: Any, out: Any) -> Any:
         made = [out] if isinstance(out, Tensor) else [item for item in out if isinstance(item, Tensor)]

@@ -53,7 +53,7 @@ def page(target: str, found: Diagnosis) -> str:
     """Write the page as HTML."""
     from loopscale.report.page import Section, render_page
 
-    sections = [_finding(finding, found) for finding in found.findings]
+    sections = [*_symptoms(found), *(_finding(finding, found) for finding in found.findings)]
     shown = {_FIGURES.get(f.code, "norms") for f in found.findings}
     titles = {
         "norms": "Stream over visits",
@@ -66,18 +66,57 @@ def page(target: str, found: Diagnosis) -> str:
         chart = _chart(kind, found) if found.looped and kind not in shown else None
         if chart is not None:
             sections.append(Section(title, figure=chart, how_to_read=_READINGS[kind]))
+    modules = _modules(found)
+    if modules is not None:
+        sections.append(modules)
     sections.append(Section("Numbers", table=_numbers(found)))
     return render_page(f"Diagnosis of {target}", found.verdict, sections, _provenance(), kind="loopscale diagnosis")
 
 
 def _finding(finding: Finding, found: Diagnosis) -> Section:
-    from loopscale.report.page import Section
+    from loopscale.report.page import Section, escape
 
     text = f"At {finding.where}. Seen: {finding.evidence}. Cause: {finding.cause}. What to try: {finding.remedy}."
+    if finding.tried:
+        text += f" Tried on the model's own forward pass {finding.tried}."
+    code = "\n".join(escape(line) for line in finding.lines)
     kind = _FIGURES.get(finding.code, "norms")
     chart = _chart(kind, found, finding.code)
     title = f"{finding.code} ({finding.severity})"
-    return Section(title, text, figure=chart, how_to_read=_READINGS[kind] if chart else "")
+    body = f'<pre style="white-space: pre-wrap">{code}</pre>' if code else ""
+    return Section(title, text, body, figure=chart, how_to_read=_READINGS[kind] if chart else "")
+
+
+def _symptoms(found: Diagnosis) -> list[Section]:
+    """Every figure with its limit, and what was not checked, with the reason."""
+    from loopscale.report.page import Section, Table
+
+    checked = [s for s in found.symptoms if s.value is not None]
+    missing = [(s.name, s.why or "") for s in found.symptoms if s.value is None]
+    made = []
+    if checked:
+        rows = [(s.name, s.measured(), "beyond its limit" if s.beyond else "within") for s in checked]
+        made.append(Section("Symptoms", table=Table(("symptom", "measured", "against its limit"), rows)))
+    if missing:
+        text = "A figure that was not checked is no sign of health: the verdict is not healthy because of it."
+        made.append(Section("Not checked", text, table=Table(("symptom", "why"), missing)))
+    return made
+
+
+def _modules(found: Diagnosis) -> Section | None:
+    """How often each module acts and on what, whose weights are private to a visit, what no gradient or reader reaches."""
+    from loopscale.diagnosis.modules import remarks
+    from loopscale.report.page import Section, Table
+
+    rows = [
+        (row["module"], str(row["visits"]), row["on"], ", ".join(remarks(row)))
+        for row in found.to_json()["details"].get("modules", ())
+    ]
+    if not rows:
+        return None
+    long = len(rows) > 16
+    table = Table(("module", "visits", "reads", "remarks"), rows, f"The {len(rows)} modules" if long else "")
+    return Section("Modules and visits", table=None if long else table, more=table if long else None)
 
 
 def _chart(kind: str, found: Diagnosis, place: str = "all") -> Figure | None:
@@ -141,8 +180,9 @@ def _lines(kind: str, found: Diagnosis) -> list[Line]:
         return [_line(f"{i + 1}: {kinds[b['kind']]}{b['where']}", b["update_ratio"], 1) for i, b in enumerate(parts)]
     if kind == "scales":
         living = [branch["scale"] for branch in _living(found)]
-        level = [found.prescribed_scale or 0.0] * len(living)
-        return [_line("measured", living, 1), _line("prescribed", level, 1)]
+        # From half a step before the first branch to half a step after the last, so that one branch has a line too.
+        level = ("prescribed", (0.5, len(living) + 0.5), [found.prescribed_scale or 0.0] * 2)
+        return [_line("measured", living, 1), level]
     if kind == "eigenvalues":
         values = details.get("eigenvalue_moduli", [])
         return [_line("moduli", values, 1), _line("kept for ever", [1.0] * len(values), 1)]

@@ -1,0 +1,73 @@
+"""What a diagnosis says beside its findings: modules by visits, whether the answer settles, training mode, the page."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from loopscale import UserError
+from loopscale.diagnosis import diagnose
+from loopscale.report.diagnosis_page import page
+
+TOKENS = torch.arange(20).view(2, 10)
+
+
+class Looped(nn.Module):
+    """`carry` scales the stream at every visit, `eps` the branch; `halt` is computed and thrown away."""
+
+    def __init__(self, carry=1.0, eps=1.0, loops=4, drop=0.0):
+        super().__init__()
+        self.table, self.norm, self.f = nn.Embedding(97, 32), nn.LayerNorm(32), nn.Linear(32, 32)
+        self.halt, self.out, self.drop = nn.Linear(32, 1), nn.Linear(32, 97), nn.Dropout(drop)
+        self.carry, self.eps, self.loops = carry, eps, loops
+
+    def forward(self, tokens):
+        x = self.table(tokens)
+        for _ in range(self.loops):
+            self.halt(x)
+            x = self.carry * x + self.eps * self.drop(self.f(self.norm(x)))
+        return self.out(x)
+
+
+def told(**given):
+    torch.manual_seed(0)
+    return diagnose(Looped(**given), TOKENS, products=0)
+
+
+@pytest.mark.parametrize(("given", "law"), [({"carry": 0.5, "eps": 0.01}, "settles"), ({}, "drifts")])
+def test_whether_the_answer_settles_at_two_and_four_times_its_loops(given, law):
+    found = told(**given)
+    assert found.details["settling"]["law"] == law and f"run on    {law}" in found.text()
+    assert list(found.details["settling"]["change"]) == ["8", "16"]
+
+
+def test_modules_by_visits():
+    rows = {row["module"]: row for row in told().details["modules"]}
+    assert {name: row["visits"] for name, row in rows.items()} == {"table": 1, "halt": 4, "norm": 4, "f": 4, "out": 1}
+    assert [name for name, row in rows.items() if row["unused"]] == ["halt"]
+    assert rows["table"]["on"] == "the batch" and rows["f"]["on"] == "the stream"
+    assert not any(row["private"] for row in rows.values())
+
+
+def test_training_mode_on_request():
+    found = told(drop=0.5)
+    assert told(drop=0.5).to_json() == found.to_json()
+    torch.manual_seed(0)
+    model = Looped(drop=0.5)
+    training = diagnose(model, TOKENS, products=0, training=True)
+    assert training.gain != found.gain and model.training
+    with pytest.raises(UserError, match=r"diagnose has no keyword .trainig."):
+        diagnose(model, TOKENS, trainig=True)
+
+
+def test_the_page_shows_symptoms_what_was_not_checked_and_modules():
+    found = told()
+    text = re.sub(r"<[^>]+>", " ", page("mine", found))
+    for words in ("Symptoms", "growth over the visits", "Not checked", "products is 0", "Modules and visits", "halt"):
+        assert words in text
+    assert "its result is not used" in text and "then no finding" in text and "ls.attach(model, loops=4" in text
+    json.dumps(found.to_json())
