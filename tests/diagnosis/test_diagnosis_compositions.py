@@ -63,6 +63,13 @@ def test_one_that_grows_is_not_healthy():
     holds(recipe)
 
 
+def test_attention_of_an_earlier_branch_is_not_counted_again():
+    """Where a branch reads x + e and e is the first state, the way to it passes by the branch before."""
+    torch.manual_seed(0)
+    found = diagnose(Composed(Recipe(loops=3, branch="both", inject="branch")), products=0)
+    assert found.layers == 1 and found.codes == set(), found.text()
+
+
 @pytest.mark.slow
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(RECIPES)
@@ -76,6 +83,7 @@ def test_nothing_that_grows_is_healthy(recipe):
 @pytest.mark.slow
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(RIGHT)
+@example(Recipe(loops=8, layers=2, branch="parallel", inject="branch", route="masked"))
 def test_the_rule_is_never_a_fault(recipe):
     assert recipe.right
     holds(recipe)

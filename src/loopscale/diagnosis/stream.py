@@ -339,7 +339,7 @@ def _addition(
         return None
     kind = "branch" if update in inside else "inject"
     base, factor = strip(nodes, update)
-    attends = _attentions(nodes, start, update) if kind == "branch" else 0
+    attends = _attentions(nodes, start, update, skip) if kind == "branch" else 0
     operand, other = places.get(update, -1), places.get(skip, -1)
     if node.op.startswith("lerp"):
         operand, other = 2, -1
@@ -357,8 +357,9 @@ def _is_constant(word: object) -> bool:
     return (word[0] == "constant" and bool(word[1])) or (word[0] == "param" and bool(word[1][2]))
 
 
-def _attentions(nodes: list[Node], start: int, update: int) -> int:
-    reached = ancestors(nodes, update, start) & descendants(nodes, start, update)
+def _attentions(nodes: list[Node], start: int, update: int, skip: int) -> int:
+    """Count the attention calls of a branch; those of the branches before it are in the stream that it is added to."""
+    reached = ancestors(nodes, update, start) & descendants(nodes, start, update) - ancestors(nodes, skip, start)
     return sum(
         nodes[i].op in ("scaled_dot_product_attention", "multi_head_attention_forward", "flex_attention")
         or (nodes[i].op in ("softmax", "_softmax") and len(nodes[i].shape) == 4)
