@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,7 @@ import loopscale
 from loopscale import UserError
 from loopscale.cli import main
 from loopscale.records import Journal, StudyRecord, content_hash, write_record
-from loopscale.study import Executor, InThisProcess, LocalProcesses, Silent, UserCode
+from loopscale.study import Executor, InThisProcess, LocalProcesses, RayTasks, Silent, SlurmArrays, UserCode
 from loopscale.train import make_config
 from loopscale.transfer import Arm, Cell, Study, StudyPlan, run_study, seeds_by_cost
 
@@ -323,6 +324,38 @@ def test_folders_of_others_are_refused_untouched(finished, tmp_path):
         run_study(PLAN, tmp_path)
     assert sorted(path.name for path in folder.rglob("*")) == before
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize("too_much", ["model.layers=1000000", "data.batch_size=100000000"])
+@pytest.mark.parametrize(
+    "study",
+    [
+        ["transfer", "--loops", "1,2"],
+        ["exponent", "--loops", "1,2,4"],
+        ["tune", "c.toml", "--target", "loops=8"],
+        ["train", "c.toml"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_what_no_machine_holds_is_refused_before_anything_is_made(tmp_path, capsys, monkeypatch, study, too_much):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.toml").write_text(BASE.to_toml())
+    data = [] if "c.toml" in study else ["--set", "data.path=synthetic:copy"]
+    began = time.process_time()
+    assert main([*study, *data, "--set", too_much, "--out", "out"]) == 2
+    assert re.search(
+        r"^loopscale: training takes [\d.,]+ [GT]B and this machine has .*: lower", capsys.readouterr().err
+    )
+    assert time.process_time() - began < 5 and sorted(path.name for path in tmp_path.iterdir()) == ["c.toml"]
+
+
+def test_the_room_of_other_machines_is_not_asked_for(monkeypatch):
+    large = BASE.replaced("model", layers=10**6)
+    with pytest.raises(UserError, match="training takes"):
+        InThisProcess().check_room(large)
+    for elsewhere in (SlurmArrays, RayTasks):
+        monkeypatch.setattr(elsewhere, "__init__", lambda self: None)
+        elsewhere().check_room(large)
 
 
 def test_a_value_in_study_json_that_no_config_takes_is_named(finished, tmp_path):

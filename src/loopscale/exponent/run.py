@@ -45,7 +45,8 @@ def run_exponent(
     ignores `residual_scale`, workers that keep dying, or when every trial raises.
     """
     started, observer = time.monotonic(), observer or Silent()
-    description = _checked(plan)  # first, so that bad data leaves no folder behind
+    runner = executor or LocalProcesses()
+    description = _checked(plan, runner)  # first, so that bad data leaves no folder behind
     observer.checked(description)
     with ExponentStudy.open(folder, plan) as study:
         update = page(study).update if page else lambda: None
@@ -57,7 +58,7 @@ def run_exponent(
             observer.ended(record, len(study.trials), study.left())
             update()
 
-        drive(executor or LocalProcesses(), study.next_job, keep)
+        drive(runner, study.next_job, keep)
         check_errors(study.errors, len(study.trials), least=1)
         seconds = round(time.monotonic() - started + _before(folder), 1)
         result = summarise(study, {**provenance(), "data": description, **_base(plan), "seconds": seconds})
@@ -65,9 +66,10 @@ def run_exponent(
     return result
 
 
-def _checked(plan: ExponentPlan) -> dict[str, Any]:
+def _checked(plan: ExponentPlan, executor: Executor) -> dict[str, Any]:
     """Raise `UserError` when the data, or the user's model, cannot be used; return what provenance says of them."""
     if plan.user_code is None:
+        executor.check_room(plan.config(plan.sample(max(plan.loops))))
         return plan.base.load_data().description
     cells = [
         Cell(loops, 1.0, plan.base.optim.lr, plan.base.optim.lr, 0) for loops in (min(plan.loops), max(plan.loops))

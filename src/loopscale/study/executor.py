@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loopscale.errors import UserError
 from loopscale.study.trial import run_trial
+
+if TYPE_CHECKING:
+    from loopscale.train import TrainConfig
 
 Job = tuple[str, dict[str, Any], dict[str, Any]]  # key, cell, config
 AGAIN = 3  # times that a job is run when its worker is lost
@@ -20,11 +23,13 @@ class Executor:
     slots: how many submissions run at once.
     batch: how many jobs one submission takes at most; `pack` chooses them.
     lost: the exceptions that mean "the worker died", after which the job runs again.
+    here: whether the work runs on this machine.
     """
 
     slots: int = 1
     batch: int = 1
     lost: tuple[type[BaseException], ...] = ()
+    here: bool = True
 
     def submit(self, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
         """Run `work(*arguments)` in a worker, soon; the future gives what it returns or raises."""
@@ -40,6 +45,13 @@ class Executor:
     def pack(self, waiting: list[Job], running: list[Job]) -> list[Job]:
         """Choose the jobs that are submitted together next."""
         return waiting[:1]
+
+    def check_room(self, config: TrainConfig) -> None:
+        """Raise `UserError`, before a study begins, when a training of the house model is too large for this machine."""
+        if self.here:
+            from loopscale.train.shape import check_memory, on_gpu
+
+            check_memory(config, cuda=on_gpu(config))
 
     def start(self, jobs: list[Job]) -> Future[Any]:
         """Submit what `pack` chose."""

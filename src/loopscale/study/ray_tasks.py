@@ -23,6 +23,8 @@ class RayTasks(Executor):
     Raises `UserError` when the cluster cannot be reached or has no GPU to give, `MissingExtraError` without ray.
     """
 
+    here = False
+
     def __init__(self, address: str | None = None, workers: int | None = None, gpus: float = 0.0) -> None:
         self._most = checked(workers, 0)
         self.address, self.gpus = address, gpus

@@ -28,6 +28,7 @@ class SlurmArrays(Executor):
     """
 
     lost = (LostJobError,)
+    here = False
 
     def __init__(self, folder: Path, cap: int = 16, cluster: str | None = "slurm", **options: Any) -> None:
         if cap < 1:

@@ -69,6 +69,13 @@ def _size(count: float) -> str:
     return f"{count / 1e12:,.1f} TB" if count >= 1e12 else f"{count / 1e9:.1f} GB"
 
 
+def on_gpu(config: TrainConfig) -> bool:
+    """Tell whether this config trains on a GPU of this machine."""
+    import torch
+
+    return config.train.device != "cpu" and torch.cuda.is_available()
+
+
 def _of_gpu() -> float | None:
     import torch
 

@@ -42,7 +42,8 @@ def run_study(
     """
     started, observer = time.monotonic(), observer or Silent()
     # First, so that bad data leaves no folder behind; packed once here, so that the workers find it in the cache.
-    description = _checked(plan)
+    runner = executor or LocalProcesses()
+    description = _checked(plan, runner)
     observer.checked(description)
     with Study.open(folder, plan) as study:
         update = page(study).update if page else lambda: None
@@ -54,20 +55,21 @@ def run_study(
             observer.ended(record, len(study.trials), study.left())
             update()
 
-        drive(executor or LocalProcesses(), study.next_job, keep)
+        drive(runner, study.next_job, keep)
         check_errors(study.errors, len(study.trials), least=1)
         result = summarise(study, _provenance(plan, description, time.monotonic() - started + _before(folder)))
         write_record(folder / "result.json", Result.model_validate(result))
     return result
 
 
-def _checked(plan: StudyPlan) -> dict[str, Any]:
-    """Raise `UserError` when the data, or the user's model, cannot be used."""
-    if plan.user_code is None:
-        return plan.base.load_data().description
+def _checked(plan: StudyPlan, executor: Executor) -> dict[str, Any]:
+    """Raise `UserError` when the data, or the user's model, cannot be used, or a trial is too large for this machine."""
     size = plan.base.model
-    here = Cell(Arm(size.rule, size.strength, size.loops), plan.center_lr, plan.base.train.seed)
     there = Cell(Arm(size.rule, size.strength, max(plan.loops)), plan.center_lr, 0)
+    if plan.user_code is None:
+        executor.check_room(plan.config(there))
+        return plan.base.load_data().description
+    here = Cell(Arm(size.rule, size.strength, size.loops), plan.center_lr, plan.base.train.seed)
     return plan.user_code.check(plan.config(here), plan.config(there))
 
 

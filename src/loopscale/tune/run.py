@@ -69,6 +69,8 @@ def tune(
     require("optuna", "sweep")
     with driven(folder, NAME, "tuning"):
         check_folder(folder, settings)
+        if settings.user_code is None:
+            runner.check_room(settings.config(settings.proxy, start(settings)))
         vocab_size, description = probe(settings)
         observer.checked(description)
         journal = Journal(folder)
