@@ -2,7 +2,9 @@
 
 import math
 import random
+from dataclasses import replace
 from itertools import pairwise
+from statistics import fmean
 
 import pytest
 
@@ -36,10 +38,13 @@ def loss(config, gain=0.05):
 
 
 def trial(job, value):
+    """As a worker records it: stopped where its curve is above the job's thresholds."""
     key, cell, config = job
-    return Trial.model_validate(
-        {"key": key, "cell": cell, "config": config, "loss": value, "diverged": False, "steps": 4, "seconds": 1.0}
-    )
+    curve = [[step, value + 0.1 * (4 - step)] for step in range(1, 5)]
+    at = [step for step, most in config.get("stop", []) if fmean(loss for s, loss in curve if s <= step) > most]
+    record = {"key": key, "cell": cell, "config": config, "loss": value, "diverged": False, "steps": 4, "seconds": 1.0}
+    early = {"loss": None, "stopped": True, "steps": at[0], "seconds": at[0] / 4} if at else {}
+    return Trial.model_validate({**record, "curve": curve, **early})
 
 
 def ran(folder, plan, rng=None, gain=0.05):
@@ -58,7 +63,7 @@ def ran(folder, plan, rng=None, gain=0.05):
 
 def plan(**values):
     values = {"base": BASE, "rules": ("looped", "none"), "loops": (1, 4), "seeds": 2, "outer_pilot": True, **values}
-    return StudyPlan(beside_one=True, **values)
+    return StudyPlan(beside_one=True, early_end=True, **values)
 
 
 def test_the_pilot_runs_first_and_every_trial_after_it_keeps_the_outer_rate_that_it_found(tmp_path):
@@ -92,6 +97,36 @@ def test_whatever_order_trials_end_in_the_study_asks_for_the_same_ones(tmp_path,
         for seed in range(2)
     ]
     assert all(one == other for one, other in pairwise(asked))
+
+
+WIDE = tuple(2.0**k for k in range(-11, -2))
+
+
+def test_on_a_fixed_grid_hopeless_trials_of_further_seeds_end_early_and_the_result_stays(tmp_path):
+    study, _ = ran(tmp_path / "early", plan(lrs=WIDE, seeds=3))
+    whole, _ = ran(tmp_path / "whole", replace(plan(lrs=WIDE, seeds=3), early_end=False))
+    ended = [one for one in study.trials.values() if one.stopped]
+    assert ended and all(one.cell.seed > 0 and abs(math.log2(one.cell.lr) + 6) > 1.4 for one in ended)
+    found, all_of_it = summarise(study, {}), summarise(whole, {})
+    assert found["rules"]["looped"]["optima"] == all_of_it["rules"]["looped"]["optima"]
+    assert f"{len(ended)} of {len(study.trials)} trials were hopeless" in found["early"] and "early" not in all_of_it
+
+
+def test_a_stopped_trial_at_the_rate_that_was_tuned_runs_to_its_end_for_the_regret(tmp_path):
+    """The best rate at N = 1 is three octaves above that at N = 4: hopeless there, and what it costs is the question."""
+
+    def drifting(config):
+        loops, hidden = config["model"]["loops"], math.log2(config["optim"]["lr"])
+        return loss(config) + 0.15 * math.log2(loops) * (hidden + 6) + 0.2 * math.log2(loops)
+
+    with Study.open(tmp_path / "s", plan(rules=("looped",), lrs=WIDE, seeds=2)) as study:
+        again = 0
+        while (job := study.next_job()) is not None:
+            again += job[0] in study.trials
+            study.record(trial(job, drifting(job[2])))
+    regret = summarise(study, {})["rules"]["looped"]["regret"]
+    assert again == 1 and regret is not None and regret > 0.1
+    assert not any(one.stopped for key, one in Study.load(tmp_path / "s").trials.items() if one.cell.lr == 2.0**-6)
 
 
 def test_a_study_that_was_stopped_goes_on_where_it_was(tmp_path):

@@ -121,6 +121,7 @@ def command(
         preset=preset,
         outer_pilot=objective is None and "outer_lr" not in base.optim.model_fields_set,
         beside_one=beside_one,
+        early_end=True,
         spacing=chosen.spacing,
     )
     mine = model or objective
@@ -164,5 +165,6 @@ def _tell(result: dict[str, Any], page: Path, as_json: bool) -> None:
     ]
     compared = [row["sentence"] for row in result["paired"]]
     extra = [result[name]["sentence"] for name in ("pays", "outer") if name in result]
+    extra += [result["early"]] if "early" in result else []
     click.echo("\n".join([result["sentence"], *(line for lines in told for line in lines), *compared, *extra]))
     click.echo(f"page: {page}")

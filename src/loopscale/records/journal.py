@@ -52,11 +52,11 @@ class Journal:
         return [self._parse(line) for line in lines]
 
     def append(self, trial: Trial) -> None:
-        """Write a finished trial and flush it to disk; a key that is there already is not written again.
+        """Write a finished trial and flush it to disk; a key that is there is not written again, unless it was stopped.
 
         Raises `UserError` when the disk is full or not writable; the journal is then as it was.
         """
-        if trial.key in self.trials:
+        if not self._new(trial):
             return
         line = json.dumps(sealed(trial), separators=(",", ":"), allow_nan=False).encode() + b"\n"
         try:
@@ -84,4 +84,10 @@ class Journal:
     def _keep(self, trial: Trial, name: str, key: str | None = None) -> Trial:
         if not trial.key or trial.key != (key or trial.key):
             raise UserError(f"{name} is damaged at key (it is that of a different trial): {Trial.FIX}")
-        return self.trials.setdefault(trial.key, trial)
+        if self._new(trial):
+            self.trials[trial.key] = trial
+        return self.trials[trial.key]
+
+    def _new(self, trial: Trial) -> bool:
+        """Say whether a trial adds something: it is the first of its key, or goes to the end where that one was stopped."""
+        return trial.key not in self.trials or (self.trials[trial.key].stopped and not trial.stopped)

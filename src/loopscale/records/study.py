@@ -31,6 +31,7 @@ class StudyRecord(Record):
     outer_pilot: bool = False
     beside_one: bool = False
     spacing: PositiveInt = 1
+    early_end: bool = False
 
 
 class Cell(Record):
@@ -182,6 +183,7 @@ class Result(Record):
     paired: tuple[Paired, ...] = ()
     pays: Pays | None = None
     outer: OuterRate | None = None
+    early: str = ""
     strengths: tuple[FiniteFloat, ...] = ()
     loops: tuple[PositiveInt, ...]
     by_strength: dict[str, dict[PositiveInt, dict[float, Optimum]]] = Field(default_factory=dict)

@@ -87,6 +87,8 @@ def sections(study: StudyInfo) -> list[Section]:
     for title, part in (("Does looping pay?", study.result.pays), ("The outer rate", study.result.outer)):
         if part is not None:
             parts.append(Section(title, part.sentence))
+    if study.result.early:
+        parts.append(Section("Trials that ended early", study.result.early))
     if not study.trials:
         text = "This folder holds no trial records, so the figures drawn from single trials are left out."
         parts.append(Section("Left out", text))

@@ -51,7 +51,8 @@ class StudyPlan:
     five rates and 2 for three, over the same two octaves.
 
     `outer_pilot`: embedding, readout and final norm keep one rate while the others are swept, found at the smallest N
-    first. `beside_one`: one loop is trained beside the first rule, as long as the others and with the largest N's compute.
+    first. `early_end`: on a fixed grid, trials of further seeds that the better half of the first seed's has left behind
+    end early. `beside_one`: one loop is trained beside the first rule, for as long and with the largest N's compute.
 
     Raises `UserError` for an empty or invalid axis.
     """
@@ -69,6 +70,7 @@ class StudyPlan:
     outer_pilot: bool = False
     beside_one: bool = False
     spacing: int = 1
+    early_end: bool = False
     _canonical: dict[tuple[str, int], str] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:

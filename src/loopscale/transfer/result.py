@@ -65,6 +65,7 @@ def summarise(study: Study, provenance: dict[str, Any]) -> dict[str, Any]:
         "paired": compared(found),
         **_pays(study, found[plan.rules[0]]),
         **_outer(study),
+        **_early(study),
         "loops": sorted(plan.loops),
         "strengths": list(plan.strengths),
         "by_strength": _by_strength(study),
@@ -156,6 +157,18 @@ def _pays(study: Study, first: Curves) -> dict[str, Any]:
         counted="visits" if plan.user_code else "FLOPs",
     )
     return {"pays": does_looping_pay(beside).model_dump(mode="json", exclude_unset=True)}
+
+
+def _early(study: Study) -> dict[str, Any]:
+    """Say what the early end of hopeless trials saved."""
+    ended = [trial for trial in study.trials.values() if trial.stopped]
+    if not ended:
+        return {}
+    steps = study.plan.base.train.steps
+    saved = sum(trial.seconds * (steps / max(1, trial.steps) - 1) for trial in ended)
+    share = saved / (saved + sum(trial.seconds for trial in study.trials.values()))
+    said = f"{len(ended)} of {len(study.trials)} trials were hopeless and ended early: {share:.0%} of the time saved."
+    return {"early": said}
 
 
 def _outer(study: Study) -> dict[str, Any]:

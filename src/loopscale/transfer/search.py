@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
-from loopscale.transfer.optimum import Losses, best_rate
+from loopscale.transfer.optimum import WINDOW, Losses, best_rate
 from loopscale.transfer.plan import HIGHEST, LOWEST, grid_index, grid_rate
 
 REACH = 2  # grid steps on either side of the minimum: five rates over two octaves carry the parabola
@@ -37,6 +38,13 @@ def wanted(
             asked = sorted({*asked, *around})
         asked = around
     return []
+
+
+def hopeless(losses: Losses) -> list[float]:
+    """Return the rates that no parabola about the best rate of the first seed reaches: their trials may end early."""
+    first = {point: loss for point, loss in losses.items() if point[1] == 0}
+    best = math.log2(best_rate(first))
+    return [rate for rate, _ in first if abs(math.log2(rate) - best) > WINDOW]
 
 
 def wanted_best(losses: Losses, seeds: int, center_lr: float) -> list[tuple[float, int]]:

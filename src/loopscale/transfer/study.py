@@ -11,10 +11,10 @@ from pathlib import Path
 
 from loopscale.errors import UserError
 from loopscale.records import Journal, StudyRecord, Trial, read_record, write_record
-from loopscale.study import Job, changes, driven, refuse, trial_key
+from loopscale.study import Job, changes, driven, refuse, thresholds, trial_key
 from loopscale.transfer.optimum import Losses, best_rate, fit_optimum
 from loopscale.transfer.plan import Arm, Cell, StudyPlan, grid_index, grid_rate
-from loopscale.transfer.search import REACH, wanted, wanted_best
+from loopscale.transfer.search import REACH, hopeless, wanted, wanted_best
 
 NAME = "study.json"
 OUTER_START = 4.0  # times the hidden rate: where the pilot's search for the outer rate begins
@@ -32,6 +32,8 @@ class Study:
         self.journal = Journal(folder)
         self.errors: list[str] = []  # what trials raised in which the user's code failed; they count as diverged
         self._losses: dict[Arm, dict[tuple[float, int], float]] = {}
+        self._ended: dict[Arm, set[tuple[float, int]]] = {}  # trials that were hopeless and ended early
+        self._rows: dict[Arm, list[list[float]]] = {}
         self._given, self._running = set[Cell](), 0
         self._arms: dict[Arm, list[Arm]] = {}  # those of one network, under the first of them
         for arm in plan.arms:
@@ -150,21 +152,31 @@ class Study:
         """Note a trial's loss; what is asked of its arm, and of those that wait for its rate, is then asked anew."""
         cell = trial.cell
         self.errors += [] if trial.error is None else [trial.error]
-        arm = Arm(cell.rule, cell.strength or 0.0, cell.loops, cell.steps, cell.swept)
-        loss = math.inf if trial.diverged or trial.loss is None else trial.loss
-        self._losses.setdefault(arm, {})[cell.lr, cell.seed] = loss
+        arm = self._arm(trial)
+        if trial.stopped:
+            self._ended.setdefault(arm, set()).add((cell.lr, cell.seed))
+            self._given.discard(Cell(arm, cell.lr, cell.seed))
+        else:
+            loss = math.inf if trial.diverged or trial.loss is None else trial.loss
+            self._losses.setdefault(arm, {})[cell.lr, cell.seed] = loss
         if arm == self.plan.pilot and (outer := self.outer_rate()) is not None:
             # The pilot's trial at the rate that it found is one of the study's own.
             known = self._losses.setdefault(self.plan.same_network(replace(arm, swept="lr")), {})
             known |= {
                 (self.plan.center_lr, seed): loss for (rate, seed), loss in self.losses(arm).items() if rate == outer
             }
-        if self.plan.lrs is not None and arm in self._arms:
-            return  # a fixed grid is asked for once
+        if self.plan.lrs is not None and arm in self._arms and not self._first_seed_ends(arm, cell.seed):
+            return  # a fixed grid is asked for once, or twice: the first seed, then the others
         self._asked.pop(arm, None)
         for shared, arms in self._arms.items():
             if shared == arm or (arm.loops == min(self.plan.loops) and any(self._base(one) == arm for one in arms)):
                 self._asked.pop(shared, None)
+
+    def _first_seed_ends(self, arm: Arm, seed: int) -> bool:
+        """Say whether what the other seeds may do is known only now, or a whole trial is needed where one was stopped."""
+        if seed == 0 or not self._ended:
+            return self.plan.early_end and seed == 0
+        return arm in self._ended or arm.loops == min(self.plan.loops)
 
     def _base(self, arm: Arm) -> Arm:
         return self.plan.same_network(Arm(arm.rule, arm.strength, min(self.plan.loops)))
@@ -190,22 +202,46 @@ class Study:
             tuned = self._best(replace(arm, steps=0))
             begin = (tuned or 0.0) * (arm.steps / plan.base.train.steps) ** LONGER
             return wanted_best(known, plan.seeds_at(max(plan.loops)), begin) if tuned else []
+        if plan.lrs is not None and plan.early_end:
+            if first := wanted(known, 1, plan.center_lr, plan.lrs):
+                return first
+            known = {**dict.fromkeys(self._ended.get(arm, ()), math.inf), **known}
         return wanted(known, plan.seeds_at(arm.loops), plan.center_lr, plan.lrs, plan.spacing)
 
     def _one_shot(self, arm: Arm) -> list[tuple[float, int]]:
-        rate = None if self.plan.lrs is not None else self.tuned_rate(arm)
+        if self.plan.lrs is not None and not self._ended.get(self.plan.same_network(arm)):
+            return []  # the grid has it
+        rate, known = self.tuned_rate(arm), self.losses(arm)
         if rate is None:
             return []
-        known = self.losses(arm)
         return [(rate, seed) for seed in range(self.plan.seeds_at(arm.loops)) if (rate, seed) not in known]
 
     def _give(self, cell: Cell) -> Job:
         config = self.plan.job_config(cell, self._outer)
         key = trial_key(config)
-        if key in self.trials:
+        if key in self.trials and not self.trials[key].stopped:
             raise UserError(f"trial {key} in {self.folder} is damaged (its cell is not its config's): {Trial.FIX}")
         self._given.add(cell)
         self._running += 1
         where = {"steps": 0, "swept": "lr"}
         said = {name: value for name, value in asdict(cell.arm).items() if where.get(name) != value}
-        return key, {**said, "lr": cell.lr, "seed": cell.seed}, config
+        stop = [] if key in self.trials else self._thresholds(cell)
+        return key, {**said, "lr": cell.lr, "seed": cell.seed}, {**config, "stop": stop} if stop else config
+
+    def _thresholds(self, cell: Cell) -> list[list[float]]:
+        """Return where a trial ends early, by the arm's trials with the first seed alone: in any order the same."""
+        arm, plan = cell.arm, self.plan
+        if not plan.early_end or plan.lrs is None or cell.seed == 0 or arm not in self._arms:
+            return []
+        if cell.lr not in hopeless(self.losses(arm)):
+            return []
+        if arm not in self._rows:
+            found = [trial for trial in self.trials.values() if trial.cell.seed == 0 and self._arm(trial) == arm]
+            records = [{"loss": trial.loss, "curve": trial.curve} for trial in found]
+            self._rows[arm] = thresholds(records, plan.base.train.steps)
+        return self._rows[arm]
+
+    @staticmethod
+    def _arm(trial: Trial) -> Arm:
+        cell = trial.cell
+        return Arm(cell.rule, cell.strength or 0.0, cell.loops, cell.steps, cell.swept)
