@@ -148,6 +148,23 @@ def driver() -> str:
     return "\n".join([*lines, "", f"(an objective that returns at once, one worker; {where})"])
 
 
+def exponents() -> str:
+    """How costs grow with each size: the exponent over all sizes measured, and between the two largest."""
+    record = load("cost_exponents")
+    names = {"seconds": "time of a step", "mb_kept": "memory kept for the backward pass", "mb_checkpoint": "checkpoint"}
+    lines = ["| over | sizes | " + " | ".join(names.values()) + " |", "|---|---|" + "---|" * len(names)]
+    for axis, row in record["rows"].items():
+        if axis != "trials":
+            cells = [f"{row['exponents'][name]['all']:.2f}, {row['exponents'][name]['last']:.2f}" for name in names]
+            lines.append(f"| {axis} | {row['sizes'][0]} to {row['sizes'][-1]} | " + " | ".join(cells) + " |")
+    base = ", ".join(f"{name} {value}" for name, value in record["base"].items())
+    origin, trials = record["provenance"], record["rows"]["trials"]
+    driver, counts = trials["exponents"]["driver"], f"{trials['sizes'][0]:,} to {trials['sizes'][-1]:,} trials"
+    where = f"torch {origin['torch']}, {origin['hardware']}, {origin['date'][:10]}"
+    said = f"The driver of a study: {driver['all']:.2f}, {driver['last']:.2f} over {counts}."
+    return "\n".join([*lines, "", said, "", f"(the other sizes at {base}; CPU seconds of one thread; {where})"])
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "ratios": lambda: ratios(
         "step_time", "sampled_loops", "compile_time", "memory_over_loops", "cross_entropy", "train_overhead"
@@ -156,6 +173,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "kernels": kernels,
     "loss": loss,
     "memory": memory,
+    "exponents": exponents,
     "stacks": stacks,
     "driver": driver,
 }

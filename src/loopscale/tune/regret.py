@@ -31,7 +31,7 @@ class Local:
 
     def interval(self) -> tuple[float, float] | None:
         """Return 95 % interval of the regret; None where no noise is known."""
-        return _ends(self.regrets)
+        return _ends(self.regrets, self.offsets)
 
     @property
     def inside(self) -> bool:
@@ -39,11 +39,13 @@ class Local:
         return self.curve > 0 and abs(self.offset) < FURTHEST
 
 
-def _ends(draws: Array) -> tuple[float, float] | None:
-    if not len(draws):
+def _ends(regrets: Array, offsets: Array) -> tuple[float, float] | None:
+    """Give the interval of a regret, which begins at 0 where the optimum may lie on the plan: no draw is below 0."""
+    if not len(regrets):
         return None
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return float(low), float(high)
+    low, high = np.quantile(regrets, [0.025, 0.975])
+    below, above = np.quantile(offsets, [0.025, 0.975])
+    return (0.0 if below <= 0 <= above else float(low)), float(high)
 
 
 def read_local(losses: Sequence[Sequence[float]], noise: PairedNoise | None, seed: int = 0) -> Local:
@@ -104,7 +106,7 @@ def extrapolate(found: Mapping[int, Local], target: int) -> Extrapolated:
     curves, near = np.append(last.curve, last.curves), np.append(last.regret or 0.0, last.regrets)
     # Without a bowl there is no optimum to follow: the regret of the largest size stands in.
     regrets = np.where(curves > 0, curves * there**2, near)
-    return Extrapolated(float(regrets[0]), _ends(regrets[1:]), float(slopes[0]), len(found))
+    return Extrapolated(float(regrets[0]), _ends(regrets[1:], there[1:]), float(slopes[0]), len(found))
 
 
 def verdict(regret: float | None, interval: tuple[float, float] | None) -> str:
