@@ -49,7 +49,9 @@ def main() -> None:
         print(rows[-1], flush=True)
     if options.out:
         shape = {"loops": 8, "layers": 2, "head_dim": 32, "batch": 4, "context": 64}
-        write_json(options.out, {"claim": "a step in bf16 / in fp32", "shape": shape, "rows": rows, "provenance": provenance()})
+        write_json(
+            options.out, {"claim": "a step in bf16 / in fp32", "shape": shape, "rows": rows, "provenance": provenance()}
+        )
 
 
 if __name__ == "__main__":
