@@ -58,6 +58,7 @@ def documents() -> dict[str, dict[str, Callable[[], str]]]:
     """Which document shows which blocks. A document joins by adding a row."""
     import adapt_tables
     import block_tables
+    import exponent_tables
     import pay_tables
     import performance_tables
     import schema_tables
@@ -67,10 +68,15 @@ def documents() -> dict[str, dict[str, Callable[[], str]]]:
     from loopscale.cli.keys import markdown
 
     return {
-        "README.md": {"study": lambda: study(load("transfer_laptop")), "benchmarks": benchmarks},
+        "README.md": {
+            "study": lambda: study(load("transfer_laptop")),
+            "benchmarks": benchmarks,
+            "power": exponent_tables.headline,
+        },
         "docs/adapt.md": adapt_tables.BLOCKS,
         "docs/architecture.md": schema_tables.BLOCKS,
         "docs/blocks.md": block_tables.BLOCKS,
+        "docs/exponent.md": exponent_tables.BLOCKS,
         "docs/performance.md": performance_tables.BLOCKS,
         "docs/learn/rule.md": {"post-norm": pay_tables.post_norm},
         "docs/reference/config.md": {"keys": markdown},
@@ -78,6 +84,7 @@ def documents() -> dict[str, dict[str, Callable[[], str]]]:
         "docs/reference/known-models.md": score_tables.KNOWN,
         "docs/reference/scoreboard.md": score_tables.BLOCKS,
         "docs/tuning.md": tune_tables.BLOCKS,
+        "papers/residual_scaling/EXPONENT.md": {"exponent": exponent_tables.exponent},
     }
 
 

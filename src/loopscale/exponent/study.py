@@ -118,8 +118,9 @@ class ExponentStudy:
 
     def pilot_optimum(self) -> Optimum | None:
         """Fit the outer rate's optimum; None when the plan gives the rate, or every trial diverged."""
-        known = self.pilot()
-        return None if self.plan.outer_rate is not None or not known else fit_optimum(known)
+        asked = self._pilot_rates() if self.plan.outer_rate is None else []
+        known = {at: loss for at, loss in self.pilot().items() if at[0] in asked}
+        return fit_optimum(known) if known else None
 
     @cached_property
     def _pilot_axis(self) -> Axis:
@@ -135,7 +136,7 @@ class ExponentStudy:
     def _piloted(self) -> float | None:
         if self._pilot_wanted():
             return None
-        optimum = fit_optimum({at: loss for at, loss in self.pilot().items() if at[0] in self._pilot_rates()})
+        optimum = self.pilot_optimum()
         return None if optimum is None else float(f"{optimum.lr:.3g}")
 
     def grid(self, loops: int) -> dict[tuple[int, int, int], float]:
