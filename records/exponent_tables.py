@@ -61,7 +61,8 @@ def _interim(result: dict[str, Any]) -> str:
     ran = len(origin["seeds"]), len(origin["fresh_seeds"])
     if ran >= PLANNED:
         return ""
-    return f"Interim reading, {ran[0]} of {PLANNED[0]} seeds and {ran[1]} of {PLANNED[1]} fresh ones, which does not decide: "
+    sizes = f"{ran[0]} of {PLANNED[0]} seeds and {ran[1]} of {PLANNED[1]} fresh ones"
+    return f"Interim reading, {sizes}, which does not decide: "
 
 
 def headline() -> str:
