@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
 import sys
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import loopscale as ls
+from loopscale.train import provenance
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "diagnosis"))
@@ -198,9 +198,7 @@ def main() -> None:
             continue
         rows[name] = measured(code, build)
         print(f"{name}: {rows[name]['verdict']}, gain {rows[name]['gain']}", flush=True)
-    hardware = f"{platform.machine()} CPU"
-    origin = {"torch": torch.__version__, "hardware": hardware, "date": time.strftime("%Y-%m-%dT%H:%M:%S")}
-    given.out.write_text(json.dumps({"provenance": origin, "models": rows}, indent=1) + "\n")
+    given.out.write_text(json.dumps({"provenance": provenance(), "models": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import platform
 import re
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 
 from loopscale.diagnosis import diagnose
+from loopscale.train import provenance
 
 sys.path.insert(0, str(Path(__file__).parent))
 from truths import everything
@@ -71,7 +71,7 @@ def main() -> None:
     for row in rows:
         if row["set"] == "reported failures":
             row["was"] = reported_as(row["case"])
-    record = {"provenance": {"torch": torch.__version__, "hardware": f"{platform.machine()} CPU"}, "cases": rows}
+    record = {"provenance": provenance(), "cases": rows}
     given.out.write_text(json.dumps(record, indent=1) + "\n")
 
 
