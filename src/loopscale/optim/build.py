@@ -48,7 +48,7 @@ class MuonAdamW(torch.optim.Optimizer):
         return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Return the reverse of `state_dict`."""
+        """Take what `state_dict` gave."""
         super().load_state_dict(state_dict)
         count = len(self.muon.param_groups)
         self.muon.param_groups, muon_parameters = self.param_groups[:count], _members(self.param_groups[:count])

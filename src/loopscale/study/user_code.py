@@ -41,7 +41,7 @@ class UserCode:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any] | None) -> UserCode | None:
-        """Return the reverse of `to_json`; None gives None."""
+        """Reverse `to_json`; None gives None."""
         return None if record is None else cls(**record)
 
     def check(self, base: TrainConfig, target: TrainConfig | None = None) -> dict[str, Any]:

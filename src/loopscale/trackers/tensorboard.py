@@ -8,27 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from loopscale.trackers.protocol import Identity
+from loopscale.trackers.protocol import Identity, Tracker
 
 
-class Board:
-    """A `SummaryWriter` that is flushed at every step: a killed run has its points."""
-
-    def __init__(self, writer: Any) -> None:
-        self.writer = writer
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Write one scalar per name."""
-        for name, value in values.items():
-            self.writer.add_scalar(name, value, step)
-        self.writer.flush()
-
-    def close(self) -> None:
-        """Close the event file."""
-        self.writer.close()
-
-
-def open_tracker(identity: Identity) -> Board:
+def open_tracker(identity: Identity) -> Tracker:
     """Open a new event file beside those of earlier parts of the run; TensorBoard shows them as one."""
     from torch.utils.tensorboard import SummaryWriter
 
@@ -38,7 +21,13 @@ def open_tracker(identity: Identity) -> Board:
     writer: Any = SummaryWriter(folder)
     if fresh:
         writer.add_text("config", f"```json\n{json.dumps(identity.config, indent=1)}\n```")
-    return Board(writer)
+
+    def log(step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            writer.add_scalar(name, value, step)
+        writer.flush()  # a killed run has its points
+
+    return Tracker(log, writer.close)
 
 
 def _wait_for_a_later_second(folder: Path) -> None:

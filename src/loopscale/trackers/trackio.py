@@ -4,36 +4,22 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any
 
-from loopscale.trackers.protocol import Identity
-
-
-class Database:
-    """The current run of trackio."""
-
-    def __init__(self, library: Any) -> None:
-        self.library = library
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Write one row per step."""
-        self.library.log(dict(values), step=step)
-
-    def close(self) -> None:
-        """Write the rest; trackio prints, and stdout is for results."""
-        with redirect_stdout(sys.stderr):
-            self.library.finish()
+from loopscale.trackers.protocol import Identity, Tracker
 
 
-def open_tracker(identity: Identity) -> Database:
+def open_tracker(identity: Identity) -> Tracker:
     """Open the run of this name, to which a continuation adds. Nothing is sent unless TRACKIO_SPACE_ID is set."""
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     import trackio
 
-    with redirect_stdout(sys.stderr):
+    def finish() -> None:
+        with redirect_stdout(sys.stderr):
+            trackio.finish()
+
+    with redirect_stdout(sys.stderr):  # trackio prints, and stdout is for results
         trackio.init(
             project="loopscale",
             name=identity.name,
@@ -43,7 +29,7 @@ def open_tracker(identity: Identity) -> Database:
             auto_log_gpu=False,
             auto_log_cpu=False,
         )
-    return Database(trackio)
+    return Tracker(lambda step, values: trackio.log(dict(values), step=step), finish)
 
 
 def place(run: Path) -> str:

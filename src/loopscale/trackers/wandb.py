@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from loopscale.trackers.protocol import Identity
+from loopscale.trackers.protocol import Identity, Tracker
 
 
-class Biases:
-    """A run of wandb; parts of one run share its id, so that `wandb sync` joins them."""
+def open_tracker(identity: Identity) -> Tracker:
+    """Open a run, offline unless the environment's WANDB_MODE says otherwise.
 
-    def __init__(self, run: Any) -> None:
-        self.run = run
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Write one row per step."""
-        self.run.log(dict(values), step=step)
-
-    def close(self) -> None:
-        """Write the rest."""
-        self.run.finish(quiet=True)
-
-
-def open_tracker(identity: Identity) -> Biases:
-    """Open a run, offline unless the environment's WANDB_MODE says otherwise."""
+    Parts of one run share its id, so that `wandb sync` joins them.
+    """
     import wandb
 
     identity.folder.mkdir(parents=True, exist_ok=True)
@@ -50,7 +37,7 @@ def open_tracker(identity: Identity) -> Biases:
         config=identity.config,
         settings=settings,
     )
-    return Biases(run)
+    return Tracker(lambda step, values: run.log(dict(values), step=step), lambda: run.finish(quiet=True))
 
 
 def place(run: Path) -> str:

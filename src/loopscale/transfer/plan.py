@@ -202,7 +202,7 @@ class StudyPlan:
 
     @classmethod
     def from_record(cls, record: StudyRecord) -> StudyPlan:
-        """Return the reverse of `to_record`."""
+        """Reverse `to_record`."""
         values = {name: getattr(record, name) for name in StudyRecord.model_fields if name not in ("base", "user_code")}
         base = stored_config(record.base, "study.json", StudyRecord.FIX)
         return cls(base=base, user_code=UserCode.from_json(record.user_code), **values)

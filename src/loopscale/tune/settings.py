@@ -199,7 +199,7 @@ def to_values(point: dict[str, float]) -> dict[str, float]:
 
 
 def to_point(values: dict[str, float]) -> dict[str, float]:
-    """Return the reverse of `to_values`."""
+    """Reverse `to_values`."""
     return {name: value if name == "warmup" else math.log2(value) for name, value in values.items()}
 
 
