@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -14,18 +13,10 @@ from loopscale.errors import UserError
 from loopscale.exponent.plan import Cell, ExponentPlan
 from loopscale.exponent.result import summarise
 from loopscale.exponent.study import ExponentStudy
-from loopscale.records import ExponentResult, Trial, write_record
-from loopscale.study import Executor, LocalProcesses, Observer, Silent, check_errors, drive
-from loopscale.train import provenance
+from loopscale.records import ExponentResult, write_record
+from loopscale.study import Executor, LocalProcesses, Observer, Page, Silent, provenance_of, run_asked
 from loopscale.train.task import to_device
 from loopscale.train.training import make_task
-
-
-class Page(Protocol):
-    """Whoever keeps a picture of the running study current."""
-
-    def update(self) -> object:
-        """Look at the study again; called before the first trial and after each."""
 
 
 def run_exponent(
@@ -49,19 +40,8 @@ def run_exponent(
     description = _checked(plan, runner)  # first, so that bad data leaves no folder behind
     observer.checked(description)
     with ExponentStudy.open(folder, plan) as study:
-        update = page(study).update if page else lambda: None
-        update()
-
-        def keep(record: dict[str, Any]) -> None:
-            study.record(Trial.model_validate(record))
-            check_errors(study.errors, len(study.trials))
-            observer.ended(record, len(study.trials), study.left())
-            update()
-
-        drive(runner, study.next_job, keep)
-        check_errors(study.errors, len(study.trials), least=1)
-        seconds = round(time.monotonic() - started + _before(folder), 1)
-        result = summarise(study, {**provenance(), "data": description, **_base(plan), "seconds": seconds})
+        run_asked(study, runner, observer, page)
+        result = summarise(study, provenance_of(plan.base, description, folder, started))
         write_record(folder / "result.json", result)
     return result
 
@@ -94,16 +74,3 @@ def refuse_deaf(plan: ExponentPlan) -> None:
             f"{plan.user_code.place} ignores its strength: the loss is {losses[0]:.6g} at strengths 1 and 1/8, so no "
             f"eps can be found: let its loop have rule and strength, or multiply its branches by residual_scale"
         )
-
-
-def _base(plan: ExponentPlan) -> dict[str, Any]:
-    base = plan.base.model_dump(mode="json")
-    return {section: base[section] for section in ("model", "optim", "train")}
-
-
-def _before(folder: Path) -> float:
-    """Return the seconds that an earlier, finished call spent on this study."""
-    try:
-        return float(json.loads((folder / "result.json").read_text())["provenance"]["seconds"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0.0

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-import time
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loopscale.files import replacing, write_text
+from loopscale.files import write_text
 from loopscale.records import CarriedEps, ExponentResult, Measured, OuterPilot, read_record
-from loopscale.report.figure import Axis, Figure, Guide, Mark, render
+from loopscale.report.figure import Axis, Figure, Guide, Mark, drawn_files, write_drawn
 from loopscale.report.figures import rule_name
-from loopscale.report.live_page import law_figure
+from loopscale.report.live_page import LivePage, law_figure
 from loopscale.report.page import Section, Table, escape, render_page
 from loopscale.report.palette import TUNED, Look, interval, looks, number, plain, power, power_ticks
 from loopscale.report.tables import provenance
@@ -48,14 +47,7 @@ def write_exponent_report(folder: Path) -> Path:
     if not (folder / "result.json").exists():
         return ExponentPage(ExponentStudy.load(folder)).write()
     result = read_record(folder / "result.json", ExponentResult)
-    drawn = {
-        f"{name}.{kind}": content
-        for name, figure in figures(result).items()
-        for kind, content in render(figure.spec()).items()
-    }
-    for name, content in drawn.items():
-        with replacing(folder / "figures" / name) as aside:
-            aside.write_bytes(content)
+    write_drawn(folder / "figures", drawn_files(figures(result)))
     write_text(folder / "report.html", page(result))
     return folder / "report.html"
 
@@ -216,22 +208,12 @@ def _cells(measured: Measured | None) -> tuple[str, str]:
     return plain(measured.value), "" if ends is None else f"[{plain(ends[0])}, {plain(ends[1])}]"
 
 
-class ExponentPage:
-    """The page of a running exponent study, for its driver; `update` redraws it, seldom enough to cost little."""
+class ExponentPage(LivePage):
+    """The page of a running exponent study."""
 
     def __init__(self, study: ExponentStudy, every: float = 10.0) -> None:
-        self.study, self.every = study, every
-        self._due = 0.0
-
-    def update(self) -> bool:
-        """Write the page unless it was written in the last `every` seconds, or drawing would take over 5 % of the time."""
-        began = time.monotonic()
-        if began < self._due:
-            return False
-        self.write()
-        ended = time.monotonic()
-        self._due = ended + max(self.every, 20 * (ended - began))
-        return True
+        super().__init__(every)
+        self.study = study
 
     def write(self) -> Path:
         """Write the page as the study stands now; return its path."""

@@ -7,8 +7,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from loopscale.files import replacing
 from loopscale.report.palette import Ink, Look, theme
 
 if TYPE_CHECKING:
@@ -117,6 +119,21 @@ def render(spec: Mapping[str, Any]) -> dict[str, bytes]:
     svg = vl_convert.vegalite_to_svg(dict(spec), vl_version=_version())
     pdf = _in_order(vl_convert.svg_to_pdf(svg))
     return {"svg": svg.encode(), "png": vl_convert.svg_to_png(svg, scale=2), "pdf": pdf}
+
+
+def drawn_files(figures: Mapping[str, Figure]) -> dict[str, bytes]:
+    """Draw figures as files: NAME.svg, NAME.png and NAME.pdf."""
+    return {
+        f"{name}.{kind}": content for name, figure in figures.items() for kind, content in render(figure.spec()).items()
+    }
+
+
+def write_drawn(folder: Path, drawn: Mapping[str, bytes]) -> list[Path]:
+    """Write drawn files into a folder; return their paths."""
+    for name, content in drawn.items():
+        with replacing(folder / name) as aside:
+            aside.write_bytes(content)
+    return [folder / name for name in drawn]
 
 
 def _in_order(pdf: bytes) -> bytes:

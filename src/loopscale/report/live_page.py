@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from abc import ABC, abstractmethod
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,15 +62,11 @@ def law_figure(plan: StudyPlan) -> Figure:
     )
 
 
-class StudyPage:
-    """The page of a running study, for its driver: `update` redraws it, seldom enough to cost little.
+class LivePage(ABC):
+    """The page of a running study, for its driver: `update` redraws it, seldom enough to cost little."""
 
-    The trials stay in the study that is given; nothing is read from disk.
-    """
-
-    def __init__(self, study: Study, every: float = 10.0) -> None:
-        self.study, self.every = study, every
-        self._due = 0.0
+    def __init__(self, every: float) -> None:
+        self.every, self._due = every, 0.0
 
     def update(self) -> bool:
         """Write the page unless it was written in the last `every` seconds, or drawing would take over 5 % of the time."""
@@ -80,6 +77,18 @@ class StudyPage:
         ended = time.monotonic()
         self._due = ended + max(self.every, 20 * (ended - began))
         return True
+
+    @abstractmethod
+    def write(self) -> Path:
+        """Write the page as the study stands now; return its path."""
+
+
+class StudyPage(LivePage):
+    """The page of a running study. The trials stay in the study that is given; nothing is read from disk."""
+
+    def __init__(self, study: Study, every: float = 10.0) -> None:
+        super().__init__(every)
+        self.study = study
 
     def write(self) -> Path:
         """Write the page as the study stands now; return its path."""

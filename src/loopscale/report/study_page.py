@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from loopscale.files import replacing, write_text
+from loopscale.files import write_text
 from loopscale.report.cards import cards_html
-from loopscale.report.figure import render
+from loopscale.report.figure import drawn_files, write_drawn
 from loopscale.report.figures import rule_name, study_figures
 from loopscale.report.info import StudyInfo, study_info
 from loopscale.report.page import Section, render_page
@@ -128,8 +128,8 @@ def write_report(study_dir: Path) -> Path:
     Raises `UserError` when the folder is missing, damaged or of another schema, or the disk is full.
     """
     study = study_info(study_dir)
-    text, drawn = page(study), _drawn(study)
-    _write(study_dir / "figures", drawn)
+    text, drawn = page(study), drawn_files(study_figures(study))
+    write_drawn(study_dir / "figures", drawn)
     write_text(study_dir / "report.html", text)
     return study_dir / "report.html"
 
@@ -139,19 +139,4 @@ def write_figures(study_dir: Path) -> list[Path]:
 
     Raises as `write_report` does.
     """
-    return _write(study_dir / "figures", _drawn(study_info(study_dir)))
-
-
-def _drawn(study: StudyInfo) -> dict[str, bytes]:
-    return {
-        f"{name}.{kind}": content
-        for name, figure in study_figures(study).items()
-        for kind, content in render(figure.spec()).items()
-    }
-
-
-def _write(folder: Path, drawn: dict[str, bytes]) -> list[Path]:
-    for name, content in drawn.items():
-        with replacing(folder / name) as aside:
-            aside.write_bytes(content)
-    return [folder / name for name in drawn]
+    return write_drawn(study_dir / "figures", drawn_files(study_figures(study_info(study_dir))))

@@ -8,6 +8,7 @@ from loopscale.study.folder import Observer, Silent, changes, check_errors, driv
 from loopscale.study.local import LocalProcesses
 from loopscale.study.precision import with_precision
 from loopscale.study.ray_tasks import RayTasks
+from loopscale.study.run import Page, provenance_of, run_asked
 from loopscale.study.slurm import SlurmArrays
 from loopscale.study.stopping import thresholds
 from loopscale.study.trial import job_of, run_trial, trial_key, trial_seconds
@@ -21,6 +22,7 @@ __all__ = [
     "Job",
     "LocalProcesses",
     "Observer",
+    "Page",
     "RayTasks",
     "Silent",
     "SlurmArrays",
@@ -32,7 +34,9 @@ __all__ = [
     "driven",
     "job_of",
     "objective_values",
+    "provenance_of",
     "refuse",
+    "run_asked",
     "run_trial",
     "thresholds",
     "trial_key",

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from loopscale.records import Result, Trial, write_record
-from loopscale.study import Executor, LocalProcesses, Observer, Silent, check_errors, drive
+from loopscale.records import Result, write_record
+from loopscale.study import Executor, LocalProcesses, Observer, Page, Silent, provenance_of, run_asked
 from loopscale.transfer.plan import Arm, Cell, StudyPlan
 from loopscale.transfer.result import summarise
 from loopscale.transfer.study import Study
-
-
-class Page(Protocol):
-    """Whoever keeps a picture of the running study current."""
-
-    def update(self) -> object:
-        """Look at the study again; called before the first trial and after each."""
 
 
 def run_study(
@@ -46,18 +38,8 @@ def run_study(
     description = _checked(plan, runner)
     observer.checked(description)
     with Study.open(folder, plan) as study:
-        update = page(study).update if page else lambda: None
-        update()
-
-        def keep(record: dict[str, Any]) -> None:
-            study.record(Trial.model_validate(record))
-            check_errors(study.errors, len(study.trials))
-            observer.ended(record, len(study.trials), study.left())
-            update()
-
-        drive(runner, study.next_job, keep)
-        check_errors(study.errors, len(study.trials), least=1)
-        result = summarise(study, _provenance(plan, description, time.monotonic() - started + _before(folder)))
+        run_asked(study, runner, observer, page)
+        result = summarise(study, provenance_of(plan.base, description, folder, started))
         write_record(folder / "result.json", Result.model_validate(result))
     return result
 
@@ -71,25 +53,3 @@ def _checked(plan: StudyPlan, executor: Executor) -> dict[str, Any]:
         return plan.base.load_data().description
     here = Cell(Arm(size.rule, size.strength, size.loops), plan.center_lr, plan.base.train.seed)
     return plan.user_code.check(plan.config(here), plan.config(there))
-
-
-def _before(folder: Path) -> float:
-    """Return seconds that an earlier, finished call spent on this study."""
-    try:
-        return float(json.loads((folder / "result.json").read_text())["provenance"]["seconds"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0.0
-
-
-def _provenance(plan: StudyPlan, description: dict[str, Any], seconds: float) -> dict[str, Any]:
-    from loopscale.train import provenance
-
-    base = plan.base.model_dump(mode="json")
-    return {
-        **provenance(),
-        "data": description,
-        "model": base["model"],
-        "optim": base["optim"],
-        "train": base["train"],
-        "seconds": round(seconds, 1),
-    }
