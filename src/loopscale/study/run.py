@@ -43,7 +43,7 @@ class Asking(Protocol):
 S = TypeVar("S", bound=Asking)
 
 
-def run_asked(study: S, executor: Executor | None, observer: Observer, page: Callable[[S], Page] | None = None) -> None:
+def run_asked(study: S, executor: Executor, observer: Observer, page: Callable[[S], Page] | None = None) -> None:
     """Run all that `study` asks for; raise `UserError` when workers keep dying, or every trial raises."""
     update = page(study).update if page else lambda: None
     update()
