@@ -206,3 +206,29 @@ def test_two_ranks_are_really_asked(mine: TrainConfig) -> None:
 
     one, two = (on_ranks(count, losses, mine.to_dict(), 2) for count in (1, 2))
     assert two[0]["losses"] == two[1]["losses"] == pytest.approx(one[0]["losses"], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("roles", "sentence"),
+    [
+        ("{'a': 'hidden'}", "no role for parameter 'b.weight', 'b.bias': give each one of"),
+        ("{'a': 'hidden', 'b': 'out'}", "'out' is no role: did you mean 'readout'"),
+        ("{'a': 'hidden', 'b': 'readout', 'c': 'hidden'}", "roles= names 'c', which the model does not have"),
+        ("None", "roles(model) gave a NoneType"),
+    ],
+)
+def test_roles_that_do_not_fit_show_the_format_and_name_attach(tmp_path: Path, roles: str, sentence: str) -> None:
+    code = "import torch\nfrom torch import nn\n\ndef make_model(loops):\n    model = nn.Module()\n"
+    code += "    model.a, model.b = nn.Parameter(torch.ones(2, 2)), nn.Linear(2, 2)\n    return model\n\n"
+    (tmp_path / "m.py").write_text(f"{code}def roles(model):\n    return {roles}\n")
+    with pytest.raises(UserError) as caught:
+        user_model(f"{tmp_path}/m.py:make_model").roles  # noqa: B018
+    assert str(caught.value).startswith(sentence)
+    assert "give every role, such as {'a': 'hidden'}, or call attach(model, loops=loops) in" in str(caught.value)
+    (tmp_path / "n.py").write_text(f"{code}def roles(model):\n    return {{'a': 'hidden', 'b': 'readout'}}\n")
+    found = user_model(f"{tmp_path}/n.py:make_model").roles
+    assert {name: role.value for name, role in found.items()} == {
+        "a": "hidden",
+        "b.weight": "readout",
+        "b.bias": "outer_gain",
+    }

@@ -156,10 +156,13 @@ def test_stated_roles_are_used_and_a_missing_one_is_named(tmp_path):
         "def loss(model, batch):\n    return model(batch).sum()\n"
         "def roles(model):\n    return {'weight': 'readout'}\n"
     )
-    task = make_task(BASE.using(f"{tmp_path}/stated_roles.py:make_model"))
+    config = BASE.using(f"{tmp_path}/stated_roles.py:make_model")
+    with pytest.raises(UserError, match=r"no role for parameter 'bias': .* or call attach"):
+        make_task(config)
+    code = (tmp_path / "stated_roles.py").read_text().replace("'readout'}", "'readout', 'bias': 'outer_gain'}")
+    (tmp_path / "whole_roles.py").write_text(code)
+    task = make_task(BASE.using(f"{tmp_path}/whole_roles.py:make_model"))
     assert task.roles["weight"].value == "readout" and not task.origin["model"]["roles_inferred"]
-    with pytest.raises(UserError, match="no role for parameter 'bias'"):
-        task.check(None)
 
 
 def test_a_role_that_is_guessed_is_a_warning_before_the_trials(tmp_path):
@@ -179,8 +182,8 @@ def test_a_role_that_is_guessed_is_a_warning_before_the_trials(tmp_path):
     roles = {name: task.roles[f"{name}.weight"].value for name in ("tok", "pool", "W")}
     assert roles == {"tok": "embedding", "pool": "hidden", "W": "readout"}
     assert task.check(None) == [
-        "cannot tell the role of 'pool.weight', taken as hidden: state it with roles(model) beside the factory if it maps "
-        "into or out of the stream"
+        "cannot tell the role of 'pool.weight', taken as hidden: state it with roles(model) beside the factory, such as "
+        "{'pool.weight': 'hidden'}, or call attach(model, loops=loops) in the factory, if it maps into or out of the stream"
     ]
 
 

@@ -28,7 +28,7 @@ from loopscale.errors import UserError
 from loopscale.factory import OFFERED, heard
 from loopscale.optim import roles_of
 from loopscale.optim.roles_of import taken_as_hidden, tell_roles
-from loopscale.parameterization import Depth, Role, Width, check_roles, get_rule
+from loopscale.parameterization import Depth, Role, Width, check_roles, get_rule, spread_roles
 from loopscale.speaker import speakers
 from loopscale.train.agreement import disagreements
 from loopscale.train.config import TrainConfig
@@ -61,7 +61,7 @@ class UserModel:
     def _told(self) -> tuple[dict[str, Role], bool, tuple[str, ...]]:
         """Roles, whether they are inferred, and the names that were no more than guessed."""
         if self.state_roles is not None:
-            return {name: Role(role) for name, role in self.state_roles(self.model).items()}, False, ()
+            return _stated(self.place, self.model, self.state_roles), False, ()
         stated = callable(getattr(self.model, "roles", None))
         if stated or speakers(self.model):
             return roles_of(self.model), not stated, ()
@@ -81,7 +81,9 @@ class UserModel:
     def doubts(self) -> list[str]:
         """Warn of roles that were no more than guessed."""
         unsure = self._told[2]
-        return [taken_as_hidden(unsure, "roles(model) beside the factory")] if unsure else []
+        return (
+            [taken_as_hidden(unsure, f"roles(model) beside the factory, {FORMAT.format(unsure[0])},")] if unsure else []
+        )
 
     def try_once(self, batch: Any) -> float:
         """Give the loss on a batch, backward included; buffers and gradients are as before.
@@ -98,6 +100,25 @@ class UserModel:
         except (Exception, SystemExit) as cause:
             raise UserError(f"the model failed on its first batch: {describe(cause)}") from cause
         return float(loss.detach())
+
+
+# How roles are stated, for one parameter; and what makes stating them needless.
+FORMAT = "such as {{{!r}: 'hidden'}}, or call attach(model, loops=loops) in the factory"
+
+
+def _stated(place: str, model: nn.Module, state: Callable[[nn.Module], Any]) -> dict[str, Role]:
+    """Give what the file's `roles` says of every parameter; a module's name stands for all below it."""
+    names = {name: parameter.ndim for name, parameter in model.named_parameters()}
+    form = f"let roles(model) beside {place} give every role, {FORMAT.format(next(iter(names), 'weight'))}"
+    try:
+        given = state(model)
+        if not isinstance(given, Mapping):
+            raise UserError(f"roles(model) gave a {type(given).__name__}")
+        return check_roles(names, spread_roles(names, {str(name): Role(role) for name, role in given.items()}))
+    except UserError as cause:
+        raise UserError(f"{cause}; {form}") from None
+    except (Exception, SystemExit) as cause:
+        raise UserError(f"roles(model) beside {place} raised {describe(cause)}") from None
 
 
 def user_model(
