@@ -66,6 +66,9 @@ def command(
     machine = Machine(devices, _bytes(memory), peak_tflops * 1e12, mfu, price)
     named = sets if model is None else (*sets, f"model.factory={json.dumps(model)}")
     values = make_config({}, named) if config is None else load_config(config, named)
+    if model is None and values.model.factory is not None:
+        factory = values.model.factory
+        raise UserError(f"{config} trains {factory}, code that runs only where you name it: add --model {factory}")
     batch = values.data.batch_size
     if batch % (devices * values.train.accumulate):
         raise UserError(
