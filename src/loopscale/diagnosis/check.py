@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -60,11 +61,12 @@ def check_parameterization(
     rows = []
     for count, there, end in _at_each(model_or_factory, counts, batch):
         rate = lr * chosen.for_role(Role.HIDDEN, Depth(count, 1)).lr.value
-        make = optimizer or (
-            lambda m, rate=rate: torch.optim.Adam([p for p in m.parameters() if p.requires_grad], lr=rate)
-        )
-        rows.append(_row(there, end, count, steps, make, loss))
+        rows.append(_row(there, end, count, steps, optimizer or partial(_adam, rate), loss))
     return ParameterizationCheck.of(chosen.name, steps, rows)
+
+
+def _adam(rate: float, model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=rate)
 
 
 def _at_each(source: nn.Module | Factory, counts: Sequence[int], batch: Any) -> Iterator[tuple[int, Setting, int]]:
