@@ -11,6 +11,9 @@ from torch import nn
 
 from loopscale import UserError
 from loopscale.diagnosis import diagnose
+from loopscale.diagnosis.causes import Facts, Shown
+from loopscale.diagnosis.diagnosis import Symptom, finding
+from loopscale.diagnosis.symptoms import unexplained
 from loopscale.report.diagnosis_page import page
 
 TOKENS = torch.arange(20).view(2, 10)
@@ -43,6 +46,23 @@ def test_whether_the_answer_settles_at_two_and_four_times_its_loops(given, law):
     found = told(**given)
     assert found.details["settling"]["law"] == law and f"run on    {law}" in found.text()
     assert list(found.details["settling"]["change"]) == ["8", "16"]
+
+
+@pytest.mark.parametrize(("given", "still"), [({"carry": 0.3, "eps": 0.001}, 4), ({}, None)])
+def test_from_which_loops_on_the_loss_stands_still(given, still):
+    torch.manual_seed(0)
+    keep = {"loss": lambda output, batch: output.square().mean().sqrt(), "data": [TOKENS]}
+    found = diagnose(Looped(**given), TOKENS, products=0, loops_range=(1, 16), **keep)
+    assert found.details["loops_range"]["still_from"] == still
+    assert ("the loss stands still from 4 loops on" in found.text()) == (still is not None)
+
+
+def test_growth_without_a_cause_tells_what_was_left_out():
+    grown = Symptom("growth over the visits", 9.0, 2.0, True, told="gain 9")
+    facts = Facts(8, 1, "`f`, 8 visits", 1 / 8, (), None, 1.0, shown=Shown(shares={"branches": 0.2, "injected": None}))
+    (one,) = unexplained([grown], [], facts)
+    assert one.evidence == "growth over the visits: gain 9; left out, of the growth go along: branches 20%"
+    assert unexplained([grown], [finding("nested-skip", "f", "seen")], facts) == []
 
 
 def test_modules_by_visits():

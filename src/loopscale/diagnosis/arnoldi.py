@@ -1,4 +1,8 @@
-"""Largest eigenvalue moduli of a linear map known only by its products: Arnoldi, right for complex pairs."""
+"""Largest eigenvalue moduli of a linear map known only by its products: Arnoldi, right for complex pairs.
+
+Not SciPy's ARPACK: where the products run out before it converges, as with a large model, it gives no value at all, and a
+lower estimate is wanted. Both start from a fixed vector and count products.
+"""
 
 from __future__ import annotations
 

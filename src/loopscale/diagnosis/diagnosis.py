@@ -194,7 +194,9 @@ class Diagnosis:
         span = details.get("loops_range")
         if span:
             low, high = span["safe"]
-            lines.append(f"range     safe from {low} to {high} loops, judged by the {span['safe_by']}")
+            still = span.get("still_from")
+            stands = "" if still is None else f"; the loss stands still from {still} loops on"
+            lines.append(f"range     safe from {low} to {high} loops, judged by the {span['safe_by']}{stands}")
         return lines
 
 

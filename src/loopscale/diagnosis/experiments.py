@@ -67,7 +67,8 @@ def _experiments(setting: Setting, seen: Pass, facts: Facts, knob: Knob | None) 
         slopes = {lever.kind: slope_over(setting, seen, lever.factors, knob, power) for lever in levers}
         causes = {kind for kind, slope in slopes.items() if slope is not None and slope <= OVER}
     named = [lever for lever in levers if lever.kind in causes]
-    shares = {lever.kind: share(setting, seen, [b for b, _, _ in lever.parts]) for lever in named}
+    told = levers if facts.growth.beyond and not named else named
+    shares = {lever.kind: share(setting, seen, [b for b, _, _ in lever.parts]) for lever in told}
     return Shown(frozenset(causes), shares, None if "branches" not in causes else enlarged), named
 
 

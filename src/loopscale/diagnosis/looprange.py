@@ -20,16 +20,22 @@ from loopscale.probe.tape import TooLong, tensors_in
 LossOf = Callable[[Any, Any], Tensor]
 # Within the safe range the output moves by at most a tenth, and the loss rises by at most a twentieth (nats for text).
 OUTPUT, LOSS = 0.1, 0.05
+# A loss that differs from that at most loops by no more than this has stopped changing.
+STANDS = 0.01
 
 
 @dataclass(frozen=True)
 class LoopRange:
-    """`change[n]` = |y_n - y| / |y| against the model's own N; `loss[n]` on the data, where given; `safe`: N from, to."""
+    """`change[n]` = |y_n - y| / |y| against the model's own N; `loss[n]` on the data, where given; `safe`: N from, to.
+
+    `still_from`: the N from which on the loss has stopped changing.
+    """
 
     own: int
     change: dict[int, float]
     loss: dict[int, float]
     safe: tuple[int, int]
+    still_from: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -39,6 +45,7 @@ class LoopRange:
             "loss": self.loss,
             "safe": list(self.safe),
             "safe_by": "loss" if self.loss else "output",
+            "still_from": self.still_from,
         }
 
 
@@ -64,7 +71,18 @@ def loop_range(
             change[n] = rms(after - before) / max(rms(before), 1e-30)
     kept = list(data) if data is not None else []
     losses = {n: _mean_loss(there, kept, loss) for n, there in at_each(setting, knob, counts)} if kept else {}
-    return LoopRange(own, change, losses, _safe(own, change, losses))
+    return LoopRange(own, change, losses, _safe(own, change, losses), _still(losses))
+
+
+def _still(losses: dict[int, float]) -> int | None:
+    """Return the fewest loops from which on the loss stays where it ends; None where it changes up to the end."""
+    counts = sorted(losses)
+    still = None
+    for n in reversed(counts[:-1]):
+        if not abs(losses[n] - losses[counts[-1]]) <= STANDS:
+            break
+        still = n
+    return still
 
 
 def output_of(setting: Setting) -> Tensor | None:

@@ -177,7 +177,7 @@ def _diagnose(setting: Setting, asked: DiagnoseSettings) -> Diagnosis:
         more += [*unused_knobs(setting, main, knob), *_truncated(measured)]
     figures = symptoms(measured)
     findings = merged([*broken, *ties, *findings, *more, *restarts(tape, loops)])
-    findings = merged([*findings, *unexplained(figures, findings, main.where)])
+    findings = merged([*findings, *unexplained(figures, findings, facts)])
     span = asked.loops_range
     ranged = loop_range(setting, knob, main.visits, span, asked.data, asked.loss) if knob and span else None
     silent = measured.stepped.without_gradient if measured.stepped else ()

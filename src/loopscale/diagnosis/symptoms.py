@@ -71,13 +71,15 @@ def symptoms(seen: Measured) -> list[Symptom]:
     return [_growth(seen), _over(seen), _step(seen), _expansion(seen), _reach(seen), _finite(seen), _bf16(seen)]
 
 
-def unexplained(found: list[Symptom], findings: list[Finding], where: str) -> list[Finding]:
+def unexplained(found: list[Symptom], findings: list[Finding], facts: Facts) -> list[Finding]:
     """Give one finding for symptoms beyond their limits that no other finding accounts for; empty when all are."""
     codes = {f.code for f in findings}
     left = [s for s in found if s.beyond and not codes & EXPLAINS[s.name]]
     if not left:
         return []
-    return [finding("growth-unexplained", where, "; ".join(s.text() for s in left))]
+    known = [f"{kind} {part:.0%}" for kind, part in facts.shown.shares.items() if part is not None]
+    tried = f"; left out, of the growth go along: {', '.join(known)}" if known else ""
+    return [finding("growth-unexplained", facts.where, "; ".join(s.text() for s in left) + tried)]
 
 
 def _missing(name: str, limit: float, seen: Measured, otherwise: str) -> Symptom:
