@@ -6,9 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from torch import nn
+from torch import Tensor, nn
 
-from loopscale.adapt.branches import layer_of
 from loopscale.diagnosis.arnoldi import Spectrum, leading_eigenvalues
 from loopscale.diagnosis.branches import Branch, measure, rms, wanted
 from loopscale.diagnosis.growth import Growth, growth_law
@@ -26,7 +25,7 @@ WORK, PRODUCTS, LEAST = 2e11, 240, 8
 
 @dataclass(frozen=True)
 class Pass:
-    """One measured forward pass: the loop, its stream and what its steps did."""
+    """One measured forward pass: the loop, its stream and what its steps did; `ends`: its first and last value."""
 
     tape: Tape
     loop: FoundLoop
@@ -35,6 +34,7 @@ class Pass:
     growth: Growth | None
     dtype: str
     far: float | None = None
+    ends: tuple[Tensor, Tensor] | None = None
 
 
 def main_loop(loops: Sequence[FoundLoop], tape: Tape) -> FoundLoop:
@@ -77,7 +77,8 @@ def _measured(setting: Setting, tape: Tape, loop: FoundLoop, rank: int) -> Pass:
     states = [values[index] for index in stream.states]
     norms = tuple(rms(state) for state in states)
     moved = tuple(rms(s.float() - states[0].float()) if s.shape == states[0].shape else rms(s) for s in states)
-    seen = Pass(tape, loop, stream, branches, None, str(states[0].dtype).removeprefix("torch."))
+    dtype = str(states[0].dtype).removeprefix("torch.")
+    seen = Pass(tape, loop, stream, branches, None, dtype, ends=(states[0], states[-1]))
     return replace(seen, growth=_growth(seen, norms, moved))
 
 
@@ -112,6 +113,8 @@ def count_layers(model: nn.Module, loop: FoundLoop, branches: tuple[Branch, ...]
 
 def _layer(model: nn.Module, branch: Branch) -> str:
     """Give the layer of a branch, by the count that `attach` takes; without numbered layers, what makes the addition."""
+    from loopscale.adapt.branches import layer_of
+
     inside = branch.where if branch.where in dict(model.named_modules()) else branch.where.rpartition(".")[0]
     if any(part.isdigit() for part in inside.split(".")[:-1]):
         return layer_of(model, inside)

@@ -170,7 +170,8 @@ def _with_required(model: nn.Module, batch: Any) -> list[Any]:
     first, loops = {parameters[0].name: batch}, {name for name in demanded if LOOP_WORDS.search(name)}
     numbers = {p.name for p in parameters if p.annotation in (int, "int")} | loops
     return [
-        {**first, **{name: LOOPS if name in numbers else batch for name in demanded}},
+        # A copy: two inputs of equal value are no single value that is read twice.
+        {**first, **{name: LOOPS if name in numbers else batch.clone() for name in demanded}},
         {**first, **dict.fromkeys(demanded, LOOPS)},
     ]
 
