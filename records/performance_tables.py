@@ -165,6 +165,20 @@ def exponents() -> str:
     return "\n".join([*lines, "", said, "", f"(the other sizes at {base}; CPU seconds of one thread; {where})"])
 
 
+def precision() -> str:
+    """A step in bf16 over one in fp32, over the width."""
+    record = load("precision")
+    rows = [
+        f"| {row['width']} | {row['ratio_median']:.2f} ({row['ratio_range'][0]:.2f} to {row['ratio_range'][1]:.2f}) |"
+        for row in record["rows"]
+    ]
+    shape = ", ".join(f"{name} {value}" for name, value in record["shape"].items())
+    origin = record["provenance"]
+    where = f"{shape}; CPU seconds of one thread, {record['rows'][0]['pairs']} pairs; torch {origin['torch']}"
+    lines = ["| width | a step in bf16 / in fp32 |", "|---|---|", *rows, ""]
+    return "\n".join([*lines, f"({where}, {origin['hardware']}, {origin['date'][:10]})"])
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "ratios": lambda: ratios(
         "step_time", "sampled_loops", "compile_time", "memory_over_loops", "cross_entropy", "train_overhead"
@@ -174,6 +188,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "loss": loss,
     "memory": memory,
     "exponents": exponents,
+    "precision": precision,
     "stacks": stacks,
     "driver": driver,
 }
