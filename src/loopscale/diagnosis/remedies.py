@@ -125,7 +125,7 @@ def attachable(
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 # The measure below is the check of a large model, whose passes cost more.
-            attach(copied, batch=batch, check=sum(p.numel() for p in model.parameters()) <= LARGE, **given)
+                attach(copied, batch=batch, check=sum(p.numel() for p in model.parameters()) <= LARGE, **given)
             seen = measured_pass(Setting(copied, batch))
         except Exception:  # a model may refuse in any way
             continue
