@@ -54,7 +54,7 @@ def alone(path: Path, busy: str) -> Iterator[None]:
     """
     try:
         while True:
-            handle = path.open("a+", encoding="utf-8")
+            handle = open(path, "a+", encoding="utf-8", opener=no_link)
             try:
                 _take(handle, busy)
             except UserError:
@@ -67,6 +67,11 @@ def alone(path: Path, busy: str) -> Iterator[None]:
         raise disk_error(path, cause) from cause
     with handle:
         yield
+
+
+def no_link(path: str, flags: int) -> int:
+    """Open a file that is written in place, but no link: a folder of a stranger's may hold one to a file of the user's."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def _take(handle: TextIO, busy: str) -> None:
@@ -177,6 +182,8 @@ def disk_error(path: Path, cause: OSError) -> UserError:
     """Turn an operating-system error while writing `path` into a sentence with the fix."""
     if cause.errno in (errno.ENOSPC, errno.EDQUOT):
         return UserError(f"the disk is full while writing {path}: free some space, then run the same command again")
+    if cause.errno == errno.ELOOP:
+        return UserError(f"{path} is a link to another place, which is not written: put the file itself there")
     if cause.errno == errno.ENAMETOOLONG:
         return UserError(f"cannot write {path} (a name in it has more than 255 bytes): name a shorter one with --out")
     return UserError(f"cannot write {path} ({cause.strerror or cause}): name another place with --out")

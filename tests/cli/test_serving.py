@@ -67,6 +67,20 @@ def test_only_the_page_the_report_and_the_trials_are_served_on_loopback(study):
         server.shutdown()
 
 
+def test_damaged_trials_and_links_are_refused_and_the_server_goes_on(study, capfd):
+    (study / "report.html").symlink_to(study.parent / "secret.txt")
+    with make_server(study, 0) as server:
+        port = server.server_address[1]
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        (study / "trials.jsonl").write_text("[]\n")
+        for path, status in (("trials.json", 500), ("report.html", 404)):
+            with pytest.raises(urllib.error.HTTPError, match=str(status)) as answer:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}")
+            assert b"secret" not in answer.value.read()
+        server.shutdown()
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def test_a_folder_that_is_no_study_is_one_sentence(tmp_path):
-    with pytest.raises(UserError, match="is no study: it has neither"):
+    with pytest.raises(UserError, match="is not a study: it has no study.json"):
         make_server(tmp_path, 0)

@@ -17,7 +17,7 @@ from loopscale.cli import main
 from loopscale.data import Preparation, prepare_data
 from loopscale.errors import UserError
 from loopscale.files import alone, folder_aside, new_folder
-from loopscale.records import read_steps
+from loopscale.records import Journal, Trial, read_steps
 from loopscale.report import write_run_report
 from loopscale.trackers import track_run
 from loopscale.train import TrainConfig, resume_run, train_run
@@ -111,6 +111,25 @@ def test_the_lock_names_its_holder_and_ends_with_it(tmp_path: Path) -> None:
     holder.wait()
     with alone(path, "busy"):
         assert path.exists()
+
+
+def test_a_link_in_a_folder_of_a_stranger_overwrites_nothing(run: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.txt"
+    mine.write_text("mine\n")
+    trial = Trial(key="a", cell={"rule": "looped", "loops": 1, "lr": 0.1, "seed": 0}, loss=1.0, diverged=False)
+    (run / "trackers").mkdir()
+    for name, use in {
+        ".lock": lambda: resume_run(run),
+        "trackers/tensorboard.step": lambda: track_run(run, ["tensorboard"]),
+        "trackers/tensorboard.lock": lambda: track_run(run, ["tensorboard"]),
+        "trials.jsonl": lambda: Journal(run).append(trial),
+    }.items():
+        (run / name).unlink(missing_ok=True)
+        (run / name).symlink_to(mine)
+        with pytest.raises(UserError, match=r"is a link to another place|is damaged"):
+            use()
+        (run / name).unlink()
+    assert mine.read_text() == "mine\n"
 
 
 def test_folders_of_a_failure_are_taken_away(tmp_path: Path) -> None:

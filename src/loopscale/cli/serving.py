@@ -102,9 +102,14 @@ class _Handler(BaseHTTPRequestHandler):
         elif path == "/":
             self._send(self.live.page().encode(), "text/html; charset=utf-8")
         elif path == "/trials.json":
-            trials = [trial.model_dump(mode="json", exclude_unset=True) for trial in self.live.trials()]
+            try:
+                found = self.live.trials()
+            except UserError as cause:
+                self.send_error(500, explain=str(cause))
+                return
+            trials = [trial.model_dump(mode="json", exclude_unset=True) for trial in found]
             self._send(json.dumps(trials).encode(), "application/json")
-        elif path == "/report.html" and report.exists():
+        elif path == "/report.html" and report.is_file() and not report.is_symlink():
             self._send(report.read_bytes(), "text/html; charset=utf-8")
         else:
             self.send_error(404)

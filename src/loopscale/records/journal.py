@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from loopscale.errors import UserError
-from loopscale.files import disk_error
+from loopscale.files import disk_error, no_link
 from loopscale.records.record import parse_json, parse_record, read_record, sealed
 from loopscale.records.study import Trial
 
@@ -60,7 +60,7 @@ class Journal:
             return
         line = json.dumps(sealed(trial), separators=(",", ":"), allow_nan=False).encode() + b"\n"
         try:
-            with self.path.open("r+b" if self.path.exists() else "wb") as file:
+            with open(self.path, "r+b" if self.path.exists() else "wb", opener=no_link) as file:
                 file.truncate(self._end)
                 file.seek(self._end)
                 file.write(line)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from loopscale.errors import UserError, nearest, require
-from loopscale.files import alone, disk_error
+from loopscale.files import alone, disk_error, no_link
 from loopscale.records import read_steps
 from loopscale.trackers.protocol import Tracker, flat, identity
 from loopscale.trackers.table import TRACKERS
@@ -132,7 +132,7 @@ def _sink(run: Path, name: str) -> Iterator[_Sink]:
     path = run / "trackers" / f"{name}.step"
     try:
         path.parent.mkdir(exist_ok=True)
-        mark = path.open("r+" if path.exists() else "w+", encoding="utf-8")
+        mark = open(path, "r+" if path.exists() else "w+", encoding="utf-8", opener=no_link)
     except OSError as cause:
         raise disk_error(path, cause) from cause
     busy = f"another process sends {run} to {name} ({{process}}): wait until it ends"

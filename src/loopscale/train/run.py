@@ -22,7 +22,7 @@ from typing import Any, TextIO
 from torch import nn
 
 from loopscale.errors import UserError
-from loopscale.files import LOCK, alone, disk_error, new_folder, write_text
+from loopscale.files import LOCK, alone, disk_error, new_folder, no_link, write_text
 from loopscale.records import Provenance, content_hash, read_record, read_steps, step_line, write_record
 from loopscale.trackers import check_trackers, following
 from loopscale.train import checkpoint
@@ -283,7 +283,7 @@ def metrics_writer(run: Run) -> Iterator[Callable[[dict[str, Any]], None]]:
 @contextmanager
 def _appending(path: Path) -> Iterator[TextIO]:
     try:
-        with path.open("a", encoding="utf-8") as handle:
+        with open(path, "a", encoding="utf-8", opener=no_link) as handle:
             yield handle
     except OSError as cause:  # a full disk may be noticed at the close
         raise disk_error(path, cause) from cause
