@@ -82,5 +82,5 @@ def test_damaged_trials_and_links_are_refused_and_the_server_goes_on(study, capf
 
 
 def test_a_folder_that_is_no_study_is_one_sentence(tmp_path):
-    with pytest.raises(UserError, match="is not a study: it has no study.json"):
+    with pytest.raises(UserError, match="is not a study: it has no study"):
         make_server(tmp_path, 0)
