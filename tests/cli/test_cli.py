@@ -25,7 +25,8 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
         (
             ["train", "--resum", "x"],
             "unknown option '--resum' of loopscale train: did you mean '--resume'? "
-            "known: --continue, --from, --help, --init-from, --json, --keys, --model, --out, --profile, --resume, --set",
+            "known: --continue, --from, --help, --init-from, --json, --keys, --model, --out, --profile, --resume, --rule, "
+            "--set",
         ),
         (
             ["--loops", "3"],
@@ -35,7 +36,7 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
         (["train"], "give either a config file (or --model file.py:make_model) or --resume DIR: loopscale train"),
         (
             ["train", "--resume", "x", "--out", "y"],
-            "--resume continues a run exactly, so it takes no --from, --init-from or --out: leave them out",
+            "--resume continues a run exactly, so it takes no --from, --init-from, --rule or --out: leave them out",
         ),
         (["generate", "x"], "missing option '--prompt': see loopscale generate --help"),
         (["generate", "x", "--prompt", "a", "--tokens", "many"], "invalid value for '--tokens': 'many' is not a valid"),
