@@ -42,3 +42,14 @@ def test_the_fused_encoder_path_is_off_inside_and_back_afterwards():
     with torch.no_grad(), ls.watch(layer) as seen:
         layer(torch.ones(1, 3, 8))
     assert seen.visits()["linear2"] == 1 and torch.backends.mha.get_fastpath_enabled()
+
+
+def test_a_place_in_the_code_is_spelt_where_the_working_folder_is_gone(tmp_path, monkeypatch):
+    from loopscale.probe import Site
+
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert str(Site("", "/far/model.py", 7, "add")) == "/far/model.py:7"
+    monkeypatch.undo()

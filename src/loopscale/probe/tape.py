@@ -49,7 +49,11 @@ class Site(NamedTuple):
     def __str__(self) -> str:
         """Spell it as file:line, the file as seen from here or from where packages are installed."""
         _, installed, within = self.file.partition(f"site-packages{os.sep}")
-        return f"{within if installed else os.path.relpath(self.file)}:{self.line}"
+        try:
+            shown = within if installed else os.path.relpath(self.file)
+        except (OSError, ValueError):  # the working folder is gone, or on another drive
+            shown = self.file
+        return f"{shown}:{self.line}"
 
 
 @dataclass
