@@ -89,12 +89,19 @@ def documents() -> dict[str, dict[str, Callable[[], str]]]:
 
 
 def figures() -> dict[str, bytes]:
-    """The pictures that are drawn from the records, by place: README's, side by side and stacked for a phone."""
-    from loopscale.records import Result
+    """The pictures that are drawn from the records, by place: README's, side by side and stacked, and the valleys."""
+    from loopscale.records import ExponentResult, Result
     from loopscale.report import readme_figure
+    from loopscale.report import render as render_figure
+    from loopscale.report.exponent_page import figures as exponent_figures
 
     study = Result.model_validate(load("transfer_laptop"))
-    return {"docs/transfer.svg": readme_figure(study), "docs/transfer-narrow.svg": readme_figure(study, stacked=True)}
+    valleys = exponent_figures(ExponentResult.model_validate(load("exponent")))["exponent"]
+    return {
+        "docs/exponent.svg": render_figure(valleys.spec())["svg"],
+        "docs/transfer.svg": readme_figure(study),
+        "docs/transfer-narrow.svg": readme_figure(study, stacked=True),
+    }
 
 
 def render(name: str, text: str, blocks: dict[str, Callable[[], str]]) -> str:

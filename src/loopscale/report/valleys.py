@@ -20,7 +20,8 @@ READING = (
     "One panel per number of loops N: the loss over the branch scale eps, as what it lies above the lowest point of that "
     "panel; the bars are 95 % intervals of that, paired over seeds. The arrow below the floor is the fitted best eps, with "
     "its 95 % interval. Each large mark is the eps that a rule carries there from the best one at the smallest N. A rule "
-    "holds when its mark lies at the bottom of every valley; the height of the mark is the loss that the rule costs."
+    "holds when its mark lies at the bottom of every valley; the height of the mark is the loss that the rule costs, and a "
+    "hollow mark lies beyond what was tried, where it costs more."
 )
 
 
@@ -129,4 +130,6 @@ def _carried(valley: Valley, rule: str, eps: float, shape: str, top: float) -> M
     inside = min(max(eps, tried[0]), tried[-1])
     aside = 0.0 if cost is not None else math.copysign(ASIDE, eps - inside)
     height = cost_at(valley, inside) or 0.0
-    return Mark(math.log2(inside) + aside, min(height, top), rule, said, _panel(valley), shape=shape)
+    return Mark(
+        math.log2(inside) + aside, min(height, top), rule, said, _panel(valley), shape=shape, hollow=cost is None
+    )
