@@ -108,6 +108,31 @@ def wrong() -> str:
     return "\n".join(lines)
 
 
+def first_sight() -> str:
+    """List what was said of our own models when they were first diagnosed, where it was wrong."""
+    told = _load("diagnosis_scoreboard")["first_sight"]
+    corrected = told["truth_was_wrong"]
+    rows = [row for row in _cases() if "first" in row]
+    alarms = sum(_false_alarm({**row, "said": row["first"]["said"]}) for row in rows)
+    silent = sum(_silent({**row, "said": row["first"]["said"]}) for row in rows)
+    right = told["cases"] - len(rows) - len(corrected)
+    lines = [
+        f"Of {told['cases']} models {right} were right in every field; of {len(rows)} the diagnosis was wrong "
+        f"({alarms} false alarms, {silent} silent); of {len(corrected)} the truth was, and was corrected: "
+        f"{', '.join(corrected)}.",
+        "",
+        "| model | truth | said at first | wrong in | said now |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        then = row["first"]
+        lines.append(
+            f"| {row['case']} | {_codes(row['truth'])} | {_codes(then['said'])} | {', '.join(then['wrong'])} | "
+            f"{_codes(row['said'])} |"
+        )
+    return "\n".join(lines)
+
+
 def reported() -> str:
     """The failures that users reported: what was said then and what is said now."""
     lines = ["| model | as reported | truth | said now |", "|---|---|---|---|"]
@@ -139,5 +164,6 @@ def known() -> str:
     return "\n".join([*lines, "", f"(random weights, tiny sizes; torch {origin['torch']}, {origin['hardware']})"])
 
 
-BLOCKS = {"by-set": by_set, "by-code": by_code, "by-kind": by_kind, "wrong": wrong, "reported": reported}
+BLOCKS = {"by-set": by_set, "by-code": by_code, "by-kind": by_kind, "wrong": wrong, "first-sight": first_sight}
+BLOCKS["reported"] = reported
 KNOWN = {"known-models": known}

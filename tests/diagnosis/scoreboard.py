@@ -56,14 +56,15 @@ def main() -> None:
     asked.add_argument("names", nargs="*")
     asked.add_argument("--out", type=Path, default=ROOT / "records" / "diagnosis_scoreboard.json")
     given = asked.parse_args()
-    known = {(r["set"], r["case"]): r for r in json.loads(given.out.read_text())["cases"]} if given.out.exists() else {}
+    before = json.loads(given.out.read_text()) if given.out.exists() else {"cases": []}
+    known = {(r["set"], r["case"]): r for r in before["cases"]}
     rows = []
     for group, case, truth, build in everything():
         old = known.get((group, case))
         if old is not None and given.names and not any(word in case for word in given.names):
             rows.append(old)
             continue
-        rows.append(scored(group, case, truth, build))
+        rows.append(scored(group, case, truth, build) | {k: v for k, v in (old or {}).items() if k == "first"})
         print(
             f"{'right' if not rows[-1]['wrong'] else 'WRONG'} {group}, {case}: {', '.join(rows[-1]['said']) or '-'}",
             flush=True,
@@ -71,8 +72,7 @@ def main() -> None:
     for row in rows:
         if row["set"] == "reported failures":
             row["was"] = reported_as(row["case"])
-    record = {"provenance": provenance(), "cases": rows}
-    given.out.write_text(json.dumps(record, indent=1) + "\n")
+    given.out.write_text(json.dumps(before | {"provenance": provenance(), "cases": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
