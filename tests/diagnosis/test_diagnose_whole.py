@@ -13,7 +13,12 @@ from loopscale import UserError
 from loopscale.diagnosis import diagnose
 from loopscale.diagnosis.causes import Facts, Shown
 from loopscale.diagnosis.diagnosis import Symptom, finding
+from loopscale.diagnosis.loopmap import LoopMap
+from loopscale.diagnosis.loops import find_loops
+from loopscale.diagnosis.setting import Setting
+from loopscale.diagnosis.stream import follow
 from loopscale.diagnosis.symptoms import unexplained
+from loopscale.probe import untouched
 from loopscale.report.diagnosis_page import page
 
 TOKENS = torch.arange(20).view(2, 10)
@@ -91,3 +96,20 @@ def test_the_page_shows_symptoms_what_was_not_checked_and_modules():
         assert words in text
     assert "its result is not used" in text and "then no finding" in text and "ls.attach(model, loops=4" in text
     json.dumps(found.to_json())
+
+
+def test_a_product_with_the_last_visit_leaves_out_the_visits_before_it_and_stays_the_same():
+    torch.manual_seed(0)
+    model = Looped()
+    with untouched(model, grads=True):
+        setting = Setting(model, TOKENS)
+        tape, _ = setting.run()
+        (loop, *_) = find_loops(model, tape)
+        stream = follow(tape, loop)
+        short = LoopMap(setting, tape, stream.states[-2], stream.states[-1])
+        assert [tape.nodes[i].op for i in sorted(short.hollow)].count("linear") >= 3
+        direction = torch.randn(short.point.shape)
+        products = [short.jvp(direction)]
+        short.hollow = frozenset()
+        products.append(short.jvp(direction))
+    assert torch.equal(*products) and bool(products[0].any())
