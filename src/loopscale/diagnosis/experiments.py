@@ -102,11 +102,13 @@ def slope_over(
         return None
     own = seen.loop.visits
     moved: dict[int, float] = {}
+    # What is injected has a factor of its own, whatever law the branches' scale follows.
+    added = {site for b in seen.branches if b.kind == "inject" for site in b.sites}
 
     def at(count: int) -> Factors:
         others = {site: (place, factor**power) for site, (place, factor) in following(seen, count).items()}
         changed = {
-            site: (operand, factor * (own / count) ** power if 0 < factor < 1 else factor)
+            site: (operand, factor * (own / count) ** (1.0 if site in added else power) if 0 < factor < 1 else factor)
             for site, (operand, factor) in factors.items()
         }
         return {**others, **changed}
