@@ -19,6 +19,7 @@ from loopscale import UserError
 from loopscale.cli import main
 from loopscale.records import Journal, StudyRecord, content_hash, write_record
 from loopscale.study import Executor, InThisProcess, LocalProcesses, RayTasks, Silent, SlurmArrays, UserCode
+from loopscale.study.trial import config_of
 from loopscale.train import make_config
 from loopscale.transfer import Arm, Cell, Study, StudyPlan, run_study, seeds_by_cost
 
@@ -347,6 +348,13 @@ def test_what_no_machine_holds_is_refused_before_anything_is_made(tmp_path, caps
         r"^loopscale: training takes [\d.,]+ [GT]B and this machine has .*: lower", capsys.readouterr().err
     )
     assert time.process_time() - began < 5 and sorted(path.name for path in tmp_path.iterdir()) == ["c.toml"]
+
+
+def test_a_value_that_no_job_has_is_a_sentence():
+    with pytest.raises(UserError, match="a record is damaged at user_code: restore it"):
+        UserCode.from_json(True)
+    with pytest.raises(UserError, match=r"^the config of a trial is damaged .*train\.steps.*: delete it and run"):
+        config_of({"train": {"steps": "x"}})
 
 
 def test_the_room_of_other_machines_is_not_asked_for(monkeypatch):

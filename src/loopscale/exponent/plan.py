@@ -14,6 +14,7 @@ from loopscale.parameterization import RULES, Depth, get_rule
 from loopscale.records import ExponentStudyRecord
 from loopscale.study import UserCode, job_of
 from loopscale.train import TrainConfig, equal_steps
+from loopscale.train.load import stored_config
 
 RULE = "looped"  # one grid over its strength holds the eps of every pre-norm rule
 CARRIED = ("looped", "0.75", "sqrt", "none", "depth-mup")
@@ -176,7 +177,8 @@ class ExponentPlan:
         names = set(ExponentStudyRecord.model_fields) - {"base", "user_code"}
         values = {name: getattr(record, name) for name in names}
         user_code = UserCode.from_json(record.user_code)
-        return cls(base=TrainConfig.model_validate(record.base), user_code=user_code, **values)
+        base = stored_config(record.base, "exponent.json", ExponentStudyRecord.FIX)
+        return cls(base=base, user_code=user_code, **values)
 
 
 def replaced(config: TrainConfig, section: str, **values: Any) -> TrainConfig:

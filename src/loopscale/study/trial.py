@@ -10,7 +10,7 @@ import time
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any
 
-from loopscale.records import content_hash
+from loopscale.records import Trial, content_hash
 
 if TYPE_CHECKING:
     from multiprocessing.synchronize import Barrier
@@ -81,10 +81,10 @@ def sections(config: dict[str, Any]) -> tuple[UserCode | None, dict[str, Any], l
 
 def config_of(config: dict[str, Any]) -> TrainConfig:
     """Give a job's training: of a user model where the job names one."""
-    from loopscale.train import TrainConfig
+    from loopscale.train.load import stored_config
 
     code, values, _ = sections(config)
-    house = TrainConfig.model_validate(values)
+    house = stored_config(values, "the config of a trial", Trial.FIX)
     return house if code is None or code.kind == "objective" else house.using(code.place)
 
 

@@ -41,8 +41,11 @@ class UserCode:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any] | None) -> UserCode | None:
-        """Reverse `to_json`; None gives None."""
-        return None if record is None else cls(**record)
+        """Reverse `to_json`; None gives None. Raises `UserError` for what `to_json` does not give."""
+        try:
+            return None if record is None else cls(**record)
+        except TypeError:
+            raise UserError("a record is damaged at user_code: restore it, or name a new folder with --out") from None
 
     def check(self, base: TrainConfig, target: TrainConfig | None = None) -> dict[str, Any]:
         """Try a model once at the base size, before a folder is made; returns what provenance says of it.
