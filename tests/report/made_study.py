@@ -114,9 +114,14 @@ def result(rules: tuple[str, ...] = tuple(SHAPES), loops: tuple[int, ...] = LOOP
             "data": {"source": "embedded text", "sha256": "a" * 64},
             "model": {"width": 64, "layers": 1},
             "seconds": 612.4,
-            "trials": 203,
+            "trials": sum(len(strengths_at(n)) for n in loops) * len(rules) * len(RATES) * len(SEEDS),
         },
     }
+
+
+def strengths_at(loops: int) -> tuple[float, ...]:
+    """The strengths that are swept at this N."""
+    return STRENGTHS if loops in (1, 16) else (0.5,)
 
 
 def write_study(folder: Path, rules: tuple[str, ...] = tuple(SHAPES), loops: tuple[int, ...] = LOOPS) -> Path:
@@ -128,7 +133,7 @@ def write_study(folder: Path, rules: tuple[str, ...] = tuple(SHAPES), loops: tup
         for n in loops:
             for lr in RATES:
                 for seed in SEEDS:
-                    for strength in STRENGTHS if n in (1, 16) else (0.5,):
+                    for strength in strengths_at(n):
                         record = trial(rule, n, lr, strength, seed)
                         (folder / "trials" / f"{record['key']}.json").write_text(json.dumps(record))
     return folder

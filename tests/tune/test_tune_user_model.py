@@ -88,7 +88,9 @@ def test_the_target_is_built_with_what_the_rule_says(told, monkeypatch):
     rates = {group["name"]: group["lr"] for group in task_optimizer(task).param_groups}
     assert task.model.scale == pytest.approx(config.model.strength / (4 * 2**0.5))
     assert rates["hidden"] == pytest.approx(config.optim.lr * 2**-0.5 / 2)
-    assert rates["readout"] == pytest.approx(config.optim.lr * config.optim.outer_lr)
+    assert rates["readout"] == pytest.approx(
+        config.optim.lr * config.optim.outer_lr / 2
+    )  # its logits are not multiplied
 
 
 NAIVE = """

@@ -18,6 +18,7 @@ from loopscale.train.load import stored_config
 
 RULE = "looped"  # one grid over its strength holds the eps of every pre-norm rule
 CARRIED = ("looped", "0.75", "sqrt", "none", "depth-mup")
+MOST_SEEDS = 1000  # of the grid; the fresh ones begin there
 PILOT_SEEDS = 2  # of the search for the outer rate
 
 
@@ -89,8 +90,8 @@ class ExponentPlan:
             _check_axis(noun, values, least)
         if self.outer_rate is not None and not (math.isfinite(self.outer_rate) and self.outer_rate > 0):
             raise UserError(f"an outer rate is a positive number, got {self.outer_rate!r}")
-        if self.seeds < 1 or self.fresh < 1:
-            raise UserError(f"seeds and fresh seeds must be at least 1, got {self.seeds} and {self.fresh}")
+        if not (1 <= self.seeds <= MOST_SEEDS and 1 <= self.fresh <= MOST_SEEDS):
+            raise UserError(f"seeds and fresh seeds are from 1 to {MOST_SEEDS}, got {self.seeds} and {self.fresh}")
         for way in self.carry:
             powers(way)
 
@@ -105,7 +106,7 @@ class ExponentPlan:
     @property
     def fresh_seeds(self) -> range:
         """The seeds of the comparison at the largest N: none of them is in the grid, however large that grows."""
-        return range(1000, 1000 + self.fresh)
+        return range(MOST_SEEDS, MOST_SEEDS + self.fresh)
 
     def eps(self, loops: int, strength: float) -> float:
         """Return the eps that a strength means at N = `loops`."""
