@@ -1,9 +1,15 @@
-"""Generated command lines, mutated configs, damaged files: one sentence, exit 0, 1 or 2, no traceback, no half file."""
+"""Generated command lines, mutated configs, damaged files: one sentence, exit 0, 1 or 2, no traceback, no half file.
+
+Trials run in this process and figures are not drawn (their data are kept), so that a try costs hundredths of a second.
+What was tried is counted in records/fuzz.json when LOOPSCALE_FUZZ_RECORD names a file.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import random
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +22,10 @@ from loopscale import cli
 from loopscale.cli import main
 from loopscale.cli.lazy import LazyGroup
 from loopscale.data import Preparation, prepare_data
-from loopscale.train import generate, parse_config, train_run
+from loopscale.records import content_hash
+from loopscale.report import figure, study_page
+from loopscale.study import InThisProcess, LocalProcesses
+from loopscale.train import generate, parse_config, provenance, train_run
 
 WORDS = [
     *(
@@ -63,6 +72,37 @@ WORDS = [
 ]
 # What a fuzzed command may not start: a server that waits, a long study, the network.
 SLOW = {"--serve", "--live", "--online"}
+OBJECTIVE = """
+import math
+
+def objective(values):
+    rate, strength = math.log2(values["lr"]) + 7.3, math.log2(values["strength"])
+    return 2 + 0.05 * rate**2 + 0.03 * strength**2 + 0.002 * math.sin(values["seed"] * 31 + rate * 50)
+"""
+TALLY: dict[str, int] = {}
+
+
+@pytest.fixture(autouse=True)
+def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
+    def drawn(spec: Any) -> dict[str, bytes]:
+        return dict.fromkeys(("svg", "png", "pdf"), json.dumps(spec, sort_keys=True).encode())
+
+    monkeypatch.setattr(LocalProcesses, "submit", InThisProcess.submit)
+    monkeypatch.setattr(figure.Figure, "spec", lambda self, **asked: {"figure": repr(self)})
+    for module in (figure, study_page):
+        monkeypatch.setattr(module, "render", drawn)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def record() -> Iterator[None]:
+    """Keep what was tried, where the environment names a file for it."""
+    yield
+    if os.environ.get("LOOPSCALE_FUZZ_RECORD"):
+        path = Path(os.environ["LOOPSCALE_FUZZ_RECORD"])
+        known = json.loads(path.read_text())["tried"] if path.exists() else {}
+        said = "no traceback, no other exit code than 0, 1 and 2, no half file, no silent difference"
+        values = {"claim": said, "tried": {**known, **TALLY}, "faults": 0, "provenance": provenance()}
+        path.write_text(json.dumps(values, indent=1) + "\n")
 
 
 def commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
@@ -74,6 +114,10 @@ def commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[t
             yield from commands(command, (*path, name))
         else:
             yield (*path, name), command
+
+
+STUDY = ["transfer", "--loops", "1,2", "--seeds", "2", "--rules", "looped,none", "--lrs", "2^-8,2^-7,2^-6"]
+TUNING = ["--target", "loops=16", "--trials", "8", "--seeds", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +136,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     (folder / "config.toml").write_text(config.to_toml())
     train_run(config, folder / "run")
     prepare_data(str(text), folder / "tokens", Preparation(validation_fraction=0.3))
-    names = ("text.txt", "config.toml", "run", "tokens")
+    (folder / "objective.py").write_text(OBJECTIVE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LocalProcesses, "submit", InThisProcess.submit)
+        own = ["--objective", str(folder / "objective.py:objective"), "--workers", "1", "--out"]
+        assert main([*STUDY, *own, str(folder / "study")]) == 0
+        assert main(["tune", str(folder / "config.toml"), *TUNING, *own, str(folder / "tuning")]) == 0
+    names = ("text.txt", "config.toml", "run", "tokens", "objective.py", "study", "tuning")
     return {"folder": folder, **{name.partition(".")[0]: folder / name for name in names}}
 
 
@@ -144,6 +194,61 @@ def test_generated_command_lines(
             wrong.append(str(problem).splitlines()[0])
     assert not wrong, "\n".join([f"{len(wrong)} of 1000", *wrong[:20]])
     assert codes[2] > 500
+    TALLY["command lines of hostile words"] = 1000
+
+
+HOSTILE = [
+    *WORDS,
+    *("+3", "1_000", "0x10", "1.5", "true", "[1,2]", "*", "~", "{x}", "=", "a.b.c=1", "model=1", "train.steps=-1"),
+    *("optim.lr=nan", "optim.lr=1e400", "model.width=1000000000", "data.context=0", "data.batch_size=100000000"),
+    *("model.layers=1000000", "model.rule=none", "train.trackers=[1]", "data.path=/dev/zero", "data.path=hf:x"),
+    *("2^-6", "2^9999", "2^", "1..2", "9..1", "3..", "loops=-1", "loops=1e9", "loops=２", "١٢", "/proc/self/mem"),
+    *("os:getcwd", "ray", "slurm", "batched:0", "batched:x", "partition=gpu", "time=1", "<script>", "0.0000001"),
+]
+
+
+@pytest.mark.slow
+def test_command_lines_a_step_from_right_ones(
+    world: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One to three words of a right line are replaced: then it works, or it is refused and leaves nothing new."""
+    monkeypatch.chdir(tmp_path)
+    own = ["--objective", str(world["objective"]) + ":objective", "--workers", "1"]
+    right = {
+        "scale": ["--loops", "8", "--layers", "2", "--width", "64", "--base-width", "32"],
+        "plan": [str(world["config"]), "--gpus", "4", "--memory", "80GB"],
+        "train": [str(world["config"]), "--set", "train.steps=1", "--out", "new"],
+        "data prepare": [str(world["text"]), "--out", "new"],
+        "data verify": [str(world["tokens"])],
+        "generate": ["{run}", "--prompt", "the", "--tokens", "3"],
+        "track": ["{run}", "--to", "tensorboard"],
+        "report": ["{study}"],
+        "explain": ["kappa"],
+        "transfer": [*STUDY[1:], *own, "--out", "new"],
+        "tune": [str(world["config"]), *TUNING, *own, "--out", "new"],
+        "verify": ["{tuning}", "--loops", "2", "--share", "9", *own],
+    }
+    draw, known = random.Random(3), {" ".join(name): command for name, command in commands(cli.group)}
+    for number in range(720):
+        for path in tmp_path.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        name = list(right)[number % len(right)]
+        line = list(right[name])
+        for key in ("run", "study", "tuning"):
+            if "{" + key + "}" in line:
+                line[line.index("{" + key + "}")] = str(shutil.copytree(world[key], tmp_path / key))
+        for _ in range(draw.choice([1, 1, 1, 2, 3])):
+            option = draw.choice([p for p in known[name].params if isinstance(p, click.Option)])
+            if draw.random() < 0.4 or SLOW & set(option.opts) or option.is_flag:
+                line[draw.randrange(len(line))] = draw.choice(HOSTILE)
+            else:
+                line += [option.opts[0], draw.choice(HOSTILE)]
+        before = set(tmp_path.rglob("*"))
+        code, _ = outcome(capsys, [*name.split(), *(word.format(**world) if word in WORDS else word for word in line)])
+        new = set(tmp_path.rglob("*")) - before
+        assert code != 2 or not new, (name, line, new)
+        assert not [path for path in new if path.name.startswith(".") and path.name != ".lock"], (name, line, new)
+    TALLY["command lines a step from right ones"] = 720
 
 
 VALUES: list[Any] = [None, "x", -1, 0, 10**30, 1e-30, [], {}, True, "²", "a" * 400, [1, 2], {"kind": "x"}, float("nan")]
@@ -172,6 +277,7 @@ def test_mutated_configs(
         assert out.exists() is (code != 2) or code == 2, lines
         shutil.rmtree(out, ignore_errors=True)
         outcome(capsys, ["plan", "c.toml", "--gpus", "4"])
+    TALLY["configs"] = 500
 
 
 def flips(content: bytes, draw: random.Random) -> Iterator[bytes]:
@@ -196,6 +302,7 @@ def damaged(
             shutil.copytree(whole, copy)
             (copy / file.relative_to(whole)).write_bytes(content)
             check()
+            TALLY[f"damages of a {copy.name}"] = TALLY.get(f"damages of a {copy.name}", 0) + 1
 
 
 @pytest.mark.slow
@@ -256,6 +363,110 @@ def test_damaged_files_of_a_prepared_set(
 
     damaged(world["tokens"], tokens, check)
     assert len(set(losses)) <= 1
+
+
+def shown(page: Path) -> str:
+    """A page without the time at which it was made."""
+    return re.sub(r"\d{4}-\d\d-\d\d[T ][\d:.+Z]*", "", page.read_text())
+
+
+RECORDS = (".json", ".jsonl", ".toml")
+
+
+@pytest.mark.slow
+def test_damaged_files_of_a_study(world: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same page as before, or one that says what it lacks, or a sentence; continuing it gives the same trials."""
+    study = tmp_path / "study"
+    shutil.copytree(world["study"], study)
+    outcome(capsys, ["report", str(study)])
+    page, trials = shown(study / "report.html"), (study / "trials.jsonl").read_text().splitlines()
+    losses = {line["key"]: line["loss"] for line in map(json.loads, trials)}
+    own = ["--objective", str(world["objective"]) + ":objective", "--workers", "1", "--out", str(study)]
+
+    def check() -> None:
+        code, _ = outcome(capsys, ["report", str(study)])
+        if code == 0 and shown(study / "report.html") != page:
+            told = (study / "report.html").read_text()
+            assert "holds no trial records" in told or "trials have ended" in told
+        code, _ = outcome(capsys, [*STUDY, *own])
+        if code == 0:
+            lines = map(json.loads, (study / "trials.jsonl").read_text().splitlines())
+            assert {line["key"]: line["loss"] for line in lines} == losses
+
+    damaged(world["study"], study, check, lambda path: path.suffix in RECORDS)
+
+
+@pytest.mark.slow
+def test_damaged_files_of_a_tuning(world: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tuning, out = tmp_path / "tuning", tmp_path / "out"
+    shutil.copytree(world["tuning"], tuning)
+    own = ["--objective", str(world["objective"]) + ":objective", "--workers", "1"]
+    outcome(capsys, ["report", str(tuning)])
+    page = shown(tuning / "report.html")
+
+    def check() -> None:
+        shutil.rmtree(out, ignore_errors=True)
+        if outcome(capsys, ["report", str(tuning)])[0] == 0:
+            assert shown(tuning / "report.html") == page
+        outcome(capsys, ["train", str(world["config"]), "--from", str(tuning / "tuned.toml"), "--out", str(out)])
+        outcome(capsys, ["verify", str(tuning), "--loops", "2", "--share", "9", *own])
+        outcome(capsys, ["tune", str(world["config"]), *TUNING, *own, "--out", str(tuning)])
+
+    damaged(world["tuning"], tuning, check, lambda path: path.suffix in RECORDS)
+
+
+def other_values(text: str, draw: random.Random) -> Iterator[str]:
+    """A record with one value of another kind, under a seal that fits: as if somebody had edited it."""
+    places: list[tuple[Any, ...]] = []
+
+    def walk(value: Any, place: tuple[Any, ...]) -> None:
+        for key in list(value) if isinstance(value, dict) else range(min(3, len(value))) if value else []:
+            places.append((*place, key))
+            if isinstance(value[key], (dict, list)):
+                walk(value[key], (*place, key))
+
+    walk(json.loads(text), ())
+    for kind in (None, "x", -1, 0, 1e308, [], {}, True, [[1]], "a" * 500, [None], 10**30, "²"):
+        record = json.loads(text)
+        *above, last = draw.choice([place for place in places if place[0] not in ("seal", "schema")])
+        inner = record
+        for key in above:
+            inner = inner[key]
+        inner[last] = kind
+        body = {key: value for key, value in record.items() if key != "seal"}
+        yield json.dumps({**body, "seal": content_hash(body)})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["study", "tuning", "run", "tokens"])
+def test_records_with_values_of_another_kind(
+    world: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str
+) -> None:
+    """No value under a right seal is a traceback; `outcome` looks at exit code and sentence."""
+    copy, draw, own = tmp_path / "copy", random.Random(4), ["--objective", str(world["objective"]) + ":objective"]
+    use = {
+        "study": [["report", str(copy)], [*STUDY, *own, "--workers", "1", "--out", str(copy)]],
+        "tuning": [
+            ["report", str(copy)],
+            ["verify", str(copy), "--loops", "2", "--share", "9", *own, "--workers", "1"],
+            ["tune", str(world["config"]), *TUNING, *own, "--workers", "1", "--out", str(copy)],
+        ],
+        "run": [["report", str(copy)], ["train", "--resume", str(copy)]],
+        "tokens": [["data", "verify", str(copy)]],
+    }[what]
+    for file in sorted(path for path in world[what].rglob("*.json*") if path.name != "tokenizer.json"):
+        lines = file.read_text().splitlines() if file.suffix == ".jsonl" else [file.read_text()]
+        for round_ in range(2):
+            at = draw.randrange(len(lines))
+            for number, line in enumerate(other_values(lines[at], draw)):
+                for command in use:
+                    shutil.rmtree(copy, ignore_errors=True)
+                    shutil.copytree(world[what], copy)
+                    (copy / file.relative_to(world[what])).write_text(
+                        "\n".join([*lines[:at], line, *lines[at + 1 :]]) + "\n"
+                    )
+                    outcome(capsys, command)
+                TALLY[f"values of another kind in a {what}"] = 13 * round_ + number + 1
 
 
 @pytest.mark.slow
