@@ -23,7 +23,7 @@ from loopscale.cli import main
 from loopscale.cli.lazy import LazyGroup
 from loopscale.data import Preparation, prepare_data
 from loopscale.records import content_hash
-from loopscale.report import figure, study_page
+from loopscale.report import figure
 from loopscale.study import InThisProcess, LocalProcesses
 from loopscale.train import generate, parse_config, provenance, train_run
 
@@ -89,8 +89,7 @@ def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(LocalProcesses, "submit", InThisProcess.submit)
     monkeypatch.setattr(figure.Figure, "spec", lambda self, **asked: {"figure": repr(self)})
-    for module in (figure, study_page):
-        monkeypatch.setattr(module, "render", drawn)
+    monkeypatch.setattr(figure, "render", drawn)
 
 
 @pytest.fixture(scope="module", autouse=True)

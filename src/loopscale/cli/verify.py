@@ -18,7 +18,9 @@ from loopscale.cli.transfer import list_of
 @click.option("--layers", callback=list_of(int, "whole numbers"), help="Numbers of layers; both exponents b are tried.")
 @click.option("--width", "widths", callback=list_of(int, "whole numbers"), help="Widths in between.")
 @click.option("--joint", is_flag=True, help="Also the largest of each at once.")
-@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Seeds of each point, paired.")
+@click.option(
+    "--seeds", type=click.IntRange(1, 1000), default=1, show_default=True, help="Seeds of each point, paired."
+)
 @click.option("--budget", help="Time to spend, such as 10m; default: by --share.")
 @click.option("--share", type=float, default=0.1, show_default=True, help="Of a direct sweep's FLOPs, tuning included.")
 @click.option("--model", metavar="PLACE", help="The model that was tuned: file.py:make_model.")
