@@ -73,3 +73,13 @@ def test_the_command_records_what_it_chose(
     configs = [trial.config for trial in Journal(tmp_path / "t").trials.values()]
     assert {config["train"]["precision"] for config in configs} == {"bf16"}
     assert 'precision = "bf16"' in (tmp_path / "t/tuned.toml").read_text()
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"base": {"train": {"precision": "x"}}}', '{"base": 1}', "[" * 100_000])
+def test_a_damaged_plan_gives_no_precision_and_no_traceback(tmp_path, text):
+    from loopscale.study.precision import _recorded
+
+    (tmp_path / "study.json").write_text(text)
+    assert _recorded(tmp_path / "study.json") is None
+    (tmp_path / "study.json").write_text('{"base": {"train": {"precision": "bf16"}}}')
+    assert _recorded(tmp_path / "study.json") == "bf16"

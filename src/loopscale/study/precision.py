@@ -52,7 +52,9 @@ def with_precision(
 
 
 def _recorded(record: Path) -> str | None:
+    """Return the precision of a folder's plan; None where there is none yet, or a damaged one, which its reader says."""
     try:
-        return str(json.loads(record.read_text(encoding="utf-8"))["base"]["train"]["precision"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # there is none yet, or it is damaged, which whoever opens the study says
+        found = json.loads(record.read_text(encoding="utf-8"))["base"]["train"]["precision"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return found if found in ("fp32", "bf16") else None
