@@ -54,6 +54,7 @@ def test_a_rule_that_leaves_what_was_tried_stands_at_the_edge_and_says_so():
     assert looped.said["costs"] == none.said["costs"] == "outside what was tried"
     low, high = figure.x.span
     assert low < looped.x < -7 and 1 < none.x < high
+    assert looped.hollow and none.hollow and not looped.shape  # drawn hollow, in the shape of its series
 
 
 def test_a_valley_without_a_vertex_and_with_intervals_stays_inside_its_panel():

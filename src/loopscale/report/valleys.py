@@ -131,5 +131,11 @@ def _carried(valley: Valley, rule: str, eps: float, shape: str, top: float) -> M
     aside = 0.0 if cost is not None else math.copysign(ASIDE, eps - inside)
     height = cost_at(valley, inside) or 0.0
     return Mark(
-        math.log2(inside) + aside, min(height, top), rule, said, _panel(valley), shape=shape, hollow=cost is None
+        math.log2(inside) + aside,
+        min(height, top),
+        rule,
+        said,
+        _panel(valley),
+        shape="" if cost is None else shape,
+        hollow=cost is None,
     )
