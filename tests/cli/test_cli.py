@@ -136,3 +136,7 @@ def test_numbers_of_other_scripts_are_read_or_refused(capsys: pytest.CaptureFixt
     for arguments in (["scale", "--loops", number], ["diagnose", "x", "--loops-range", f"{number}:{number}"]):
         code, _, err = said(capsys, *arguments)
         assert code == 2 and err.count("\n") == 1 and "mistake of loopscale" not in err
+
+
+def test_every_command_of_the_table_is_there():
+    assert list(cli.COMMANDS) == cli.group.list_commands(None)

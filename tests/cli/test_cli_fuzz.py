@@ -354,7 +354,8 @@ def test_damaged_files_of_a_prepared_set(
     def check() -> None:
         shutil.rmtree(out, ignore_errors=True)
         code, _ = outcome(capsys, train)
-        assert out.exists() is (code == 0)
+        # A damage behind the first step leaves a run that goes on when the shard is mended.
+        assert out.exists() is (code == 0) or (out / "metrics.jsonl").read_text().endswith("\n")
         if code == 0:
             lines = (out / "metrics.jsonl").read_text().splitlines()
             losses.append(tuple(json.loads(line)["loss"] for line in lines))

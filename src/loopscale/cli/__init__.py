@@ -29,7 +29,6 @@ COMMANDS = {
     "track": "loopscale.cli.track:command",
     "diagnose": "loopscale.cli.diagnose:command",
     "report": "loopscale.cli.report:command",
-    "check": "loopscale.cli.check:command",
     "convert": "loopscale.cli.convert:command",
     "explain": "loopscale.cli.explain:command",
 }

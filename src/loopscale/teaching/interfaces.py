@@ -17,7 +17,7 @@ PAGES = {
     "Training: from a laptop to a cluster": ("train", "data", "plan", "generate", "schedule", "shard_looped"),
     "Hugging Face": ("export", "evaluate"),
     "Trackers": ("track",),
-    "Diagnose a looped model": ("diagnose", "check", "Monitor", "watch", "check_parameterization"),
+    "Diagnose a looped model": ("diagnose", "Monitor", "watch", "check_parameterization"),
     "All kinds of blocks": (
         "Loop",
         "ScaledResidual",

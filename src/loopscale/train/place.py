@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import os
 import sys
+import sysconfig
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -57,7 +58,8 @@ def fingerprint(place: str) -> str:
     path = Path(origin)
     top = path.parents[where.count(".")] if not where.endswith(".py") else path.parent
     digest = hashlib.sha256()
-    for source in _local_sources(path, {path.parent, top}):
+    installed = {Path(folder) for folder in sysconfig.get_paths().values()}
+    for source in _local_sources(path, {path.parent, top} - installed):
         digest.update(_code(source).encode())
     return digest.hexdigest()[:16]
 
