@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -86,6 +87,9 @@ def test_the_commands_of_the_document_run(tmp_path: Path) -> None:
     (tmp_path / "examples").mkdir()
     text = (EXAMPLES / "tiny.toml").read_text().replace("steps = 400", "steps = 4")
     (tmp_path / "examples/tiny.toml").write_text(text)
+    shutil.copy(EXAMPLES / "180m.toml", tmp_path / "examples")
+    (model,) = re.findall(r"`gpt\.py`:\n\n```python\n(.*?)```", TEXT, flags=re.S)
+    (tmp_path / "gpt.py").write_text(model)
     for block in BASH:
         for line in block.splitlines():
             words = shlex.split(line)
