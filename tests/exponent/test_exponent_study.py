@@ -22,6 +22,7 @@ def test_the_planted_powers_and_the_target_come_back_and_carrying_costs_what_the
     plan = ExponentPlan(base(), loops=(2, 8, 32), seeds=2, fresh=2, target=128)
     result, _ = ran(plan, tmp_path / "study")
     assert result.a.value == pytest.approx(A, abs=1e-3) and result.g.value == pytest.approx(G, abs=1e-3)
+    assert result.a.by_seed == pytest.approx((A, A), abs=1e-3) and result.g.by_seed == pytest.approx((G, G), abs=1e-3)
     assert result.target.eps.value == pytest.approx(EPS_AT_1 * 128**-A, rel=2e-3)
     assert result.target.lr.value == pytest.approx(LR_AT_1 * 128**-G, rel=2e-3)
     assert plan.eps(128, result.target.strength) == pytest.approx(result.target.eps.value)

@@ -56,6 +56,16 @@ def test_each_seed_s_own_vertex_is_its_shift():
     assert [tuple(np.add(found.at, shift)) for shift in found.shifts] == [pytest.approx(place) for place in places]
 
 
+@pytest.mark.parametrize(("apart", "columns"), [(0.2, 3), (1.6, 5)])
+def test_seeds_with_optima_beyond_what_was_trained_get_two_steps_on_either_side(apart, columns):
+    def loss(strength, lr, seed):
+        x, y = math.log2(strength) - (0.0, apart, -apart)[seed], math.log2(lr) + 6.5
+        return 2.0 + 0.03 * x * x + 0.05 * y * y
+
+    shared = {(i, j) for i, j, seed in searched(loss, 3) if seed == 1}
+    assert len({i for i, _ in shared}) == columns and len({j for _, j in shared}) == 3
+
+
 def test_a_valley_without_an_end_is_an_edge_and_the_search_stops():
     found = fit_surface(searched(lambda strength, lr, seed: 2.0 + 0.1 * math.log2(strength), 2), AXES)
     assert found.edge and found.strength == AXES[0].value(-4)
