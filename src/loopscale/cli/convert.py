@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +120,9 @@ def _loss(model: Any, source: Path, text: Path, trusted: bool) -> float:
 
 def _save(model: Any, source: Path, out: Path) -> None:
     """Write beside `out` and rename: no half-written model is left."""
+    import shutil
+    import tempfile
+
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from pydantic import ValidationError
 
 from loopscale.errors import UserError
 
@@ -37,6 +36,8 @@ def prepare(source: str, out: Path, workers: int | None, as_json: bool, **values
     Stop it at any moment; the same command goes on from the last whole shard, and the result is the same byte for byte.
     Train on it with --set data.path=FOLDER.
     """
+    from pydantic import ValidationError
+
     from loopscale.data import Preparation, prepare_data
 
     try:

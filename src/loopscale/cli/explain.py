@@ -6,8 +6,6 @@ import json
 
 import click
 
-from loopscale.teaching import entries, explain
-
 
 @click.command()
 @click.argument("words", nargs=-1, metavar="[PREDICTION|FINDING|RULE|WORD]")
@@ -18,6 +16,8 @@ def command(words: tuple[str, ...], as_json: bool) -> None:
 
     Without a word, list what can be explained.
     """
+    from loopscale.teaching import explain
+
     if not words:
         _list(as_json)
         return
@@ -26,6 +26,8 @@ def command(words: tuple[str, ...], as_json: bool) -> None:
 
 
 def _list(as_json: bool) -> None:
+    from loopscale.teaching import entries
+
     if as_json:
         click.echo(json.dumps([entry.to_json() for entry in entries()], indent=1))
         return

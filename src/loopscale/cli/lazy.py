@@ -21,11 +21,14 @@ class LazyGroup(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Give the commands that are there, in the order of the table."""
-        return [name for name, place in self.places.items() if importlib.util.find_spec(place.partition(":")[0])]
+        return [name for name in self.places if self._there(name)]
+
+    def _there(self, name: str) -> bool:
+        return name in self.places and importlib.util.find_spec(self.places[name].partition(":")[0]) is not None
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import one command."""
-        if cmd_name not in self.list_commands(ctx):
+        if not self._there(cmd_name):
             return None
         module, _, attribute = self.places[cmd_name].partition(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
@@ -35,6 +38,6 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command; raises `UserError` that names the nearest one."""
-        if args and not args[0].startswith("-") and args[0] not in self.list_commands(ctx):
+        if args and not args[0].startswith("-") and not self._there(args[0]):
             raise UserError(f"unknown command {args[0]!r}: {nearest(args[0], self.list_commands(ctx))}")
         return super().resolve_command(ctx, args)
