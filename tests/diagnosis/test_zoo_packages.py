@@ -53,3 +53,16 @@ def test_spiral_follows_the_stream_and_not_its_momentum(more, codes):
     norms = found.details["norms"]
     assert norms[-1] / norms[1] == pytest.approx(8, rel=0.1)
     json.dumps(found.to_json(), allow_nan=False)
+
+
+def test_a_block_shared_between_distinct_layers_is_no_fault():
+    """Zamba2 at vocabulary 61; the batch that is made up has a padding token, whose embedding is zero."""
+    pytest.importorskip("transformers")
+    from transformers import Zamba2Config, Zamba2ForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2}
+    sizes |= {"mamba_d_state": 8, "n_mamba_heads": 2, "chunk_size": 8, "adapter_rank": 4, "num_mem_blocks": 1}
+    torch.manual_seed(0)
+    config = Zamba2Config(vocab_size=61, num_hidden_layers=4, layers_block_type=["mamba", "hybrid"] * 2, **sizes)
+    found = diagnose(Zamba2ForCausalLM(config))
+    assert (found.loops, found.codes, found.tied) == (2, set(), True), found.text()

@@ -123,13 +123,20 @@ def _in_proportion(model: nn.Module, batch: Any, knob: Knob, visits: int) -> Kno
     value = knob.value
     if value is None or visits < 2:
         return None
-    above = [visits, *(max(_visits(model, batch, knob, value + more), default=0) for more in (1, 2))]
-    if above[0] == above[1] == above[2] and value > 4:  # a most that is not reached: tried at few
-        value, above = 2, [max(_visits(model, batch, knob, few), default=0) for few in (2, 3, 4)]
+    above = [visits, _most(model, batch, knob, value + 1)]
+    if above[1] == visits and value <= 4:
+        return None
+    above.append(_most(model, batch, knob, value + 2))
+    if above[0] == above[1] == above[2]:  # a most that is not reached: tried at few
+        value, above = 2, [_most(model, batch, knob, few) for few in (2, 3, 4)]
     each = above[1] - above[0]
     if each < 1 or above[2] - above[1] != each:
         return None
     return replace(knob, each=each, more=above[0] - each * value)
+
+
+def _most(model: nn.Module, batch: Any, knob: Knob, value: int) -> int:
+    return max(_visits(model, batch, knob, value), default=0)
 
 
 def _visits(model: nn.Module, batch: Any, knob: Knob, value: int) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
@@ -134,7 +134,8 @@ def far_gain(setting: Setting, seen: Pass) -> float | None:
 def last_map(setting: Setting, seen: Pass, products: int | None = None) -> Spectrum | None:
     """Return leading eigenvalues of the map of the last visit, and its largest singular value.
 
-    None where no product is made.
+    Places that start at zero beside others that do not, as padding does, are left out: a norm multiplies whatever comes
+    to next to nothing, and that expands without end. None where no product is made.
     """
     if seen.stream is None or len(seen.stream.states) < 3:
         return None
@@ -144,8 +145,18 @@ def last_map(setting: Setting, seen: Pass, products: int | None = None) -> Spect
     most = budget(seen) if products is None else products
     if not most:
         return None
-    spectrum = leading_eigenvalues(made.jvp, made.point, most=most)
-    return replace(spectrum, singular_value=_singular(made, max(2, min(most // 4, 16))))
+    kept = _begun(seen, made.point)
+    spectrum = leading_eigenvalues(lambda v: kept(made.jvp(kept(v))), made.point, most=most)
+    return replace(spectrum, singular_value=_singular(made, kept, max(2, min(most // 4, 16))))
+
+
+def _begun(seen: Pass, point: Tensor) -> Callable[[Tensor], Tensor]:
+    """Give what sets a difference to zero at the places where the stream is zero before the first visit."""
+    first = seen.ends[0] if seen.ends is not None else point
+    empty = (first == 0).all(-1, keepdim=True)
+    if first.shape != point.shape or not bool(empty.any()) or bool(empty.all()):
+        return lambda v: v
+    return lambda v: v.masked_fill(empty, 0)
 
 
 def budget(seen: Pass) -> int:
@@ -157,10 +168,10 @@ def budget(seen: Pass) -> int:
     return max(LEAST, min(PRODUCTS, int(WORK / work), 8_000 // calls))
 
 
-def _singular(made: LoopMap, most: int) -> float | None:
+def _singular(made: LoopMap, kept: Callable[[Tensor], Tensor], most: int) -> float | None:
     """Return the largest singular value of the Jacobian, by Lanczos on J^T J; None where no gradient comes back."""
     try:
-        square = leading_eigenvalues(lambda v: made.vjp(made.jvp(v)), made.point, most=most, tolerance=1e-2)
+        square = leading_eigenvalues(lambda v: kept(made.vjp(kept(made.jvp(kept(v))))), made.point, most=most, tolerance=1e-2)
     except RuntimeError:
         return None
     return math.sqrt(square.radius)
