@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 
 from loopscale.cli import main
-from loopscale.planning import Shape, flops_per_token, parameters
-from loopscale.planning.memory import activation_bytes_per_token
 from loopscale.train import TrainConfig, make_config
 from loopscale.train.counted import counted
 from loopscale.train.shape import shape_of
@@ -24,14 +22,14 @@ def config(loops: int) -> TrainConfig:
 def test_the_house_model_counted_as_a_stranger_is_what_the_formulas_say() -> None:
     kept = {}
     for loops in (2, 6):
-        shape: Shape = shape_of(config(loops))
+        shape = shape_of(config(loops))
         found = counted(config(loops).using(f"{FILE}:make_model"))
-        assert found.parameters["total"] == parameters(shape)["total"]
-        expected = flops_per_token(shape)
-        assert found.flops / found.units == pytest.approx(expected["model"], rel=0.02)
-        assert found.forward_flops / found.units == pytest.approx(expected["forward"], rel=0.02)
+        assert found.parameters()["total"] == shape.parameters()["total"]
+        counts, expected = found.flops(), shape.flops()
+        assert counts["model"] == pytest.approx(expected["model"], rel=0.02)
+        assert counts["forward"] == pytest.approx(expected["forward"], rel=0.02)
         kept[loops] = found.kept_bytes / found.units
-    by_formula = activation_bytes_per_token(shape_of(config(6))) - activation_bytes_per_token(shape_of(config(2)))
+    by_formula = shape_of(config(6)).kept_per_token() - shape_of(config(2)).kept_per_token()
     assert kept[6] - kept[2] == pytest.approx(by_formula, rel=0.15)
 
 
@@ -56,4 +54,4 @@ def test_a_model_that_reads_values_is_counted_on_the_cpu(tmp_path: Path) -> None
     text = FILE.read_text() + "\n\nimport torch\n\ndef make_batch(split, step, seed, batch_size):\n"
     (tmp_path / "reads.py").write_text(f"{text}    return torch.ones(batch_size, 64)\n")
     found = counted(make_config({"model": {"loops": 3}}).using(f"{tmp_path}/reads.py:reading"))
-    assert found.unit == "row" and found.flops == (3 + 3 + 2) * 2 * 64 * 64  # the input needs no gradient
+    assert found.unit == "row" and found.row_flops == (3 + 3 + 2) * 2 * 64 * 64  # the input needs no gradient

@@ -17,8 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from loopscale import LoopedTransformer, UserError
 from loopscale.cli import main
 from loopscale.nn.recompute import Recompute
-from loopscale.planning import Machine, Shape, flops_per_token, memory, parameters, plan
-from loopscale.planning.memory import activation_bytes_per_token
+from loopscale.planning import Machine, Shape, memory, plan
 from loopscale.train import fit, parse_config, train_run
 from loopscale.train.shape import check_memory, shape_of
 
@@ -43,7 +42,7 @@ def step(model_values: dict[str, Any], context: int, recompute: int = 0) -> tupl
     def run() -> torch.Tensor:
         return F.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten())
 
-    assert parameters(shape_of(config))["total"] == sum(p.numel() for p in model.parameters())
+    assert shape_of(config).parameters()["total"] == sum(p.numel() for p in model.parameters())
     return shape_of(config), run
 
 
@@ -53,14 +52,14 @@ def test_flops_are_those_that_torch_counts(values: dict[str, Any], context: int)
     shape, run = step(values, context)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         run().backward()
-    assert flops_per_token(shape)["model"] * 2 * context == pytest.approx(counter.get_total_flops(), rel=0.02)
+    assert shape.flops()["model"] * 2 * context == pytest.approx(counter.get_total_flops(), rel=0.02)
 
 
 def test_recomputed_flops_too() -> None:
     shape, run = step({"width": 64, "loops": 4, "layers": 2}, 64, recompute=1)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         run().backward()
-    assert flops_per_token(shape)["executed"] * 2 * 64 == pytest.approx(counter.get_total_flops(), rel=0.02)
+    assert shape.flops()["executed"] * 2 * 64 == pytest.approx(counter.get_total_flops(), rel=0.02)
 
 
 def kept_bytes(run: Any) -> int:
@@ -87,15 +86,15 @@ def test_activation_memory_of_a_visit(width: int, kv_heads: int | None) -> None:
         shape, run = step({"width": width, "loops": loops, "kv_heads": kv_heads}, context)
         kept[loops] = kept_bytes(run)
     measured = (kept[6] - kept[2]) / 4 / (2 * context)
-    predicted = activation_bytes_per_token(shape) / 6
+    predicted = shape.kept_per_token() / 6
     assert predicted == pytest.approx(measured, rel=0.15)
 
 
 def test_activations_are_flat_when_recomputed() -> None:
     shapes = (Shape(width=1024, kv_width=1024, mlp_width=2736, loops=n, recompute=1, recompute_keep=8) for n in (4, 64))
-    few, many = map(activation_bytes_per_token, shapes)
+    few, many = (shape.kept_per_token() for shape in shapes)
     assert many < 1.3 * few
-    assert activation_bytes_per_token(Shape(loops=64)) == 16 * activation_bytes_per_token(Shape(loops=4))
+    assert Shape(loops=64).kept_per_token() == 16 * Shape(loops=4).kept_per_token()
 
 
 BIG = Shape(

@@ -13,7 +13,7 @@ from loopscale.errors import UserError
 from loopscale.factory import CONTRACT, peek
 
 if TYPE_CHECKING:
-    from loopscale.planning import Counted, Machine, Plan, Shape
+    from loopscale.planning import Machine, Plan, Work
     from loopscale.train import TrainConfig
 
 UNITS = {"": 1e9, "B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -93,7 +93,7 @@ def command(
     return 0 if answer.fits else 1
 
 
-def _work(config: TrainConfig) -> Shape | Counted:
+def _work(config: TrainConfig) -> Work:
     """Give what the planner prices: a shape where a formula knows the model, else what is counted on it."""
     if config.model.factory is None:
         from loopscale.train.shape import shape_of

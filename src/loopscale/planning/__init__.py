@@ -1,10 +1,10 @@
 """What a training will need, by arithmetic alone: parameters, FLOPs, memory, hours, dollars. Imports no torch."""
 
 from loopscale.planning.counted import Counted
-from loopscale.planning.flops import flops_per_token, parameters
 from loopscale.planning.memory import Memory, memory
 from loopscale.planning.plan import Machine, Plan, people, plan, study_hours
 from loopscale.planning.shape import Shape
+from loopscale.planning.work import Work
 
 __all__ = [
     "Counted",
@@ -12,9 +12,8 @@ __all__ = [
     "Memory",
     "Plan",
     "Shape",
-    "flops_per_token",
+    "Work",
     "memory",
-    "parameters",
     "people",
     "plan",
     "study_hours",

@@ -7,10 +7,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from loopscale.errors import UserError
-from loopscale.planning.counted import Counted
-from loopscale.planning.flops import flops_per_token, parameters
-from loopscale.planning.memory import Memory, counted_memory, memory
+from loopscale.planning.memory import Memory, memory
 from loopscale.planning.shape import Shape
+from loopscale.planning.work import Work
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class Plan:
         return {**asdict(self), **totals}
 
 
-def plan(shape: Shape | Counted, machine: Machine) -> Plan:
+def plan(work: Work, machine: Machine) -> Plan:
     """Predict a training on a machine.
 
     tokens/s = devices * peak * mfu / FLOPs per token, where MFU counts the model's FLOPs, without recomputation, whose time
@@ -73,49 +72,33 @@ def plan(shape: Shape | Counted, machine: Machine) -> Plan:
     >>> plan(Shape(), Machine()).fits
     True
     """
-    flops, used = _flops(shape), _memory(shape, machine)
+    flops, used = work.flops(), memory(work, machine.devices)
     fits = used.total <= machine.memory
-    changes = {} if fits else _changes(shape, machine)
+    changes = {} if fits else _changes(work, machine)
     rate = machine.devices * machine.peak * machine.mfu / flops["executed"]
-    tokens = float(shape.steps * shape.batch * _units(shape))
+    tokens = float(work.steps * work.batch * work.units)
     hours = tokens / rate / 3600
     return Plan(
-        parameters=shape.parameters if isinstance(shape, Counted) else parameters(shape),
+        parameters=work.parameters(),
         flops_per_token=flops,
         memory=used,
-        memory_recomputed=None if isinstance(shape, Counted) else memory(replace(shape, recompute=1), machine.devices),
+        memory_recomputed=memory(replace(work, recompute=1), machine.devices) if isinstance(work, Shape) else None,
         fits=fits,
         changes=changes,
         tokens=tokens,
         tokens_per_second=rate,
         hours=hours,
         dollars=None if machine.price is None else hours * machine.devices * machine.price,
-        sentence=_sentence(shape, used, machine, changes),
-        cautions=tuple(_cautions(shape, machine)),
-        unit=shape.unit if isinstance(shape, Counted) else "token",
+        sentence=_sentence(work, used, machine, changes),
+        cautions=tuple(_cautions(work, machine)),
+        unit=work.unit,
     )
 
 
-def _flops(work: Shape | Counted) -> dict[str, float]:
-    """Return the FLOPs of a unit: a token, or a row."""
-    if not isinstance(work, Counted):
-        return flops_per_token(work)
-    each, forward = work.flops / work.units, work.forward_flops / work.units
-    return {"model": each, "executed": each, "forward": forward}
-
-
-def _memory(work: Shape | Counted, machine: Machine) -> Memory:
-    return counted_memory(work, machine.devices) if isinstance(work, Counted) else memory(work, machine.devices)
-
-
-def _units(work: Shape | Counted) -> int:
-    return work.units if isinstance(work, Counted) else work.context
-
-
-def study_hours(trials: Iterable[Shape | Counted], machine: Machine) -> float:
+def study_hours(trials: Iterable[Work], machine: Machine) -> float:
     """Return the device hours of many trainings, each on one device, at the machine's share of the peak."""
-    work = sum(_flops(shape)["executed"] * shape.steps * shape.batch * _units(shape) for shape in trials)
-    return work / (machine.peak * machine.mfu) / 3600
+    flops = sum(work.flops()["executed"] * work.steps * work.batch * work.units for work in trials)
+    return flops / (machine.peak * machine.mfu) / 3600
 
 
 def people(number: float, units: str = "k M B T P") -> str:
@@ -136,10 +119,9 @@ def people(number: float, units: str = "k M B T P") -> str:
 NARROW, FEW = 1024, 4096
 
 
-def _cautions(shape: Shape | Counted, machine: Machine) -> Iterator[str]:
-    tokens = shape.batch * _units(shape) / (machine.devices * shape.accumulate)
-    noun = shape.unit if isinstance(shape, Counted) else "token"
-    rows = [(f"a width of {shape.width}", shape.width < NARROW), (f"{tokens:,.0f} {noun}s at a time", tokens < FEW)]
+def _cautions(work: Work, machine: Machine) -> Iterator[str]:
+    units = work.batch * work.units / (machine.devices * work.accumulate)
+    rows = [(f"a width of {work.width}", work.width < NARROW), (f"{units:,.0f} {work.unit}s at a time", units < FEW)]
     if (small := [what for what, few in rows if few]) and machine.mfu > 0.1:
         yield (
             f"with {' and '.join(small)} a device does not reach {machine.mfu:.0%} of its peak, so it takes "
@@ -147,7 +129,7 @@ def _cautions(shape: Shape | Counted, machine: Machine) -> Iterator[str]:
         )
 
 
-def _changes(shape: Shape | Counted, machine: Machine) -> dict[str, Any]:
+def _changes(work: Work, machine: Machine) -> dict[str, Any]:
     """Return the first of a list of changes, each on top of the ones before it, with which it fits.
 
     Then without the needless.
@@ -155,14 +137,10 @@ def _changes(shape: Shape | Counted, machine: Machine) -> dict[str, Any]:
     made: dict[str, tuple[str, Any]] = {}
 
     def fits() -> bool:
-        return _memory(replace(shape, **dict(made.values())), machine).total <= machine.memory
+        return memory(replace(work, **dict(made.values())), machine.devices).total <= machine.memory
 
-    options: list[tuple[str, str, Any]] = [("train.strategy", "sharded", True)]
-    if not isinstance(shape, Counted):
-        house = [("train.loss_rows", "loss_rows", 256), ("train.recompute", "recompute", 1)]
-        options = [*house, *options, ("train.precision", "bf16", True)]
-    parts = shape.accumulate
-    while shape.batch % (2 * parts * machine.devices) == 0:
+    options, parts = [*work.help], work.accumulate
+    while work.batch % (2 * parts * machine.devices) == 0:
         parts *= 2
         options.append(("train.accumulate", "accumulate", parts))
     for key, field, value in options:
@@ -179,7 +157,7 @@ def _changes(shape: Shape | Counted, machine: Machine) -> dict[str, Any]:
     return {key: names.get(key, value) for key, (_, value) in made.items()}
 
 
-def _sentence(work: Shape | Counted, used: Memory, machine: Machine, changes: dict[str, Any]) -> str:
+def _sentence(work: Work, used: Memory, machine: Machine, changes: dict[str, Any]) -> str:
     need = f"{used.total / 1e9:.3g} GB a device of {machine.memory / 1e9:.3g}"
     if used.total <= machine.memory:
         return f"it fits: {need}"
@@ -187,6 +165,6 @@ def _sentence(work: Shape | Counted, used: Memory, machine: Machine, changes: di
         return f"it does not fit ({need}); it does with " + ", ".join(
             f"{key} = {value}" for key, value in changes.items()
         )
-    house = not isinstance(work, Counted)
-    tried = "loss_rows, recompute, fsdp, bf16 and accumulate" if house else "fsdp and accumulate"
-    return f"it does not fit ({need}), and {tried} do not help: take more devices"
+    words = {"train.strategy": "fsdp", "train.precision": "bf16"}
+    tried = ", ".join(words.get(key, key.removeprefix("train.")) for key, _, _ in work.help)
+    return f"it does not fit ({need}), and {tried} and accumulate do not help: take more devices"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from loopscale.planning import flops_per_token
 from loopscale.train.config import TrainConfig
 from loopscale.train.shape import shape_of
 
@@ -21,7 +20,7 @@ def trial_flops(
     passes = 3 * (train.steps if steps is None else steps) + (train.eval_batches if done else 0)
     if user_model:
         return float(passes * tokens * config.model.loops * config.model.layers * config.model.width**2)
-    return float(passes * tokens * flops_per_token(shape_of(config, vocab_size))["forward"])
+    return float(passes * tokens * shape_of(config, vocab_size).flops()["forward"])
 
 
 def equal_steps(dear: TrainConfig, cheap: TrainConfig, vocab_size: int | None = None, user_model: bool = False) -> int:

@@ -19,6 +19,7 @@ from loopscale.errors import UserError
 from loopscale.planning import Counted
 from loopscale.train.config import TrainConfig
 from loopscale.train.place import describe
+from loopscale.train.shape import default_vocabulary, shared
 from loopscale.train.task import length, to_device
 from loopscale.train.user import UserModel, makes_batches, scalar, user_model
 
@@ -39,22 +40,20 @@ def counted(config: TrainConfig) -> Counted:
 
 def _counted(config: TrainConfig) -> Counted:
     place = str(config.model.factory)
-    data, train = config.data, config.train
-    vocab_size = data.vocab_size or (1024 if data.tokenizer == "bpe" else 256)
+    bf16 = config.train.precision == "bf16"
+    vocab_size = default_vocabulary(config)
     user = user_model(place, config, vocab_size=vocab_size)
     items = makes_batches(place)
     batch = user.batch(batch_size=ROWS) if items else _tokens(config, vocab_size)
     batch = to_device(batch, torch.device("cpu"))
     rows = length(batch) or 1
     try:
-        with (
-            sdpa_kernel(SDPBackend.MATH),
-            FlopCounterMode(display=False) as counter,
-        ):  # the kernel whose products are counted
+        # the kernel whose products are counted
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             loss = scalar(user.loss(user.model, batch))
             forward = counter.get_total_flops()
             loss.backward()  # type: ignore[no-untyped-call]
-        kept = _kept(user, batch, bf16=train.precision == "bf16")
+        kept = _kept(user, batch, bf16=bf16)
     except (Exception, SystemExit) as cause:
         if isinstance(cause, UserError):
             raise
@@ -62,20 +61,12 @@ def _counted(config: TrainConfig) -> Counted:
     total = sum(p.numel() for p in user.model.parameters())
     frozen = sum(p.numel() for p in user.model.parameters() if not p.requires_grad)
     return Counted(
-        parameters={**({"frozen": frozen} if frozen else {}), "total": total},
-        flops=counter.get_total_flops() / rows,
+        counts={**({"frozen": frozen} if frozen else {}), "total": total},
+        row_flops=counter.get_total_flops() / rows,
         forward_flops=forward / rows,
         kept_bytes=sum(kept) / rows,
         widest_bytes=max(kept, default=0) / rows,
-        unit="row" if items else "token",
-        units=1 if items else data.context,
-        width=config.model.width,
-        batch=data.batch_size,
-        steps=train.steps,
-        optimizer=config.optim.optimizer,
-        bf16=train.precision == "bf16",
-        sharded=train.strategy == "fsdp",
-        accumulate=train.accumulate,
+        **{**shared(config), "context": None if items else config.data.context},
     )
 
 

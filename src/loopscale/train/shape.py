@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from loopscale.errors import UserError
 from loopscale.files import machine_memory
 from loopscale.nn import Recompute
@@ -13,11 +15,10 @@ USABLE = 0.95  # share of the machine's memory that one training may plan with; 
 
 def shape_of(config: TrainConfig, vocab_size: int | None = None) -> Shape:
     """Give the numbers that the planner needs; the vocabulary is the config's, `vocab_size`, or its tokenizer's."""
-    network = config.network(vocab_size or config.data.vocab_size or (1024 if config.data.tokenizer == "bpe" else 256))
+    network = config.network(vocab_size or default_vocabulary(config))
     trained = min(network.gradient_visits or network.loops, network.loops)
     return Shape(
         vocab_size=network.vocab_size,
-        width=network.width,
         layers=network.layers,
         loops=network.loops,
         prelude=network.prelude,
@@ -26,18 +27,31 @@ def shape_of(config: TrainConfig, vocab_size: int | None = None) -> Shape:
         mlp_width=network.mlp_width,
         tied_readout=network.tied_readout,
         gradient_visits=network.gradient_visits,
-        context=config.data.context,
-        batch=config.data.batch_size,
-        steps=config.train.steps,
-        optimizer=config.optim.optimizer,
-        bf16=config.train.precision == "bf16",
-        sharded=config.train.strategy == "fsdp",
-        accumulate=config.train.accumulate,
         recompute=config.train.recompute,
         recompute_keep=config.train.recompute_keep,
         loss_rows=config.train.loss_rows,
         extra_visits=Recompute(config.train.recompute, config.train.recompute_keep).extra_visits(trained) or None,
+        **shared(config),
     )
+
+
+def shared(config: TrainConfig) -> dict[str, Any]:
+    """Give what the planner asks of any training, whoever wrote its model."""
+    return {
+        "width": config.model.width,
+        "context": config.data.context,
+        "batch": config.data.batch_size,
+        "steps": config.train.steps,
+        "optimizer": config.optim.optimizer,
+        "bf16": config.train.precision == "bf16",
+        "sharded": config.train.strategy == "fsdp",
+        "accumulate": config.train.accumulate,
+    }
+
+
+def default_vocabulary(config: TrainConfig) -> int:
+    """Give the tokens of the config's tokenizer, without looking at the data."""
+    return config.data.vocab_size or (1024 if config.data.tokenizer == "bpe" else 256)
 
 
 def check_memory(config: TrainConfig, ranks: int = 1, *, cuda: bool = False, training: bool = True) -> None:

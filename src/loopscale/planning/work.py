@@ -1,0 +1,53 @@
+"""One training as the planner prices it, whoever wrote the model: what it takes, and what would make it take less."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work(ABC):
+    """A training. `batch` counts rows a step over all devices; names as in the config file.
+
+    `context` is the tokens of a row, None where nobody knows what its tokens are: then work is counted by rows. `help`:
+    the (config key, field, value) that are tried in their order where the training does not fit.
+    """
+
+    width: int = 64
+    context: int | None = 64
+    batch: int = 16
+    steps: int = 300
+    optimizer: str = "adamw"
+    bf16: bool = False
+    sharded: bool = False
+    accumulate: int = 1
+
+    help: ClassVar[tuple[tuple[str, str, Any], ...]] = (("train.strategy", "sharded", True),)
+
+    @property
+    def unit(self) -> str:
+        """What FLOPs and speed count: tokens, or rows of the batch."""
+        return "row" if self.context is None else "token"
+
+    @property
+    def units(self) -> int:
+        """How many units a row has."""
+        return self.context or 1
+
+    @abstractmethod
+    def parameters(self) -> dict[str, int]:
+        """Count the parameters by part, and in "total"."""
+
+    @abstractmethod
+    def flops(self) -> dict[str, float]:
+        """Count the training FLOPs for one unit: a backward pass costs two forward passes of what it goes through.
+
+        "model" is what the mathematics needs (the numerator of MFU); "executed" adds what is computed again; "forward" is
+        the forward pass alone.
+        """
+
+    @abstractmethod
+    def kept(self, rows: int) -> tuple[float, float]:
+        """Count the bytes of so many rows at the worst moment: kept for the backward pass, and of the logits."""
