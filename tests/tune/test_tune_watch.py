@@ -15,7 +15,7 @@ import pytest
 
 import loopscale
 from loopscale.cli.serving import make_server
-from loopscale.cli.watching import table
+from loopscale.cli.display import table
 from loopscale.records import Journal
 
 FILE = Path(__file__).parent / "valley.py"

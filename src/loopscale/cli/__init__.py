@@ -11,8 +11,8 @@ import click
 
 import loopscale
 from loopscale.cli.lazy import LazyGroup
-from loopscale.cli.sentence import sentence_of
-from loopscale.errors import one_line
+from loopscale.cli.sentence import sentence_of, tell
+from loopscale.errors import LONGEST
 
 COMMANDS = {
     "scale": "loopscale.cli.scale:command",
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         click.echo(shown.format_message(), err=True)
         return 2
     except (KeyboardInterrupt, click.Abort):
-        _complain("stopped by Ctrl-C")
+        tell("stopped by Ctrl-C")
         return CTRL_C
     except BrokenPipeError:
         _forget_stdout()  # the reader went away (`| head`); Python would complain again at exit
@@ -69,18 +69,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as raised:
         if isinstance(raised, OSError) and raised.filename is None:
             _forget_stdout()
-        return _complain(sentence_of(raised))
+        tell(sentence_of(raised), LONGEST)
+        return 2
 
 
 def entry() -> None:
     """Run the command line and end the process with its exit code."""
     sys.exit(main())
-
-
-def _complain(sentence: str) -> int:
-    with suppress(OSError):
-        print(f"loopscale: {one_line(sentence)}", file=sys.stderr)
-    return 2
 
 
 def _forget_stdout() -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from loopscale.cli.user_code import name_of
 from loopscale.errors import UserError
 
 if TYPE_CHECKING:
@@ -69,13 +70,9 @@ def resumed_sets(run: Path, given: dict[str, Any]) -> tuple[str, ...]:
     return sets if given["model"] is None else (*sets, f"model.factory={json.dumps(given['model'])}")
 
 
-def run_name(place: str) -> str:
-    """Name a run of a user model after its file or module."""
-    return place.rpartition(":")[0].removesuffix(".py").replace("/", ".").rpartition(".")[2]
-
-
-def free_folder(name: str) -> Path:
-    """Give runs/NAME, or runs/NAME-2, -3, ... when that is taken."""
+def free_folder(given: dict[str, Any]) -> Path:
+    """Give runs/NAME, of the config or the model's file, or runs/NAME-2, -3, ... when that is taken."""
+    name = given["config"].stem if given["config"] else name_of(given["model"] or "")
     path, number = Path("runs") / name, 2
     while path.exists():
         path, number = Path("runs") / f"{name}-{number}", number + 1

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from loopscale.cli.options import JSON, PATH
 from loopscale.errors import UserError, require
 
 _SIDE_FILES = ("token", "vocab", "merges", "special", "added", "chat_template", "preprocessor", "spiece")
@@ -28,7 +29,7 @@ class Layers(click.ParamType[Any]):
 
 
 @click.command()
-@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("source", type=PATH)
 @click.option("--start", type=int, help="First layer of the core, counted from 0.")
 @click.option("--stop", type=int, help="The layer after the core's last.")
 @click.option("--loops", type=int, required=True, help="How often the core is visited.")
@@ -38,10 +39,10 @@ class Layers(click.ParamType[Any]):
 @click.option("--strength", type=float, help="lambda; default 0.1 damped (0 is the original), 1 even.")
 @click.option("--rule", default="looped", show_default=True)
 @click.option("--stack", help="Name of the list of layers, where there are several.")
-@click.option("--text", type=click.Path(path_type=Path), help="A text file: report the loss before and after on it.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="A new folder for the converted model.")
+@click.option("--text", type=PATH, help="A text file: report the loss before and after on it.")
+@click.option("--out", type=PATH, required=True, help="A new folder for the converted model.")
 @click.option("--trust-remote-code", is_flag=True, help="Run model code that the folder brings; never without.")
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@JSON
 def command(
     source: Path, out: Path, text: Path | None, as_json: bool, trust_remote_code: bool, **settings: Any
 ) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from loopscale.cli.options import JSON, PATH
 from loopscale.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def command() -> None:
 
 @command.command()
 @click.argument("source")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the shards.")
+@click.option("--out", type=PATH, required=True, help="Folder of the shards.")
 @click.option("--tokenizer", type=click.Choice(["bytes", "bpe"]), default="bytes", show_default=True)
 @click.option("--vocab-size", type=int, help="Tokens of a BPE; default 1024.")
 @click.option("--tokenizer-from", metavar="FILE", help="Use this tokenizer.json, of a run or a prepared folder.")
@@ -29,7 +30,7 @@ def command() -> None:
 @click.option("--validation-fraction", type=float, default=0.05, show_default=True, help="Share held out, by hash.")
 @click.option("--shard-tokens", type=int, default=2**27, show_default=True, help="Tokens after which a shard ends.")
 @click.option("--workers", type=click.IntRange(min=1), help="Pieces tokenized at once; default: the cores.")
-@click.option("--json", "as_json", is_flag=True, help="Print the manifest.")
+@JSON
 def prepare(source: str, out: Path, workers: int | None, as_json: bool, **values: Any) -> int:
     """Tokenize SOURCE (a file, a folder, stdlib, synthetic:TASK, hf:NAME[:SPLIT]) into a folder of shards.
 
@@ -53,8 +54,8 @@ def prepare(source: str, out: Path, workers: int | None, as_json: bool, **values
 
 
 @command.command()
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print the manifest.")
+@click.argument("folder", type=PATH)
+@JSON
 def verify(folder: Path, as_json: bool) -> int:
     """Read every byte of a prepared FOLDER against its checksums."""
     from loopscale.data import verify as check

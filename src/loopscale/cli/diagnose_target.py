@@ -110,7 +110,7 @@ def _folder(path: Path, trusted: bool) -> nn.Module:
 
 
 def _run(path: Path, given: Mapping[str, int], code: str | None) -> Any:
-    from loopscale.cli.progress import warn
+    from loopscale.cli.sentence import warn
     from loopscale.train.load_model import load_model
 
     if given.keys() - {"loops"}:

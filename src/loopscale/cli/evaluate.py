@@ -10,38 +10,27 @@ from typing import Any
 
 import click
 
+from loopscale.cli.options import JSON, PATH, TRAINED
+
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=PATH)
 @click.option("--tasks", required=True, help="Names of tasks, or YAML files of tasks, with commas between.")
-@click.option("--include", type=click.Path(path_type=Path), help="A folder of task files of your own.")
+@click.option("--include", type=PATH, help="A folder of task files of your own.")
 @click.option("--loops", type=int, help="Apply the core this often; default: as in training.")
 @click.option("--limit", type=int, help="At most this many documents of each task.")
 @click.option("--batch-size", default=8, show_default=True, help="Sequences at a time.")
 @click.option("--online", is_flag=True, help="Let the harness download the data of a task.")
-@click.option(
-    "--model", metavar="PLACE", help="The factory that was trained, for a run of your model: file.py:make_model."
-)
-@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
-def command(
-    run: Path,
-    tasks: str,
-    include: Path | None,
-    loops: int | None,
-    limit: int | None,
-    batch_size: int,
-    online: bool,
-    model: str | None,
-    as_json: bool,
-) -> None:
+@TRAINED
+@JSON
+def command(run: Path, tasks: str, as_json: bool, **options: Any) -> None:
     """Evaluate the run folder RUN, or a folder that `loopscale export` wrote, on tasks of lm-evaluation-harness."""
-    from loopscale.cli.progress import warn
+    from loopscale.cli.sentence import warn
     from loopscale.integrations.evaluation import evaluate_tasks
 
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     with redirect_stdout(sys.stderr):
-        options = {"loops": loops, "include": include, "limit": limit, "batch_size": batch_size, "online": online}
-        found = evaluate_tasks(run, names, **options, model=model, warn=warn)
+        found = evaluate_tasks(run, names, **options, warn=warn)
     click.echo(json.dumps(found) if as_json else _table(found))
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from loopscale.cli.sentence import tell, warn
 from loopscale.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -70,8 +71,8 @@ class Where:
         config = sample()
         gpus = _gpus(config["train"]["device"], self.gpus)
         if kind == "batched":
-            return Batched(self.workers, size, say, gpus)
-        return Fastest.of(config, self.workers, say, gpus) if kind == "auto" else LocalProcesses(self.workers, gpus)
+            return Batched(self.workers, size, tell, gpus)
+        return Fastest.of(config, self.workers, tell, gpus) if kind == "auto" else LocalProcesses(self.workers, gpus)
 
 
 _INSTEAD = {
@@ -113,11 +114,6 @@ def slurm_options(text: str | None) -> dict[str, str]:
     return options
 
 
-def say(sentence: str) -> None:
-    """Tell what an executor decided, on stderr."""
-    click.echo(f"loopscale: {sentence}", err=True)
-
-
 def _gpus(device: str, asked: float | None) -> float:
     """Decide the GPUs of a trial on this machine: one where the config trains on a GPU, none, with a warning, where not."""
     import torch
@@ -130,7 +126,7 @@ def _gpus(device: str, asked: float | None) -> float:
         return asked or 0.0
     if device != "cpu":
         return 1.0
-    say("warning: this machine has a GPU and the trials use none: add --gpus 1, or a share such as --gpus 0.25")
+    warn("this machine has a GPU and the trials use none: add --gpus 1, or a share such as --gpus 0.25")
     return 0.0
 
 

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from loopscale.cli.executors import Where, placed
-from loopscale.cli.transfer import list_of, rate
-from loopscale.cli.tune import parse_axes
+from loopscale.cli.options import (
+    COUNTS,
+    DATA,
+    JSON,
+    MODEL,
+    OPEN,
+    PATH,
+    SETS,
+    finish,
+    list_of,
+    parse_axes,
+    placed_study,
+    rate,
+    with_data,
+)
 from loopscale.errors import UserError
 from loopscale.factory import CONTRACT
 
@@ -20,9 +32,9 @@ if TYPE_CHECKING:
 
 
 @click.command(epilog=CONTRACT)
-@click.argument("config", required=False, type=click.Path(path_type=Path))
-@click.option("--model", metavar="PLACE", help="Your own model: file.py:make_model, a factory; see below.")
-@click.option("--loops", callback=list_of(int, "whole numbers"), help="Numbers of loops; default 2,4,8.")
+@click.argument("config", required=False, type=PATH)
+@MODEL
+@click.option("--loops", callback=COUNTS, help="Numbers of loops; default 2,4,8.")
 @click.option("--target", metavar="loops=N", help="Where the eps is wanted, such as loops=64.")
 @click.option("--seeds", type=int, default=4, show_default=True, help="Seeds of the grid.")
 @click.option("--fresh", type=int, default=8, show_default=True, help="Fresh seeds that compare the ways to carry.")
@@ -38,31 +50,23 @@ if TYPE_CHECKING:
     callback=list_of(str, "rules or powers of N"),
     help="Ways to carry: pre-norm rules, or powers of N; default looped,0.75,sqrt,none,depth-mup.",
 )
-@click.option("--data", help="stdlib, synthetic:TASK, a file or folder, or hf:NAME.")
-@click.option("--set", "sets", multiple=True, metavar="A.B=C", help="Any value of the config, such as train.steps=300.")
+@DATA
+@SETS
 @placed
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="Folder; default runs/exponent-NAME. Continues if it exists."
-)
-@click.option("--open", "open_page", is_flag=True, help="Open the page when done.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.option("--out", type=PATH, help="Folder; default runs/exponent-NAME. Continues if it exists.")
+@OPEN
+@JSON
 def command(
     config: Path | None,
     model: str | None,
-    loops: tuple[int, ...] | None,
     target: str | None,
-    seeds: int,
-    fresh: int,
-    strengths: tuple[float, ...] | None,
-    lrs: tuple[float, ...] | None,
-    outer_rate: float | None,
-    carry: tuple[str, ...] | None,
     data: str | None,
     sets: tuple[str, ...],
     where: Where,
     out: Path | None,
     open_page: bool,
     as_json: bool,
+    **axes: Any,
 ) -> None:
     """Measure a and g of your model: best eps falls as N^-a, best hidden rate as N^-g, each with a 95 % interval.
 
@@ -71,47 +75,25 @@ def command(
     CONFIG (TOML) the model and data are those of `loopscale transfer --preset demo`. Stop it anywhere and start it
     again: finished trials are kept.
     """
-    from loopscale.cli.sigterm import ended_by_sigterm
-    from loopscale.cli.user_code import checked, find_user_code, study_name, tell, user_sentences
-    from loopscale.cli.watching import Watching
+    from loopscale.cli.display import watching
+    from loopscale.cli.user_code import find_user_code, name_of, tell_again
 
     user_code = find_user_code(model, None)  # a mistake in its arguments is told before the slow imports
     aim = None if target is None else _target(target)
-    from loopscale.exponent import CARRIED, ExponentPlan, run_exponent
+    from loopscale.exponent import ExponentPlan, run_exponent
     from loopscale.report import ExponentPage, write_exponent_report
-    from loopscale.study import with_precision
 
-    given = where.sets(sets if data is None else (f"data.path={json.dumps(data)}", *sets))
-    base = _base(config, given, user_code is not None)
-    plan = ExponentPlan(
-        base=base,
-        loops=loops or (2, 4, 8),
-        strengths=strengths,
-        lrs=lrs,
-        outer_rate=outer_rate,
-        seeds=seeds,
-        fresh=fresh,
-        carry=carry or CARRIED,
-        target=aim,
-        user_code=user_code,
-    )
-    name = config.stem if config is not None else "demo" if model is None else study_name(model)
+    base = _base(config, where.sets(with_data(sets, data)), user_code is not None)
+    given = {name: value for name, value in axes.items() if value}
+    plan = ExponentPlan(base=base, target=aim, user_code=user_code, **given)
+    name = config.stem if config is not None else "demo" if model is None else name_of(model)
     folder = out or Path("runs") / f"exponent-{name}"
-
-    def largest() -> dict[str, Any]:
-        return plan.job_config(plan.sample(max(plan.loops)))
-
-    plan = with_precision(plan, base.train.precision, folder / "exponent.json", largest, tell)
-    runner = where.make(folder, largest)
-    title = f"exponent of {model or name}; its page is {folder / 'report.html'}"
-    with ended_by_sigterm(), Watching(title, checked) as observer:
+    plan, runner = placed_study(plan, base, folder / "exponent.json", where)
+    with watching(f"exponent of {model or name}; its page is {folder / 'report.html'}") as observer:
         result = run_exponent(plan, folder, executor=runner, observer=observer, page=ExponentPage)
-    for sentence in user_sentences(result.provenance):
-        click.echo(f"loopscale: {sentence}", err=True)
+    tell_again(result.provenance)
     page = write_exponent_report(folder)
-    click.echo(json.dumps(result.model_dump(mode="json"), indent=1) if as_json else _told(result, page))
-    if open_page:
-        click.launch(str(page))
+    finish(result.model_dump(mode="json"), _told(result, page), as_json, page if open_page else None)
 
 
 def _base(config: Path | None, sets: tuple[str, ...], user: bool) -> TrainConfig:

@@ -7,21 +7,21 @@ from pathlib import Path
 
 import click
 
+from loopscale.cli.options import JSON, PATH, TRAINED
+
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
-@click.option(
-    "--model", metavar="PLACE", help="The factory that was trained, for a run of your model: file.py:make_model."
-)
-@click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
+@click.argument("run", type=PATH)
+@click.argument("out", type=PATH)
+@TRAINED
+@JSON
 def command(run: Path, out: Path, model: str | None, as_json: bool) -> None:
     """Write the model of the run folder RUN to the new folder OUT: weights, config, tokenizer and model card.
 
     AutoModelForCausalLM and AutoTokenizer read it after `import loopscale.integrations.huggingface`. A run of your
     model needs --model, and must be a model of transformers.
     """
-    from loopscale.cli.progress import warn
+    from loopscale.cli.sentence import warn
     from loopscale.integrations.export import export_run
 
     done = export_run(run, out, model=model, warn=warn)

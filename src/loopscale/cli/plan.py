@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from loopscale.cli.options import JSON, PATH, SETS
 from loopscale.errors import UserError
 from loopscale.factory import CONTRACT, peek
 
@@ -20,9 +21,9 @@ UNITS = {"": 1e9, "B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 
 
 
 @click.command(epilog=CONTRACT)
-@click.argument("config", required=False, type=click.Path(path_type=Path))
+@click.argument("config", required=False, type=PATH)
 @click.option("--model", metavar="PLACE", help="Your model, counted as it is: file.py:make_model; see below.")
-@click.option("--set", "sets", multiple=True, metavar="SECTION.KEY=VALUE", help="Replace a value of the config.")
+@SETS
 @click.option("--gpus", "--devices", "devices", type=int, default=8, show_default=True, help="How many devices.")
 @click.option("--memory", default="80GB", show_default=True, help="Of one device; a number alone is in GB.")
 @click.option(
@@ -33,20 +34,16 @@ UNITS = {"": 1e9, "B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 
 @click.option("--tuning", is_flag=True, help="Add the price of loopscale tune CONFIG, with its defaults.")
 @click.option("--exponent", is_flag=True, help="Add the price of loopscale exponent CONFIG, with its defaults.")
 @click.option("--here", is_flag=True, help="With these: time a few steps of their trials here, and add CPU seconds.")
-@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+@JSON
 def command(
     config: Path | None,
     model: str | None,
     sets: tuple[str, ...],
-    devices: int,
-    memory: str,
-    peak_tflops: float,
-    mfu: float,
-    price: float | None,
     tuning: bool,
     exponent: bool,
     here: bool,
     as_json: bool,
+    **of_machine: Any,
 ) -> int:
     """Predict parameters, FLOPs, memory, hours and dollars of the training in CONFIG, of any size.
 
@@ -63,17 +60,18 @@ def command(
     from loopscale.planning import Machine, plan
     from loopscale.train import load_config, make_config
 
-    machine = Machine(devices, _bytes(memory), peak_tflops * 1e12, mfu, price)
+    size, peak = _bytes(of_machine.pop("memory")), of_machine.pop("peak_tflops") * 1e12
+    machine = Machine(**of_machine, memory=size, peak=peak)
     named = sets if model is None else (*sets, f"model.factory={json.dumps(model)}")
     values = make_config({}, named) if config is None else load_config(config, named)
     if model is None and values.model.factory is not None:
         factory = values.model.factory
         raise UserError(f"{config} trains {factory}, code that runs only where you name it: add --model {factory}")
-    batch = values.data.batch_size
-    if batch % (devices * values.train.accumulate):
+    batch, parts = values.data.batch_size, values.train.accumulate
+    if batch % (machine.devices * parts):
         raise UserError(
-            f"data.batch_size = {batch} cannot be dealt out to {devices} devices x {values.train.accumulate} accumulated "
-            f"parts: use a multiple of {devices * values.train.accumulate}"
+            f"data.batch_size = {batch} cannot be dealt out to {machine.devices} devices x {parts} accumulated parts: "
+            f"use a multiple of {machine.devices * parts}"
         )
     answer = plan(_work(values), machine)
     price_of = {"tuning": _tuning(values, machine, here)} if tuning else {}
@@ -85,7 +83,9 @@ def command(
     else:
         click.echo(_text(answer, machine))
         for name, row in price_of.items():
-            click.echo(f"{name:<12}{row['trials']} trials at {row['size']}: {_hours(row['device_hours'], price)}")
+            click.echo(
+                f"{name:<12}{row['trials']} trials at {row['size']}: {_hours(row['device_hours'], machine.price)}"
+            )
             if here:
                 click.echo(f"            on this machine about {people(row['cpu_seconds'])} CPU seconds, by some steps")
             else:

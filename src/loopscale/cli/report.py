@@ -7,17 +7,18 @@ from pathlib import Path
 
 import click
 
+from loopscale.cli.options import JSON, OPEN, PATH
 from loopscale.errors import UserError
 
 
 @click.command()
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--open", "open_page", is_flag=True, help="Open the page when done.")
+@click.argument("folder", type=PATH)
+@OPEN
 @click.option("--serve", is_flag=True, help="Serve a live page on this machine: trials as they end, until Ctrl-C.")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=8321, show_default=True, help="For --serve; 0: a free one."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the page's path as JSON.")
+@JSON
 def command(folder: Path, open_page: bool, serve: bool, port: int, as_json: bool) -> None:
     """Write report.html and figures/ of FOLDER: a study (`transfer`, `exponent`), finished or not, a tuning or a run."""
     if serve:

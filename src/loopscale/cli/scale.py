@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import click
 
+from loopscale.cli.options import JSON
 from loopscale.cli.user_rule import find_rule
-from loopscale.parameterization import OPTIMIZERS, RULES, Depth, Optimizer, Width, get_rule, prescription
+from loopscale.parameterization import OPTIMIZERS, RULES, Depth, Width, get_rule, prescription
 
 
 @click.command()
@@ -19,35 +21,18 @@ from loopscale.parameterization import OPTIMIZERS, RULES, Depth, Optimizer, Widt
 @click.option("--strength", type=float, default=1.0, show_default=True, help="lambda, tuned once at the base.")
 @click.option("--rule", default="looped", show_default=True, help=f"file.py:RULE, or one of: {', '.join(RULES)}.")
 @click.option("--optimizer", type=click.Choice(OPTIMIZERS), default="adamw", show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@JSON
 def command(
-    loops: int,
-    layers: int,
-    width: int | None,
-    base_width: int | None,
-    base_layers: int | None,
-    strength: float,
-    rule: str,
-    optimizer: Optimizer,
-    as_json: bool,
+    loops: int, layers: int, width: int | None, base_width: int | None, rule: str, as_json: bool, **more: Any
 ) -> None:
     """Print the residual scale and every multiplier that RULE gives a network of N loops and L layers."""
     if base_width is not None and width is None:
         raise click.UsageError("--base-width needs --width: name the width of the network too")
     depth, chosen = Depth(loops, layers), get_rule(find_rule(rule))
     size = None if width is None else Width(width, base_width)
-    rows = prescription(depth, size, rule=chosen, strength=strength, base_layers=base_layers, optimizer=optimizer)
+    rows = prescription(depth, size, rule=chosen, **more)
     if as_json:
-        given = {
-            "rule": rule,
-            "loops": loops,
-            "layers": layers,
-            "width": width,
-            "base_width": base_width,
-            "base_layers": base_layers,
-            "strength": strength,
-            "optimizer": optimizer,
-        }
+        given = {"rule": rule, "loops": loops, "layers": layers, "width": width, "base_width": base_width, **more}
         scales = {row["name"]: row["value"] for row in rows if "." not in row["name"]}
         click.echo(json.dumps({**given, **scales, "values": rows}, indent=1))
         return

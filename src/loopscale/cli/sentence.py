@@ -1,15 +1,17 @@
-"""Whatever a command raises as one sentence with the fix: the caller's mistakes, click's, the system's, and our own."""
+"""Sentences on stderr: what a command tells, and whatever it raises as one sentence with the fix."""
 
 from __future__ import annotations
 
 import errno
 import os
+import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 import click
 
-from loopscale.errors import UserError, nearest
+from loopscale.errors import LONGEST, UserError, nearest, one_line
 
 _MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "DefaultCPUAllocator")
 _PLACES = {
@@ -24,6 +26,17 @@ _PLACES = {
     errno.ENOTDIR: "name a folder",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
 }
+
+
+def tell(sentence: str, longest: int = 3 * LONGEST) -> None:
+    """Print a sentence on stderr, on one line; where that is gone, nothing is said."""
+    with suppress(OSError):
+        print(f"loopscale: {one_line(sentence, longest)}", file=sys.stderr)
+
+
+def warn(sentence: str) -> None:
+    """Print a warning."""
+    tell(f"warning: {sentence}")
 
 
 def sentence_of(raised: Exception) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from loopscale.cli.watching import outcome
+from loopscale.cli.display import outcome
 from loopscale.errors import UserError
 from loopscale.records import Cell, ExponentResult, Journal, Plan, Result, Trial, clean, read_record
 

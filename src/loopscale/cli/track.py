@@ -8,11 +8,13 @@ from pathlib import Path
 
 import click
 
+from loopscale.cli.options import JSON, PATH
+
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=PATH)
 @click.option("--to", "names", multiple=True, required=True, help="tensorboard, wandb or trackio; may be given again.")
-@click.option("--json", "as_json", is_flag=True, help="Print what was sent as JSON.")
+@JSON
 def command(run: Path, names: tuple[str, ...], as_json: bool) -> None:
     """Send the steps of the run folder RUN that a tracker has not seen. Nothing leaves the machine.
 

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loopscale.cli.asked import asked_config, check_options, free_folder, print_keys, resumed_sets, run_name
+from loopscale.cli.asked import asked_config, check_options, free_folder, print_keys, resumed_sets
+from loopscale.cli.options import JSON, MODEL, PATH, SETS
+from loopscale.cli.sentence import tell, warn
 from loopscale.factory import CONTRACT, peek
 
 if TYPE_CHECKING:
@@ -18,17 +20,17 @@ if TYPE_CHECKING:
 
 
 @click.command(epilog=CONTRACT)
-@click.argument("config", required=False, type=click.Path(path_type=Path))
-@click.option("--model", metavar="PLACE", help="Your own model: file.py:make_model, a factory; see below.")
+@click.argument("config", required=False, type=PATH)
+@MODEL
 @click.option("--rule", help="A rule of the table, or yours: file.py:RULE, whose numbers the config keeps.")
-@click.option("--set", "sets", multiple=True, metavar="SECTION.KEY=VALUE", help="Replace a value of the config.")
-@click.option("--from", "tuned", type=click.Path(path_type=Path), metavar="TOML", help="tuned.toml of loopscale tune.")
+@SETS
+@click.option("--from", "tuned", type=PATH, metavar="TOML", help="tuned.toml of loopscale tune.")
 @click.option("--init-from", metavar="DIR", help="Begin with the weights of a different run of the same shapes.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the run; default: the next free runs/NAME.")
-@click.option("--resume", type=click.Path(path_type=Path), metavar="DIR", help="Continue the run in DIR exactly.")
+@click.option("--out", type=PATH, help="Folder of the run; default: the next free runs/NAME.")
+@click.option("--resume", type=PATH, metavar="DIR", help="Continue the run in DIR exactly.")
 @click.option("--continue", "again", is_flag=True, help="Continue the run in --out when there is one: safe to repeat.")
 @click.option("--profile", is_flag=True, help="Print where the time went: data, forward by visit, backward, ...")
-@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
+@JSON
 @click.option(
     "--keys", is_flag=True, expose_value=False, is_eager=True, callback=print_keys, help="List all config keys."
 )
@@ -62,7 +64,7 @@ def command(**given: Any) -> int:
 
 
 def _train(given: dict[str, Any], world: World, profile: Profile | None) -> Outcome:
-    from loopscale.cli.progress import progress, warn
+    from loopscale.cli.display import Display
     from loopscale.train import open_run, resume_run, train_run
 
     run: Path | None = given["resume"]
@@ -70,11 +72,10 @@ def _train(given: dict[str, Any], world: World, profile: Profile | None) -> Outc
         config = asked_config(given, warn if world.main else lambda sentence: None) if run is None else None
         if config is not None and given["again"] and (given["out"] / "config.toml").exists():
             open_run(given["out"]).check_same(config)
-    name = (given["config"].stem if given["config"] else run_name(given["model"])) if run is None else ""
-    out = Path(world.of_main(str(given["out"] or free_folder(name))))
+    out = Path(world.of_main(str(given["out"] or free_folder(given))))
     if given["again"] and world.of_main("yes" if (out / "config.toml").exists() else "") == "yes":
         run = out
-    with progress() if world.main else nullcontext(lambda line, steps: None) as on_step:
+    with Display() if world.main else nullcontext(lambda line, steps: None) as on_step:
         if run is None:
             assert config is not None
             return train_run(config, out, on_step=on_step, warn=warn, world=world, profile=profile)
@@ -87,9 +88,8 @@ def _show(outcome: Outcome, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(asdict(outcome)))
     if outcome.status != "finished":
-        click.echo(f"loopscale: {outcome.sentence}", err=True)
-        return
-    if not as_json:
+        tell(outcome.sentence)
+    elif not as_json:
         losses = {"train loss": outcome.loss, "validation loss": outcome.val_loss}
         said = [f"{name} {value:.4f}" for name, value in losses.items() if value is not None]
         click.echo(", ".join([f"{outcome.sentence} in {outcome.seconds:.0f} s", *said]))

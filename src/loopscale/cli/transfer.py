@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from loopscale.cli.executors import Where, placed
+from loopscale.cli.options import (
+    COUNTS,
+    DATA,
+    JSON,
+    MODEL,
+    OBJECTIVE,
+    OPEN,
+    PATH,
+    SETS,
+    finish,
+    list_of,
+    placed_study,
+    rate,
+    with_data,
+)
 from loopscale.errors import UserError
 from loopscale.factory import CONTRACT
-
-
-def list_of(kind: Callable[[str], Any], noun: str) -> Callable[[click.Context, click.Parameter, str | None], Any]:
-    """Return a callback that reads a comma-separated list of a kind; a mistake names what the list is of."""
-
-    def parse(context: click.Context, parameter: click.Parameter, text: str | None) -> Any:
-        if text is None:
-            return None
-        try:
-            return tuple(kind(part.strip()) for part in text.split(",") if part.strip())
-        except ValueError:
-            raise click.BadParameter(f"{text!r} is not a comma-separated list of {noun}") from None
-
-    return parse
-
-
-def rate(text: str) -> float:
-    """Return a number, or a power of two: 0.0156 or 2^-6."""
-    return 2.0 ** float(text[2:]) if text.startswith("2^") else float(text)
 
 
 @click.command(epilog=CONTRACT)
@@ -41,28 +35,20 @@ def rate(text: str) -> float:
     callback=list_of(str, "rules"),
     help="Comma-separated, file.py:RULE too; default looped,sqrt,none.",
 )
-@click.option("--loops", callback=list_of(int, "whole numbers"), help="Numbers of loops, such as 1,2,4,8.")
+@click.option("--loops", callback=COUNTS, help="Numbers of loops, such as 1,2,4,8.")
 @click.option(
-    "--lrs",
-    callback=list_of(rate, "rates such as 2^-6 or 0.01"),
-    help="Fix the rates (0.01 or 2^-6); default: search.",
+    "--lrs", callback=list_of(rate, "rates such as 2^-6 or 0.01"), help="Fix the rates (0.01 or 2^-6); default: search."
 )
 @click.option("--strengths", callback=list_of(float, "numbers"), help="Sweep lambda too, such as 0.25,0.5,1.")
-@click.option(
-    "--seeds",
-    type=int,
-    help="Seeds per cell; two give wide intervals, three a third of that.",
-)
-@click.option("--data", help="stdlib, synthetic:TASK, a file or folder, or hf:NAME.")
-@click.option(
-    "--set", "sets", multiple=True, metavar="A.B=C", help="Any value of the base config, such as train.steps=300."
-)
-@click.option("--model", "model", metavar="PLACE", help="Your own model: file.py:make_model, a factory; see below.")
-@click.option("--objective", metavar="PLACE", help="Your own Python objective: file.py:objective, values -> loss.")
+@click.option("--seeds", type=int, help="Seeds per cell; two give wide intervals, three a third of that.")
+@DATA
+@SETS
+@MODEL
+@OBJECTIVE
 @placed
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Study folder; default runs/transfer-PRESET (of your own code: its file). Continues if it exists.",
 )
 @click.option(
@@ -71,15 +57,10 @@ def rate(text: str) -> float:
     default=True,
     help="Does looping pay: train one loop beside the largest N, for as many steps and with as much compute.",
 )
-@click.option("--open", "open_page", is_flag=True, help="Open the page when done.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@OPEN
+@JSON
 def command(
     preset: str,
-    rules: tuple[str, ...] | None,
-    loops: tuple[int, ...] | None,
-    lrs: tuple[float, ...] | None,
-    strengths: tuple[float, ...] | None,
-    seeds: int | None,
     data: str | None,
     sets: tuple[str, ...],
     model: str | None,
@@ -89,34 +70,32 @@ def command(
     open_page: bool,
     as_json: bool,
     beside_one: bool,
+    **axes: Any,
 ) -> None:
     """Train rules x loops x rates x seeds side by side; fit each optimum; say which rule transfers.
 
     Stop it anywhere and start it again: finished trials are kept. Exit 1 when a rule that claims transfer drifts.
     """
-    from loopscale.cli.sigterm import ended_by_sigterm
-    from loopscale.cli.user_code import checked, find_user_code, study_name, tell, user_sentences
+    from loopscale.cli.display import watching
+    from loopscale.cli.user_code import find_user_code, name_of, tell_again
     from loopscale.cli.user_rule import spelt_rule
-    from loopscale.cli.watching import Watching
 
     code = find_user_code(model, objective)  # a mistake in its arguments is told before the slow imports
     from loopscale.report import StudyPage, write_report
-    from loopscale.study import with_precision
-    from loopscale.transfer import Cell, StudyPlan, failed, get_preset, run_study, seeds_by_cost
+    from loopscale.transfer import StudyPlan, failed, get_preset, run_study, seeds_by_cost
 
     chosen = get_preset(preset)
-    axis = _axis(loops) or chosen.loops
-    given = where.sets(sets if data is None else (f"data.path={json.dumps(data)}", *sets))
-    base = chosen.base(given, code is not None)
+    loops = _axis(axes["loops"]) or chosen.loops
+    base = chosen.base(where.sets(with_data(sets, data)), code is not None)
     plan = StudyPlan(
         base=base,
         user_code=code,
-        rules=tuple(map(spelt_rule, rules or ())) or ("looped", "sqrt", "none"),
-        loops=axis,
-        lrs=lrs,
-        seeds=chosen.seeds if seeds is None else seeds,
-        cheap_seeds=seeds_by_cost(axis, chosen.seeds) if seeds is None and chosen.by_cost else (),
-        strengths=strengths or chosen.strengths,
+        rules=tuple(map(spelt_rule, axes["rules"] or ())) or ("looped", "sqrt", "none"),
+        loops=loops,
+        lrs=axes["lrs"],
+        seeds=chosen.seeds if axes["seeds"] is None else axes["seeds"],
+        cheap_seeds=seeds_by_cost(loops, chosen.seeds) if axes["seeds"] is None and chosen.by_cost else (),
+        strengths=axes["strengths"] or chosen.strengths,
         center_lr=chosen.center_lr,
         preset=preset,
         outer_pilot=objective is None and "outer_lr" not in base.optim.model_fields_set,
@@ -125,24 +104,16 @@ def command(
         spacing=chosen.spacing,
     )
     mine = model or objective
-    folder = out or Path("runs") / f"transfer-{preset if mine is None else study_name(mine)}"
-    changed = bool(sets) or any(value is not None for value in (rules, loops, lrs, strengths, seeds, data))
+    folder = out or Path("runs") / f"transfer-{preset if mine is None else name_of(mine)}"
+    changed = bool(sets) or any(value is not None for value in (data, *axes.values()))
     usual = f"study '{preset}', changed" if changed else f"study '{preset}': {chosen.promise}"
-
-    def largest() -> dict[str, Any]:
-        return plan.job_config(Cell(plan.arms[0], plan.center_lr, 0))
-
-    plan = with_precision(plan, base.train.precision, folder / "study.json", largest, tell)
-    runner = where.make(folder, largest)
+    plan, runner = placed_study(plan, base, folder / "study.json", where)
     title = f"study of {mine}" if mine else usual
-    with ended_by_sigterm(), Watching(f"{title}; its page is {folder / 'report.html'}", checked) as observer:
+    with watching(f"{title}; its page is {folder / 'report.html'}") as observer:
         result = run_study(plan, folder, executor=runner, observer=observer, page=StudyPage)
-    for sentence in user_sentences(result["provenance"]):
-        click.echo(f"loopscale: {sentence}", err=True)
+    tell_again(result["provenance"])
     page = write_report(folder)
-    _tell(result, page, as_json)
-    if open_page:
-        click.launch(str(page))
+    finish(result, _told(result, page), as_json, page if open_page else None)
     if failed(result):
         click.echo(f"check failed: {', '.join(failed(result))} claims transfer and drifts", err=True)
         raise SystemExit(1)
@@ -155,16 +126,11 @@ def _axis(loops: tuple[int, ...] | None) -> tuple[int, ...] | None:
     return loops
 
 
-def _tell(result: dict[str, Any], page: Path, as_json: bool) -> None:
-    if as_json:
-        click.echo(json.dumps(result, indent=1))
-        return
-    told = [
-        [rule["sentence"], f"  {rule['next']}"] if rule["next"] else [rule["sentence"]]
-        for rule in result["rules"].values()
-    ]
-    compared = [row["sentence"] for row in result["paired"]]
-    extra = [result[name]["sentence"] for name in ("pays", "outer") if name in result]
-    extra += [result["early"]] if "early" in result else []
-    click.echo("\n".join([result["sentence"], *(line for lines in told for line in lines), *compared, *extra]))
-    click.echo(f"page: {page}")
+def _told(result: dict[str, Any], page: Path) -> str:
+    lines = [result["sentence"]]
+    for rule in result["rules"].values():
+        lines += [rule["sentence"], *([f"  {rule['next']}"] if rule["next"] else [])]
+    lines += [row["sentence"] for row in result["paired"]]
+    lines += [result[name]["sentence"] for name in ("pays", "outer") if name in result]
+    lines += [result["early"]] if "early" in result else []
+    return "\n".join([*lines, f"page: {page}"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,44 +10,25 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loopscale.cli.executors import Where, placed
-from loopscale.errors import UserError, nearest
+from loopscale.cli.options import (
+    JSON,
+    MODEL,
+    OBJECTIVE,
+    PATH,
+    SETS,
+    finish,
+    parse_axes,
+    parse_seconds,
+    placed_study,
+)
 from loopscale.factory import CONTRACT
 
 if TYPE_CHECKING:
     from loopscale.tune import Size
 
-AXES = {"loops": "loops", "layers": "layers", "width": "width", "steps": "steps", "batch": "batch"}
-
-
-def parse_axes(text: str, option: str) -> dict[str, int]:
-    """Return "loops=32,layers=8" as whole numbers; raises `UserError` that names the nearest axis."""
-    found = {}
-    for part in filter(None, text.split(",")):
-        name, equals, number = (word.strip() for word in part.partition("="))
-        if name not in AXES:
-            raise UserError(f"{option} has no axis {name!r}: {nearest(name, AXES)}")
-        if not equals or not number.isdecimal() or int(number) < 1:
-            raise UserError(f"{option} {part.strip()!r} is not axis=whole number, such as loops=32")
-        found[name] = int(number)
-    return found
-
-
-def parse_seconds(text: str | None) -> float | None:
-    """Return "90s", "10m" or "2h" in seconds; raises `UserError` for anything else.
-
-    >>> parse_seconds("10m")
-    600.0
-    """
-    if text is None:
-        return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
-    if match is None or float(match[1]) <= 0:
-        raise UserError(f"the budget {text!r} is no time: write 90s, 10m or 2h")
-    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
-
 
 @click.command(epilog=CONTRACT)
-@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("config", type=PATH)
 @click.option("--target", metavar="AXES", help="Such as loops=32,layers=8,width=1024; default: the config's own size.")
 @click.option(
     "--proxy",
@@ -68,15 +48,15 @@ def parse_seconds(text: str | None) -> float | None:
     help="Default: lr,strength,outer_lr (of an objective: lr,strength); also: weight_decay, warmup, batch.",
 )
 @click.option("--rule", help="The rule that carries the values, or file.py:RULE; default: the config's.")
-@click.option("--model", metavar="PLACE", help="Your own model: file.py:make_model, a factory; see below.")
-@click.option("--objective", metavar="PLACE", help="Your own Python objective: file.py:objective, values -> loss.")
-@click.option("--set", "sets", multiple=True, metavar="A.B=C", help="Any value of the config.")
+@MODEL
+@OBJECTIVE
+@SETS
 @placed
 @click.option(
     "--storage", help="A database that shows the trials to optuna-dashboard: sqlite:///trials.db, postgresql://..."
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Folder; default runs/tune-NAME. Continues if it exists.")
-@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
+@click.option("--out", type=PATH, help="Folder; default runs/tune-NAME. Continues if it exists.")
+@JSON
 def command(
     config: Path,
     target: str | None,
@@ -100,14 +80,12 @@ def command(
     Stop it anywhere and start it again: finished trials are kept.
     """
     started = time.monotonic()
-    from loopscale.cli.user_code import checked, find_user_code, tell, user_sentences
+    from loopscale.cli.display import watching
+    from loopscale.cli.user_code import find_user_code, tell_again
     from loopscale.cli.user_rule import spelt_rule
 
     code = find_user_code(model, objective)  # a mistake in its arguments is told before the slow imports
-    from loopscale.cli.sigterm import ended_by_sigterm
-    from loopscale.cli.watching import Watching
     from loopscale.report import write_tune_report
-    from loopscale.study import with_precision
     from loopscale.train import load_config, load_values
     from loopscale.tune import Budget, TuneSettings, tune
 
@@ -121,14 +99,11 @@ def command(
     settings = TuneSettings(base, small, large, names, wanted, seeds, code)
     folder = out or Path("runs") / f"tune-{config.stem}"
     limit = Budget(parse_seconds(budget), started=started)
-    settings = with_precision(settings, base.train.precision, folder / "tune.json", settings.typical_job, tell)
-    runner = where.make(folder, settings.typical_job)
-    with ended_by_sigterm(), Watching(f"tuning at {small}", checked) as observer:
+    settings, runner = placed_study(settings, base, folder / "tune.json", where)
+    with watching(f"tuning at {small}") as observer:
         plan = tune(settings, folder, executor=runner, budget=limit, storage=storage, observer=observer)
-    for said in user_sentences(plan["provenance"], "their records say why, under 'error'"):
-        click.echo(f"loopscale: {said}", err=True)
-    page = write_tune_report(folder)
-    click.echo(json.dumps(plan, indent=1) if as_json else _said(plan, folder, page))
+    tell_again(plan["provenance"], "their records say why, under 'error'")
+    finish(plan, _said(plan, folder, write_tune_report(folder)), as_json)
 
 
 def sizes(base: Any, proxy: str | None, target: str | None) -> tuple[Size, Size]:

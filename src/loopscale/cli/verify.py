@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
 from loopscale.cli.executors import Where, placed
-from loopscale.cli.transfer import list_of
+from loopscale.cli.options import COUNTS, JSON, PATH, finish, parse_seconds
 
 
 @click.command()
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--loops", callback=list_of(int, "whole numbers"), help="Numbers of loops in between, such as 4,8,16.")
-@click.option("--layers", callback=list_of(int, "whole numbers"), help="Numbers of layers; both exponents b are tried.")
-@click.option("--width", "widths", callback=list_of(int, "whole numbers"), help="Widths in between.")
+@click.argument("folder", type=PATH)
+@click.option("--loops", callback=COUNTS, default="", help="Numbers of loops in between, such as 4,8,16.")
+@click.option("--layers", callback=COUNTS, default="", help="Numbers of layers; both exponents b are tried.")
+@click.option("--width", "widths", callback=COUNTS, default="", help="Widths in between.")
 @click.option("--joint", is_flag=True, help="Also the largest of each at once.")
 @click.option(
     "--seeds", type=click.IntRange(1, 1000), default=1, show_default=True, help="Seeds of each point, paired."
@@ -26,20 +25,15 @@ from loopscale.cli.transfer import list_of
 @click.option("--model", metavar="PLACE", help="The model that was tuned: file.py:make_model.")
 @click.option("--objective", metavar="PLACE", help="The objective that was tuned: file.py:objective.")
 @placed
-@click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
+@JSON
 def command(
     folder: Path,
-    loops: tuple[int, ...] | None,
-    layers: tuple[int, ...] | None,
-    widths: tuple[int, ...] | None,
-    joint: bool,
-    seeds: int,
     budget: str | None,
-    share: float,
     model: str | None,
     objective: str | None,
     where: Where,
     as_json: bool,
+    **checks: Any,
 ) -> int:
     """Train the plan in FOLDER (`loopscale tune`) beside its neighbours at sizes between proxy and target.
 
@@ -47,21 +41,18 @@ def command(
 
     Exit codes: 0 it holds or the data do not decide, 1 it fails, 2 a mistake to mend.
     """
-    from loopscale.cli.sigterm import ended_by_sigterm
-    from loopscale.cli.tune import parse_seconds
+    from loopscale.cli.display import watching
     from loopscale.cli.user_code import find_user_code
-    from loopscale.cli.watching import Watching
     from loopscale.report import write_tune_report
     from loopscale.tune import Checks, TuneSettings, check_user_code, read_plan, verify
 
     settings, code = TuneSettings.from_json(read_plan(folder)["settings"]), find_user_code(model, objective)
     check_user_code(folder, settings.user_code, code)
-    checks = Checks(loops or (), layers or (), widths or (), joint, seeds, parse_seconds(budget), share)
-    runner = where.make(folder, lambda: settings.typical_job(max(loops or (1,))))
-    with ended_by_sigterm(), Watching(f"verifying {folder}") as observer:
-        found = verify(folder, checks, user_code=code, executor=runner, observer=observer)
-    page = write_tune_report(folder)
-    click.echo(json.dumps(found, indent=1) if as_json else _said(found, page))
+    asked = Checks(**checks, budget_seconds=parse_seconds(budget))
+    runner = where.make(folder, lambda: settings.typical_job(max(asked.loops, default=1)))
+    with watching(f"verifying {folder}") as observer:
+        found = verify(folder, asked, user_code=code, executor=runner, observer=observer)
+    finish(found, _said(found, write_tune_report(folder)), as_json)
     return 1 if found["verdict"] == "fails" else 0
 
 

@@ -158,6 +158,10 @@ class ExponentPlan:
         """Return the trial as plain JSON: the config, and the user's model when there is one."""
         return job_of(self.config(cell), self.user_code)
 
+    def typical_job(self) -> dict[str, Any]:
+        """Return the job of a trial at the largest N."""
+        return self.job_config(self.sample(max(self.loops)))
+
     def meaning(self) -> dict[str, Any]:
         """Return what decides the result of a cell besides the cell: if it changes, the trials mean something else."""
         config = self.job_config(Cell(1, 1.0, 1.0, 1.0, 0))

@@ -20,16 +20,16 @@ class Planned(Protocol):
     @property
     def base(self) -> TrainConfig:
         """The config that the trials share."""
-        ...
+
+    def typical_job(self) -> dict[str, Any]:
+        """Return the job of a large trial."""
 
 
 P = TypeVar("P", bound=Planned)
 
 
-def with_precision(
-    plan: P, asked: str, record: Path, largest: Callable[[], dict[str, Any]], say: Callable[[str], object]
-) -> P:
-    """Give the plan in one precision: `asked`, or, for "auto", by a few steps of the job that `largest` gives.
+def with_precision(plan: P, asked: str, record: Path, say: Callable[[str], object]) -> P:
+    """Give the plan in one precision: `asked`, or, for "auto", by a few steps of its `typical_job`.
 
     record: the file in the study's folder that holds the plan, so that a study goes on in the precision of its trials.
     say: called with a sentence where steps were timed. An objective trains as it likes, and keeps fp32 in its config.
@@ -38,7 +38,7 @@ def with_precision(
     """
     if asked != "auto":
         return plan
-    job = largest()
+    job = plan.typical_job()
     code = sections(job)[0]
     chosen = _recorded(record)
     if chosen is None and (code is None or code.kind == "model"):

@@ -181,6 +181,10 @@ class StudyPlan:
         """Return the trial as plain JSON: the config, and the user's model or objective when there is one."""
         return job_of(self.config(cell, outer), self.user_code)
 
+    def typical_job(self) -> dict[str, Any]:
+        """Return the job of a trial at the largest N."""
+        return self.job_config(Cell(self.arms[0], self.center_lr, 0))
+
     def meaning(self) -> dict[str, Any]:
         """Return what decides the result of a cell besides the cell: change it, and all trials are others."""
         config = self.job_config(Cell(Arm(self.rules[0], 1.0, self.loops[0]), 1.0, 0))
