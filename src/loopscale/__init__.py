@@ -5,10 +5,10 @@ The maths is imported at once and needs no torch; everything else is imported wh
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from loopscale.errors import UserError
+from loopscale.lazy import on_first_use
 from loopscale.parameterization import RULES, Depth, Role, Rule, Width, residual_scale
 
 if TYPE_CHECKING:
@@ -29,31 +29,17 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_LAZY = {
-    "attach": "adapt",
-    "attachment": "adapt",
-    "convert": "adapt",
-    "detach": "adapt",
-    "fold": "adapt",
-    "unfold": "adapt",
-    "restore": "adapt",
-    "Loop": "nn",
-    "LoopedTransformer": "nn",
-    "ModelConfig": "nn",
-    "PostNormResidual": "nn",
-    "ScaledResidual": "nn",
-    "ScaledUpdate": "nn",
-    "apply_branch_gain": "nn",
-    "build_optimizer": "optim",
-    "param_groups": "optim",
-    "roles_of": "optim",
-    "schedule": "optim",
-    "check_parameterization": "diagnosis",
-    "diagnose": "diagnosis",
-    "Monitor": "diagnosis",
-    "watch": "probe",
-    "shard_looped": "train",
-}
+__getattr__ = on_first_use(
+    __name__,
+    {
+        "adapt": "attach attachment convert detach fold unfold restore",
+        "nn": "Loop LoopedTransformer ModelConfig PostNormResidual ScaledResidual ScaledUpdate apply_branch_gain",
+        "optim": "build_optimizer param_groups roles_of schedule",
+        "diagnosis": "check_parameterization diagnose Monitor",
+        "probe": "watch",
+        "train": "shard_looped",
+    },
+)
 
 __all__ = [
     "RULES",
@@ -87,12 +73,6 @@ __all__ = [
     "unfold",
     "watch",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(f"loopscale.{_LAZY[name]}"), name)
-    raise AttributeError(f"module 'loopscale' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from loopscale.lazy import on_first_use
 
 if TYPE_CHECKING:
     from loopscale.integrations.huggingface import LoopedCache, LoopedConfig, LoopedForCausalLM
     from loopscale.integrations.trainer import LoopSampler, trainer_optimizers
 
-_LAZY = {
-    "LoopSampler": "trainer",
-    "LoopedCache": "huggingface",
-    "LoopedConfig": "huggingface",
-    "LoopedForCausalLM": "huggingface",
-    "trainer_optimizers": "trainer",
-}
+__getattr__ = on_first_use(
+    __name__,
+    {
+        "trainer": "LoopSampler trainer_optimizers",
+        "huggingface": "LoopedCache LoopedConfig LoopedForCausalLM",
+    },
+)
 
 __all__ = ["LoopSampler", "LoopedCache", "LoopedConfig", "LoopedForCausalLM", "trainer_optimizers"]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(f"loopscale.integrations.{_LAZY[name]}"), name)
-    raise AttributeError(f"module 'loopscale.integrations' has no attribute {name!r}")

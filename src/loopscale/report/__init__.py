@@ -5,8 +5,9 @@ Public names load on first use, so that `import loopscale.report` needs neither 
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from loopscale.lazy import on_first_use
 
 if TYPE_CHECKING:
     from loopscale.report.exponent_page import ExponentPage, write_exponent_report
@@ -42,30 +43,18 @@ __all__ = [
     "write_tune_report",
 ]
 
-_HOMES = {
-    "ExponentPage": "exponent_page",
-    "write_exponent_report": "exponent_page",
-    "exponent_figure": "valleys",
-    "Figure": "figure",
-    "Axis": "figure",
-    "Guide": "figure",
-    "Mark": "figure",
-    "render": "figure",
-    "Section": "page",
-    "StudyPage": "live_page",
-    "Table": "page",
-    "render_page": "page",
-    "readme_figure": "readme",
-    "study_info": "info",
-    "write_figures": "study_page",
-    "write_report": "study_page",
-    "write_run_report": "run_page",
-    "write_study_page": "live_page",
-    "write_tune_report": "tune_page",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = on_first_use(
+    __name__,
+    {
+        "exponent_page": "ExponentPage write_exponent_report",
+        "valleys": "exponent_figure",
+        "figure": "Figure Axis Guide Mark render",
+        "page": "Section Table render_page",
+        "live_page": "StudyPage write_study_page",
+        "readme": "readme_figure",
+        "info": "study_info",
+        "study_page": "write_figures write_report",
+        "run_page": "write_run_report",
+        "tune_page": "write_tune_report",
+    },
+)

@@ -70,7 +70,8 @@ def commands() -> tuple[Interface, ...]:
 def functions() -> tuple[Interface, ...]:
     """Read every public function and class of `loopscale`, from the package that its table names."""
     top = _text("__init__.py")
-    places = dict(re.findall(r'^    "(\w+)": "(\w+)",$', top, flags=re.M))
+    rows = re.findall(r'^        "(\w+)": "([\w ]+)",$', top, flags=re.M)
+    places = {name: package for package, names in rows for name in names.split()}
     places |= dict.fromkeys(("Depth", "Width", "Role", "Rule", "residual_scale"), "parameterization")
     found = []
     for name, package in sorted(places.items()):

@@ -5,8 +5,9 @@ Public names load on first use, so that whoever reads a study's numbers needs no
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from loopscale.lazy import on_first_use
 
 if TYPE_CHECKING:
     from loopscale.transfer.estimate import Estimate, over_seeds, paired, student95
@@ -51,38 +52,19 @@ __all__ = [
     "wanted",
 ]
 
-_HOMES = {
-    "Arm": "plan",
-    "Beside": "pays",
-    "Cell": "plan",
-    "Curves": "result",
-    "Estimate": "estimate",
-    "Optimum": "optimum",
-    "PRESETS": "presets",
-    "Preset": "presets",
-    "Study": "study",
-    "StudyPlan": "plan",
-    "best_rate": "optimum",
-    "complete": "optimum",
-    "does_looping_pay": "pays",
-    "failed": "result",
-    "fit_optimum": "optimum",
-    "fit_slope": "verdict",
-    "get_preset": "presets",
-    "judge": "verdict",
-    "one_shot_regret": "verdict",
-    "over_seeds": "estimate",
-    "paired": "estimate",
-    "run_study": "run",
-    "seeds_by_cost": "plan",
-    "stream_growth": "law",
-    "student95": "estimate",
-    "summarise": "result",
-    "wanted": "search",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = on_first_use(
+    __name__,
+    {
+        "plan": "Arm Cell StudyPlan seeds_by_cost",
+        "pays": "Beside does_looping_pay",
+        "result": "Curves failed summarise",
+        "estimate": "Estimate over_seeds paired student95",
+        "optimum": "Optimum best_rate complete fit_optimum",
+        "presets": "PRESETS Preset get_preset",
+        "study": "Study",
+        "verdict": "fit_slope judge one_shot_regret",
+        "run": "run_study",
+        "law": "stream_growth",
+        "search": "wanted",
+    },
+)
