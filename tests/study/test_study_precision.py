@@ -38,8 +38,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def settled(asked: str, record: Path, said: list[str]) -> StudyPlan:
-    largest = PLAN.job_config(Cell(PLAN.arms[0], 0.01, 0))
-    return with_precision(PLAN, asked, record, lambda: largest, said.append)
+    return with_precision(PLAN, asked, record, said.append)
 
 
 def test_auto_is_measured_once_at_the_largest_cell_and_holds_for_all(tmp_path: Path, measured: list[int]) -> None:

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 import loopscale
-from loopscale.cli.serving import make_server
 from loopscale.cli.display import table
+from loopscale.cli.serving import make_server
 from loopscale.records import Journal
 
 FILE = Path(__file__).parent / "valley.py"

@@ -171,7 +171,9 @@ def budget(seen: Pass) -> int:
 def _singular(made: LoopMap, kept: Callable[[Tensor], Tensor], most: int) -> float | None:
     """Return the largest singular value of the Jacobian, by Lanczos on J^T J; None where no gradient comes back."""
     try:
-        square = leading_eigenvalues(lambda v: kept(made.vjp(kept(made.jvp(kept(v))))), made.point, most=most, tolerance=1e-2)
+        square = leading_eigenvalues(
+            lambda v: kept(made.vjp(kept(made.jvp(kept(v))))), made.point, most=most, tolerance=1e-2
+        )
     except RuntimeError:
         return None
     return math.sqrt(square.radius)
