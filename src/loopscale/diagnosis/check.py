@@ -5,22 +5,22 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from loopscale.diagnosis.branches import rms
-from loopscale.diagnosis.endnode import at_two
 from loopscale.diagnosis.knob import Knob, find_knob
+from loopscale.diagnosis.laststate import FACTORY, at_two
 from loopscale.diagnosis.loops import find_loops
-from loopscale.diagnosis.onestep import MakeLoss, MakeOptimizer, train_a_little
-from loopscale.diagnosis.setting import Setting
+from loopscale.diagnosis.onestep import MakeLoss, MakeOptimizer, adam, train_a_little
+from loopscale.diagnosis.setting import Setting, at_each
 from loopscale.errors import UserError
 from loopscale.parameterization import CheckRow, Depth, ParameterizationCheck, Role, Rule, get_rule
 from loopscale.probe.batch import prepare
-from loopscale.probe.passes import record
 from loopscale.probe.untouched import untouched, unwrap
 
 Factory = Callable[..., nn.Module]
@@ -58,71 +58,68 @@ def check_parameterization(
         )
     if steps < 1:
         raise UserError(f"steps must be at least 1, got {steps}")
+    if isinstance(model_or_factory, nn.Module):
+        built, model = None, copy.deepcopy(unwrap(model_or_factory))
+    else:
+        built = Built("factory", "loops", model_or_factory)
+        model = built.build(2)
     rows = []
-    for count, there, end in _at_each(model_or_factory, counts, batch):
-        rate = lr * chosen.for_role(Role.HIDDEN, Depth(count, 1)).lr.value
-        rows.append(_row(there, end, count, steps, optimizer or partial(_adam, rate), loss))
+    with untouched(model, grads=True):
+        setting = Setting(model, prepare(model, batch))
+        knob, advice = (built, FACTORY) if built else _knob(setting)
+        with knob.at(2, setting) as twice:
+            two = at_two(twice, advice)
+        for count, there in at_each(setting, knob, counts):
+            rate = lr * chosen.for_role(Role.HIDDEN, Depth(count, 1)).lr.value
+            end = two.end(there, count)
+            rows.append(_row(there if built else there.copied(), end, count, steps, optimizer or adam(rate), loss))
     return ParameterizationCheck.of(chosen.name, steps, rows)
 
 
-def _adam(rate: float, model: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=rate)
+class Built(Knob):
+    """A function of `loops` as the knob, its `owner`; it runs at torch's seed 0, so that every N begins alike."""
+
+    @contextmanager
+    def at(self, loops: int, setting: Setting) -> Iterator[Setting]:
+        """Give the setting with a model of so many loops."""
+        model = self.build(loops)
+        with untouched(model, grads=True):
+            yield replace(setting, model=model)
+
+    def build(self, loops: int) -> nn.Module:
+        """Call the function; raises `UserError` when it makes no module."""
+        try:
+            named = "loops" in inspect.signature(self.owner).parameters
+        except (TypeError, ValueError):
+            named = False
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            made = self.owner(loops=loops) if named else self.owner(loops)
+        if not isinstance(made, nn.Module):
+            raise UserError(f"the factory returned a {type(made).__name__}: it must build a torch.nn.Module from loops")
+        return unwrap(made)
 
 
-def _at_each(source: nn.Module | Factory, counts: Sequence[int], batch: Any) -> Iterator[tuple[int, Setting, int]]:
-    """Give a copy of the model at each number of loops, and the node of the stream after its last visit."""
-    if not isinstance(source, nn.Module):
-        for count in counts:
-            model, longer = _build(source, count), _build(source, 2)
-            with untouched(longer):
-                used = prepare(longer, batch)
-                two = at_two(longer, used, {})
-            with untouched(model, grads=True):
-                yield count, Setting(model, used), two.end(model, used, {}, count)
-        return
-    model = copy.deepcopy(unwrap(source))
-    with untouched(model, grads=True):
-        used = prepare(model, batch)
-        tape, _ = record(model, used)
-        loop = next(iter(find_loops(model, tape)), None)
-        knob = find_knob(model, used, loop)
-        if knob is None:
-            raise UserError("the loops of this model cannot be set: pass a function of loops that builds it")
-        with knob.at(2) as extra:
-            two = at_two(model, used, extra, _advice(knob))
-        for count in counts:
-            with knob.at(
-                count
-            ) as extra:  # the copy is made while the knob is set: an attribute is copied with its module
-                copied = copy.deepcopy(model)
-                yield count, Setting(copied, used, extra), two.end(copied, used, extra, count)
-
-
-def _advice(knob: Knob) -> str:
+def _knob(setting: Setting) -> tuple[Knob, str]:
+    """Give what sets the loops of a model, and what to do where it does not set them alone."""
+    loops = find_loops(setting.model, setting.run()[0])
+    knob = find_knob(setting.model, setting.batch, next(iter(loops), None))
+    if knob is None:
+        raise UserError("the loops of this model cannot be set: pass a function of loops that builds it")
     if knob.each == 1:
-        return f"{knob.name!r} does not set them alone, pass a function of loops that builds the model"
-    return f"one more of {knob.name!r} is {knob.each} more visits: if a `for` stands around a `Loop`, call it once"
-
-
-def _build(factory: Factory, count: int) -> nn.Module:
-    try:
-        named = "loops" in inspect.signature(factory).parameters
-    except (TypeError, ValueError):
-        named = False
-    made = factory(loops=count) if named else factory(count)
-    if not isinstance(made, nn.Module):
-        raise UserError(f"the factory returned a {type(made).__name__}: it must build a torch.nn.Module from loops")
-    return unwrap(made)
+        return knob, f"{knob.name!r} does not set them alone, pass a function of loops that builds the model"
+    more = f"one more of {knob.name!r} is {knob.each} more visits"
+    return knob, f"{more}: if a `for` stands around a `Loop`, call it once"
 
 
 def _row(there: Setting, end: int, count: int, steps: int, optimizer: MakeOptimizer, loss: MakeLoss | None) -> CheckRow:
-    def stream() -> Tensor:
-        return there.run(keep=frozenset({end}), stop=end)[0].values[end].float()
+    """Give the size of the stream after the last visit, and how far one and all steps of training move it."""
+    streams: list[Tensor] = []
 
-    before = stream()
-    own = optimizer(there.model)
-    train_a_little(there, 1, optimizer=lambda _: own, loss_of=loss)
-    first = rms(stream() - before)
-    if steps > 1:
-        train_a_little(there, steps - 1, optimizer=lambda _: own, loss_of=loss)
-    return CheckRow(count, rms(before), first, rms(stream() - before))
+    def read(step: int, _output: Any) -> None:
+        if step in (0, 1, steps):
+            streams.append(there.run(keep=frozenset({end}), stop=end)[0].values[end].float())
+
+    train_a_little(there, steps, optimizer, loss, read)
+    before = streams[0]
+    return CheckRow(count, rms(before), rms(streams[1] - before), rms(streams[-1] - before))

@@ -17,8 +17,8 @@ from loopscale.diagnosis.causes import COHERENT, Facts, Shown, judge, scale_kind
 from loopscale.diagnosis.growth import GAIN, OVER, Growth, power_fit
 from loopscale.diagnosis.knob import Knob
 from loopscale.diagnosis.measure import Pass, far_gain, measured_pass
-from loopscale.diagnosis.overloops import counts_around, following
-from loopscale.diagnosis.setting import Factors, Setting, at_each
+from loopscale.diagnosis.overloops import following, passes_at
+from loopscale.diagnosis.setting import Factors, Setting
 from loopscale.probe.tape import Site
 
 # Branches set right that grow by as much, within this factor, are no cause.
@@ -92,16 +92,15 @@ def share(setting: Setting, seen: Pass, branches: Iterable[Branch]) -> float | N
 
 
 def slope_over(
-    setting: Setting, seen: Pass, factors: Factors, knob: Knob | None, power: float, here: Growth | None = None
+    setting: Setting, seen: Pass, factors: Factors, knob: Knob | None, power: float, here: Pass | None = None
 ) -> float | None:
     """Give the exponent of the stream's movement over N with these factors at each N, where N can be set.
 
-    `power`: that of 1/N by which the model's own scale still has to fall; `here`: the growth at N, where it is known.
+    `power`: that of 1/N by which the model's own scale still has to fall; `here`: the pass at N, where it was made.
     """
     if knob is None:
         return None
     own = seen.loop.visits
-    moved: dict[int, float] = {}
     # What is injected has a factor of its own, whatever law the branches' scale follows.
     added = {site for b in seen.branches if b.kind == "inject" for site in b.sites}
 
@@ -113,14 +112,7 @@ def slope_over(
         }
         return {**others, **changed}
 
-    for count, there in at_each(setting, knob, counts_around(own), at):
-        try:
-            now = measured_pass(there) if here is None or count != own else None
-        except Exception:  # some settings break some models
-            continue
-        grew = here if now is None else now.growth
-        if grew is not None and (now is None or now.loop.visits == count):
-            moved[count] = grew.moved[-1] / max(grew.norms[0], 1e-30)
+    moved = {count: growth.movement for count, _, growth in passes_at(setting, knob, own, at, here)}
     fit = power_fit(list(moved), list(moved.values())) if len(moved) > 1 else None
     return fit[0] if fit else None
 

@@ -26,6 +26,11 @@ class Growth:
     moved: tuple[float, ...]
 
     @property
+    def movement(self) -> float:
+        """|h_N - h_0| / |h_0|."""
+        return self.moved[-1] / max(self.norms[0], 1e-30)
+
+    @property
     def beyond(self) -> bool:
         """Whether the stream grows beyond its limit."""
         return self.gain > GAIN and self.law != "bounded"

@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from loopscale.diagnosis.loops import FoundLoop, find_loops
+from loopscale.diagnosis.setting import Setting
 from loopscale.diagnosis.stated import attachment_in, scaled_for
 from loopscale.errors import UserError, nearest
 from loopscale.probe.batch import LARGE, LOOP_WORDS
@@ -53,10 +54,10 @@ class Knob:
         return self.each * max(1, round((loops - self.more) / self.each)) + self.more
 
     @contextmanager
-    def at(self, loops: int) -> Iterator[dict[str, Any]]:
-        """Give the extra arguments of forward for the nearest number of loops; an attribute is put back afterwards."""
+    def at(self, loops: int, setting: Setting) -> Iterator[Setting]:
+        """Give the setting at the nearest number of loops; an attribute is put back afterwards."""
         with self.set(max(1, round((loops - self.more) / self.each))) as extra:
-            yield extra
+            yield replace(setting, extra={**setting.extra, **extra})
 
     @contextmanager
     def set(self, value: int) -> Iterator[dict[str, Any]]:

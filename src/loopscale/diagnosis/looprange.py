@@ -1,9 +1,10 @@
-"""The safe range of loops: what becomes of the output, and of the loss on data, when N is changed at test time."""
+"""N at test time: does the answer settle when the loop runs on, and where do output and loss stay as they are?"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -22,6 +23,10 @@ LossOf = Callable[[Any, Any], Tensor]
 OUTPUT, LOSS = 0.1, 0.05
 # A loss that differs from that at most loops by no more than this has stopped changing.
 STANDS = 0.01
+# A second doubling that moves the answer by less than this share of the first has settled; by more than the other, drifts.
+SETTLES, DRIFTS = 0.5, 0.75
+# An answer that moves by less than this share of itself has settled, however the doublings compare.
+STILL = 0.01
 
 
 @dataclass(frozen=True)
@@ -76,13 +81,29 @@ def loop_range(
 
 def _still(losses: dict[int, float]) -> int | None:
     """Return the fewest loops from which on the loss stays where it ends; None where it changes up to the end."""
-    counts = sorted(losses)
-    still = None
-    for n in reversed(counts[:-1]):
-        if not abs(losses[n] - losses[counts[-1]]) <= STANDS:
-            break
-        still = n
-    return still
+    *counts, last = sorted(losses) or [0]
+    still = list(takewhile(lambda n: abs(losses[n] - losses[last]) <= STANDS, reversed(counts)))
+    return still[-1] if still else None
+
+
+def settling(setting: Setting, knob: Knob, own: int) -> dict[str, Any] | None:
+    """Run on to 2N and 4N: give the answer's change by each doubling and whether it settles, is marginal, or drifts.
+
+    None where the model gives no answer of one shape at all three. The weights stay as they are: at random weights this
+    says how the map behaves, of a trained model whether more loops at test time are safe.
+    """
+    counts = [own, 2 * own, 4 * own]
+    found = {n: output_of(there) for n, there in at_each(setting, knob, counts)}
+    first, second, third = (found.get(n) for n in counts)
+    if first is None or second is None or third is None or not first.shape == second.shape == third.shape:
+        return None
+    changes = [rms(b - a) / max(rms(a), 1e-30) for a, b in ((first, second), (second, third))]
+    ratio = changes[1] / max(changes[0], 1e-30)
+    still = changes[1] < STILL or ratio < SETTLES
+    return {
+        "change": {str(n): change for n, change in zip(counts[1:], changes, strict=True)},
+        "law": "settles" if still else "drifts" if ratio > DRIFTS else "marginal",
+    }
 
 
 def output_of(setting: Setting) -> Tensor | None:
@@ -122,18 +143,9 @@ def loss_of(output: Any, batch: Any, loss: LossOf | None = None) -> Tensor:
 
 def _safe(own: int, change: dict[int, float], losses: dict[int, float]) -> tuple[int, int]:
     known, limit = (losses, losses.get(own, 0.0) + LOSS) if losses else (change, OUTPUT)
-    counts = sorted(known)
-    good = [n for n in counts if known[n] <= limit]
-    low = high = own
-    for n in reversed([n for n in counts if n < own]):
-        if n not in good:
-            break
-        low = n
-    for n in [n for n in counts if n > own]:
-        if n not in good:
-            break
-        high = n
-    return low, high
+    below = takewhile(lambda n: known[n] <= limit, sorted((n for n in known if n < own), reverse=True))
+    above = takewhile(lambda n: known[n] <= limit, sorted(n for n in known if n > own))
+    return [own, *below][-1], [own, *above][-1]
 
 
 def byte_batches(content: bytes, vocabulary: int, length: int = 64, count: int = 4) -> list[Tensor]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from loopscale.diagnosis.branches import Branch
-from loopscale.diagnosis.growth import law_over_loops, power_fit
+from loopscale.diagnosis.growth import Growth, law_over_loops, power_fit
 from loopscale.diagnosis.knob import Knob
 from loopscale.diagnosis.measure import Pass, measured_pass
 from loopscale.diagnosis.setting import Factors, Setting, at_each
@@ -35,13 +35,7 @@ class OverLoops:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
-        return {
-            "loops": list(self.loops),
-            "gains": list(self.gains),
-            "exponent": self.exponent,
-            "scale_power": self.scale_power,
-            "followed": self.followed,
-        }
+        return {name: value for name, value in asdict(self).items() if name != "law"}
 
 
 def counts_around(own: int) -> list[int]:
@@ -104,14 +98,21 @@ def _points(setting: Setting, knob: Knob, own_pass: Pass, follow: Sequence[str])
     moved: list[float] = []
     own = own_pass.loop.visits
     factors = (lambda count: following(own_pass, count, kinds=follow)) if follow else None
+    for count, seen, growth in passes_at(setting, knob, own, factors, own_pass):
+        scales = {k: [b.scale for b in seen.branches if b.kind == k and not b.dead and b.sizes] for k in KINDS}
+        moved.append(growth.movement)
+        points.append((count, growth.gain, {k: sum(eps) / len(eps) for k, eps in scales.items() if eps}))
+    return points, moved
+
+
+def passes_at(
+    setting: Setting, knob: Knob, own: int, factors: Callable[[int], Factors] | None, known: Pass | None
+) -> Iterator[tuple[int, Pass, Growth]]:
+    """Give N, the pass and its growth around the model's `own` N, where `known` is the pass if it was already made."""
     for count, there in at_each(setting, knob, counts_around(own), factors):
         try:
-            seen = own_pass if count == own else measured_pass(there)
+            seen = known if known is not None and count == own else measured_pass(there)
         except Exception:  # some settings break some models: they count as not varied
             continue
-        if seen.growth is None or seen.loop.visits != count:
-            continue
-        scales = {k: [b.scale for b in seen.branches if b.kind == k and not b.dead and b.sizes] for k in KINDS}
-        moved.append(seen.growth.moved[-1] / max(seen.growth.norms[0], 1e-30))
-        points.append((count, seen.growth.gain, {k: sum(eps) / len(eps) for k, eps in scales.items() if eps}))
-    return points, moved
+        if seen.growth is not None and seen.loop.visits == count:
+            yield count, seen, seen.growth

@@ -78,7 +78,7 @@ def try_remedies(
     if not factors or now.growth is None:
         return None
     left = {f.code for f in judge(known) if f.severity != "info"}
-    slope = slope_over(setting, seen, factors, knob, 1 - (facts.scale_power or 0.0), now.growth)
+    slope = slope_over(setting, seen, factors, knob, 1 - (facts.scale_power or 0.0), now)
     if not left and (now.growth.beyond or ((slope or 0.0) > OVER and now.growth.gain > GAIN)):
         left = {"growth-unexplained"}
     return Trial(factors, now.growth.gain, now.far, frozenset(left), tuple(kinds), slope)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from collections.abc import Iterable, Mapping
@@ -19,18 +18,16 @@ from loopscale.diagnosis.finite import first_nonfinite
 from loopscale.diagnosis.gradients import Gradients, gradients
 from loopscale.diagnosis.initial import init_ratio
 from loopscale.diagnosis.knob import Knob, candidates, find_knob
-from loopscale.diagnosis.looprange import LoopRange, LossOf, loop_range
+from loopscale.diagnosis.looprange import LoopRange, LossOf, loop_range, settling
 from loopscale.diagnosis.loops import FoundLoop, find_loops
 from loopscale.diagnosis.measure import Pass, count_layers, far_gain, last_map, main_loop, measured_pass, with_far_gain
 from loopscale.diagnosis.merge import merged
 from loopscale.diagnosis.modules import table
-from loopscale.diagnosis.onestep import MakeOptimizer, train_a_little
+from loopscale.diagnosis.onestep import MakeOptimizer, one_step_law, train_a_little
 from loopscale.diagnosis.overloops import FROZEN, OverLoops, over_loops
 from loopscale.diagnosis.remedies import MENDED, attachable, edits, spelt, try_remedies, with_trial
 from loopscale.diagnosis.setting import MOST_CALLS, Setting
-from loopscale.diagnosis.settling import settling
 from loopscale.diagnosis.stated import Stated, listening, stated_for
-from loopscale.diagnosis.steplaw import one_step_law
 from loopscale.diagnosis.symptoms import EXPANDS, EXPANSION, ONE_STEP, REACH, Measured, symptoms, unexplained
 from loopscale.diagnosis.tying import untied
 from loopscale.diagnosis.whole import halts, idle, modes, restarts, unused_knobs
@@ -386,8 +383,8 @@ def _facts(model: nn.Module, seen: Pass, varied: OverLoops | None, stated: State
 def _after_steps(study: _Study, findings: list[Finding]) -> list[Finding]:
     """Judge a copy that was trained for a few steps, since dead branches hide the law."""
     try:
-        trained = replace(study.setting, model=copy.deepcopy(study.setting.model))
-        train_a_little(trained, steps=4)
+        trained = study.setting.copied()
+        train_a_little(trained)
         again = measured_pass(trained)
         again = with_far_gain(again, far_gain(trained, again))
         later = judge(tested(trained, again, _facts(trained.model, again, study.varied, study.facts.stated))[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,10 @@ class Setting:
             joined[site] = (operand, factor * (joined[site][1] if site in joined else 1.0))
         return replace(self, factors=joined)
 
+    def copied(self) -> Setting:
+        """Give the same with a copy of the model; made while a knob is set, which may be an attribute of the model."""
+        return replace(self, model=copy.deepcopy(self.model))
+
 
 def at_each(
     setting: Setting,
@@ -46,12 +51,14 @@ def at_each(
     counts: Sequence[int],
     factors: Callable[[int], Factors] | None = None,
 ) -> Iterator[tuple[int, Setting]]:
-    """Give the setting at each number of loops, the knob set meanwhile; without a knob, at the model's own alone."""
+    """Give the setting at each number of loops; without a knob, at the model's own alone.
+
+    Whatever is measured over N is measured in this one loop.
+    """
     if knob is None:
         for count in counts[:1]:
             yield count, setting
         return
     for count in sorted({knob.nearest(count) for count in counts}):
-        with knob.at(count) as extra:
-            moved = replace(setting, extra={**setting.extra, **extra})
-            yield count, moved if factors is None else moved.changed(factors(count))
+        with knob.at(count, setting) as there:
+            yield count, there if factors is None else there.changed(factors(count))

@@ -16,8 +16,8 @@ from loopscale.diagnosis.causes import CONTRACTIVE, Facts
 from loopscale.diagnosis.diagnosis import Finding, Symptom, finding
 from loopscale.diagnosis.gradients import Gradients
 from loopscale.diagnosis.growth import GAIN, OVER
+from loopscale.diagnosis.onestep import OneStep
 from loopscale.diagnosis.overloops import OverLoops
-from loopscale.diagnosis.steplaw import OneStep
 
 STEP, EXPANDS, BESIDE_A_SKIP, LOST = 0.35, 1.05, 2.0, 0.2
 GROWTH, OVER_N, ONE_STEP = "growth over the visits", "growth over N", "one-step change over N"

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-from torch import nn
 
 from loopscale.diagnosis.loops import FoundLoop, find_loops
+from loopscale.diagnosis.setting import Setting
 from loopscale.diagnosis.stream import follow
 from loopscale.errors import UserError
-from loopscale.probe.passes import record
 from loopscale.probe.tape import Tape
 
 # Of several loops with the asked number of visits the last is measured, unless it holds less than this share of weights.
@@ -32,16 +28,17 @@ class AtTwo:
     kind: tuple[str, tuple[int, ...]]
     advice: str = FACTORY
 
-    def end(self, model: nn.Module, batch: Any, extra: Mapping[str, Any], count: int) -> int:
+    def end(self, setting: Setting, count: int) -> int:
         """Return the node of the stream after the last visit at `count` loops.
 
         Raises `UserError` when the model does not make `count` times the visits, or does other things at one visit.
         """
-        tape, _ = record(model, batch, extra)
+        tape, _ = setting.run()
         if count * self.visits > 1:
-            loop = _pick(model, tape, count * self.visits, self.names)
+            loops = find_loops(setting.model, tape)
+            loop = _pick(tape, loops, count * self.visits, self.names)
             if loop is None:
-                raise UserError(_wrong(count * self.visits, find_loops(model, tape), self.advice))
+                raise UserError(_wrong(count * self.visits, loops, self.advice))
             return _after_the_last_visit(tape, loop)
         keys = {key for key, names in tape.names.items() if self.names & set(names)}
         start = next((i for i, node in enumerate(tape.nodes) if node.data and node.params & keys), len(tape.nodes))
@@ -51,12 +48,12 @@ class AtTwo:
         return found
 
 
-def at_two(model: nn.Module, batch: Any, extra: Mapping[str, Any], advice: str = FACTORY) -> AtTwo:
+def at_two(setting: Setting, advice: str = FACTORY) -> AtTwo:
     """Find the loop of a model that is set to two loops. Raises `UserError` when its visits are no multiple of two."""
-    tape, _ = record(model, batch, extra)
-    loops = find_loops(model, tape)
+    tape, _ = setting.run()
+    loops = find_loops(setting.model, tape)
     counts = [found.visits for found in loops if found.visits % 2 == 0]
-    loop = _pick(model, tape, 2 if 2 in counts else min(counts, default=2))
+    loop = _pick(tape, loops, 2 if 2 in counts else min(counts, default=2))
     if loop is None:
         raise UserError(_wrong(2, loops, advice))
     states = _states(tape, loop)
@@ -85,9 +82,8 @@ def _states(tape: Tape, loop: FoundLoop) -> tuple[int, ...]:
     return stream.states
 
 
-def _pick(model: nn.Module, tape: Tape, visits: int, names: frozenset[str] | None = None) -> FoundLoop | None:
+def _pick(tape: Tape, loops: list[FoundLoop], visits: int, names: frozenset[str] | None = None) -> FoundLoop | None:
     """Return the last loop of this many visits whose stream can be followed; of those with a name in `names`, if given."""
-    loops = find_loops(model, tape)
     right = [
         found
         for found in loops
