@@ -47,6 +47,13 @@ if TYPE_CHECKING:
     "tuned",
     help="Default: lr,strength,outer_lr (of an objective: lr,strength); also: weight_decay, warmup, batch.",
 )
+@click.option(
+    "--pays",
+    type=click.IntRange(0, 1000),
+    metavar="SEEDS",
+    help="Does looping pay: seeds that train the target's loops beside one loop, at the proxy's layers and width; default: "
+    "as many of --seeds as stay within a tenth of a sweep at the target, with --budget none.",
+)
 @click.option("--rule", help="The rule that carries the values, or file.py:RULE; default: the config's.")
 @MODEL
 @OBJECTIVE
@@ -65,6 +72,7 @@ def command(
     trials: int | None,
     seeds: int,
     tuned: str | None,
+    pays: int | None,
     rule: str | None,
     model: str | None,
     objective: str | None,
@@ -98,7 +106,7 @@ def command(
     wanted = 16 + 8 * max(0, len(names) - 2) if trials is None else trials
     settings = TuneSettings(base, small, large, names, wanted, seeds, code)
     folder = out or Path("runs") / f"tune-{config.stem}"
-    limit = Budget(parse_seconds(budget), started=started)
+    limit = Budget(parse_seconds(budget), started=started, pays=pays)
     settings, runner = placed_study(settings, base, folder / "tune.json", where)
     with watching(f"tuning at {small}") as observer:
         plan = tune(settings, folder, executor=runner, budget=limit, storage=storage, observer=observer)
@@ -133,6 +141,12 @@ def _said(plan: dict[str, Any], folder: Path, page: Path) -> str:
         f"moved to the target: {row['name']} x {row['factor']:.4g}, {row['why']} ({row['source']})"
         for row in plan["moved"]
     ]
+    if "pays" in plan:
+        lines.append(plan["pays"]["sentence"])
+    elif "pays_share" in cost:
+        seeds = plan["settings"]["seeds"]
+        more = f"the same command with --pays {seeds}, for {cost['pays_share']:.1%} of a sweep at the target"
+        lines.append(f"whether looping pays was not measured: {more}")
     lines.append(f"page: {page}")
     if "verification" not in plan:
         again = "not verified since, its trials are kept" if (folder / "verify.jsonl").exists() else "not verified yet"

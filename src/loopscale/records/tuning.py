@@ -124,4 +124,5 @@ class Plan(Record):
     moved: tuple[Moved, ...] = ()
     cost: dict[str, Any]
     provenance: dict[str, Any] = Field(default_factory=dict)
+    pays: Pays | None = None
     verification: Verification | None = None

@@ -56,6 +56,7 @@ def sections(tuning: TuneInfo) -> list[Section]:
     told = f"{plan.sentence} {_moved(tuning)}"
     parts = [Section("Values at the target", told, table=_values(tuning))]
     parts += [_explored(tuning, name) for name in plan.proxy.values]
+    parts += [Section("Does looping pay?", plan.pays.sentence)] if plan.pays else []
     parts += _verified(plan.verification) if plan.verification else []
     changed, same = split(_applied(tuning))
     text = "Every number at the target that differs from 1, and why."

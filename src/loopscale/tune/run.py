@@ -3,6 +3,7 @@
 TUNING/
   tune.json      the settings; the identity of the folder
   trials.jsonl   one line per finished trial
+  beside.jsonl   the trials that put the target's loops beside one loop
   plan.json      the tuned values, every value at the target, intervals, what verification found
   tuned.toml     the target's config, for `loopscale train target.toml --from tuned.toml`
 """
@@ -34,13 +35,14 @@ from loopscale.study import (
 from loopscale.study.trial import sections
 from loopscale.train import TrainConfig, provenance, trial_flops
 from loopscale.train.load import stored_config
+from loopscale.tune.beside import NAME as BESIDE
+from loopscale.tune.beside import Comparison, Records, plain, run_listed
 from loopscale.tune.explore import Search
 from loopscale.tune.mirror import Mirror
 from loopscale.tune.plan import transfer_plan
 from loopscale.tune.search import Budget
 from loopscale.tune.settings import TuneSettings, start
 
-Records = dict[str, dict[str, Any]]
 NAME = "tune.json"
 
 
@@ -96,6 +98,7 @@ def tune(
         plan = transfer_plan(settings, list(records.values()))
         plan["cost"] = costs(settings, list(records.values()), vocab_size)
         plan["provenance"] = {**provenance(), "data": description, "trials": len(records), **_errors(records)}
+        _compare_with_one_loop(settings, plan, folder, runner, observer, budget)
         _keep_verification(folder, plan)
         write_record(folder / "plan.json", Plan.model_validate(plan))
         config = TrainConfig.model_validate(plan["target"]["config"])
@@ -105,13 +108,25 @@ def tune(
     return plan
 
 
-def plain(*journals: Journal) -> Records:
-    """Return the finished trials of journals as plain values, by key."""
-    return {
-        key: trial.model_dump(mode="json", exclude_unset=True)
-        for journal in journals
-        for key, trial in journal.trials.items()
-    }
+def _compare_with_one_loop(
+    settings: TuneSettings, plan: dict[str, Any], folder: Path, runner: Executor, observer: Observer, budget: Budget
+) -> None:
+    """Add to the plan whether looping pays, and what that costs, where there is something to compare.
+
+    By default as many seeds as fit; with a budget of time, which the search spends, none but those that ran before.
+    """
+    if settings.target.loops == 1:
+        return
+    compared = Comparison(settings, plan)
+    plan["cost"]["pays_share"] = compared.price(settings.seeds)
+    known = {key: one for key, one in plain(Journal(folder), Journal(folder, BESIDE)).items() if not one.get("stopped")}
+    ran = next((n for n in range(settings.seeds, 0, -1) if compared.wanted(n).keys() <= known.keys()), 0)
+    seeds = budget.pays
+    if seeds is None:
+        seeds = max(ran, compared.affordable() if budget.seconds is None else 0)
+    if seeds:
+        records = run_listed(folder, BESIDE, compared.wanted(seeds), runner, observer)
+        plan["pays"] = compared.told(records, seeds).model_dump(mode="json", exclude_unset=True)
 
 
 def first_estimate(settings: TuneSettings, records: Records, budget_seconds: float | None, slots: int) -> float:

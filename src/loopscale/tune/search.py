@@ -22,13 +22,15 @@ class Budget:
     """How long may be spent in all, in seconds of this machine (None: no limit), and what one trial is thought to take.
 
     With `started` (of `time.monotonic`) the clock counts from there on, start-up and waiting included, on top of the
-    `earlier` seconds that trials took before it. Three trials always begin: fewer make no plan.
+    `earlier` seconds that trials took before it. Three trials always begin: fewer make no plan. `pays`: how many seeds put
+    the target's loops beside one loop, on top of the budget; None: as many as stay within a tenth of a direct sweep.
     """
 
     seconds: float | None = None
     trial_seconds: float = 0.0
     started: float | None = None
     earlier: float = 0.0
+    pays: int | None = None
 
     def one(self, records: list[dict[str, Any]]) -> float:
         """Return seconds of one trial: of those that ended, once there are three."""

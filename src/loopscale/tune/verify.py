@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from loopscale.errors import UserError
-from loopscale.records import Journal, Plan, Trial, write_record
-from loopscale.study import Executor, Job, LocalProcesses, Observer, Silent, UserCode, check_errors, drive, driven
+from loopscale.records import Plan, write_record
+from loopscale.study import Executor, LocalProcesses, Observer, Silent, UserCode, driven
+from loopscale.tune.beside import SHARE, run_listed
 from loopscale.tune.findings import findings
 from loopscale.tune.probes import Probe, flops_of, jobs_of, probes
-from loopscale.tune.run import NAME, plain, read_plan
+from loopscale.tune.run import NAME, read_plan
 from loopscale.tune.settings import TuneSettings
-
-SHARE = 0.1  # of the FLOPs of a direct sweep, tuning included
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ def verify(
     allowance = asked.allowance(checks, runner.slots)
     taken, left, spent = asked.affordable(wished, allowance, runner.slots)
     with driven(folder, NAME, "tuning"):
-        records = _run(folder, asked.jobs(taken), runner, observer or Silent())
+        records = run_listed(folder, "verify", asked.jobs(taken), runner, observer or Silent())
         report = {
             "sizes": checks.sizes(),
             "seeds": checks.seeds,
@@ -170,30 +169,3 @@ class Asked:
         for probe in taken:
             wanted.update(jobs_of(self.settings, probe, self.center, self.seeds))
         return wanted
-
-
-def _run(
-    folder: Path, wanted: dict[str, tuple[Any, Any]], executor: Executor, observer: Observer
-) -> dict[str, dict[str, Any]]:
-    """Run what is missing; returns the records of all trials."""
-    journal = Journal(folder, "verify")
-    records = plain(Journal(folder), journal)
-    records = {key: record for key, record in records.items() if not record.get("stopped")}
-    missing = [key for key in wanted if key not in records]
-    jobs, errors, finished = iter(missing), list[str](), len(wanted) - len(missing)
-
-    def next_job() -> Job | None:
-        key = next(jobs, None)
-        return None if key is None else (key, *wanted[key])
-
-    def keep(record: dict[str, Any]) -> None:
-        nonlocal finished
-        journal.append(Trial.model_validate(record))
-        records[record["key"]] = record
-        finished += 1
-        errors.extend([record["error"]] if "error" in record else [])
-        check_errors(errors, finished)
-        observer.ended(record, finished, len(wanted) - finished)
-
-    drive(executor, next_job, keep)
-    return records

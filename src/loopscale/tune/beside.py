@@ -1,0 +1,126 @@
+"""Train the target's loops beside one loop, at the proxy's layers and width: does looping pay?"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from loopscale.records import Journal, Pays, Trial
+from loopscale.study import Executor, Job, Observer, check_errors, drive, trial_key
+from loopscale.train import TrainConfig, equal_steps, trial_flops
+from loopscale.transfer.pays import Beside, does_looping_pay
+from loopscale.tune.plan import at_lower_end, at_target
+from loopscale.tune.settings import Size, TuneSettings
+
+NAME = "beside"  # of the journal; what it holds counts for `verify` too
+SHARE = 0.1  # of the FLOPs of a direct sweep: what tuning, this and verifying may take together
+FEWEST = 2  # seeds: one shows no noise, so it decides nothing
+Records = dict[str, dict[str, Any]]
+Jobs = dict[str, tuple[Any, Any]]
+
+
+class Comparison:
+    """The trainings of one tuning that say whether looping pays; all have the values of the plan.
+
+    `target`: the target's loops. `short`: one loop for as many steps. `long`: one loop for as many steps as the target's
+    compute lasts, its rate and decay moved by the published rules; None for an objective, whose compute is not known.
+    """
+
+    def __init__(self, settings: TuneSettings, plan: dict[str, Any]) -> None:
+        self.settings, self.plan, self.values = settings, plan, plan["proxy"]["values"]
+        proxy, users = settings.proxy, settings.user_code is not None
+        self.target, self.short = proxy.replace(loops=settings.target.loops), proxy.replace(loops=1)
+        dear, cheap = (settings.config(size, self.values) for size in (self.target, self.short))
+        ratio = equal_steps(dear, cheap, plan["cost"]["vocab_size"], users) / dear.train.steps
+        objective = settings.user_code is not None and settings.user_code.kind == "objective"
+        self.long: Size | None = None if objective else self.short.replace(steps=round(ratio * proxy.steps))
+
+    def config(self, size: Size, seed: int) -> TrainConfig:
+        """Return the config of one training."""
+        moved = at_target(replace(self.settings, target=self.settings.proxy.replace(steps=size.steps)), self.values)[0]
+        return self.settings.config(size, moved if size == self.long else self.values, seed)
+
+    def jobs(self, size: Size, seeds: int) -> Jobs:
+        """Map key to (cell, job config), one for each seed, in order."""
+        found = {}
+        for seed in range(seeds):
+            config = self.config(size, seed)
+            record, model = self.settings.job_config(config), config.model
+            cell = {"rule": model.rule, "loops": model.loops, "lr": config.optim.lr, "strength": model.strength}
+            found[trial_key(record)] = ({**cell, "seed": seed, "values": self.values}, record)
+        return found
+
+    def wanted(self, seeds: int) -> Jobs:
+        """Return the jobs of all three, the dearest first."""
+        sizes = [size for size in (self.target, self.long, self.short) if size is not None]
+        return {key: job for size in sizes for key, job in self.jobs(size, seeds).items()}
+
+    def price(self, seeds: int) -> float:
+        """Return the share of a direct sweep that so many seeds cost; what the tuning itself has trained is in it."""
+        users, cost = self.settings.user_code is not None, self.plan["cost"]
+        sizes = [size for size in (self.target, self.long, self.short) if size is not None]
+        one = sum(trial_flops(self.config(size, 0), cost["vocab_size"], users) for size in sizes)
+        return float(seeds * one / cost["direct_flops"])
+
+    def affordable(self) -> int:
+        """Return for how many seeds, up to those of the tuning, all stays within `SHARE` of a direct sweep, or 0."""
+        left = SHARE - self.plan["cost"]["share_of_direct"]
+        fit = min(self.settings.seeds, math.floor(left / self.price(1)))
+        return fit if fit >= FEWEST else 0
+
+    def told(self, records: Records, seeds: int) -> Pays:
+        """Compare their losses; every trial has ended."""
+        losses = [[_loss(records[key]) for key in self.jobs(size, seeds)] for size in (self.target, self.short)]
+        long = [] if self.long is None else [_loss(records[key]) for key in self.jobs(self.long, seeds)]
+        size = self.settings.proxy
+        beside = Beside(
+            self.target.loops,
+            size.steps,
+            *losses,
+            long,
+            0 if self.long is None else self.long.steps,
+            at_lower_end=at_lower_end(self.settings, self.values),
+            each=f"both with the values of the plan, at L = {size.layers} and d = {size.width}",
+            counted="visits" if self.settings.user_code else "FLOPs",
+        )
+        return does_looping_pay(beside)
+
+
+def _loss(record: dict[str, Any]) -> float:
+    return math.inf if record["loss"] is None else record["loss"]
+
+
+def plain(*journals: Journal) -> Records:
+    """Return the finished trials of journals as plain values, by key."""
+    return {
+        key: trial.model_dump(mode="json", exclude_unset=True)
+        for journal in journals
+        for key, trial in journal.trials.items()
+    }
+
+
+def run_listed(folder: Path, name: str, wanted: Jobs, executor: Executor, observer: Observer) -> Records:
+    """Run what is missing into the journal `name`; return the records of all trials here, stopped ones left out."""
+    journal = Journal(folder, name)
+    others = [Journal(folder, other) for other in ("trials", NAME, "verify") if other != name]
+    records = {key: record for key, record in plain(*others, journal).items() if not record.get("stopped")}
+    missing = [key for key in wanted if key not in records]
+    jobs, errors, finished = iter(missing), list[str](), len(wanted) - len(missing)
+
+    def next_job() -> Job | None:
+        key = next(jobs, None)
+        return None if key is None else (key, *wanted[key])
+
+    def keep(record: dict[str, Any]) -> None:
+        nonlocal finished
+        journal.append(Trial.model_validate(record))
+        records[record["key"]] = record
+        finished += 1
+        errors.extend([record["error"]] if "error" in record else [])
+        check_errors(errors, finished)
+        observer.ended(record, finished, len(wanted) - finished)
+
+    drive(executor, next_job, keep)
+    return records
