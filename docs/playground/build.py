@@ -41,7 +41,7 @@ def _rules() -> dict[str, Any]:
     """Exponents of the pre-norm rules; the power of L in the hidden rate is read off the rule itself."""
     found = {}
     for name, rule in RULES.items():
-        if rule.norm == "pre":
+        if rule.keeps_start:
             rate = rule.for_role(Role.HIDDEN, Depth(1, 4)).lr.value
             found[name] = {
                 "loops_exponent": rule.loops_exponent,

@@ -62,7 +62,7 @@ def family() -> dict[str, float]:
     return {
         name: rule.loops_exponent
         for name, rule in ls.RULES.items()
-        if rule.norm == "pre" and rule.rate_loops_exponent == 0
+        if rule.keeps_start and rule.rate_loops_exponent == 0
     }
 
 

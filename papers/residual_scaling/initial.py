@@ -235,8 +235,8 @@ def both_branches() -> Outcome:
 
 
 def negative_control() -> Outcome:
-    """Prediction 20: all pre-norm rules at N = 1, bit by bit, before and after three steps."""
-    rules = [name for name, rule in ls.RULES.items() if rule.norm == "pre"]
+    """Prediction 20: all pre-norm rules that keep the start at N = 1, bit by bit, before and after three steps."""
+    rules = [name for name, rule in ls.RULES.items() if rule.keeps_start]
     differing = []
     for seed in SEEDS:
         finals = [_after_steps(rule, seed) for rule in rules]

@@ -38,7 +38,7 @@ class Planted(Executor):
         future: Future[Any] = Future()
         key, cell, config = jobs[0]
         values = cell["values"]
-        eps = self.plan.eps(cell["loops"], values["strength"])
+        eps = self.plan.eps(cell["loops"], values["strength"], cell["rule"])
         loss = planted_loss(cell["loops"], eps, values["lr"], values["outer_rate"], cell["seed"], self.noise)
         self.ran.append(cell)
         record = {"key": key, "cell": cell, "config": config, "loss": loss, "diverged": False, "seconds": 1.0}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from pathlib import Path
 
 import pytest
 from planted import CURVES, EPS_AT_1, LR_AT_1, OUTER, A, G, Planted, base
@@ -11,6 +12,7 @@ from planted import CURVES, EPS_AT_1, LR_AT_1, OUTER, A, G, Planted, base
 from loopscale.errors import UserError
 from loopscale.exponent import BEST, Cell, ExponentPlan, ExponentStudy, run_exponent, summarise
 from loopscale.records import ExponentResult, read_record
+from loopscale.study import trial_key
 
 
 def ran(plan, folder, noise=0.0):
@@ -34,6 +36,38 @@ def test_the_planted_powers_and_the_target_come_back_and_carrying_costs_what_the
         costs = CURVES[0] * x * x + CURVES[1] * x * y + CURVES[2] * y * y
         assert row.regret.value == pytest.approx(costs, abs=2e-3), row.way
     assert read_record(tmp_path / "study" / "result.json", ExponentResult) == result
+
+
+def test_the_rivals_are_rows_the_rule_in_the_optimiser_and_the_initialisation_that_people_have(tmp_path):
+    carry = ("looped", "tied-lr-sqrt", "tied-lr", "gpt2-init")
+    plan = ExponentPlan(base(), loops=(2, 8), seeds=1, fresh=2, carry=carry)
+    result, cells = ran(plan, tmp_path / "study")
+    rows = {row.way: row for row in result.carried}
+    low = ExponentStudy.load(tmp_path / "study").surface(2)
+    assert (rows["tied-lr"].a, rows["tied-lr"].g, rows["tied-lr-sqrt"].g) == (0.0, 1.0, 0.5)
+    assert rows["tied-lr"].lr == pytest.approx(low.lr / 4, rel=1e-3), "the rate of the tied matrices / N, eps as it was"
+    assert rows["tied-lr"].eps == pytest.approx(plan.eps(2, low.strength), rel=1e-3)
+    base_line = rows["gpt2-init"]
+    assert base_line.a is None and base_line.eps == 1 and base_line.lr == pytest.approx(low.lr, rel=1e-3)
+    assert base_line.regret.value > 0.1 and "gpt2-init +" in " ".join(result.says), (
+        "eps = 1 at N = 8, in the planted valley"
+    )
+    trained = [cell for cell in cells if cell["rule"] == "gpt2-init"]
+    assert len(trained) == 2 and {cell["loops"] for cell in trained} == {8}
+    assert plan.config(Cell(8, 1.0, 0.01, 0.1, 1000, rule="gpt2-init")).network(256).rule == "gpt2-init"
+
+
+def test_the_trials_of_the_experiment_keep_their_keys():
+    """Whoever copies records/exponent goes on with it: no change of the code may give its cells other keys."""
+    study = ExponentStudy.load(Path(__file__).parents[2] / "records" / "exponent")
+    trials = list(study.trials.values())[::7]
+    keys = {trial_key(study.plan.job_config(Cell(*_at(trial)))): trial.key for trial in trials}
+    assert len(keys) > 20 and all(made == kept for made, kept in keys.items())
+
+
+def _at(trial):
+    values = trial.cell.values
+    return trial.cell.loops, values["strength"], values["lr"], values["outer_rate"], trial.cell.seed, values["longer"]
 
 
 def test_what_the_search_saves_is_counted(tmp_path):

@@ -21,7 +21,7 @@ from loopscale import (
     residual_scale,
 )
 
-PRE_NORM = [rule.name for rule in RULES.values() if rule.norm == "pre"]
+PRE_NORM = [rule.name for rule in RULES.values() if rule.keeps_start]
 TOKENS = torch.randint(0, 50, (2, 12), generator=torch.Generator().manual_seed(0))
 
 
@@ -35,6 +35,13 @@ def make(seed=0, **changes):
 def test_one_loop_at_the_base_is_the_same_network_bitwise(rule):
     ours, reference = make(rule=rule, loops=1, base_layers=2), make(loops=1, base_layers=2)
     assert torch.equal(ours(TOKENS), reference(TOKENS))
+
+
+def test_the_common_initialisation_shrinks_what_writes_into_the_stream_and_nothing_else():
+    plain, shrunk = (dict(make(rule=rule, loops=8).named_parameters()) for rule in ("none", "gpt2-init"))
+    for name, weight in plain.items():
+        factor = (2 * 8 * 2) ** -0.5 if name.endswith(("attention.out.weight", "mlp.down.weight")) else 1.0
+        torch.testing.assert_close(shrunk[name], factor * weight, msg=name)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from loopscale import RULES, Depth, Role, UserError, Width, residual_scale
 from loopscale.parameterization import check_roles, get_rule, prescription, role_by_name
 
-PRE_NORM = [rule for rule in RULES.values() if rule.norm == "pre"]
+PRE_NORM = [rule for rule in RULES.values() if rule.keeps_start]
 counts = st.integers(1, 512)
 
 
@@ -125,6 +125,17 @@ def test_the_rule_in_the_optimiser_scales_the_rate_of_looped_weights_alone(name,
     assert rule.residual_scale(depth).value == 1
     rates = {role: rule.for_role(role, depth).lr.value for role in Role}
     assert math.isclose(rates[Role.HIDDEN], 16**-power) and rates[Role.EMBEDDING] == rates[Role.READOUT] == 1
+
+
+def test_the_common_initialisation_has_no_scale_and_is_another_network_at_one_loop_too():
+    rule, depth = get_rule("gpt2-init"), Depth(16, 2)
+    assert rule.residual_scale(depth).value == 1 and not rule.keeps_start and not rule.claims_transfer
+    assert math.isclose(rule.branch_gain(depth).value, 1 / 8)
+    plain, other = (
+        {row["name"]: row["value"] for row in prescription(Depth(1, 1), rule=name)} for name in ("none", "gpt2-init")
+    )
+    assert {name for name in plain if plain[name] != other[name]} == {"branch_gain"}
+    assert math.isclose(other["branch_gain"], 0.5**0.5)
 
 
 def test_post_norm_rules_follow_their_papers():

@@ -63,6 +63,13 @@ def test_cells_that_are_one_network_are_trained_once(finished):
     assert points["looped"] == points["none"]
 
 
+def test_an_initialisation_is_a_network_of_its_own_at_one_loop_and_scales_of_the_rate_are_not():
+    plan = StudyPlan(base=BASE, rules=("none", "looped", "tied-lr", "gpt2-init"), loops=(1, 2), lrs=RATES)
+    same = {rule: plan.same_network(Arm(rule, 1.0, 1)).rule for rule in plan.rules}
+    assert same == {"none": "none", "looped": "none", "tied-lr": "none", "gpt2-init": "gpt2-init"}
+    assert all(plan.same_network(Arm(rule, 1.0, 2)).rule == rule for rule in plan.rules)
+
+
 def test_the_result_keeps_its_promise(finished):
     folder, result = finished
     kept = json.loads((folder / "result.json").read_text())

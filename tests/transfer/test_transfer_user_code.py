@@ -107,6 +107,14 @@ def test_a_factory_that_cannot_be_used_is_one_sentence_and_no_folder(name, words
     assert words in said and said.count("\n") == 1 and not out.exists()
 
 
+@pytest.mark.parametrize("arguments", [["transfer", "--rules", "none,gpt2-init"], ["exponent", "--carry", "gpt2-init"]])
+def test_an_initialisation_that_the_users_model_does_itself_is_refused(arguments, tmp_path, capsys):
+    out = tmp_path / "s"
+    assert main([*arguments, "--model", place("last"), "--out", str(out)]) == 2
+    said = capsys.readouterr().err
+    assert "rule 'gpt2-init' is an initialisation" in said and said.count("\n") == 1 and not out.exists()
+
+
 @pytest.mark.parametrize(
     "arguments,words",
     [

@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 from loopscale.errors import UserError, nearest
-from loopscale.parameterization import RULES, Depth, get_rule
+from loopscale.parameterization import RULES, Depth, Rule, get_rule
 from loopscale.records import ExponentStudyRecord
 from loopscale.study import UserCode, job_of
 from loopscale.train import TrainConfig, equal_steps
@@ -24,7 +24,7 @@ PILOT_SEEDS = 2  # of the search for the outer rate
 
 @dataclass(frozen=True, order=True)
 class Cell:
-    """One training: N, the strength of rule `looped`, hidden rate, outer rate, seed, and how many times the usual steps."""
+    """One training: N, strength, hidden rate, outer rate, seed, how many times the usual steps; of rule `looped` mostly."""
 
     loops: int
     strength: float
@@ -32,11 +32,12 @@ class Cell:
     outer_rate: float
     seed: int
     longer: float = 1.0
+    rule: str = RULE
 
     def to_json(self) -> dict[str, Any]:
         """Return the cell as a trial's record keeps it."""
         values = {"lr": self.lr, "strength": self.strength, "outer_rate": self.outer_rate, "longer": self.longer}
-        return {"rule": RULE, "loops": self.loops, "lr": self.lr, "strength": self.strength, "seed": self.seed,
+        return {"rule": self.rule, "loops": self.loops, "lr": self.lr, "strength": self.strength, "seed": self.seed,
                 "values": values}  # fmt: skip
 
 
@@ -93,7 +94,7 @@ class ExponentPlan:
         if not (1 <= self.seeds <= MOST_SEEDS and 1 <= self.fresh <= MOST_SEEDS):
             raise UserError(f"seeds and fresh seeds are from 1 to {MOST_SEEDS}, got {self.seeds} and {self.fresh}")
         for way in self.carry:
-            powers(way)
+            check_way(way, self.user_code)
 
     @cached_property
     def axes(self) -> tuple[Axis, Axis]:
@@ -108,10 +109,10 @@ class ExponentPlan:
         """The seeds of the comparison at the largest N: none of them is in the grid, however large that grows."""
         return range(MOST_SEEDS, MOST_SEEDS + self.fresh)
 
-    def eps(self, loops: int, strength: float) -> float:
+    def eps(self, loops: int, strength: float, rule: str = RULE) -> float:
         """Return the eps that a strength means at N = `loops`."""
         model = self.base.model
-        value = get_rule(RULE).residual_scale(Depth(loops, model.layers), strength, self.base_layers).value
+        value = get_rule(rule).residual_scale(Depth(loops, model.layers), strength, self.base_layers).value
         return float(value)
 
     @property
@@ -149,7 +150,7 @@ class ExponentPlan:
         """Return the full config of one trial: the outer rate stays where it is while the hidden rate moves."""
         base = self.base
         model = replaced(
-            base, "model", rule=RULE, strength=cell.strength, loops=cell.loops, base_layers=self.base_layers
+            base, "model", rule=cell.rule, strength=cell.strength, loops=cell.loops, base_layers=self.base_layers
         )
         optim = replaced(model, "optim", lr=cell.lr, outer_lr=cell.outer_rate / cell.lr)
         return replaced(optim, "train", seed=cell.seed, steps=round(cell.longer * base.train.steps))
@@ -209,11 +210,29 @@ def powers(way: str) -> tuple[float, float]:
         if not math.isfinite(number):
             raise UserError(f"a power of N to carry eps by is a finite number, got {way}")
         return number, 0.0
-    lines = [name for name, rule in RULES.items() if rule.norm == "pre"]
+    lines = [name for name, rule in RULES.items() if rule.keeps_start]
     if way not in lines:
-        raise UserError(f"cannot carry by {way!r}: {nearest(way, lines)}, or a power of N such as 0.75")
+        known = [*lines, *(name for name in RULES if starts_anew(name))]
+        raise UserError(f"cannot carry by {way!r}: {nearest(way, known)}, or a power of N such as 0.75")
     rule = get_rule(way)
     return rule.loops_exponent, rule.rate_loops_exponent
+
+
+def starts_anew(way: str) -> bool:
+    """Tell whether a way is a pre-norm rule with initial weights of its own: no line through the grid, but a baseline.
+
+    It is trained at strength 1, with the hidden rate of the smallest N.
+    """
+    rule: Rule | None = RULES.get(way)
+    return rule is not None and rule.norm == "pre" and not rule.keeps_start
+
+
+def check_way(way: str, user_code: UserCode | None) -> None:
+    """Raise `UserError` for a way that `powers` does not know, or initial weights that only the house model has."""
+    if not starts_anew(way):
+        powers(way)
+    elif user_code is not None:
+        user_code.refuse_start(way)
 
 
 def _check_loops(loops: Sequence[int], target: int | None) -> None:

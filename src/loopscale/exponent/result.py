@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from loopscale.exponent.plan import ExponentPlan, powers
+from loopscale.exponent.plan import ExponentPlan, powers, starts_anew
 from loopscale.exponent.search import FARTHEST
 from loopscale.exponent.study import BEST, ExponentStudy
 from loopscale.exponent.surface import Surface, by_cell
@@ -156,15 +156,15 @@ def _carried(study: ExponentStudy) -> tuple[tuple[CarriedEps, ...], dict[str, li
     losses = {way: known for way in ways if (known := study.fresh(study.way_cells(way))) is not None}
     rows = []
     for way, known in losses.items():
-        strength, lr = ways[way]
-        a, g = (None, None) if way == BEST else powers(way)
+        rule, strength, lr = ways[way]
+        a, g = (None, None) if way == BEST or starts_anew(way) else powers(way)
         regret = _minus(losses, way, BEST) if way != BEST else None
         rows.append(
             CarriedEps(
                 way=way,
                 a=a,
                 g=g,
-                eps=study.plan.eps(study.last, strength),
+                eps=study.plan.eps(study.last, strength, rule),
                 lr=lr,
                 loss=_measured(over_seeds(known)) if all(map(math.isfinite, known)) else None,
                 regret=_measured(regret),

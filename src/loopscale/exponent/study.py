@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from loopscale.errors import UserError
-from loopscale.exponent.plan import PILOT_SEEDS, Axis, Cell, ExponentPlan, powers
+from loopscale.exponent.plan import PILOT_SEEDS, RULE, Axis, Cell, ExponentPlan, powers, starts_anew
 from loopscale.exponent.search import wanted
 from loopscale.exponent.surface import Surface, fit_surface
 from loopscale.records import ExponentStudyRecord, Journal, Trial, read_record, write_record
@@ -113,6 +113,7 @@ class ExponentStudy:
             (cell.outer_rate, cell.seed): loss
             for cell, loss in self._losses.items()
             if (cell.loops, cell.strength, cell.lr, cell.longer) == (self.first, middle.strength, middle.lr, 1.0)
+            and cell.rule == RULE
             and cell.seed < PILOT_SEEDS
         }
 
@@ -148,7 +149,7 @@ class ExponentStudy:
         return {
             (strengths[cell.strength], lrs[cell.lr], cell.seed): loss
             for cell, loss in self._losses.items()
-            if (cell.loops, cell.outer_rate, cell.longer) == (loops, outer, 1.0)
+            if (cell.loops, cell.outer_rate, cell.longer, cell.rule) == (loops, outer, 1.0, RULE)
             and cell.strength in strengths
             and cell.lr in lrs
             and cell.seed < self.plan.seeds
@@ -173,21 +174,24 @@ class ExponentStudy:
         found: T = self._memo[what, loops]
         return found
 
-    def ways(self) -> dict[str, tuple[float, float]]:
-        """Return, for each way to carry and `BEST`, strength and rate at the largest N; empty before the grids are done."""
+    def ways(self) -> dict[str, tuple[str, float, float]]:
+        """Return, for each way to carry and `BEST`, rule, strength and rate at the largest N; empty before the grids."""
         return self._once("ways", 0, self._ways)
 
-    def _ways(self) -> dict[str, tuple[float, float]]:
+    def _ways(self) -> dict[str, tuple[str, float, float]]:
         if not all(self.complete(loops) for loops in self.plan.loops):
             return {}
         low, high = self.surface(self.first), self.surface(self.last)
         if low is None or high is None or low.edge or high.edge:
             return {}
-        found, ratio = {BEST: (high.strength, high.lr)}, self.last / self.first
+        found, ratio = {BEST: (RULE, high.strength, high.lr)}, self.last / self.first
         for way in self.plan.carry:
-            a, g = powers(way)
-            found[way] = (low.strength * ratio ** (1 - a), low.lr * ratio**-g)
-        return {way: (_rounded(strength), _rounded(lr)) for way, (strength, lr) in found.items()}
+            if starts_anew(way):
+                found[way] = (way, 1.0, low.lr)
+            else:
+                a, g = powers(way)
+                found[way] = (RULE, low.strength * ratio ** (1 - a), low.lr * ratio**-g)
+        return {way: (rule, _rounded(strength), _rounded(lr)) for way, (rule, strength, lr) in found.items()}
 
     def fresh(self, cells: list[Cell]) -> list[float] | None:
         """Return the losses of cells, inf where one diverged; None unless all ran."""
@@ -195,8 +199,8 @@ class ExponentStudy:
 
     def way_cells(self, way: str) -> list[Cell]:
         """Return the cells of a way to carry: one per fresh seed."""
-        strength, lr = self.ways()[way]
-        return [self._cell(self.last, strength, lr, seed) for seed in self.plan.fresh_seeds]
+        rule, strength, lr = self.ways()[way]
+        return [self._cell(self.last, strength, lr, seed, rule=rule) for seed in self.plan.fresh_seeds]
 
     def single_cells(self, longer: float) -> list[Cell]:
         """Return the cells of N = 1, with the values of the smallest N, at `longer` times the steps: one per fresh seed."""
@@ -264,8 +268,8 @@ class ExponentStudy:
         )
         return first, second
 
-    def _cell(self, loops: int, strength: float, lr: float, seed: int, longer: float = 1.0) -> Cell:
-        return Cell(loops, strength, lr, self.outer_rate() or 0.0, seed, longer)
+    def _cell(self, loops: int, strength: float, lr: float, seed: int, longer: float = 1.0, rule: str = RULE) -> Cell:
+        return Cell(loops, strength, lr, self.outer_rate() or 0.0, seed, longer, rule)
 
     def _give(self, cell: Cell) -> Job:
         config = self.plan.job_config(cell)
@@ -284,7 +288,7 @@ def _rounded(value: float) -> float:
 def _cell(trial: Trial) -> Cell:
     at = trial.cell
     values = at.values
-    return Cell(at.loops, values["strength"], values["lr"], values["outer_rate"], at.seed, values["longer"])
+    return Cell(at.loops, values["strength"], values["lr"], values["outer_rate"], at.seed, values["longer"], at.rule)
 
 
 def _loss(trial: Trial) -> float:

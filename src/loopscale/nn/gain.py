@@ -30,6 +30,11 @@ def apply_branch_gain(loop: Loop, but: Sequence[str] = QUERIES_AND_KEYS) -> list
 
     Source: arXiv:2607.13491 (deeploop), arXiv:2203.00555 (deepnorm).
     """
+    if loop.rule.norm == "pre" and not loop.rule.keeps_start:
+        raise UserError(
+            f"rule {loop.rule.name!r} shrinks output projections alone: multiply their initial weights by "
+            "loop.rule.branch_gain(depth).value, and leave this call out"
+        )
     if loop.rule.norm != "post":
         raise UserError(
             f"rule {loop.rule.name!r} is for pre-norm networks and has no initial gain: leave this call out"

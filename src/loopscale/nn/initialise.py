@@ -4,7 +4,7 @@
 |----------------------------|-------------------------------------|------------------------------------------------|
 | embedding                  | N(0, 1)                             | the stream enters the core with RMS 1          |
 | qk                         | N(0, 1 / fan_in)                    | keeps the branch O(1); independent of depth    |
-| value, out, gate, up, down | the same * branch_gain              | 1 for pre-norm: no second depth rule; Post-LN  |
+| value, out, gate, up, down | the same * branch_gain              | Post-LN; `gpt2-init`: out and down alone; else 1 |
 | readout                    | N(0, 1 / base_width)                | the 1/m_d output multiplier carries the width  |
 | tied readout               | embedding * 1 / sqrt(base_width)    | logits O(1); the entry is multiplied back to 1 |
 | linear injection           | N(0, 1 / 2 D)                       | fan-in of the concatenation [x, e]             |
@@ -29,12 +29,13 @@ from loopscale.parameterization import Role, get_rule
 def initialise(model: Any, config: ModelConfig, seed: int) -> None:
     """Fill `model`'s parameters from `seed` alone; the global generator is left as it was."""
     generator = torch.Generator().manual_seed(seed)
-    gain = get_rule(config.rule).branch_gain(config.depth).value
+    rule = get_rule(config.rule)
+    gain, outputs = rule.branch_gain(config.depth).value, rule.norm == "pre"
     base_width = config.base_width or config.width
     embedding_std = base_width**-0.5 if config.tied_readout else 1.0
     _normal(model.embedding.weight, embedding_std, generator)
     for block in (*model.prelude, *model.core, *model.coda):
-        _block(block, gain, generator)
+        _block(block, gain, outputs, generator)
     if isinstance(model.core.injection, Linear):
         # One matrix on the concatenation [x, e]: its fan-in is 2 D.
         for weight in model.core.injection.parameters():
@@ -43,12 +44,14 @@ def initialise(model: Any, config: ModelConfig, seed: int) -> None:
         _normal(model.readout.weight, base_width**-0.5, generator)
 
 
-def _block(block: Any, gain: float, generator: torch.Generator) -> None:
+def _block(block: Any, gain: float, outputs: bool, generator: torch.Generator) -> None:
+    """Fill a block; `gain` is on what writes into the stream (`outputs`), else on all but queries and keys."""
     attention, mlp = block.attention, block.mlp
     for linear in (attention.qk, attention.value, attention.out, mlp.gate, mlp.up, mlp.down):
         _normal(linear.weight, linear.in_features**-0.5, generator)
+    last = (attention.out, mlp.down)
     with torch.no_grad():
-        for linear in (attention.value, attention.out, mlp.gate, mlp.up, mlp.down):
+        for linear in last if outputs else (attention.value, mlp.gate, mlp.up, *last):
             linear.weight.mul_(gain)
 
 

@@ -49,7 +49,8 @@ class Rule:
 
     `loops_exponent` (a) and `layers_exponent` (b) are the exponents of eps; `rate_loops_exponent` is the power of N in
     the hidden learning rate. A Post-LN rule has `skip` and `gain` exponents instead: norm(alpha x + f(x)) with
-    alpha = (2E)^skip and the initial gain of value, output and MLP weights (8E)^-gain.
+    alpha = (2E)^skip and the initial gain of value, output and MLP weights (8E)^-gain. A pre-norm rule with `gain`
+    shrinks the initial output projections alone, by (2E)^-gain.
     """
 
     name: str
@@ -79,10 +80,21 @@ class Rule:
             (2 * depth.executed) ** self.skip_exponent, "the skip outweighs the branch as depth grows", self.source
         )
 
+    @property
+    def keeps_start(self) -> bool:
+        """Whether it scales branches and rates alone: at any one N and L such rules are one network, at other values."""
+        return self.norm == "pre" and self.gain_exponent == 0
+
     def branch_gain(self, depth: Depth) -> Value:
-        """Return beta, on the initial std of value, output and MLP weights: (8 N L)^-gain for Post-LN rules, else 1."""
-        if self.norm == "pre":
+        """Return beta, on the initial std of value, output and MLP weights: (8 N L)^-gain for Post-LN rules.
+
+        For pre-norm rules it is on the output projections alone, (2 N L)^-gain: 1 but for `gpt2-init`.
+        """
+        if self.keeps_start:
             return Value(1.0, "no second depth rule on top of eps", DERIVED)
+        if self.norm == "pre":
+            said = "output projections start smaller, so that the stream does at initialisation"
+            return Value((2 * depth.executed) ** -self.gain_exponent, said, self.source)
         return Value(
             (8 * depth.executed) ** -self.gain_exponent, "bounds the size of one update of the model", self.source
         )

@@ -53,6 +53,12 @@ _ROWS = (
         rate_loops_exponent=1.0,
     ),
     Rule(
+        "gpt2-init",
+        "no scale, output projections start at 1/sqrt(2 N L) of their std: what most code does",
+        "GPT-2 (Radford et al. 2019)",
+        gain_exponent=0.5,
+    ),
+    Rule(
         "deepnorm",
         "Post-LN, skip (2E)^1/4, initial gain (8E)^-1/4, E = N L",
         "arXiv:2203.00555",

@@ -102,7 +102,7 @@ def carried_eps(result: ExponentResult) -> Carried:
 
 
 def _carrying_costs(result: ExponentResult) -> Figure:
-    rows = [row for row in result.carried if row.a is not None]
+    rows = [row for row in result.carried if row.regret is not None]
     names = {row.way: rule_name(_spoken(row)) for row in rows}
     marks = [
         Mark(row.regret.value, -at, row.way,

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from loopscale.errors import UserError
-from loopscale.parameterization import Depth, Width, prescription
+from loopscale.parameterization import Depth, Width, get_rule, prescription
 from loopscale.train import Fit, TrainConfig, fingerprint, load_place, takes
 from loopscale.train.training import make_task
 
@@ -46,6 +46,15 @@ class UserCode:
             return None if record is None else cls(**record)
         except TypeError:
             raise UserError("a record is damaged at user_code: restore it, or name a new folder with --out") from None
+
+    def refuse_start(self, rule: str) -> None:
+        """Raise `UserError` for a pre-norm rule of other initial weights: a model has its own, so it would be `none`."""
+        chosen = get_rule(rule)
+        if self.kind == "model" and chosen.norm == "pre" and not chosen.keeps_start:
+            raise UserError(
+                f"rule {rule!r} is an initialisation, which {self.place} does itself: leave the rule out, or give your "
+                f"model that start and compare two studies of rule none"
+            )
 
     def check(self, base: TrainConfig, target: TrainConfig | None = None) -> dict[str, Any]:
         """Try a model once at the base size, before a folder is made; returns what provenance says of it.

@@ -253,6 +253,8 @@ def _rule(rule: Rule) -> Entry:
 def _idea(rule: Rule) -> str:
     if rule.norm == "post":
         return "the norm after the addition bounds the stream; skip and initial gain bound what one update changes"
+    if not rule.keeps_start:
+        return "smaller output projections keep the stream small at initialisation; training undoes that, eps stays"
     loops = {
         1.0: "visits of a shared layer add up in one direction, so each gets 1/N",
         0.5: "counts visits as if they were independent, so each gets 1/sqrt(N)",
@@ -275,7 +277,8 @@ def _formula(rule: Rule) -> str:
     rate = "must be tuned again at every N" if a < 1 else f"hidden rate (Adam) m_L^{b - 1:g}, no N"
     if rule.rate_loops_exponent:
         rate = f"hidden rate (Adam) m_L^{b - 1:g} N^-{rule.rate_loops_exponent:g}"
-    return f"h <- h + eps f(h), eps = {eps}; {rate}"
+    start = "" if rule.keeps_start else f", output projections start at (2 N L)^-{rule.gain_exponent:g} of their std"
+    return f"h <- h + eps f(h), eps = {eps}{start}; {rate}"
 
 
 def _table(name: str, file: str | None = None) -> list[dict[str, Any]]:

@@ -88,6 +88,8 @@ class StudyPlan:
                 )
         for rule in self.rules:
             get_rule(rule)
+            if self.user_code is not None:
+                self.user_code.refuse_start(rule)
         for loops in self.loops:
             Depth(loops, 1)
         rates = (self.center_lr, *(self.lrs or ()))
@@ -109,7 +111,7 @@ class StudyPlan:
         return dict(self.cheap_seeds).get(loops, self.seeds)
 
     def same_network(self, arm: Arm) -> Arm:
-        """Return the first arm of the plan that is the same network: at N = 1 and the base L all pre-norm rules are one."""
+        """Return the first arm of the plan that is the same network: at N = 1 and the base L most pre-norm rules are."""
         key = (arm.rule, arm.loops)
         if self.user_code is not None and self.user_code.hears_rule:
             return arm
