@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -34,6 +35,32 @@ def one_line(text: str, longest: int = LONGEST) -> str:
         return text
     tail = longest // 3 - 1
     return f"{text[: longest - tail - 4]} .. {text[-tail:]}"
+
+
+def first_line(error: BaseException, longest: int = 160) -> str:
+    """Return the first line of what an exception says; its kind, where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:longest]
+
+
+def describe(error: BaseException) -> str:
+    """Return an exception as a short clause.
+
+    >>> describe(KeyError("loops")), describe(KeyError())
+    ("KeyError: 'loops'", 'KeyError')
+    """
+    kind, said = type(error).__name__, first_line(error, 200)
+    return kind if said == kind else f"{kind}: {said}"
+
+
+@contextmanager
+def foreign(what: str) -> Iterator[None]:
+    """Turn whatever code that is not ours raises inside, a script's `sys.exit` too, into a `UserError` of one sentence."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (Exception, SystemExit) as cause:
+        raise UserError(f"{what}: {describe(cause)}") from cause
 
 
 def nearest(word: str, options: Iterable[str]) -> str:

@@ -19,8 +19,8 @@ from loopscale.adapt.handle import Scaling, compare
 from loopscale.adapt.looped_layers import Core, dismiss, enlist
 from loopscale.adapt.present_rules import DepthRuleWarning, factor_in_modules
 from loopscale.adapt.tie import tie
-from loopscale.adapt.verify import evaluating, sentences, verify
-from loopscale.errors import UserError, nearest, settings
+from loopscale.adapt.verify import evaluating, verify
+from loopscale.errors import UserError, foreign, nearest, settings
 from loopscale.parameterization import Depth, Rule, get_rule
 from loopscale.parameterization.depth import check_strength
 from loopscale.probe.batch import call_model, first_float, prepare
@@ -179,7 +179,7 @@ def _check(handle: Conversion, made: Any) -> None:
     with (
         evaluating(handle.model),
         torch.no_grad(),
-        sentences(what),
+        foreign(what),
         noting(handle.model, count, [f"{handle.stack}.{core.first}"]),
     ):
         core.loops, core.mix = 1, None

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from loopscale.adapt.branch_hook import drop_compiled, install, remove
 from loopscale.adapt.output_weights import Kept, absorb, check_same, take_out
-from loopscale.adapt.verify import evaluating, sentences
-from loopscale.errors import UserError
+from loopscale.adapt.verify import evaluating
+from loopscale.errors import UserError, foreign
 from loopscale.nn import LoopedTransformer, ModelConfig
 from loopscale.nn.sampler import FixedLoops
 from loopscale.parameterization import RULES, Depth, Rule
@@ -124,7 +124,7 @@ def _foreign(handle: Any, loops: int, batch: Any) -> Folded:
     reference = _output(model, made)
     remove(model)
     try:
-        with evaluating(model), sentences("a branch cannot be called by itself, to fold its scale into its weights"):
+        with evaluating(model), foreign("a branch cannot be called by itself, to fold its scale into its weights"):
             for visits in dict.fromkeys(handle.visits(branch) for branch in handle.branches):
                 names = [branch.name for branch in handle.branches if handle.visits(branch) == visits]
                 absorb(model, names, handle.factor(visits), made, folded.kept)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from loopscale.adapt.branch_hook import scaled
 from loopscale.adapt.branches import Branch
-from loopscale.errors import UserError
+from loopscale.errors import UserError, foreign
 from loopscale.probe.batch import call_model, first_float
 from loopscale.probe.noting import Given, Note, noting
 from loopscale.probe.untouched import untouched
@@ -98,18 +98,6 @@ def _not_identity(layer: str, own: list[str], call: Call) -> str:
         f"{tuple(call.after.shape)}; something reaches it past {', '.join(map(repr, own))}: "
         "name every module whose output is added to the stream in branches="
     )
-
-
-@contextmanager
-def sentences(what: str) -> Iterator[None]:
-    """Turn whatever a model raises into a `UserError` of one sentence."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as cause:  # a model may raise anything at all
-        line = (str(cause).strip().splitlines() or [""])[0][:160]
-        raise UserError(f"{what}: {type(cause).__name__}: {line}") from cause
 
 
 @contextmanager
@@ -203,7 +191,7 @@ def _again(model: nn.Module, layer: str, call: Call) -> Tensor:
     torch.manual_seed(0)
     with (
         torch.no_grad(),
-        sentences(f"the layer {layer!r} cannot be called by itself to check its branches (check=False)"),
+        foreign(f"the layer {layer!r} cannot be called by itself to check its branches (check=False)"),
     ):
         after = stream_of(model.get_submodule(layer)(*_copied(call.args), **_copied(call.kwargs)))
     assert after is not None

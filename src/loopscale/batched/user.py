@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from loopscale.batched.batched import Member, Stack, UnstackableError
-from loopscale.errors import UserError
+from loopscale.errors import UserError, describe
 from loopscale.train.config import TrainConfig
-from loopscale.train.place import describe
 from loopscale.train.task import to_device
 from loopscale.train.training import Training, prepare
 

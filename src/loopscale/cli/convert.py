@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from loopscale.cli.options import JSON, PATH
-from loopscale.errors import UserError, require
+from loopscale.errors import UserError, first_line, require
 
 _SIDE_FILES = ("token", "vocab", "merges", "special", "added", "chat_template", "preprocessor", "spiece")
 
@@ -93,8 +93,7 @@ def _load(source: Path, trusted: bool) -> Any:
     except UserError:
         raise
     except (OSError, ValueError, KeyError, AttributeError) as cause:
-        line = (str(cause).strip().splitlines() or [type(cause).__name__])[0][:200]
-        raise UserError(f"cannot load the model in {source}: {line}") from cause
+        raise UserError(f"cannot load the model in {source}: {first_line(cause)}") from cause
 
 
 def _loss(model: Any, source: Path, text: Path, trusted: bool) -> float:
@@ -111,8 +110,7 @@ def _loss(model: Any, source: Path, text: Path, trusted: bool) -> float:
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=trusted)
         ids = tokenizer(words, return_tensors="pt").input_ids[:, :512]
     except (OSError, ValueError, KeyError, ImportError) as cause:
-        line = (str(cause).strip().splitlines() or [type(cause).__name__])[0][:200]
-        raise UserError(f"cannot make tokens of {text} with the tokenizer in {source}: {line}") from cause
+        raise UserError(f"cannot make tokens of {text} with the tokenizer in {source}: {first_line(cause)}") from cause
     if ids.shape[1] < 2:
         raise UserError(f"{text} is shorter than two tokens: give a longer text")
     with torch.no_grad():

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from loopscale.data.files import content_hash, field_of, local_documents
 from loopscale.data.synthetic import synthetic_documents
-from loopscale.errors import UserError, nearest, require
+from loopscale.errors import UserError, first_line, nearest, require
 
 _SKIPPED = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idlelib", "lib2to3", "pydoc_data"}
 
@@ -89,5 +89,4 @@ def _hugging_face(name: str, text_field: str) -> Iterator[str]:
     except UserError:
         raise
     except Exception as problem:  # not found, offline, gated: the library's own words are the best
-        reason = (str(problem).splitlines() or [type(problem).__name__])[0]
-        raise UserError(f"cannot read the Hugging Face data set {name!r}: {reason}") from None
+        raise UserError(f"cannot read the Hugging Face data set {name!r}: {first_line(problem)}") from None

@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from loopscale.errors import UserError, nearest, require, settings
+from loopscale.errors import UserError, first_line, nearest, require, settings
 from loopscale.integrations.versions import transformers
 from loopscale.parameterization import Depth
 from loopscale.train.run import Warn, open_run
@@ -75,9 +75,8 @@ def evaluate_tasks(
             wrapped, tasks=list(names), task_manager=manager, limit=chosen.limit, verbosity="ERROR"
         )
     except (ConnectionError, FileNotFoundError) as problem:
-        first = str(problem).strip().splitlines()[0]
         raise UserError(
-            f"the data of {', '.join(names)} are not on this machine ({first}): name a task with local data, "
+            f"the data of {', '.join(names)} are not on this machine ({first_line(problem)}): name a task with local data, "
             "or pass --online"
         ) from None
     return {

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from loopscale.errors import UserError
+from loopscale.errors import UserError, first_line
 from loopscale.nn.transformer import LoopedTransformer
 
 # Relative to the largest gradient of each parameter; fp32 rounding over tens of visits stays below 1e-4.
@@ -53,8 +53,8 @@ def compile_checked(
         raise
     except Exception as problem:  # whatever a compiler can throw
         model.core.body = before
-        reason = str(problem).strip().splitlines()[0][:160] if str(problem).strip() else type(problem).__name__
-        raise UserError(f"the loop's body does not compile here ({reason}): train without train.compile") from problem
+        why = first_line(problem)
+        raise UserError(f"the loop's body does not compile here ({why}): train without train.compile") from problem
     found = _compare(eager, compiled)
     limit = TOLERANCE[torch.float32 if autocast is None else torch.bfloat16]
     # Written so that a NaN is refused too.

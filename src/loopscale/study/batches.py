@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
-from loopscale.errors import UserError
+from loopscale.errors import UserError, describe
 from loopscale.records import content_hash
 from loopscale.study.executor import Job
 from loopscale.study.local import LocalProcesses
@@ -129,7 +129,6 @@ def train_together(jobs: list[Job]) -> tuple[list[dict[str, Any]], Refusal | Non
     import torch
 
     from loopscale.batched import UnstackableError
-    from loopscale.train import describe
 
     if len(jobs) == 1:
         return [run_trial(*jobs[0])], None

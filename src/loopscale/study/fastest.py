@@ -9,6 +9,7 @@ from functools import cached_property
 from statistics import median
 from typing import Any, cast
 
+from loopscale.errors import describe
 from loopscale.study.batches import Batched, graph_of, on_gpu, stack_of
 from loopscale.study.executor import Executor
 from loopscale.study.local import LocalProcesses, spawned
@@ -102,7 +103,6 @@ def _paced(config: dict[str, Any], train: Callable[[_Clock], None]) -> float | s
     import torch
 
     from loopscale.batched import UnstackableError
-    from loopscale.train import describe
 
     clock = _Clock(time.perf_counter if on_gpu(config["train"]["device"]) else time.process_time)
     try:

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from loopscale.errors import UserError, require
+from loopscale.errors import UserError, first_line, require
 from loopscale.study.executor import Executor, checked
 
 
@@ -71,7 +71,7 @@ class RayTasks(Executor):
             except (ConnectionError, RuntimeError, ValueError) as cause:
                 where = self.address or "this machine"
                 raise UserError(
-                    f"no Ray cluster at {where} ({str(cause).splitlines()[0][:120]}): start one with ray start --head"
+                    f"no Ray cluster at {where} ({first_line(cause, 120)}): start one with ray start --head"
                 ) from None
         return ray
 

@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from loopscale.errors import UserError, require
+from loopscale.errors import UserError, first_line, require
 from loopscale.study.executor import AGAIN, Executor
 
 POLL = 0.5  # seconds between looks at the jobs
@@ -45,7 +45,7 @@ class SlurmArrays(Executor):
         try:
             self._executor.update_parameters(timeout_min=minutes, name="loopscale", cpus_per_task=1, **named)
         except (NameError, TypeError, ValueError) as cause:
-            raise UserError(f"--slurm: {str(cause).splitlines()[0][:160]}: name options of sbatch") from None
+            raise UserError(f"--slurm: {first_line(cause)}: name options of sbatch") from None
         self._new: list[tuple[Future[Any], Callable[..., Any], tuple[Any, ...]]] = []
         self._jobs: dict[Future[Any], Any] = {}
         self._over: threading.Event | None = None

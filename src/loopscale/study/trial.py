@@ -10,6 +10,7 @@ import time
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any
 
+from loopscale.errors import UserError, describe
 from loopscale.records import Trial, content_hash
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def run_trial(key: str, cell: dict[str, Any], config: dict[str, Any]) -> dict[st
     except (Exception, SystemExit) as cause:  # a script's sys.exit is no end of the study
         if sections(config)[0] is None:
             raise
-        fit, error = _failed(), _said(cause)
+        fit, error = _failed(), str(cause) if isinstance(cause, UserError) else describe(cause)
     record = record_of(key, cell, config, fit, fit.seconds or time.perf_counter() - began)
     return record if error is None else {**record, "error": error}
 
@@ -131,13 +132,6 @@ def _failed() -> Fit:
     from loopscale.train import Fit
 
     return Fit(None, None, [], [], [], 0.0, 0, False, None)
-
-
-def _said(cause: BaseException) -> str:
-    from loopscale.errors import UserError
-    from loopscale.train import describe
-
-    return str(cause) if isinstance(cause, UserError) else describe(cause)
 
 
 def _measured(result: Fit) -> dict[str, Any]:

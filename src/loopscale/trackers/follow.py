@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from loopscale.errors import UserError, nearest, require
+from loopscale.errors import UserError, first_line, nearest, require
 from loopscale.files import alone, disk_error, no_link
 from loopscale.records import read_steps
 from loopscale.trackers.protocol import Tracker, flat, identity
@@ -106,7 +106,7 @@ class _Sink:
                 self.tracker = TRACKERS[self.name].open(identity(self.run))
             self.tracker.log(line["step"], flat(line))
         except Exception as problem:  # trackers raise anything, and training must go on
-            self.failed = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
+            self.failed = first_line(problem)
             warnings.warn(
                 f"{self.name} failed at step {line['step']} ({self.failed}): training goes on without it; later, "
                 f"loopscale track {self.run} --to {self.name} sends what is missing",

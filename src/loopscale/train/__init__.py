@@ -8,7 +8,7 @@ from loopscale.train.generate import generate
 from loopscale.train.load import load_config, load_values, make_config, parse_config, parse_values, read_toml
 from loopscale.train.loop import Outcome, resume_run, train_run
 from loopscale.train.parallel import shard_looped
-from loopscale.train.place import describe, fingerprint, load_place
+from loopscale.train.place import fingerprint, load_place
 from loopscale.train.profile import Profile
 from loopscale.train.provenance import provenance
 from loopscale.train.run import Run, open_run
@@ -28,7 +28,6 @@ __all__ = [
     "UserModel",
     "World",
     "default_loss",
-    "describe",
     "disagreements",
     "equal_steps",
     "fingerprint",

@@ -15,10 +15,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from loopscale.errors import UserError
+from loopscale.errors import foreign
 from loopscale.planning import Counted
 from loopscale.train.config import TrainConfig
-from loopscale.train.place import describe
 from loopscale.train.shape import default_vocabulary, shared
 from loopscale.train.task import length, to_device
 from loopscale.train.user import UserModel, makes_batches, scalar, user_model
@@ -47,17 +46,13 @@ def _counted(config: TrainConfig) -> Counted:
     batch = user.batch(batch_size=ROWS) if items else _tokens(config, vocab_size)
     batch = to_device(batch, torch.device("cpu"))
     rows = length(batch) or 1
-    try:
+    with foreign("the model failed on its first batch"):
         # the kernel whose products are counted
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             loss = scalar(user.loss(user.model, batch))
             forward = counter.get_total_flops()
             loss.backward()  # type: ignore[no-untyped-call]
         kept = _kept(user, batch, bf16=bf16)
-    except (Exception, SystemExit) as cause:
-        if isinstance(cause, UserError):
-            raise
-        raise UserError(f"the model failed on its first batch: {describe(cause)}") from cause
     total = sum(p.numel() for p in user.model.parameters())
     frozen = sum(p.numel() for p in user.model.parameters() if not p.requires_grad)
     return Counted(

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from loopscale.errors import UserError, nearest
+from loopscale.errors import UserError, describe, nearest
 
 FORMS = "give package.module:function or file.py:function"
 
@@ -78,12 +78,6 @@ def _code(path: Path) -> str:
             ):
                 del body[0]
     return ast.unparse(tree)
-
-
-def describe(error: BaseException) -> str:
-    """Return an exception as a short clause."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
 def import_source(where: str, forms: str = FORMS) -> ModuleType:

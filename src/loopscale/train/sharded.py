@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 
-from loopscale.errors import UserError
+from loopscale.errors import UserError, first_line
 from loopscale.files import disk_error
 
 PICKLED = ".metadata"  # torch's older format: reading it runs whatever it holds
@@ -117,7 +117,7 @@ def _sentence(folder: Path, cause: CheckpointException) -> UserError:
     for failure in cause.failures.values():
         if isinstance(failure[0], OSError):
             return disk_error(folder, failure[0])
-    reason = next((str(failure[0]).splitlines()[0] for failure in cause.failures.values()), "unknown")
+    reason = next((first_line(failure[0]) for failure in cause.failures.values()), "unknown")
     return UserError(f"cannot write {folder} ({reason}): look at the disk, then continue the run with --resume")
 
 

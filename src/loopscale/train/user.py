@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from loopscale.data import Dataset
-from loopscale.errors import UserError
+from loopscale.errors import UserError, describe, foreign
 from loopscale.factory import OFFERED, heard
 from loopscale.optim import roles_of
 from loopscale.optim.roles_of import taken_as_hidden, tell_roles
@@ -33,7 +33,7 @@ from loopscale.speaker import speakers
 from loopscale.train.agreement import disagreements
 from loopscale.train.config import TrainConfig
 from loopscale.train.house import token_batches
-from loopscale.train.place import describe, fingerprint, load_place
+from loopscale.train.place import fingerprint, load_place
 from loopscale.train.task import Task, buffers_kept, length, rows_of, to_device
 from loopscale.train.visits import Visits
 
@@ -91,14 +91,9 @@ class UserModel:
         Raises `UserError` when the loss cannot be computed, or a parameter that is not frozen has no role.
         """
         check_roles(dict(self.model.named_parameters()), self.roles)
-        try:
-            with buffers_kept(self.model):
-                loss = scalar(self.loss(self.model, batch))
-                loss.backward()  # type: ignore[no-untyped-call]
-        except UserError:
-            raise
-        except (Exception, SystemExit) as cause:
-            raise UserError(f"the model failed on its first batch: {describe(cause)}") from cause
+        with foreign("the model failed on its first batch"), buffers_kept(self.model):
+            loss = scalar(self.loss(self.model, batch))
+            loss.backward()  # type: ignore[no-untyped-call]
         return float(loss.detach())
 
 
@@ -140,14 +135,9 @@ def user_model(
     base = (TrainConfig() if config is None else config).replaced("model", **sizes)
     wanted = demanded | sizes.keys() if config is None else taken
     values = {name: value for name, value in _offer(base, vocab_size).items() if name in wanted}
-    try:
-        with drawing(base.train.seed):
-            model = factory(**values)
-    except UserError:
-        raise
-    except (Exception, SystemExit) as cause:
-        shown = ", ".join(f"{name}={values[name]}" for name in ("loops", "layers", "width") if name in values)
-        raise UserError(f"{place} raised at {shown}: {describe(cause)}") from cause
+    shown = ", ".join(f"{name}={values[name]}" for name in ("loops", "layers", "width") if name in values)
+    with foreign(f"{place} raised at {shown}"), drawing(base.train.seed):
+        model = factory(**values)
     if not isinstance(model, nn.Module):
         raise UserError(f"{place} returned a {type(model).__name__}: it must return a torch.nn.Module")
     loss = getattr(module, "loss", default_loss)
@@ -328,12 +318,8 @@ def logits_of(model: nn.Module, tokens_BT: Tensor) -> Tensor:
 
     Raises `UserError` when the model fails on tokens alone, or gives something else.
     """
-    try:
+    with foreign(f"the model failed on tokens {list(tokens_BT.shape)} alone"):
         output = model(tokens_BT)
-    except UserError:
-        raise
-    except (Exception, SystemExit) as cause:
-        raise UserError(f"the model failed on tokens {list(tokens_BT.shape)} alone: {describe(cause)}") from cause
     first = output[0] if isinstance(output, (tuple, list)) else output
     logits = getattr(output, "logits", first)
     if not isinstance(logits, Tensor) or logits.shape[:-1] != tokens_BT.shape:

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore
 
-from loopscale.errors import UserError
+from loopscale.errors import UserError, first_line
 
 PATIENCE = timedelta(days=1)  # rank 0 may pack data for hours; a dead rank is noticed by torchrun, not by this
 
@@ -142,8 +142,7 @@ def joined() -> Iterator[World]:
     try:
         store, rank, size = next(rendezvous("env://", timeout=timedelta(minutes=10)))
     except (ValueError, RuntimeError) as cause:
-        reason = (str(cause).splitlines() or [""])[0]
-        raise UserError(f"the ranks cannot meet ({reason}): start them with torchrun") from None
+        raise UserError(f"the ranks cannot meet ({first_line(cause)}): start them with torchrun") from None
     store.set_timeout(PATIENCE)
     world = World(rank, size, int(os.environ.get("LOCAL_RANK", rank)), PrefixStore("loopscale", store))
     try:

@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from loopscale.errors import UserError, nearest
+from loopscale.errors import UserError, describe, nearest
 from loopscale.parameterization import Depth, Width, get_rule
 from loopscale.records import TuneRecord, checked
 from loopscale.study import UserCode, job_of, trial_key
@@ -163,8 +163,7 @@ class TuneSettings:
         except (KeyError, TypeError, ValueError) as cause:
             if isinstance(cause, UserError):
                 raise
-            why = f"{type(cause).__name__}: {str(cause).splitlines()[0][:160]}"
-            raise UserError(f"this is no tuning of this version ({why}): tune again") from None
+            raise UserError(f"this is no tuning of this version ({describe(cause)}): tune again") from None
 
     @property
     def name(self) -> str:
