@@ -10,7 +10,7 @@ import pytest
 from loopscale.cli import main
 from loopscale.train import TrainConfig, make_config
 from loopscale.train.counted import counted
-from loopscale.train.shape import shape_of
+from loopscale.train.needs import shape_of
 
 FILE = Path(__file__).parent / "house_as_user.py"
 

@@ -19,7 +19,7 @@ from loopscale.cli import main
 from loopscale.nn.recompute import Recompute
 from loopscale.planning import Machine, Shape, memory, plan
 from loopscale.train import fit, parse_config, train_run
-from loopscale.train.shape import check_memory, shape_of
+from loopscale.train.needs import check_memory, shape_of
 
 CONFIGS: list[dict[str, Any]] = [
     {},

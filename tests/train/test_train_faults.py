@@ -17,7 +17,7 @@ from changed import changed
 from loopscale.cli import main
 from loopscale.data import Preparation, prepare_data
 from loopscale.errors import UserError
-from loopscale.train import TrainConfig, resume_run, room, train_run
+from loopscale.train import TrainConfig, checkpoint, resume_run, train_run
 from loopscale.train.training import prepare
 
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -40,7 +40,7 @@ def test_a_really_full_disk_and_the_same_losses_after_it(
     tiny: TrainConfig, small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train_run(tiny, tmp_path / "whole")
-    monkeypatch.setattr(room, "SLACK", 0)  # the disk is smaller than the slack that is asked for
+    monkeypatch.setattr(checkpoint, "SLACK", 0)  # the disk is smaller than the slack that is asked for
     run, ballast = small_disk / "run", small_disk / "ballast"
 
     def fill(line: dict[str, Any], steps: int) -> None:
@@ -66,11 +66,11 @@ def test_too_little_room_is_said_before_training(
     tiny: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training = prepare(changed(tiny, train={"keep": 1}))
-    free = 2 * room.checkpoint_bytes(training)
+    free = 2 * checkpoint.checkpoint_bytes(training)
     usage = shutil.disk_usage(tmp_path)._replace(free=free)
-    monkeypatch.setattr(room.shutil, "disk_usage", lambda place: usage)
-    room.check_room(tmp_path / "run", training)
-    monkeypatch.setattr(room.shutil, "disk_usage", lambda place: usage._replace(free=free - 1))
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda place: usage)
+    checkpoint.check_room(tmp_path / "run", training)
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda place: usage._replace(free=free - 1))
     with pytest.raises(
         UserError, match=r"has 2\.\d MB free and the next checkpoints need 2\.\d MB: free some space, lower"
     ):
@@ -83,8 +83,8 @@ def test_the_estimate_of_a_checkpoint_is_an_upper_bound(tiny: TrainConfig, tmp_p
     config = changed(tiny, optim={"optimizer": optimizer}, train={"steps": 1})
     train_run(config, tmp_path / "run")
     files = (tmp_path / "run/checkpoints/step-000001").iterdir()
-    size, estimate = sum(file.stat().st_size for file in files), room.checkpoint_bytes(prepare(config))
-    assert size <= estimate <= 1.5 * size + room.SLACK
+    size, estimate = sum(file.stat().st_size for file in files), checkpoint.checkpoint_bytes(prepare(config))
+    assert size <= estimate <= 1.5 * size + checkpoint.SLACK
 
 
 def test_a_damaged_shard_ends_training_with_a_sentence(text: Path, tiny: TrainConfig, tmp_path: Path) -> None:

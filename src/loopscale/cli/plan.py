@@ -96,7 +96,7 @@ def command(
 def _work(config: TrainConfig) -> Work:
     """Give what the planner prices: a shape where a formula knows the model, else what is counted on it."""
     if config.model.factory is None:
-        from loopscale.train.shape import shape_of
+        from loopscale.train.needs import shape_of
 
         return shape_of(config)
     from loopscale.train.counted import counted

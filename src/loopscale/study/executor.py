@@ -49,9 +49,9 @@ class Executor:
     def check_room(self, config: TrainConfig) -> None:
         """Raise `UserError`, before a study begins, when a training of the house model is too large for this machine."""
         if self.here:
-            from loopscale.train.shape import check_memory, on_gpu
+            from loopscale.train.needs import check_memory
 
-            check_memory(config, cuda=on_gpu(config))
+            check_memory(config)
 
     def start(self, jobs: list[Job]) -> Future[Any]:
         """Submit what `pack` chose."""

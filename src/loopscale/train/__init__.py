@@ -2,11 +2,11 @@
 
 from loopscale.train.agreement import disagreements
 from loopscale.train.config import TrainConfig
-from loopscale.train.cost import equal_steps, trial_flops
 from loopscale.train.fit import Fit, fit
 from loopscale.train.generate import generate
 from loopscale.train.load import load_config, load_values, make_config, parse_config, parse_values, read_toml
 from loopscale.train.loop import Outcome, resume_run, train_run
+from loopscale.train.needs import equal_steps, trial_flops
 from loopscale.train.parallel import shard_looped
 from loopscale.train.place import fingerprint, load_place
 from loopscale.train.profile import Profile

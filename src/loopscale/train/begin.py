@@ -9,7 +9,6 @@ from pathlib import Path
 from loopscale.files import write_text
 from loopscale.train import checkpoint, precision
 from loopscale.train.config import TrainConfig
-from loopscale.train.room import check_room
 from loopscale.train.run import (
     Run,
     Warn,
@@ -57,7 +56,7 @@ def continue_from(run: Run, training: Training, warn: Warn) -> None:
         checkpoint.load(run.checkpoints / name, training)
     with world.together():
         if world.main:
-            check_room(run.path, training)
+            checkpoint.check_room(run.path, training)
             write_text(run.path / "config.toml", run.config.to_toml())
             note_resumption(run, training, warn)
             cut_metrics(run, training.done)

@@ -25,11 +25,14 @@ from torch import Tensor, nn
 
 from loopscale.errors import UserError
 from loopscale.files import disk_error
+from loopscale.planning.memory import MOMENTS
 from loopscale.train import sharded
 from loopscale.train.config import TrainConfig
+from loopscale.train.needs import size_of
 from loopscale.train.training import Training
 
 STATE, SUMS = "state.json", "SHA256SUMS"
+SLACK = 2**20  # bytes of a checkpoint besides its tensors
 # What may change between a run and its continuation without making it another training.
 FREE = {
     *("train.checkpoint_every", "train.keep", "train.eval_every", "train.stream_every", "train.device"),
@@ -90,6 +93,30 @@ def _put_in_place(aside: Path, target: Path, done: int, keep: int) -> None:
     whole = [path for path in listed(folder) if step_of(path) <= done]
     for old in [*whole[keep:], *folder.glob(".step-*")]:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def checkpoint_bytes(training: Training) -> int:
+    """Count the bytes of one checkpoint: weights and moments."""
+    weights = sum(p.numel() * p.element_size() for p in training.model.parameters())
+    return weights * (1 + MOMENTS[training.config.optim.optimizer]) + SLACK
+
+
+def check_room(folder: Path, training: Training) -> None:
+    """Raise `UserError` when the disk of `folder` cannot take the checkpoints that are yet to be written.
+
+    While one is written the last `keep` are still there: keep + 1 at a time, less those there are.
+    """
+    settings = training.config.train
+    left = 1 if settings.checkpoint_every == 0 else -(-settings.steps // settings.checkpoint_every)
+    most = min(settings.keep + 1, left)
+    needed = max(1, most - len(listed(folder / "checkpoints"))) * checkpoint_bytes(training)
+    place = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise UserError(
+            f"the disk of {folder} has {size_of(free)} free and the next checkpoints need {size_of(needed)}: "
+            "free some space, lower train.keep, or name another place with --out"
+        )
 
 
 def listed(folder: Path) -> list[Path]:

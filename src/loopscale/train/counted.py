@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from loopscale.errors import foreign
 from loopscale.planning import Counted
 from loopscale.train.config import TrainConfig
-from loopscale.train.shape import default_vocabulary, shared
+from loopscale.train.needs import default_vocabulary, shared
 from loopscale.train.task import length, to_device
 from loopscale.train.user import UserModel, makes_batches, scalar, user_model
 

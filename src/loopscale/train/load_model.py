@@ -12,9 +12,9 @@ from loopscale.errors import UserError
 from loopscale.nn import LoopedTransformer
 from loopscale.train import checkpoint, sharded
 from loopscale.train.config import TrainConfig
+from loopscale.train.needs import check_memory
 from loopscale.train.place import fingerprint
 from loopscale.train.run import Run, Warn, check_source, check_tied_entry, open_run
-from loopscale.train.shape import check_memory
 from loopscale.train.user import UserModel, user_model
 
 

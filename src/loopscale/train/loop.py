@@ -23,7 +23,6 @@ from loopscale.train.interrupt import Interrupt, orderly, signal_name
 from loopscale.train.load import make_config
 from loopscale.train.parallel import whole
 from loopscale.train.profile import Profile
-from loopscale.train.room import check_room
 from loopscale.train.run import Run, Warn, check_new, create_run, kept_once_begun, metrics_writer, open_run
 from loopscale.train.task import StepRecord, rows_of, to_device
 from loopscale.train.training import Training, evaluate, stream_rms
@@ -124,7 +123,7 @@ def train_run(
         training = begun(config, world, warn if world.main else _silent, new=True)
         with world.together():
             if world.main:
-                check_room(out, training)
+                checkpoint.check_room(out, training)
                 create_run(out, training)
         run = Run(out, training.config)
         with alone(run, world), kept_once_begun(run, world):

@@ -21,7 +21,7 @@ from loopscale.errors import UserError
 from loopscale.nn import Loop, LoopedCore
 from loopscale.speaker import speakers
 from loopscale.train.config import TrainConfig
-from loopscale.train.shape import check_memory, on_gpu
+from loopscale.train.needs import check_memory
 from loopscale.train.world import World
 
 Sync = Callable[[bool], AbstractContextManager[object]]
@@ -82,7 +82,7 @@ def check_share(config: TrainConfig, world: World) -> None:
     if config.train.strategy == "fsdp" and world.size > 1 and config.optim.optimizer == "muon":
         raise UserError("Muon needs whole matrices: use train.strategy = 'ddp', or optim.optimizer = 'adamw'")
     if config.model.factory is None:  # the arithmetic is that of the house model
-        check_memory(config, world.size, cuda=on_gpu(config))
+        check_memory(config, world.size)
 
 
 def parallelize(model: nn.Module, config: TrainConfig, world: World, device: torch.device) -> tuple[Any, Sync]:

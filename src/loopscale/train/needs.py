@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from loopscale.errors import UserError
 from loopscale.files import machine_memory
 from loopscale.nn import Recompute
@@ -54,18 +56,19 @@ def default_vocabulary(config: TrainConfig) -> int:
     return config.data.vocab_size or (1024 if config.data.tokenizer == "bpe" else 256)
 
 
-def check_memory(config: TrainConfig, ranks: int = 1, *, cuda: bool = False, training: bool = True) -> None:
+def check_memory(config: TrainConfig, ranks: int = 1, *, training: bool = True) -> None:
     """Raise `UserError`, before anything is allocated, when a training cannot fit: 95 % of the memory there is.
 
-    ranks: of the world; on a CPU all are taken to share this machine. training: False counts the weights alone.
+    ranks: of the world; on a CPU all are taken to share this machine. training: False counts the weights alone, on a CPU.
     """
-    there = _of_gpu() if cuda else machine_memory()
+    cuda = training and config.train.device != "cpu" and torch.cuda.is_available()
+    there = torch.cuda.get_device_properties(0).total_memory if cuda else machine_memory()
     needed = memory(shape_of(config), ranks)
     bytes_needed = (needed.total - needed.runtime if training else needed.weights) * (1 if cuda else ranks)
     if there is not None and bytes_needed > USABLE * there:
         what = "training" if training else "the model"
         raise UserError(
-            f"{what} takes {_size(bytes_needed)} and this {'GPU' if cuda else 'machine'} has {_size(there)}: lower "
+            f"{what} takes {size_of(bytes_needed)} and this {'GPU' if cuda else 'machine'} has {size_of(there)}: lower "
             f"{_largest(config, training)}, or see what would help with loopscale plan"
         )
 
@@ -79,18 +82,38 @@ def _largest(config: TrainConfig, training: bool) -> str:
     return f"{key} = {now.get(key)}"
 
 
-def _size(count: float) -> str:
-    return f"{count / 1e12:,.1f} TB" if count >= 1e12 else f"{count / 1e9:.1f} GB"
+def trial_flops(
+    config: TrainConfig, vocab_size: int | None = None, user_model: bool = False, steps: int | None = None
+) -> float:
+    """Count the FLOPs of a whole trial: 3 forward passes for a training token, 1 for an evaluation token.
+
+    vocab_size: by default what the config's data has. user_model: the model is the user's and its matrices unknown: it
+    counts as N L d^2 (only ratios mean anything then).
+    steps: how many were done, when the trial was stopped early (it then was not evaluated).
+    """
+    tokens = config.data.batch_size * config.data.context
+    train, done = config.train, steps is None or steps >= config.train.steps
+    passes = 3 * (train.steps if steps is None else steps) + (train.eval_batches if done else 0)
+    if user_model:
+        return float(passes * tokens * config.model.loops * config.model.layers * config.model.width**2)
+    return float(passes * tokens * shape_of(config, vocab_size).flops()["forward"])
 
 
-def on_gpu(config: TrainConfig) -> bool:
-    """Tell whether this config trains on a GPU of this machine."""
-    import torch
+def equal_steps(dear: TrainConfig, cheap: TrainConfig, vocab_size: int | None = None, user_model: bool = False) -> int:
+    """Return for how many steps `cheap` trains with the compute that `dear` spends on its steps.
 
-    return config.train.device != "cpu" and torch.cuda.is_available()
+    vocab_size, user_model: as in `trial_flops`.
+
+    >>> from loopscale.train import make_config
+    >>> loops = {n: make_config({"model": {"loops": n}, "train": {"steps": 100}}) for n in (1, 8)}
+    >>> 100 < equal_steps(loops[8], loops[1]) < 800
+    True
+    """
+    each = [trial_flops(config, vocab_size, user_model, steps=1) for config in (dear, cheap)]
+    return max(1, round(dear.train.steps * each[0] / each[1]))
 
 
-def _of_gpu() -> float | None:
-    import torch
-
-    return float(torch.cuda.get_device_properties(0).total_memory) if torch.cuda.is_available() else None
+def size_of(count: float) -> str:
+    """Write a number of bytes for people."""
+    scale, unit = next(((at, unit) for at, unit in ((1e12, "TB"), (1e9, "GB")) if count >= at), (1e6, "MB"))
+    return f"{count / scale:,.1f} {unit}"
