@@ -170,9 +170,9 @@ def run_on_a_full_disk(values: dict[str, Any], out: str, at: int, victim: int) -
 
 def run_that_fills_the_disk(values: dict[str, Any], out: str, ballast: str, at: int) -> None:
     """Rank 0 fills the disk of `ballast` after step `at`."""
-    from loopscale.train import room
+    from loopscale.train import checkpoint
 
-    room.SLACK = 0  # the disk is smaller than the slack that is asked for
+    checkpoint.SLACK = 0  # the disk is smaller than the slack that is asked for
 
     def fill(line: dict[str, Any], steps: int) -> None:
         if line["step"] == at:

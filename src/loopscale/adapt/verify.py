@@ -20,6 +20,7 @@ from loopscale.adapt.branches import Branch
 from loopscale.errors import UserError, foreign
 from loopscale.probe.batch import call_model, first_float
 from loopscale.probe.noting import Given, Note, noting
+from loopscale.probe.tape import tensors_in
 from loopscale.probe.untouched import untouched
 
 
@@ -173,13 +174,7 @@ def _calls(model: nn.Module, layers: list[str], batch: Any) -> dict[str, Call]:
 
 def stream_of(value: Any) -> Tensor | None:
     """Return the first floating-point tensor among arguments or results."""
-    if isinstance(value, Tensor):
-        return value if value.is_floating_point() else None
-    if isinstance(value, Mapping):
-        return stream_of(list(value.values()))
-    if isinstance(value, (tuple, list)):
-        return next((found for found in map(stream_of, value) if found is not None), None)
-    return None
+    return next((tensor for tensor in tensors_in(value) if tensor.is_floating_point()), None)
 
 
 def _identity(call: Call) -> bool:

@@ -19,7 +19,7 @@ from torch.func import functional_call
 
 from loopscale.optim import StackedOptimizer
 from loopscale.train.config import TrainConfig
-from loopscale.train.task import StepRecord
+from loopscale.train.task import StepRecord, mapped
 from loopscale.train.training import Training
 
 
@@ -132,7 +132,7 @@ class Stack:
         outputs = torch.vmap(call, in_dims=(0, _dims(batch), _dims(numbers)))(self.state, batch, numbers)
         # Unbound at once: the gradient of an indexed part alone would be as large as the whole, K times.
         parts = outputs.unbind()
-        scored = [m.score(parts[k], _member(batch, k)) for k, m in enumerate(self.members)]
+        scored = [m.score(parts[k], mapped(batch, lambda tensor, k=k: tensor[k])) for k, m in enumerate(self.members)]
         return torch.stack(scored)
 
     def _number(self, values: tuple[float, ...]) -> float | Tensor:
@@ -219,12 +219,3 @@ def _dims(tree: Any) -> Any:
     if isinstance(tree, tuple):
         return tuple(_dims(part) for part in tree)
     return 0 if isinstance(tree, Tensor) else None
-
-
-def _member(tree: Any, k: int) -> Any:
-    """Return the batch of one member."""
-    if isinstance(tree, Mapping):
-        return {key: _member(part, k) for key, part in tree.items()}
-    if isinstance(tree, tuple):
-        return tuple(_member(part, k) for part in tree)
-    return tree[k] if isinstance(tree, Tensor) else tree

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -124,6 +125,18 @@ def parse_json(text: str, name: str, fix: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{name} is damaged (it holds no JSON object): {fix}")
     return value
+
+
+def flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Return the values of nested tables by dotted name.
+
+    >>> flat({"train": {"steps": 120}, "seeds": [0, 1]})
+    {'train.steps': 120, 'seeds': [0, 1]}
+    """
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= flat(value, f"{before}{name}.") if isinstance(value, Mapping) else {f"{before}{name}": value}
+    return found
 
 
 def clean(value: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from loopscale.records import flat
 from loopscale.report.figures import rule_name
 from loopscale.report.info import StudyInfo
 from loopscale.report.page import Table
@@ -43,24 +44,18 @@ def _over_loops(found: list[tuple[int, str]]) -> str:
     return ", ".join(f"{value}{_NB}(N{_NB}={_NB}{loops})" for loops, value in found)
 
 
-def provenance(record: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+def provenance(record: dict[str, Any]) -> list[tuple[str, str]]:
     """Flatten a provenance record to rows of (dotted name, value).
 
     >>> provenance({"data": {"source": "text"}, "seeds": [0, 1]})
     [('data.source', 'text'), ('seeds', '0, 1')]
     """
-    rows: list[tuple[str, str]] = []
-    for key, value in record.items():
-        if isinstance(value, dict):
-            rows += provenance(value, f"{prefix}{key}.")
-        elif isinstance(value, list):
-            rows.append((prefix + key, ", ".join(_value(item) for item in value)))
-        else:
-            rows.append((prefix + key, _value(value)))
-    return rows
+    return [(name, _value(value)) for name, value in flat(record).items()]
 
 
 def _value(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_value, value))
     if value is None:
         return "n/a"
     return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from loopscale.errors import UserError
 from loopscale.files import alone, new_folder
+from loopscale.records import flat
 from loopscale.study.local import refuse_import
 
 LOCK = "study.lock"
@@ -74,7 +75,7 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     >>> changes({"train": {"steps": 120}, "user_code": None}, {"train": {"steps": 300}, "user_code": None})
     ['train.steps 120 -> 300']
     """
-    before, after = _flat(old), _flat(new)
+    before, after = flat(old), flat(new)
     said = []
     for name in sorted(before.keys() | after.keys()):
         if before.get(name) == after.get(name):
@@ -97,13 +98,3 @@ def check_errors(errors: Sequence[str], trials: int, least: int = ENOUGH) -> Non
     """Raise `UserError` when every trial raised, and there are at least so many: then there is nothing to judge."""
     if trials >= least and len(errors) == trials:
         raise UserError(f"all {trials} trials raised, the first {errors[0]}: mend it, and name a new --out")
-
-
-def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat.update(_flat(value, f"{before}{name}."))
-        else:
-            flat[f"{before}{name}"] = list(value) if isinstance(value, tuple) else value
-    return flat

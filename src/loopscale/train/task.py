@@ -96,39 +96,35 @@ def buffers_kept(model: nn.Module) -> Iterator[None]:
         model.zero_grad()
 
 
-def to_device(batch: Any, device: torch.device) -> Any:
-    """Turn every array and tensor of a batch into a tensor on `device`, in one piece; other values stay."""
+def mapped(batch: Any, change: Callable[[Any], Any]) -> Any:
+    """Give the batch with every tensor and array in it changed, in dicts, tuples and lists; other values stay."""
     if isinstance(batch, Mapping):
-        return {name: to_device(part, device) for name, part in batch.items()}
+        return {name: mapped(part, change) for name, part in batch.items()}
     if isinstance(batch, (tuple, list)):
-        return tuple(to_device(part, device) for part in batch)
-    if not isinstance(batch, (Tensor, np.ndarray)):
-        return batch
-    tensor = torch.as_tensor(batch)
-    if device.type == "cuda" and not tensor.is_cuda:  # pinned: the copy does not wait for the step before
-        tensor = tensor.pin_memory()
-    # Inputs and targets are cut from one array; many a loss flattens its targets with `view`.
-    return tensor.to(device, non_blocking=True).contiguous()
+        return tuple(mapped(part, change) for part in batch)
+    return change(batch) if isinstance(batch, (Tensor, np.ndarray)) else batch
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """Turn every array and tensor of a batch into a tensor on `device`, in one piece."""
+
+    def placed(array: Any) -> Tensor:
+        tensor = torch.as_tensor(array)
+        if device.type == "cuda" and not tensor.is_cuda:  # pinned: the copy does not wait for the step before
+            tensor = tensor.pin_memory()
+        # Inputs and targets are cut from one array; many a loss flattens its targets with `view`.
+        return tensor.to(device, non_blocking=True).contiguous()
+
+    return mapped(batch, placed)
 
 
 def length(batch: Any) -> int | None:
     """Give the number of rows of a batch: the first axis that all its arrays share; None when they share none."""
-    lengths = set(_lengths(batch))
-    return lengths.pop() if len(lengths) == 1 else None
-
-
-def _lengths(batch: Any) -> Iterator[int | None]:
-    if isinstance(batch, (Mapping, tuple, list)):
-        for part in batch.values() if isinstance(batch, Mapping) else batch:
-            yield from _lengths(part)
-    elif isinstance(batch, (Tensor, np.ndarray)):
-        yield batch.shape[0] if batch.ndim else None
+    lengths: list[int | None] = []
+    mapped(batch, lambda array: lengths.append(array.shape[0] if array.ndim else None))
+    return lengths[0] if len(set(lengths)) == 1 else None
 
 
 def rows_of(batch: Any, rows: slice) -> Any:
     """Give some rows of every array of a batch."""
-    if isinstance(batch, Mapping):
-        return {name: rows_of(part, rows) for name, part in batch.items()}
-    if isinstance(batch, (tuple, list)):
-        return tuple(rows_of(part, rows) for part in batch)
-    return batch[rows] if isinstance(batch, (Tensor, np.ndarray)) else batch
+    return mapped(batch, lambda array: array[rows])

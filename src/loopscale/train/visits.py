@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from loopscale.parameterization import Role
+from loopscale.probe.tape import tensors_in
 
 Call = Callable[[], object]
 Note = Callable[[Any], object]
@@ -81,13 +82,5 @@ def _silent(result: object) -> None:
 
 
 def _rms(value: Any) -> float:
-    stream = next((tensor for tensor in _tensors(value) if tensor.is_floating_point()), None)
+    stream = next((tensor for tensor in tensors_in(value) if tensor.is_floating_point()), None)
     return float("nan") if stream is None else float(stream.detach().float().square().mean().sqrt())
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (tuple, list, dict)):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(part)
