@@ -21,6 +21,7 @@ from torch import nn
 import loopscale
 from loopscale.cli import main
 from loopscale.errors import UserError
+from loopscale.files import file_sha256
 from loopscale.train import TrainConfig, generate, resume_run, sharded, train_run
 from loopscale.train import checkpoint as checkpoints
 from loopscale.train.load_model import load_model
@@ -52,9 +53,7 @@ class Shell:
 
 def seal(checkpoint: Path) -> None:
     """Make checksums that fit, as whoever crafts a folder would."""
-    lines = [
-        f"{checkpoints._digest(path)}  {path.name}\n" for path in checkpoint.iterdir() if path.name != checkpoints.SUMS
-    ]
+    lines = [f"{file_sha256(path)}  {path.name}\n" for path in checkpoint.iterdir() if path.name != checkpoints.SUMS]
     (checkpoint / checkpoints.SUMS).write_text("".join(lines))
 
 

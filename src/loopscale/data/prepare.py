@@ -7,7 +7,6 @@ taken in order, and a shard holds whole documents. `progress.json` says which sh
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,7 +24,6 @@ from loopscale.data.prepared import (
     PROGRESS,
     SIDES,
     check_shards,
-    file_sha256,
     is_prepared,
     read_manifest,
     text_sha256,
@@ -35,7 +33,7 @@ from loopscale.data.shard import write_shard
 from loopscale.data.split import split_documents
 from loopscale.data.tokenizer import SEPARATOR, Tokenizer, tokenizer_from_json
 from loopscale.errors import UserError
-from loopscale.files import LOCK, alone, new_folder, read_bounded, replacing, write_text
+from loopscale.files import LOCK, alone, cores, file_sha256, new_folder, read_bounded, replacing, write_text
 from loopscale.records import Manifest, Preparing, ShardRow, read_record, write_record
 
 SHARD = 2**27  # tokens after which a shard ends
@@ -132,7 +130,7 @@ class Writer:
     def take(self, parts: Iterator[tuple[str, str]], workers: int | None = None) -> None:
         """Take all documents: (side, text). At most `workers` + 2 pieces of work are in memory."""
         running: deque[tuple[list[str], Future[list[NDArray[Any] | None]]]] = deque()
-        workers = workers or _cores()
+        workers = workers or cores()
 
         def write_first() -> None:
             sides, future = running.popleft()
@@ -267,7 +265,3 @@ def _quick_identity(place: Path) -> str:
     """Hash names, sizes and times of change: hashing terabytes before the first shard would take hours."""
     rows = [f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files_in(place)]
     return text_sha256("\n".join(rows))
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -20,6 +20,7 @@ from loopscale.data.reading import Reading
 from loopscale.data.shard import Shard
 from loopscale.data.tokenizer import tokenizer_from_json
 from loopscale.errors import UserError
+from loopscale.files import file_sha256
 from loopscale.records import Manifest, ShardRow, Sides, read_record
 
 SIDES = ("train", "validation")
@@ -106,12 +107,6 @@ def verify(folder: Path) -> Manifest:
             if file_sha256(shard.path) != row.sha256:
                 raise UserError(f"{shard.path} does not match its sha256: restore it, or prepare the data again")
     return manifest
-
-
-def file_sha256(path: Path) -> str:
-    """Hash a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def text_sha256(text: str) -> str:

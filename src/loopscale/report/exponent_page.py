@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import math
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from loopscale.files import write_text
 from loopscale.records import CarriedEps, ExponentResult, Measured, OuterPilot, read_record
 from loopscale.report.figure import Axis, Figure, Guide, Mark, drawn_files, write_drawn
 from loopscale.report.figures import rule_name
-from loopscale.report.live_page import LivePage, law_figure
-from loopscale.report.page import Section, Table, escape, render_page
+from loopscale.report.live_page import LivePage
+from loopscale.report.page import Section, Table, escape, render_page, write_page
 from loopscale.report.palette import TUNED, Look, interval, looks, number, plain, power, power_ticks
 from loopscale.report.tables import provenance
 from loopscale.report.valleys import READING, Carried, exponent_figure
-
-if TYPE_CHECKING:
-    from loopscale.exponent import ExponentStudy
 
 TITLE = "How fast must eps fall with the number of loops?"
 _COSTS = (
@@ -48,8 +42,7 @@ def write_exponent_report(folder: Path) -> Path:
         return ExponentPage(ExponentStudy.load(folder)).write()
     result = read_record(folder / "result.json", ExponentResult)
     write_drawn(folder / "figures", drawn_files(figures(result)))
-    write_text(folder / "report.html", page(result))
-    return folder / "report.html"
+    return write_page(folder, page(result))
 
 
 def page(result: ExponentResult) -> str:
@@ -211,30 +204,17 @@ def _cells(measured: Measured | None) -> tuple[str, str]:
 class ExponentPage(LivePage):
     """The page of a running exponent study."""
 
-    def __init__(self, study: ExponentStudy, every: float = 10.0) -> None:
-        super().__init__(every)
-        self.study = study
+    TITLE, NOUN = TITLE, "exponent study"
 
-    def write(self) -> Path:
-        """Write the page as the study stands now; return its path."""
+    def so_far(self) -> tuple[str, list[Section]]:
+        """Return how many trials ended, and their valleys."""
         from loopscale.exponent import summarise
 
         done, left = len(self.study.trials), self.study.left()
-        parts = [] if self.law is None else [Section("The law at initialisation", figure=self.law)]
         drawn = figures(summarise(self.study, {})) if done else {}
-        if "exponent" in drawn:
-            parts.insert(0, Section("The valleys so far", figure=drawn["exponent"], how_to_read=READING))
-        lead = f"{done} trials have ended, {left} more are known to be needed."
-        text = render_page(TITLE, lead, parts, [], kind="loopscale exponent study, running", refresh=15)
-        write_text(self.study.folder / "report.html", text)
-        return self.study.folder / "report.html"
-
-    @cached_property
-    def law(self) -> Figure | None:
-        """Growth of the stream over N for three rules before any training; None for a user's model."""
-        from loopscale.transfer import StudyPlan
-
-        plan = self.study.plan
-        if plan.user_code is not None:
-            return None
-        return law_figure(StudyPlan(plan.base, ("looped", "sqrt", "none"), plan.loops))
+        found = [
+            Section("The valleys so far", figure=drawn[name], how_to_read=READING)
+            for name in drawn
+            if name == "exponent"
+        ]
+        return f"{done} trials have ended, {left} more are known to be needed.", found

@@ -7,19 +7,18 @@ import time
 from abc import ABC, abstractmethod
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from loopscale.files import write_text
-from loopscale.records import Point, Result, RuleRecord
+from loopscale.records import Result
 from loopscale.report.figure import Axis, Figure, Mark
 from loopscale.report.figures import log_axis, loss_over_rate, rule_name
 from loopscale.report.info import StudyInfo
-from loopscale.report.page import Section, render_page
+from loopscale.report.page import Section, render_page, write_page
 from loopscale.report.palette import looks, number
 from loopscale.report.study_page import READINGS, write_report
 
 if TYPE_CHECKING:
-    from loopscale.transfer import Arm, Study, StudyPlan
+    from loopscale.transfer import StudyPlan
 
 _LAW = (
     "How much the stream has grown when it leaves the last visit, in units of its size at the entry, in the untrained "
@@ -63,10 +62,17 @@ def law_figure(plan: StudyPlan) -> Figure:
 
 
 class LivePage(ABC):
-    """The page of a running study, for its driver: `update` redraws it, seldom enough to cost little."""
+    """The page of a running study, for its driver: `update` redraws it, seldom enough to cost little.
 
-    def __init__(self, every: float) -> None:
-        self.every, self._due = every, 0.0
+    The trials stay in the study that is given; nothing is read from disk.
+    """
+
+    TITLE: ClassVar[str]
+    NOUN: ClassVar[str]
+    LAW: ClassVar[str] = ""
+
+    def __init__(self, study: Any, every: float = 10.0) -> None:
+        self.study, self.every, self._due = study, every, 0.0
 
     def update(self) -> bool:
         """Write the page unless it was written in the last `every` seconds, or drawing would take over 5 % of the time."""
@@ -78,58 +84,52 @@ class LivePage(ABC):
         self._due = ended + max(self.every, 20 * (ended - began))
         return True
 
+    def write(self) -> Path:
+        """Write the page as the study stands now; return its path."""
+        lead, parts = self.so_far()
+        if self.law is not None:
+            parts.insert(0, Section("The law at initialisation", figure=self.law, how_to_read=self.LAW))
+        kind = f"loopscale {self.NOUN}, running"
+        return write_page(self.study.folder, render_page(self.TITLE, lead, parts, [], kind=kind, refresh=15))
+
     @abstractmethod
-    def write(self) -> Path:
-        """Write the page as the study stands now; return its path."""
-
-
-class StudyPage(LivePage):
-    """The page of a running study. The trials stay in the study that is given; nothing is read from disk."""
-
-    def __init__(self, study: Study, every: float = 10.0) -> None:
-        super().__init__(every)
-        self.study = study
-
-    def write(self) -> Path:
-        """Write the page as the study stands now; return its path."""
-        done, left = len(self.study.trials), len(self.study.missing())
-        parts = [] if self.law is None else [Section("The law at initialisation", figure=self.law, how_to_read=_LAW)]
-        if done:
-            reading = READINGS["loss-over-rate"] + _SO_FAR
-            parts.append(Section("Loss over learning rate so far", figure=self._losses(), how_to_read=reading))
-        kind = f"loopscale transfer study, preset {self.study.plan.preset}, running"
-        lead = f"{done} of {done + left} trials have ended."
-        text = render_page("Does the best learning rate stay put when the loops grow?", lead, parts, [], kind=kind,
-                           refresh=15)  # fmt: skip
-        write_text(self.study.folder / "report.html", text)
-        return self.study.folder / "report.html"
+    def so_far(self) -> tuple[str, list[Section]]:
+        """Return the lead sentence, and what the trials show as they stand now."""
 
     @cached_property
     def law(self) -> Figure | None:
         """Growth of the stream over N for each rule, measured before any training; None for a user's model."""
-        return None if self.study.plan.user_code is not None else law_figure(self.study.plan)
+        from loopscale.transfer import StudyPlan
+
+        plan = self.study.plan
+        rules = getattr(plan, "rules", ("looped", "sqrt", "none"))
+        return None if plan.user_code is not None else law_figure(StudyPlan(plan.base, rules, plan.loops))
+
+
+class StudyPage(LivePage):
+    """The page of a running study of rules."""
+
+    TITLE, NOUN, LAW = "Does the best learning rate stay put when the loops grow?", "transfer study", _LAW
+
+    def so_far(self) -> tuple[str, list[Section]]:
+        """Return how many trials ended, and their losses."""
+        done, left = len(self.study.trials), len(self.study.missing())
+        reading = READINGS["loss-over-rate"] + _SO_FAR
+        parts = [Section("Loss over learning rate so far", figure=self._losses(), how_to_read=reading)] if done else []
+        return f"{done} of {done + left} trials have ended.", parts
 
     def _losses(self) -> Figure:
         from loopscale.transfer import Arm
+        from loopscale.transfer.result import points
 
-        plan, strength = self.study.plan, self.study.plan.strengths[0]
+        study, plan = self.study, self.study.plan
         rules = {
-            rule: RuleRecord(
-                verdict="", sentence="", points={n: self._points(Arm(rule, strength, n)) for n in sorted(plan.loops)}
-            )
+            rule: {
+                "verdict": "",
+                "sentence": "",
+                "points": {n: points(study.losses(Arm(rule, plan.strengths[0], n))) for n in sorted(plan.loops)},
+            }
             for rule in plan.rules
         }
-        return loss_over_rate(StudyInfo(Result(sentence="", rules=rules, loops=plan.loops), ()))
-
-    def _points(self, arm: Arm) -> tuple[Point, ...]:
-        by_rate: dict[float, list[float | None]] = {}
-        for (rate, _), loss in sorted(self.study.losses(arm).items()):
-            by_rate.setdefault(rate, []).append(loss if math.isfinite(loss) else None)
-        return tuple(
-            Point(
-                lr=rate,
-                loss=None if None in losses else sum(x for x in losses if x) / len(losses),
-                losses=tuple(losses),
-            )
-            for rate, losses in by_rate.items()
-        )
+        result = Result.model_validate({"sentence": "", "rules": rules, "loops": plan.loops})
+        return loss_over_rate(StudyInfo(result, ()))

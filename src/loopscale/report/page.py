@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from loopscale.errors import settings
+from loopscale.files import write_text
 from loopscale.records import clean
 from loopscale.report.figure import Figure, bundle, one_line
 from loopscale.report.palette import GLYPHS, theme
@@ -138,6 +140,12 @@ def render_page(
 {_scripts(drawn)}</body>
 </html>
 """
+
+
+def write_page(folder: Path, text: str) -> Path:
+    """Write report.html into a folder; return its path."""
+    write_text(folder / "report.html", text)
+    return folder / "report.html"
 
 
 def _scripts(figures: Sequence[Figure]) -> str:

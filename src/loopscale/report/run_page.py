@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from loopscale.files import write_text
 from loopscale.report.figure import Axis, Figure, Mark
 from loopscale.report.figures import log_axis, visit_axis
-from loopscale.report.page import Section, Table, render_page
+from loopscale.report.page import Section, Table, render_page, write_page
 from loopscale.report.palette import MEASURED, SECOND, Look, number, sequential
 from loopscale.report.run_info import RunInfo, Series, run_info
 from loopscale.report.tables import provenance
@@ -28,10 +27,7 @@ def write_run_report(run_dir: Path) -> Path:
 
     Raises `UserError` when the folder is missing or damaged.
     """
-    text = page(run_info(run_dir))
-    target = run_dir / "report.html"
-    write_text(target, text)
-    return target
+    return write_page(run_dir, page(run_info(run_dir)))
 
 
 def page(run: RunInfo) -> str:

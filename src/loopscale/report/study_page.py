@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from loopscale.files import write_text
 from loopscale.report.cards import cards_html
 from loopscale.report.figure import drawn_files, write_drawn
 from loopscale.report.figures import rule_name, study_figures
 from loopscale.report.info import StudyInfo, study_info
-from loopscale.report.page import Section, render_page
+from loopscale.report.page import Section, render_page, write_page
 from loopscale.report.palette import number
 from loopscale.report.tables import applied, provenance, split
 
@@ -130,8 +129,7 @@ def write_report(study_dir: Path) -> Path:
     study = study_info(study_dir)
     text, drawn = page(study), drawn_files(study_figures(study))
     write_drawn(study_dir / "figures", drawn)
-    write_text(study_dir / "report.html", text)
-    return study_dir / "report.html"
+    return write_page(study_dir, text)
 
 
 def write_figures(study_dir: Path) -> list[Path]:

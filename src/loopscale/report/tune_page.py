@@ -6,10 +6,9 @@ import math
 from pathlib import Path
 from statistics import fmean, median
 
-from loopscale.files import write_text
 from loopscale.records import Proxy, Row, Sweep, Trial, Verification
 from loopscale.report.figure import Axis, Figure, Mark
-from loopscale.report.page import Section, Table, render_page
+from loopscale.report.page import Section, Table, render_page, write_page
 from loopscale.report.palette import MEASURED, TUNED, Look, nice_ticks, number, plain, power_ticks, sequential
 from loopscale.report.tables import provenance, split
 from loopscale.report.tune_info import TuneInfo, tune_info
@@ -37,9 +36,7 @@ def write_tune_report(folder: Path) -> Path:
 
     Raises `UserError` when the folder is missing, unfinished or damaged.
     """
-    text = page(tune_info(folder))
-    write_text(folder / "report.html", text)
-    return folder / "report.html"
+    return write_page(folder, page(tune_info(folder)))
 
 
 def page(tuning: TuneInfo) -> str:

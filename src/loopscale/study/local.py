@@ -12,6 +12,7 @@ from multiprocessing.synchronize import Barrier
 from typing import Any
 
 from loopscale.errors import UserError
+from loopscale.files import cores
 from loopscale.study.executor import Executor, checked
 from loopscale.study.trial import start_worker
 
@@ -72,11 +73,6 @@ def refuse_import() -> None:
     """
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         raise UserError(f"a script starts trials where their processes import it: put that under {GUARD}")
-
-
-def cores() -> int:
-    """Count the cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def gpu_shares(gpus: float) -> list[str]:

@@ -10,7 +10,6 @@ A sharded training (train.strategy = "fsdp") writes a pair of safetensors files 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import secrets
@@ -24,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from loopscale.errors import UserError
-from loopscale.files import disk_error
+from loopscale.files import disk_error, file_sha256
 from loopscale.planning.memory import MOMENTS
 from loopscale.train import sharded
 from loopscale.train.config import TrainConfig
@@ -143,7 +142,7 @@ def damage(checkpoint: Path) -> str | None:
         return f"{SUMS} is missing or unreadable"
     for name in sorted({*sums, STATE, *(path.name for path in checkpoint.glob("*.safetensors"))}):
         try:
-            digest = _digest(checkpoint / name)
+            digest = file_sha256(checkpoint / name)
         except OSError:
             return f"{name} is missing or unreadable"
         if digest != sums.get(name):
@@ -310,7 +309,7 @@ def _write(folder: Path, target: Path, training: Training, ranks: tuple[int, int
             (folder / STATE).write_text(json.dumps(state, allow_nan=False), encoding="utf-8")
         part = "" if ranks[1] == 1 else f"-{ranks[0] + 1:05d}-of-{ranks[1]:05d}"
         mine = [f"model{part}.safetensors", f"optimizer{part}.safetensors", *([STATE] if ranks[0] == 0 else [])]
-        return {name: _digest(folder / name) for name in mine if (folder / name).exists()}
+        return {name: file_sha256(folder / name) for name in mine if (folder / name).exists()}
 
 
 def _check_tensors(weights: Mapping[str, Any]) -> None:
@@ -325,11 +324,6 @@ def _write_sums(folder: Path, sums: dict[str, str]) -> None:
     (folder / SUMS).write_text("".join(f"{digest}  {name}\n" for name, digest in sums.items()), encoding="utf-8")
     for name in (*sums, SUMS):
         _sync(folder / name)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:

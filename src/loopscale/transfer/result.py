@@ -202,7 +202,7 @@ def rule_json(rule: str, curves: Curves) -> dict[str, Any]:
         **_estimate_json("slope", slope),
         **_estimate_json("regret", regret),
         "optima": {str(loops): _optimum_json(optimum) for loops, optimum in optima.items()},
-        "points": {str(loops): _points(known) for loops, known in curves.losses.items()},
+        "points": {str(loops): points(known) for loops, known in curves.losses.items()},
     }
 
 
@@ -227,7 +227,8 @@ def _ends(interval: Interval | None) -> list[float] | None:
     return None if interval is None else list(interval)
 
 
-def _points(losses: Losses) -> list[dict[str, Any]]:
+def points(losses: Losses) -> list[dict[str, Any]]:
+    """Return the mean loss and the losses by seed of every rate, ascending, as a record holds them."""
     rates = sorted({rate for rate, _ in losses})
     return [_point(rate, [loss for (at, _), loss in sorted(losses.items()) if at == rate]) for rate in rates]
 
