@@ -215,3 +215,22 @@ def test_a_table_of_biases_over_positions_is_no_embedding():
     roles, unsure = tell_roles(model)
     assert unsure == [] and roles["shared.weight"] is Role.EMBEDDING
     assert roles["encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"] is Role.GAIN
+
+
+def test_a_prelude_of_looped_blocks_is_told_and_one_that_is_a_loop_of_its_own_is_told_how():
+    class Block(nn.Module):
+        def __init__(self, **scale):
+            super().__init__()
+            self.norm, self.mix, self.eps = nn.LayerNorm(8), nn.Linear(8, 8), ScaledUpdate(**scale)
+
+        def forward(self, x):
+            return x + self.eps(self.mix(self.norm(x)))
+
+    core = Loop(nn.ModuleList([Block(), Block()]), loops=4)
+    model = nn.ModuleDict({"first": Block(scale=0.5), "core": core, "head": nn.Linear(8, 2)})
+    found = {name: role.value for name, role in roles_of(model).items() if not name.startswith("core")}
+    assert found["first.mix.weight"] == "hidden" and found["first.norm.weight"] == "gain"
+    assert found["head.weight"] == "readout"
+    model["first"] = Loop(Block(), loops=1)
+    with pytest.raises(UserError, match=r"or give blocks that run once no Loop but ScaledUpdate\(scale="):
+        param_groups(model, lr=0.01)

@@ -227,3 +227,15 @@ def test_roles_that_do_not_fit_show_the_format_and_name_attach(tmp_path: Path, r
         "b.weight": "readout",
         "b.bias": "outer_gain",
     }
+
+
+def test_roles_beside_a_factory_with_a_loop_may_name_some(tmp_path: Path) -> None:
+    (tmp_path / "m.py").write_text(
+        "import loopscale as ls\nfrom torch import nn\n\n"
+        "def make_model(loops, rule='looped', strength=1.0, base_layers=None):\n"
+        "    core = ls.Loop(ls.ScaledResidual(nn.Linear(4, 4)), loops, rule, strength=strength, base_layers=base_layers)\n"
+        "    return nn.Sequential(nn.Linear(2, 4), core, nn.Linear(4, 2))\n\n"
+        "def roles(model):\n    return {'0': 'embedding', '2': 'readout'}\n"
+    )
+    found = user_model(f"{tmp_path}/m.py:make_model").roles
+    assert found["0.weight"].value == "embedding" and found["1.stack.branch.weight"].value == "hidden"

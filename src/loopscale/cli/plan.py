@@ -81,6 +81,7 @@ def command(
     if as_json:
         click.echo(json.dumps({**answer.to_dict(), **price_of}))
     else:
+        click.echo(f"model       {_sizes(values, answer.unit)}")
         click.echo(_text(answer, machine))
         for name, row in price_of.items():
             click.echo(
@@ -145,6 +146,14 @@ def _exponent(config: TrainConfig, machine: Machine, here: bool) -> dict[str, An
     return row
 
 
+def _sizes(config: TrainConfig, unit: str) -> str:
+    """Say what is priced: a key left out has a default, and a default loop is not the reader's."""
+    model, data = config.model, config.data
+    loop = f"N = {model.loops}, L = {model.layers}, d = {model.width}"
+    rows = f"{data.batch_size} sequences of {data.context} tokens" if unit == "token" else f"{data.batch_size} {unit}s"
+    return f"{loop}, {rows} a step, {config.train.steps:,} steps"
+
+
 def _bytes(text: str) -> float:
     found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([A-Za-z]*)\s*", text)
     if not found or found[2].upper() not in UNITS:
@@ -156,7 +165,29 @@ def _hours(hours: float, price: float | None) -> str:
     from loopscale.planning import people
 
     dollars = "" if price is None else f", {price * hours:,.2f} dollars"
-    return f"{people(hours)} GPU hours{dollars}" if hours >= 0.01 else f"{people(hours * 3600)} GPU seconds{dollars}"
+    return f"{_time(hours)} of GPU time{dollars}" if hours < 0.01 else f"{people(hours)} GPU hours{dollars}"
+
+
+def _time(hours: float) -> str:
+    """Write a time for people.
+
+    >>> _time(30), _time(0.002), _time(1e-9)
+    ('30 hours', '7.2 seconds', 'less than a second')
+    """
+    from loopscale.planning import people
+
+    if hours >= 0.01:
+        return f"{people(hours)} hours"
+    return f"{people(hours * 3600)} seconds" if hours * 3600 >= 1 else "less than a second"
+
+
+def _size(count: float) -> str:
+    """Write bytes for people.
+
+    >>> _size(1.5e9), _size(2.36e5)
+    ('   1.500 GB', '   0.236 MB')
+    """
+    return f"{count / 1e9:8.3f} GB" if count >= 1e8 else f"{count / 1e6:8.3f} MB"
 
 
 def _text(answer: Plan, machine: Machine) -> str:
@@ -172,13 +203,13 @@ def _text(answer: Plan, machine: Machine) -> str:
     again = f" ({work(flops['executed'])} with recomputation)" if flops["executed"] != flops["model"] else ""
     lines.append(f"work        {work(flops['model'])} a {unit}{again}")
     for name in ("weights", "gradients", "optimizer", "gathered", "activations", "logits", "runtime"):
-        lines.append(f"memory      {name:<12} {getattr(used, name) / 1e9:10.3f} GB")
+        if part := getattr(used, name):
+            lines.append(f"memory      {name:<12} {_size(part)}")
     less = answer.memory_recomputed
-    recomputed = "" if less is None else f" (every visit recomputed: {less.total / 1e9:.3f} GB)"
-    lines.append(f"memory      {'total':<12} {used.total / 1e9:10.3f} GB{recomputed}")
+    recomputed = "" if less is None else f" (every visit recomputed: {_size(less.total).strip()})"
+    lines.append(f"memory      {'total':<12} {_size(used.total)}{recomputed}")
     rate, tokens = people(answer.tokens_per_second), people(answer.tokens)
     lines.append(f"speed       {rate} {unit}s/s on {devices} devices, {tokens} {unit}s in all")
     lines.append(f"assumed     {machine.mfu:.0%} of a peak of {machine.peak / 1e12:g} TFLOP/s (--mfu, --peak-tflops)")
-    each = f"{people(answer.hours)} hours" if answer.hours >= 0.01 else f"{people(answer.hours * 3600)} seconds"
-    lines.append(f"time        {each}, {_hours(answer.hours * devices, machine.price)}")
+    lines.append(f"time        {_time(answer.hours)}, {_hours(answer.hours * devices, machine.price)}")
     return "\n".join([*lines, *(f"caution     {caution}" for caution in answer.cautions), answer.sentence])

@@ -161,7 +161,10 @@ def _stated(model: Any, said: list[Speaker], name: str, given: Any) -> Any:
             "a Loop inside"
         )
     if any(other != values[0] for other in values):
+        once = name == "depth" and any(value.loops == 1 for value in values)
+        instead = ", or give blocks that run once no Loop but ScaledUpdate(scale=residual_scale(Depth(1, L)))"
         raise UserError(
             f"the model's loops state different values of {name}, {values[0]} and {values[-1]}: pass {name}="
+            + instead * once
         )
     return values[0]

@@ -18,8 +18,8 @@ def roles_of(model: nn.Module, roles: Mapping[str, Role] | None = None) -> dict[
     Both may name some parameters only, or modules, for all parameters below them. A tied readout is the embedding under
     a second name: one parameter with one role, that of the embedding unless `roles` says otherwise.
 
-    Inferred: inside a `Loop`, or below a residual branch with a scale, matrices are hidden, vectors gains, the weights of
-    `nn.Embedding` embeddings. Outside, by module (`nn.Embedding`; an `nn.Linear` back onto its rows is the readout), then
+    Inferred: inside a `Loop`, below a residual branch with a scale, or in a block like those of a loop (a prelude, a coda),
+    matrices are hidden, vectors gains, the weights of `nn.Embedding` embeddings. Elsewhere, by module (`nn.Embedding`; an `nn.Linear` back onto its rows is the readout), then
     by name (`stem`, `patch_embed`, `tok`; `head`, `classifier`, `fc`). Print the result: a guess wants eyes.
 
     Raises `UserError` naming a parameter that cannot be told, or a name in `roles` that the model does not have.
@@ -115,10 +115,13 @@ def _told(model: nn.Module, inside: Collection[str]) -> dict[str, Role | None]:
 
 
 def _inside(model: nn.Module) -> set[str]:
-    """Return names of parameters in a loop or in a branch that holds a scale."""
+    """Return names of parameters in a loop, in a branch that holds a scale, or in a block of a looped block's class."""
     found: set[str] = set()
+    loops = [module for module in model.modules() if module is not model and states_depth(module)]
+    blocks = {type(block) for loop in loops for block in getattr(loop, "stack", loop).children()}
+    blocks = {block for block in blocks if not block.__module__.startswith("torch.nn")}
     for prefix, module in model.named_modules():
-        if (module is not model and states_depth(module)) or hasattr(module, "set_scale"):
+        if (module is not model and states_depth(module)) or hasattr(module, "set_scale") or type(module) in blocks:
             found |= {f"{prefix}.{name}".strip(".") for name, _ in module.named_parameters(remove_duplicate=False)}
     if not found and states_depth(model):
         found = {name for name, _ in model.named_parameters()}
@@ -150,7 +153,7 @@ def _listed(names: Sequence[str]) -> str:
 def _untold(names: list[str]) -> str:
     one = names[0].rpartition(".")[0] or names[0]
     return (
-        f"cannot tell the role of {_listed(names)}, outside the loop: pass roles={{{one!r}: ...}} (a module's name stands "
-        "for all below it) with 'embedding' for what maps the input into the stream, 'readout' for the stream to the "
-        "output, 'hidden' for a layer's matrix"
+        f"cannot tell the role of {_listed(names)}, outside the loop: pass roles={{{one!r}: ...}} (or let roles(model) "
+        "beside the factory return it; a module's name stands for all below it) with 'embedding' for what maps the input "
+        "into the stream, 'readout' for the stream to the output, 'hidden' for a layer's matrix"
     )

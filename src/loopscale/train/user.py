@@ -28,7 +28,7 @@ from loopscale.errors import UserError, describe, foreign
 from loopscale.factory import OFFERED, heard
 from loopscale.optim import roles_of
 from loopscale.optim.roles_of import taken_as_hidden, tell_roles
-from loopscale.parameterization import Depth, Role, Width, check_roles, get_rule, spread_roles
+from loopscale.parameterization import Depth, Role, Width, check_roles, get_rule, role_by_name
 from loopscale.speaker import speakers
 from loopscale.train.agreement import disagreements
 from loopscale.train.config import TrainConfig
@@ -82,7 +82,9 @@ class UserModel:
         """Warn of roles that were no more than guessed."""
         unsure = self._told[2]
         return (
-            [taken_as_hidden(unsure, f"roles(model) beside the factory, {FORMAT.format(unsure[0])},")] if unsure else []
+            [taken_as_hidden(unsure, f"roles(model) beside the factory, {FORMAT.format(unsure[0], 'hidden')},")]
+            if unsure
+            else []
         )
 
     def try_once(self, batch: Any) -> float:
@@ -98,18 +100,23 @@ class UserModel:
 
 
 # How roles are stated, for one parameter; and what makes stating them needless.
-FORMAT = "such as {{{!r}: 'hidden'}}, or call attach(model, loops=loops) in the factory"
+FORMAT = "such as {{{!r}: {!r}}}, or call attach(model, loops=loops) in the factory"
+
+
+def _likely(name: str) -> str:
+    """Give the role that a parameter's name suggests."""
+    return (role_by_name(name, False, False) or Role.HIDDEN).value
 
 
 def _stated(place: str, model: nn.Module, state: Callable[[nn.Module], Any]) -> dict[str, Role]:
-    """Give what the file's `roles` says of every parameter; a module's name stands for all below it."""
-    names = {name: parameter.ndim for name, parameter in model.named_parameters()}
-    form = f"let roles(model) beside {place} give every role, {FORMAT.format(next(iter(names), 'weight'))}"
+    """Give what the file's `roles` says, a module's name standing for all below it; around a loop the rest is inferred."""
+    shown = next(iter(dict(model.named_parameters())), "weight")
+    form = f"let roles(model) beside the factory give every role, {FORMAT.format(shown, _likely(shown))}"
     try:
         given = state(model)
         if not isinstance(given, Mapping):
             raise UserError(f"roles(model) gave a {type(given).__name__}")
-        return check_roles(names, spread_roles(names, {str(name): Role(role) for name, role in given.items()}))
+        return roles_of(model, {str(name): Role(role) for name, role in given.items()})
     except UserError as cause:
         raise UserError(f"{cause}; {form}") from None
     except (Exception, SystemExit) as cause:
