@@ -231,6 +231,6 @@ def test_a_prelude_of_looped_blocks_is_told_and_one_that_is_a_loop_of_its_own_is
     found = {name: role.value for name, role in roles_of(model).items() if not name.startswith("core")}
     assert found["first.mix.weight"] == "hidden" and found["first.norm.weight"] == "gain"
     assert found["head.weight"] == "readout"
-    model["first"] = Loop(Block(), loops=1)
+    model["first"] = Loop(nn.ModuleList([Block()]), loops=1)
     with pytest.raises(UserError, match=r"or give blocks that run once no Loop but ScaledUpdate\(scale="):
         param_groups(model, lr=0.01)
