@@ -164,6 +164,73 @@ def known() -> str:
     return "\n".join([*lines, "", f"(random weights, tiny sizes; torch {origin['torch']}, {origin['hardware']})"])
 
 
+def _held(batch: str, sight: str, truth: str = "wrong") -> Rows:
+    """The rows of a held-out batch; with `truth="wrong_corrected"` judged by the corrected truths where one was wrong."""
+    rows = _load("diagnosis_heldout")["batches"].get(batch, {}).get(sight, {}).get("cases", [])
+    told = []
+    for row in rows:
+        stated = row["truth"] | (row.get("corrected", {}) if truth == "wrong_corrected" else {})
+        told.append({**row, "truth": stated["codes"], "or": stated.get("other"), "wrong": row.get(truth, row["wrong"])})
+    return told
+
+
+SIGHTS = {
+    "a, first sight": ("a", "first"),
+    "a, after the causes were mended": ("a", "now"),
+    "b, first sight": ("b", "first"),
+}
+
+
+def held_out() -> str:
+    """A row for each batch and sight, by the truths as stated and as corrected."""
+    lines = [f"| batch | {_HEAD} by corrected truths |", "|---|" + "---|" * 8]
+    for name, (batch, sight) in SIGHTS.items():
+        rows = _held(batch, sight)
+        if rows:
+            right = sum(not row["wrong"] for row in _held(batch, sight, "wrong_corrected"))
+            lines.append(f"| {name} | {_counted(rows)} | {right} ({right / len(rows):.0%}) |")
+    return "\n".join(lines)
+
+
+def held_out_kinds() -> str:
+    """Right of all at first sight, for each kind of model."""
+    found: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
+    for batch in ("a", "b"):
+        for row in _held(batch, "first"):
+            found[row["kind"]][row["level"]].append(not row["wrong"])
+    levels = ("easy", "medium", "hard")
+    lines = ["| kind | " + " | ".join(levels) + " |", "|---|---|---|---|"]
+    for kind in sorted(found):
+        cells = [f"{sum(found[kind][k])} of {len(found[kind][k])}" if found[kind][k] else "" for k in levels]
+        lines.append(f"| {kind} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def held_out_wrong() -> str:
+    """Each held-out model of which something was wrong at first sight, and whether it is now."""
+    lines = ["| model | truth | said at first | wrong in | now |", "|---|---|---|---|---|"]
+    for batch in ("a", "b"):
+        now = {row["case"]: row for row in _held(batch, "now")}
+        for row in _held(batch, "first"):
+            if not row["wrong"]:
+                continue
+            said = row["verdict"] if {"crash", "timeout"} & set(row["wrong"]) else _codes(row["said"])
+            late = now.get(row["case"])
+            told = (
+                ""
+                if late is None
+                else "right"
+                if not late["wrong"]
+                else f"{_codes(late['said'])}: {', '.join(late['wrong'])}"
+            )
+            note = " (the truth was wrong)" if "truth_was_wrong" in row else ""
+            lines.append(
+                f"| {batch}, {row['case']} | {_codes(row['truth'])}{note} | {said} | {', '.join(row['wrong'])} | {told} |"
+            )
+    return "\n".join(lines)
+
+
 BLOCKS = {"by-set": by_set, "by-code": by_code, "by-kind": by_kind, "wrong": wrong, "first-sight": first_sight}
 BLOCKS["reported"] = reported
+BLOCKS |= {"held-out": held_out, "held-out-kinds": held_out_kinds, "held-out-wrong": held_out_wrong}
 KNOWN = {"known-models": known}

@@ -24,11 +24,12 @@ from typing import Any
 from loopscale.findings import BY_CODE
 from loopscale.train import provenance
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from heldout.measure import modules
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 RECORD = ROOT / "records" / "diagnosis_heldout.json"
-sys.path.insert(0, str(HERE))
-from measure import modules  # noqa: E402
 
 Row = dict[str, Any]
 STATED = ("codes", "other", "law", "loops", "layers", "place", "mend")
@@ -93,7 +94,7 @@ def compared(truth: Row, path: Path, said: Row, status: int, fixed: str | None) 
     return [*wrong, *(["healthy"] if said["verdict"].startswith("healthy") and not measured else [])]
 
 
-def case(batch: str, path: Path, name: str, truth: Row, corrected: Row | None) -> Row:
+def case(path: Path, name: str, truth: Row) -> Row:
     target = f"{path}:{name}"
     began = time.monotonic()
     status, out, err, cpu = command("diagnose", "--model", target, "--json")
@@ -118,11 +119,19 @@ def case(batch: str, path: Path, name: str, truth: Row, corrected: Row | None) -
             fixed = (err.strip() or "no output").splitlines()[-1][:300]
         row["fixed"] = fixed
     row["wrong"] = compared(truth, path, said, status, fixed)
-    if corrected is not None:
-        row["truth_was_wrong"] = corrected["why"]
-        row["corrected"] = {k: v for k, v in corrected.items() if k != "why"}
-        row["wrong_corrected"] = compared(truth | row["corrected"], path, said, status, fixed)
     return row
+
+
+def corrected(row: Row, better: Row | None) -> Row:
+    """The row with what is wrong in it by the corrected truth, beside what is wrong by the stated one."""
+    if better is None or "found" not in row:
+        return row
+    said = {"codes": row["said"], "law": row["found"]["growth"], **row["found"]}
+    truth = {key: value for key, value in better.items() if key != "why"}
+    settled = {key for key, value in truth.items() if value == said[key]}
+    settled |= {"exit", "healthy"} if "codes" in settled else set()
+    wrong = [field for field in row["wrong"] if field not in settled]
+    return row | {"truth_was_wrong": better["why"], "corrected": truth, "wrong_corrected": wrong}
 
 
 def main() -> None:
@@ -132,8 +141,9 @@ def main() -> None:
     asked.add_argument("--sight", choices=("first", "now"), default="now")
     asked.add_argument("--jobs", type=int, default=2)
     given = asked.parse_args()
-    record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
-    sight = record.setdefault(given.batch, {}).setdefault(given.sight, {"provenance": None, "cases": []})
+    record = json.loads(RECORD.read_text()) if RECORD.exists() else {"provenance": {}, "batches": {}}
+    batch = record["batches"].setdefault(given.batch, {})
+    sight = batch.setdefault(given.sight, {"provenance": None, "cases": []})
     known = {row["case"]: row for row in sight["cases"]}
     file = HERE / "corrections.toml"
     corrections = tomllib.loads(file.read_text()).get(given.batch, {}) if file.exists() else {}
@@ -145,7 +155,7 @@ def main() -> None:
                 continue
             if given.sight == "first" and label in known:
                 continue
-            todo.append((given.batch, path, name, truth, corrections.get(label)))
+            todo.append((path, name, truth))
     with ThreadPoolExecutor(given.jobs) as pool:
         for row in pool.map(lambda job: case(*job), todo):
             known[row["case"]] = row
@@ -153,8 +163,12 @@ def main() -> None:
                 f"{'right' if not row['wrong'] else 'WRONG ' + ' '.join(row['wrong'])} {row['case']}: {', '.join(row['said'])} | {row['cpu_s']} s | {row['verdict']}",
                 flush=True,
             )
-            sight |= {"provenance": provenance(), "cases": [known[key] for key in sorted(known)]}
+            record["provenance"] = provenance()
+            sight |= {"provenance": record["provenance"], "cases": [known[key] for key in sorted(known)]}
             RECORD.write_text(json.dumps(record, indent=1) + "\n")
+    for one in batch.values():
+        one["cases"] = [corrected(row, corrections.get(row["case"])) for row in one["cases"]]
+    RECORD.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":
