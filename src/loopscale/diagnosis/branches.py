@@ -26,7 +26,8 @@ class Branch:
     `ratio`: |added| / |stream|, per visit. `cosine`: mean pairwise cosine of the additions over visits.
     `absorbed`: share of the elements that the addition leaves unchanged for want of digits. `learned`: parameters are
     among the factors, as in LayerScale or a gate, or weigh a map of the stream itself. `carry`: the factor on what the
-    addition is made to.
+    addition is made to; `decay`: the share of its channels at 1, where it is below 1 by construction, `decay_of`: the
+    parameters that it is made of.
     """
 
     kind: str
@@ -46,6 +47,7 @@ class Branch:
     other: int = -1
     beside: bool = False
     carry: float = 1.0
+    decay_of: tuple[str, ...] = ()
 
     @property
     def line(self) -> str:
@@ -112,7 +114,10 @@ def _measure(tape: Tape, column: list[Step], values: dict[int, Tensor], factors:
         decay = _decay(tape, first.factor, values) if first.kind == "scale" else None
         scale = _size(values, first.node) / max(_size(values, first.skip), 1e-30) if first.kind == "scale" else 1.0
         sites = _sites(tape, column)
-        return Branch(first.kind, where, scale, decay=decay, learned=first.weighs, sites=sites, operand=first.operand)
+        of = _made_of(tape, first.factor) if decay else ()
+        return Branch(
+            first.kind, where, scale, decay=decay, learned=first.weighs, sites=sites, operand=first.operand, decay_of=of
+        )
     added: list[Tensor] = []
     ratios: list[float] = []
     scales: list[float] = []
@@ -147,6 +152,7 @@ def _measure(tape: Tape, column: list[Step], values: dict[int, Tensor], factors:
         first.other,
         first.beside,
         _carry(tape, column[-1], values),
+        _made_of(tape, _skip_factor(tape, first)) if decay else (),
     )
 
 
@@ -257,6 +263,12 @@ def _decay(tape: Tape, factor: object, values: dict[int, Tensor]) -> float | Non
     if value is None or not value.is_floating_point() or not made & _BELOW_ONE:
         return None
     return float(((value.double() - 1).abs() < 1e-6).double().mean())
+
+
+def _made_of(tape: Tape, factor: object) -> tuple[str, ...]:
+    """Name the parameters that a factor is made of."""
+    keys = tape.nodes[factor[1]].params if isinstance(factor, tuple) and factor[0] == "node" else ()
+    return tuple(sorted(tape.names[key][0] for key in keys if key in tape.names))
 
 
 _BELOW_ONE = frozenset("exp exp2 sigmoid logsigmoid softplus tanh clamp clamp_max minimum rsqrt reciprocal".split())

@@ -272,9 +272,9 @@ def _decay(facts: Facts) -> Iterator[Finding]:
         return
     for branch in facts.branches:
         if branch.decay is not None and branch.decay > 0:
-            yield finding(
-                "marginal-decay", branch.where, f"{branch.decay:.0%} of the channels of the decay are 1 to six digits"
-            )
+            of = f" made of {', '.join(branch.decay_of[:2])}" if branch.decay_of else ""
+            said = f"{branch.decay:.0%} of the channels of the decay{of} are 1 to six digits{_lines([branch])}"
+            yield finding("marginal-decay", branch.where, said)
             return
 
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from loopscale.diagnosis.branches import Branch
 from loopscale.diagnosis.loops import FoundLoop
+from loopscale.diagnosis.stream import MIXED
 from loopscale.probe.tape import storage_key
 
 
@@ -22,7 +23,8 @@ def init_ratio(model: nn.Module, loop: FoundLoop, branches: tuple[Branch, ...]) 
     out: list[tuple[float, int]] = []
     rest: list[tuple[float, int]] = []
     for name, parameter in model.named_parameters():
-        if storage_key(parameter) not in loop.uses or parameter.ndim != 2:
+        # A few numbers mix streams side by side: no initialisation of features can be read from them.
+        if storage_key(parameter) not in loop.uses or parameter.ndim != 2 or parameter.numel() <= MIXED:
             continue
         transposed = type(model.get_submodule(name.rpartition(".")[0])).__name__ == "Conv1D"
         size = float(parameter.detach().float().std()), parameter.shape[0 if transposed else 1]

@@ -5,11 +5,13 @@ An attached model has a second one, its handle's `set_loops`, which is moved alo
 
 from __future__ import annotations
 
+import copy
 import inspect
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 from torch import nn
@@ -91,8 +93,9 @@ def find_knob(model: nn.Module, batch: Any, loop: FoundLoop | None, named: str |
     Raises `UserError` when a knob is named that the model does not have or that does not set the loops.
     """
     visits = loop.visits if loop else 1
-    known = [*candidates(model), *_given(model, batch), *_equal(model, visits)]
-    known = known[: _MOST if sum(p.numel() for p in model.parameters()) <= LARGE else _MOST_LARGE]
+    small = sum(p.numel() for p in model.parameters()) <= LARGE
+    known = [*candidates(model), *_given(model, batch), *_equal(model, visits)][: _MOST if small else _MOST_LARGE]
+    known += _limits(model, loop)[:_MOST_LARGE] if loop is not None and small else []
     if named is not None:
         chosen = [knob for knob in [*known, *_all(model), *_given(model, batch)] if knob.name == named][:1]
         if not chosen:
@@ -149,6 +152,41 @@ def _visits(model: nn.Module, batch: Any, knob: Knob, value: int) -> list[int]:
         return []
 
 
+def acts(setting: Setting, one: Knob, rebuilt: bool = False) -> bool:
+    """Say whether any of three values makes another pass than the others, in training or in evaluation.
+
+    `rebuilt`: a value that was read at construction, of a model that is built from its config; True where it is not, or
+    where a value breaks the model.
+    """
+    mode = setting.model.training
+    try:
+        for training in (mode, not mode):
+            passes = set()
+            for value in (2, 3, 5):
+                with one.set(value) as extra:
+                    model = _rebuilt(setting.model, one) if rebuilt else setting.model
+                    model.train(training)
+                    tape, _ = Setting(model, setting.batch, extra).run()
+                    # What makes the pass longer does act, on something else.
+                    passes.add((len(tape.nodes), *(loop.visits for loop in find_loops(model, tape))))
+            if len(passes) > 1:
+                return True
+    except Exception:  # a wrong guess may break the model in any way
+        return True
+    finally:
+        setting.model.train(mode)
+    return False
+
+
+def _rebuilt(model: nn.Module, one: Knob) -> nn.Module:
+    """Build the model again from the config that holds the value; raises `LookupError` where it is not made of one."""
+    config = vars(model).get(one.name.partition(".")[0])
+    if one.kind != "config" or config is None or sum(p.numel() for p in model.parameters()) > LARGE:
+        raise LookupError("not built from a config")
+    made: nn.Module = type(model)(copy.deepcopy(config))
+    return made
+
+
 def _equal(model: nn.Module, visits: int) -> list[Knob]:
     """Give attributes and config values that happen to equal the number of visits, whatever their name; no sizes."""
     if visits < 2:
@@ -161,6 +199,14 @@ def _equal(model: nn.Module, visits: int) -> list[Knob]:
             if store[name] == visits:
                 found.append(knob)
     return found
+
+
+def _limits(model: nn.Module, loop: FoundLoop) -> list[Knob]:
+    """Return attributes of the modules around the loop that exceed its visits: a most that halting need not reach."""
+    around = {name.rpartition(".")[0] for name in loop.modules} | {""}
+    found = [knob for knob in _all(model) if knob.kind == "attribute" and knob.name.rpartition(".")[0] in around]
+    names = [(knob, knob.name.rpartition(".")[2]) for knob in found if (knob.value or 0) > loop.visits]
+    return [knob for knob, name in names if not _SIZES.search(name) and not LOOP_WORDS.search(name)]
 
 
 def _given(model: nn.Module, batch: Any) -> list[Knob]:
@@ -187,8 +233,12 @@ def _all(model: nn.Module) -> Iterator[Knob]:
         for name, value in list(vars(module).items()):
             if type(value) is int and not name.startswith("_"):
                 yield Knob("attribute", f"{path}.{name}".strip("."), module)
-            if name in _CONFIGS:
+            if name in _CONFIGS or (not name.startswith("_") and _holds_numbers(value)):
                 yield from _inside(f"{path}.{name}".strip("."), value, seen, 3)
+
+
+def _holds_numbers(value: Any) -> bool:
+    return isinstance(value, (dict, SimpleNamespace)) or hasattr(value, "__dataclass_fields__")
 
 
 def _inside(path: str, value: Any, seen: set[int], depth: int) -> Iterator[Knob]:
@@ -200,5 +250,5 @@ def _inside(path: str, value: Any, seen: set[int], depth: int) -> Iterator[Knob]
     for key, item in list(inner.items()):
         if type(item) is int:
             yield Knob("config", f"{path}.{key}", inner)
-        elif isinstance(item, dict) or hasattr(item, "__dataclass_fields__"):
+        elif _holds_numbers(item):
             yield from _inside(f"{path}.{key}", item, seen, depth - 1)

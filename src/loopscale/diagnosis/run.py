@@ -144,13 +144,14 @@ def _diagnose(setting: Setting, asked: DiagnoseSettings) -> Diagnosis:
     broken = first_nonfinite(model, setting.batch, tape, output)
     if broken and broken[0].evidence.startswith("parameter"):
         return _broken(loops, broken)  # nothing else follows from weights that are no numbers
-    ties = list(untied(model, tape, loops))
+    ties = list(untied(setting, tape, loops))
     knob = find_knob(model, setting.batch, loops[0] if loops else None, asked.loops_arg)
     if asked.loops_range is not None and knob is None:
         raise UserError("the loops of this model cannot be varied: name what sets them with --loops-arg (loops_arg)")
     if not loops:
-        found = [*broken, *(ties or [*restarts(tape, loops), *unused_knobs(setting, None, knob)])]
-        return _not_looped(found, knob)
+        visits, again = restarts(tape, loops)
+        found = [*broken, *(ties or [*again, *unused_knobs(setting, None, knob)])]
+        return _not_looped(found, knob, visits)
     main = main_loop(loops, tape)
     seen = measured_pass(setting, main, tape)
     seen = with_far_gain(seen, far_gain(setting, seen))
@@ -173,7 +174,7 @@ def _diagnose(setting: Setting, asked: DiagnoseSettings) -> Diagnosis:
         more = [*_expanding(measured), *differ, *idle(setting, seen, output), *halts(main, knob)]
         more += [*unused_knobs(setting, main, knob), *_truncated(measured)]
     figures = symptoms(measured)
-    findings = merged([*broken, *ties, *findings, *more, *restarts(tape, loops)])
+    findings = merged([*broken, *ties, *findings, *more, *restarts(tape, loops)[1]])
     findings = merged([*findings, *unexplained(figures, findings, facts)])
     span = asked.loops_range
     ranged = loop_range(setting, knob, main.visits, span, asked.data, asked.loss) if knob and span else None
@@ -398,7 +399,7 @@ def _after_steps(study: _Study, findings: list[Finding]) -> list[Finding]:
     return sorted(findings + extra, key=lambda f: ("error", "warning", "info").index(f.severity))
 
 
-def _not_looped(findings: list[Finding], knob: Knob | None) -> Diagnosis:
+def _not_looped(findings: list[Finding], knob: Knob | None, visits: int) -> Diagnosis:
     remedy = "point at the looped model, or name what sets its loops with --loops-arg"
     if knob is not None:
         remedy = (
@@ -411,7 +412,7 @@ def _not_looped(findings: list[Finding], knob: Knob | None) -> Diagnosis:
             findings = [finding("not-looped", "model", said, remedy=remedy), *findings]
     said = f"not looped: {findings[0].evidence}; {findings[0].remedy}"
     return Diagnosis(
-        False, 1, False, findings=tuple(findings), verdict=said, loops_argument=knob.name if knob else None
+        False, visits, False, findings=tuple(findings), verdict=said, loops_argument=knob.name if knob else None
     )
 
 

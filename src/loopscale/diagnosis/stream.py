@@ -306,7 +306,7 @@ def _adds(nodes: list[Node], start: int, end: int, linear: dict[int, int], insid
         skips = [p for p in dict.fromkeys(node.parents) if p in linear]
         if not skips:
             continue
-        if node.op not in ADDS:
+        if node.op not in ADDS or _gathers(node, linear):
             side = side or len(skips) > 1
             waiting += skips
             continue
@@ -344,6 +344,11 @@ def _addition(
     if node.op.startswith("lerp"):
         operand, other = 2, -1
     return Step(kind, index, skip, update, base, factor, update in linear, attends, operand, other)
+
+
+def _gathers(node: Node, linear: dict[int, int]) -> bool:
+    """Say whether parts of the stream are summed into something else, as over neighbours: no addition to the stream."""
+    return node.op in SCATTERS and not (node.args and _is_node(node.args[0]) and node.args[0][1] in linear)
 
 
 def _is_node(word: object) -> bool:

@@ -10,25 +10,27 @@ import torch
 from torch import Tensor, nn
 
 from loopscale.diagnosis.diagnosis import Finding, finding
-from loopscale.diagnosis.knob import candidates
+from loopscale.diagnosis.knob import acts, candidates
 from loopscale.diagnosis.loops import FoundLoop
+from loopscale.diagnosis.setting import Setting
 from loopscale.probe.tape import Key, Tape, storage_key
 
 # Values this alike from one row or column to the next are written by a formula; random ones have about none.
 SMOOTH = 0.5
 
 
-def untied(model: nn.Module, tape: Tape, loops: list[FoundLoop]) -> Iterator[Finding]:
+def untied(setting: Setting, tape: Tape, loops: list[FoundLoop]) -> Iterator[Finding]:
     """Give at most one finding: equal copies, then twins of shared parameters, then loops declared but not made.
 
     Only what was meant to be shared counts, by evidence: random values that are equal, or sharing set up parameter by
     parameter that leaves some out. Private adapters, attention, first and last layers, and matrices that every layer
     initialises by one formula are the design.
     """
-    yield from list(_found(model, tape, loops))[:1]
+    yield from list(_found(setting, tape, loops))[:1]
 
 
-def _found(model: nn.Module, tape: Tape, loops: list[FoundLoop]) -> Iterator[Finding]:
+def _found(setting: Setting, tape: Tape, loops: list[FoundLoop]) -> Iterator[Finding]:
+    model = setting.model
     used = {key for node in tape.nodes for key in node.params}
     copies = _equal_copies(model, used)
     if copies:
@@ -43,7 +45,7 @@ def _found(model: nn.Module, tape: Tape, loops: list[FoundLoop]) -> Iterator[Fin
         cause = "sharing was set up for a part of the layer only"
         yield finding("untied", ", ".join(twins[:4]), said, "warning", cause=cause)
     if not loops:
-        declared = _declared(model)
+        declared = _declared(setting)
         if declared:
             said = f"`{declared[0]}` asks for {declared[1]} loops, and no parameter acts twice in a forward pass"
             yield finding("untied", declared[0], said, cause="each visit has layers of its own")
@@ -117,8 +119,12 @@ def _holders(model: nn.Module) -> dict[Key, list[str]]:
     return found
 
 
-def _declared(model: nn.Module) -> tuple[str, int] | None:
-    """Return a loop count above 1 in an attribute or config, in a model with at least so many equal siblings."""
+def _declared(setting: Setting) -> tuple[str, int] | None:
+    """Return a loop count above 1 that nothing reads, in a model with at least so many equal siblings.
+
+    One that says how many of them run is a number of layers.
+    """
+    model = setting.model
     lists = [m for m in model.modules() if isinstance(m, (nn.ModuleList, nn.Sequential)) and len(m) > 1]
     for knob in candidates(model):
         if knob.kind == "kwarg":
@@ -126,5 +132,7 @@ def _declared(model: nn.Module) -> tuple[str, int] | None:
         store = knob.owner if isinstance(knob.owner, dict) else vars(knob.owner)
         count = store[knob.name.rpartition(".")[2]]
         if count > 1 and any(len(m) % count == 0 and len({type(part) for part in m}) == 1 for m in lists):
+            if acts(setting, knob):
+                continue
             return knob.name, count
     return None

@@ -13,8 +13,8 @@ from torch import nn
 
 from loopscale.diagnosis.branches import rms
 from loopscale.diagnosis.diagnosis import Finding, finding
-from loopscale.diagnosis.knob import Knob, candidates
-from loopscale.diagnosis.loops import FoundLoop, find_loops
+from loopscale.diagnosis.knob import Knob, acts, candidates
+from loopscale.diagnosis.loops import FoundLoop
 from loopscale.diagnosis.measure import Pass, measured_pass
 from loopscale.diagnosis.setting import Setting
 from loopscale.probe.batch import first_float
@@ -61,8 +61,8 @@ def idle(setting: Setting, seen: Pass, output: Any) -> list[Finding]:
     return [finding("idle-loop", seen.loop.where, f"leaving the loop out moves the output by {change:.2g} of itself")]
 
 
-def restarts(tape: Tape, loops: list[FoundLoop]) -> list[Finding]:
-    """Find weights whose every result is computed several times over: a loop that hands nothing on.
+def restarts(tape: Tape, loops: list[FoundLoop]) -> tuple[int, list[Finding]]:
+    """Find weights whose every result is computed several times over: a loop that hands nothing on. Gives how often too.
 
     Weights that read the state as well as something fixed (a gate over both, keys of one memory) are not among them.
     """
@@ -73,10 +73,10 @@ def restarts(tape: Tape, loops: list[FoundLoop]) -> list[Finding]:
             repeats[key] = max(inputs.values())
     most = max(repeats.values(), default=0)
     if not repeats or (most < 3 and not loops and len(repeats) == 1):  # one matrix read twice is a shared projection
-        return []
+        return 1, []
     names = [tape.names[key][0].rpartition(".")[0] or tape.names[key][0] for key in repeats]
     where = ", ".join(list(dict.fromkeys(names))[:3])
-    return [finding("restarts", where, f"the same weights read the same value {most} times in one pass")]
+    return most, [finding("restarts", where, f"the same weights read the same value {most} times in one pass")]
 
 
 def _inputs(tape: Tape) -> dict[Key, dict[tuple[int, ...], int]]:
@@ -183,25 +183,15 @@ def halts(loop: FoundLoop, knob: Knob | None) -> list[Finding]:
 
 
 def unused_knobs(setting: Setting, loop: FoundLoop | None, knob: Knob | None) -> list[Finding]:
-    """Find an argument or a value that asks for a number of loops and changes nothing."""
-    if knob is not None:
-        return []
+    """Find an argument or a value that asks for a number of loops and changes nothing, in either mode."""
     visits = loop.visits if loop else 1
     for one in candidates(setting.model):
-        if not _means_loops(one):
+        if not _means_loops(one) or (knob is not None and _last(one) == _last(knob)):
             continue
-        if one.kind != "kwarg" and (one.value is None or one.value == visits or one.value < 2):
+        if one.kind != "kwarg" and (one.value is None or one.value < 2):
             continue
-        counts: set[tuple[Any, ...]] = set()
-        for value in (2, 3, 5):
-            try:
-                with one.set(value) as extra:
-                    tape, _ = Setting(setting.model, setting.batch, extra).run()
-                # What makes the pass longer does act, on something else.
-                counts.add((len(tape.nodes), *(found.visits for found in find_loops(setting.model, tape))))
-            except Exception:  # a wrong guess may break the model in any way: then it does have an effect
-                counts.add(("broken",))
-        if len(counts) == 1 and ("broken",) not in counts:
+        # A value that equals the visits may have been read at construction: then the model is built with another.
+        if not acts(setting, one, rebuilt=one.kind != "kwarg" and one.value == visits):
             asked = "" if one.value is None else f" asks for {one.value} loops and"
             said = (
                 f"{one.name}{asked} changes nothing: the model makes {visits} visit{'s' * (visits > 1)} at 2, 3 and 5"
@@ -210,7 +200,11 @@ def unused_knobs(setting: Setting, loop: FoundLoop | None, knob: Knob | None) ->
     return []
 
 
+def _last(knob: Knob) -> str:
+    return knob.name.rpartition(".")[2]
+
+
 def _means_loops(knob: Knob) -> bool:
     """Say whether it is named like a number of loops and nothing else; iterations in a config are those of a training."""
-    name = knob.name.rpartition(".")[2].lower()
+    name = _last(knob).lower()
     return bool(PLAIN.match(name)) and not (knob.kind == "config" and "iter" in name)

@@ -154,6 +154,9 @@ def _candidates(model: nn.Module) -> list[Any]:
     for width in _widths(model):
         made.append(torch.randn(SEQUENCES, TOKENS, width, generator=generator).to(place, dtype))
         made.append(torch.randn(SEQUENCES, width, generator=generator).to(place, dtype))
+    tables = [p.shape[0] for p in model.parameters() if p.ndim == 2 and p.shape[0] > 8]
+    if tables and not sizes:  # tokens that are looked up in a matrix of the model's own
+        made.append(torch.randint(0, min(tables), (SEQUENCES, TOKENS), generator=generator).to(place))
     return made
 
 

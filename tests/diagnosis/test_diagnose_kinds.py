@@ -1,0 +1,179 @@
+"""Kinds of faults that a held-out batch showed: each with a model that has it and one that only looks like it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from loopscale.diagnosis import diagnose
+
+D = 16
+
+
+class Toy(nn.Module):
+    """A right loop over tokens; what a test is about is written in `visit` or `count`."""
+
+    def __init__(self, loops=4):
+        super().__init__()
+        self.table, self.norm, self.head = nn.Embedding(20, D), nn.LayerNorm(D), nn.Linear(D, 20)
+        self.f, self.passes = nn.Sequential(nn.Linear(D, D), nn.ReLU(), nn.Linear(D, D)), loops
+
+    def count(self):
+        return self.passes
+
+    def visit(self, x, n):
+        return x + self.f(self.norm(x)) / n
+
+    def forward(self, tokens):
+        x = self.table(tokens)
+        for _ in range(self.count()):
+            x = self.visit(x, self.count())
+        return self.head(x)
+
+
+def told(model, batch=None, **more):
+    return diagnose(model, batch, products=0, **more)
+
+
+@pytest.mark.parametrize("how", ["index_add", "scatter_add"])
+def test_a_mean_over_neighbours_adds_nothing_to_the_stream(how):
+    class Mean(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lift, self.message = nn.Linear(6, D), nn.Linear(D, D)
+
+        def forward(self, nodes, edges):
+            h, (source, target) = self.lift(nodes), edges
+            where = target if how == "index_add" else target[:, None].expand(-1, D)
+            for _ in range(5):
+                h = torch.tanh(self.message(getattr(torch.zeros_like(h), how)(0, where, h[source]) / 2))
+            return h
+
+    here = torch.arange(8)
+    edges = torch.stack([here.repeat(2), torch.cat([(here + 1) % 8, (here - 1) % 8])])
+    found = told(Mean(), (torch.randn(8, 6), edges))
+    assert (found.loops, found.growth) == (5, "bounded") and not found.at_least("warning"), found.text()
+
+
+def test_tokens_are_made_up_for_a_table_that_is_a_raw_parameter():
+    class Raw(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.w = nn.Parameter(torch.randn(20, D)), nn.Parameter(torch.randn(D, D) / 4)
+
+        def forward(self, tokens):
+            x = self.table[tokens]
+            for _ in range(4):
+                x = x + torch.tanh(x @ self.w) / 4
+            return x
+
+    assert (told(Raw()).loops, told(Raw()).codes) == (4, set())
+
+
+def test_numbers_that_mix_streams_are_no_initialisation():
+    class Streams(Toy):
+        def __init__(self):
+            super().__init__()
+            self.mix = nn.Parameter(3 * torch.eye(3))
+            for layer, size in ((self.f[0], 1.0), (self.f[2], 0.63)):
+                nn.init.normal_(layer.weight, std=size * D**-0.5)
+
+        def forward(self, tokens):
+            s = self.table(tokens).unsqueeze(2).repeat(1, 1, 3, 1)
+            for _ in range(4):
+                s = torch.einsum("mn,btnd->btmd", self.mix.softmax(-1), s)
+                s = s + self.f(self.norm(s.mean(2))).unsqueeze(2) / 4
+            return self.head(s.mean(2))
+
+    assert "double-depth-scale" not in told(Streams()).codes
+
+
+class Configured(Toy):
+    """`n_loops` stands in a config; `read` says when it is read, if at all."""
+
+    def __init__(self, config):
+        super().__init__(config.n_loops if config.read == "built" else 4)
+        self.config = config
+
+    def count(self):
+        return self.config.n_loops if self.config.read == "run" else self.passes
+
+
+@pytest.mark.parametrize(("read", "codes"), [("never", {"knob-without-effect"}), ("built", set()), ("run", set())])
+def test_a_number_beside_the_one_that_is_read(read, codes):
+    found = told(Configured(SimpleNamespace(n_loops=4, read=read)))
+    assert found.codes == codes, found.text()
+
+
+def test_a_most_of_any_name_and_a_config_of_any_name_are_tried():
+    class Settles(Toy):
+        def __init__(self):
+            super().__init__()
+            self.limit = 30
+
+        def forward(self, tokens):
+            x = self.table(tokens)
+            for _ in range(self.limit):
+                before, x = x, 0.3 * x + 0.3 * torch.tanh(self.f(x))
+                if (x - before).norm() < 0.05 * before.norm():
+                    break
+            return self.head(x)
+
+    found = told(Settles())
+    assert "halts-early" in found.codes and found.loops_argument == "limit", found.text()
+
+    @dataclass
+    class Numbers:
+        loops: int = 4
+
+    class Held(Toy):
+        def __init__(self):
+            super().__init__()
+            self.c = Numbers()
+
+        def count(self):
+            return self.c.loops
+
+    assert told(Held()).loops_argument == "c.loops"
+
+
+def test_a_number_of_layers_is_no_number_of_loops():
+    class Layers(nn.Module):
+        def __init__(self, reads):
+            super().__init__()
+            self.table, self.loops, self.reads = nn.Embedding(20, D), 4, reads
+            self.layers = nn.ModuleList(nn.Linear(D, D) for _ in range(4))
+
+        def forward(self, tokens):
+            x = self.table(tokens)
+            for i in range(self.loops if self.reads else 4):
+                x = x + self.layers[i](x) / 2
+            return x
+
+    assert told(Layers(True)).codes == {"not-looped"}
+    assert told(Layers(False)).codes == {"untied"}
+
+
+def test_what_restarts_is_counted_and_a_decay_is_named_by_what_it_is_made_of():
+    class Restarts(Toy):
+        def forward(self, tokens):
+            x = self.table(tokens)
+            return self.head(sum(self.visit(x, 5) for _ in range(5)))
+
+    found = told(Restarts())
+    assert (found.looped, found.loops, found.codes) == (False, 5, {"restarts"})
+
+    class Decays(Toy):
+        def __init__(self):
+            super().__init__()
+            self.raw = nn.Parameter(torch.full((D,), -18.0))
+
+        def visit(self, x, n):
+            return torch.exp(-nn.functional.softplus(self.raw)) * x + self.f(self.norm(x)) / n
+
+    (finding,) = told(Decays()).findings
+    assert finding.code == "marginal-decay" and "made of raw" in finding.evidence and ".py:" in finding.evidence
