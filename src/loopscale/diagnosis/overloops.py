@@ -35,7 +35,9 @@ class OverLoops:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
-        return {name: value for name, value in asdict(self).items() if name != "law"}
+        told = {**asdict(self), "loops": list(self.loops), "gains": list(self.gains)}
+        del told["law"]
+        return told
 
 
 def counts_around(own: int) -> list[int]:
