@@ -75,6 +75,15 @@ def nearest(word: str, options: Iterable[str]) -> str:
     return f"{hint}known: {', '.join(names)}"
 
 
+def between(noun: str, value: int, least: int, most: int) -> None:
+    """Raise `UserError` for a count outside of its bounds: what is asked for comes to an end.
+
+    >>> between("seeds", 3, 1, 1000)
+    """
+    if not least <= value <= most:
+        raise UserError(f"{noun} must be from {least} to {most:,}, not {value}")
+
+
 def require(module: str, extra: str) -> ModuleType:
     """Import an optional dependency, or raise `MissingExtraError` with the command that installs it."""
     try:

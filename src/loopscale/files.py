@@ -25,14 +25,22 @@ LOCK = ".lock"  # in a folder that one process at a time may write
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; on success it is flushed to disk and renamed over `path`.
 
+    What killed processes left of earlier tries at the same file is removed.
+
     Raises `UserError` when the disk is full or not writable; the old file, if any, is then untouched.
     """
     aside: Path | None = None
+    handle: int | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f".{glob.escape(path.name)}.{'[a-z0-9_]' * 8}"):  # as mkstemp names them
+            if _free(left):
+                with suppress(OSError):
+                    left.unlink()
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        os.close(handle)
         aside = Path(name)
+        _hold(handle)
+        aside.touch(0o644)  # between the two calls it looked like one of a dead process
         os.chmod(aside, 0o644)
         yield aside
         with aside.open("rb") as written:
@@ -41,6 +49,8 @@ def replacing(path: Path) -> Iterator[Path]:
     except OSError as cause:
         raise disk_error(path, cause) from cause
     finally:
+        if handle is not None:
+            os.close(handle)
         if aside is not None:
             aside.unlink(missing_ok=True)
 
@@ -92,13 +102,24 @@ def _take(handle: TextIO, busy: str) -> None:
     handle.flush()
 
 
-def _dead(aside: Path) -> bool:
-    """Say whether whoever made the folder aside has ended: its lock is there, and free."""
+def _hold(handle: int) -> None:
+    """Lock an open file for as long as it is open, where the system has such locks."""
+    with suppress(ImportError, OSError):
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _free(aside: Path) -> bool:
+    """Say whether whoever held a file or folder aside has ended: its lock is free."""
     try:
         import fcntl
 
-        with (aside / LOCK).open("r+") as handle:
+        handle = os.open(aside, os.O_RDONLY)
+        try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        finally:
+            os.close(handle)
         return True
     except (ImportError, OSError):
         return False
@@ -167,27 +188,42 @@ def new_folder(path: Path) -> Iterator[None]:
 def folder_aside(path: Path) -> Iterator[Path]:
     """Give a new folder beside `path` that takes its place, an empty one's at most, when the block is done.
 
-    What killed processes left of earlier tries is removed. Raises `UserError` when the disk refuses; nothing is left
-    behind then.
+    What killed processes left of earlier tries is removed. Raises `UserError` when the disk refuses, also where a library
+    says so in its own words; nothing is left behind then.
     """
-    for left in path.parent.glob(f".{glob.escape(path.name[:200])}.*"):
-        if _dead(left):
+    for left in path.parent.glob(f".{glob.escape(path.name[:200])}.{'[a-f0-9]' * 8}"):
+        if left.is_dir() and _free(left):
             shutil.rmtree(left, ignore_errors=True)
-    aside = path.parent / f".{path.name[:200]}.{secrets.token_hex(4)}"
+    aside, handle = path.parent / f".{path.name[:200]}.{secrets.token_hex(4)}", None
     try:
         with new_folder(path.parent):
             try:
                 aside.mkdir()
-                with alone(aside / LOCK, "{process} writes here"):
-                    yield aside
-                    (aside / LOCK).unlink()
+                handle = os.open(aside, os.O_RDONLY)
+                _hold(handle)
+                yield aside
                 if path.exists():
                     path.rmdir()
                 os.rename(aside, path)
             finally:
                 shutil.rmtree(aside, ignore_errors=True)
-    except OSError as cause:
-        raise disk_error(path, cause) from cause
+                if handle is not None:
+                    os.close(handle)
+    except Exception as cause:
+        refused = cause if isinstance(cause, OSError) else system_error(cause)
+        if refused is None:
+            raise
+        raise disk_error(path, refused) from cause
+
+
+def system_error(cause: Exception) -> OSError | None:
+    """Read the system's number out of the text of a library written in Rust ("... (os error 28)"); None without one.
+
+    >>> system_error(RuntimeError("I/O error: No space left on device (os error 28)")).errno
+    28
+    """
+    number = str(cause).rpartition("(os error ")[2].partition(")")[0]
+    return OSError(int(number), os.strerror(int(number))) if number.isdecimal() else None
 
 
 def disk_error(path: Path, cause: OSError) -> UserError:

@@ -129,5 +129,28 @@ def test_numbers_of_other_scripts_are_read_or_refused(capsys: pytest.CaptureFixt
         assert code == 2 and err.count("\n") == 1 and "mistake of loopscale" not in err
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "generate run --prompt a --tokens",
+        "generate run --prompt a --loops",
+        "transfer --seeds",
+        "exponent --seeds",
+        "exponent --fresh",
+        "tune small.toml --target loops=8 --seeds",
+        "tune small.toml --target loops=8 --trials",
+        "verify tuning --loops 2 --seeds",
+    ],
+)
+def test_what_is_asked_for_comes_to_an_end(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("small.toml").write_text("[model]\nwidth = 64\n")
+    code, _, err = said(capsys, *line.split(), "9" * 30)
+    assert code == 2 and "from 1 to 1" in err.replace("from 3", "from 1").replace("1<=x<=", "from 1 to ")
+    assert [path.name for path in tmp_path.iterdir()] == ["small.toml"]
+
+
 def test_every_command_of_the_table_is_there():
     assert list(cli.COMMANDS) == cli.group.list_commands(None)

@@ -104,7 +104,7 @@ def test_mistakes_get_a_sentence(run: Path, task: Path, tmp_path: Path, capsys: 
             "does not describe a task: it needs a line 'task: NAME'",
         ),
         ((str(run), "--tasks", str(tmp_path / "absent.yaml")), "cannot read the task file"),
-        ((str(run), "--tasks", str(task), "--loops", "0"), "loops must be a whole number of at least 1, got 0"),
+        ((str(run), "--tasks", str(task), "--loops", "0"), "loops must be from 1 to 1,000,000, not 0"),
         ((str(run), "--tasks", str(task), "--limit", "0"), "limit must be at least 1 document, not 0"),
         ((str(run), "--tasks", ","), "no task is named"),
         ((str(run), "--tasks", "words", "--include", str(tmp_path / "none")), "is not a folder of task files"),

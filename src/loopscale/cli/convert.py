@@ -120,20 +120,11 @@ def _loss(model: Any, source: Path, text: Path, trusted: bool) -> float:
 def _save(model: Any, source: Path, out: Path) -> None:
     """Write beside `out` and rename: no half-written model is left."""
     import shutil
-    import tempfile
 
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
+    from loopscale.files import folder_aside
+
+    with folder_aside(out) as aside:
         model.save_pretrained(aside)
         for path in source.iterdir():
             if path.is_file() and path.name.startswith(_SIDE_FILES):
                 shutil.copy2(path, aside / path.name)
-        aside.chmod(0o755)
-        if out.exists():
-            out.rmdir()
-        aside.rename(out)
-    except OSError as cause:
-        raise UserError(f"cannot write {out} ({cause.strerror}): name another place with --out") from cause
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)

@@ -72,16 +72,18 @@ def prepare_data(
     """
     found = find_source(source, identity=_quick_identity)
     asked = {"source": found.shown, "identity": found.identity, **settings.model_dump()}
-    if (done := _whole(out, asked)) is not None:
+    if (done := _whole(out, asked)) is not None and not any(map(_left, out.iterdir())):
         return done
     if out.exists() and not is_prepared(out) and (not out.is_dir() or any(not _left(file) for file in out.iterdir())):
         raise UserError(f"{out} already exists and is no empty folder: name another folder with --out")
     with new_folder(out), alone(out / LOCK, f"another process prepares {out} ({{process}}): wait until it ends"):
-        if (done := _whole(out, asked)) is not None:
-            return done
         for left in list(out.iterdir()):  # of killed processes: this one holds the lock
             if _left(left) and left.name != LOCK:
                 left.unlink()
+        if (done := _whole(out, asked)) is not None:
+            for file in (PROGRESS, LOCK):
+                (out / file).unlink(missing_ok=True)
+            return done
         progress = _begin(out, asked)
         try:
             write_record(out / PROGRESS, progress)  # before the tokenizer: with it the folder is known as begun

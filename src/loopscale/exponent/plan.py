@@ -9,16 +9,15 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
-from loopscale.errors import UserError, nearest
+from loopscale.errors import UserError, between, nearest
 from loopscale.parameterization import RULES, Depth, Rule, get_rule
 from loopscale.records import ExponentStudyRecord
-from loopscale.study import UserCode, job_of
+from loopscale.study import MOST_SEEDS, UserCode, job_of
 from loopscale.train import TrainConfig, equal_steps
 from loopscale.train.load import stored_config
 
 RULE = "looped"  # one grid over its strength holds the eps of every pre-norm rule
 CARRIED = ("looped", "0.75", "sqrt", "none", "depth-mup")
-MOST_SEEDS = 1000  # of the grid; the fresh ones begin there
 PILOT_SEEDS = 2  # of the search for the outer rate
 
 
@@ -91,8 +90,8 @@ class ExponentPlan:
             _check_axis(noun, values, least)
         if self.outer_rate is not None and not (math.isfinite(self.outer_rate) and self.outer_rate > 0):
             raise UserError(f"an outer rate is a positive number, got {self.outer_rate!r}")
-        if not (1 <= self.seeds <= MOST_SEEDS and 1 <= self.fresh <= MOST_SEEDS):
-            raise UserError(f"seeds and fresh seeds are from 1 to {MOST_SEEDS}, got {self.seeds} and {self.fresh}")
+        between("seeds", self.seeds, 1, MOST_SEEDS)
+        between("fresh seeds", self.fresh, 1, MOST_SEEDS)
         for way in self.carry:
             check_way(way, self.user_code)
 

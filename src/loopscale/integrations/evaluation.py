@@ -11,9 +11,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from loopscale.errors import UserError, first_line, nearest, require, settings
+from loopscale.errors import UserError, between, first_line, nearest, require, settings
 from loopscale.integrations.versions import transformers
-from loopscale.parameterization import Depth
+from loopscale.train.generate import MOST_LOOPS
 from loopscale.train.run import Warn, open_run
 
 _OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
@@ -43,7 +43,7 @@ class Evaluation:
         if self.batch_size < 1:
             raise UserError(f"batch_size must be at least 1, not {self.batch_size}")
         if self.loops is not None:
-            Depth(self.loops, 1)
+            between("loops", self.loops, 1, MOST_LOOPS)
 
 
 def evaluate_tasks(

@@ -11,10 +11,11 @@ from loopscale.study.ray_tasks import RayTasks
 from loopscale.study.run import Page, provenance_of, run_asked
 from loopscale.study.slurm import SlurmArrays
 from loopscale.study.stopping import thresholds
-from loopscale.study.trial import job_of, run_trial, trial_key, trial_seconds
+from loopscale.study.trial import MOST_SEEDS, job_of, run_trial, trial_key, trial_seconds
 from loopscale.study.user_code import UserCode, objective_values
 
 __all__ = [
+    "MOST_SEEDS",
     "Batched",
     "Executor",
     "Fastest",

@@ -52,8 +52,6 @@ def driven(folder: Path, marker: str, noun: str) -> Iterator[None]:
     with new_folder(folder):
         try:
             with alone(folder / LOCK, busy):
-                for left in folder.glob(".*.json.*"):  # of a driver that was killed while it wrote
-                    left.unlink(missing_ok=True)
                 yield
         finally:
             if not (folder / marker).exists() and _begun(

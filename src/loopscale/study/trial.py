@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from loopscale.study.user_code import UserCode
     from loopscale.train import Fit, TrainConfig
 
+MOST_SEEDS = 1000  # of a study
+
 
 def start_worker(meeting: Barrier | None = None) -> None:
     """Begin a worker: one thread, at the lowest priority. Threads fight at these sizes.

@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from loopscale.errors import UserError, nearest, settings
+from loopscale.errors import UserError, between, nearest, settings
 from loopscale.nn import KeyValueCache, Past, last_visit, per_visit
 from loopscale.nn.past import Sharing
 from loopscale.train.load_model import load_model
 from loopscale.train.run import Warn
 from loopscale.train.user import logits_of
+
+MOST_TOKENS, MOST_LOOPS = 10**6, 10**6  # what is asked for comes to an end
 
 CACHES: dict[str, Sharing | None] = {"per-visit": per_visit, "last-visit": last_visit, "none": None}
 
@@ -74,8 +76,9 @@ def generate(
     Raises `UserError` for values out of range, a folder that is no run, or a run without a checkpoint or text.
     """
     chosen = settings(Sampling, keywords, "generate")
-    if tokens < 1:
-        raise UserError(f"tokens must be at least 1, not {tokens}")
+    between("tokens", tokens, 1, MOST_TOKENS)
+    if loops is not None:
+        between("loops", loops, 1, MOST_LOOPS)
     if not (math.isfinite(temperature) and temperature >= 0):
         raise UserError(f"temperature must be 0 (the likeliest token) or a positive number, not {temperature}")
     user = chosen.model is not None

@@ -6,7 +6,6 @@ A process alone writes NAME.safetensors, a rank of several NAME-00001-of-00002.s
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +22,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 
 from loopscale.errors import UserError, first_line
-from loopscale.files import disk_error
+from loopscale.files import disk_error, system_error
 
 PICKLED = ".metadata"  # torch's older format: reading it runs whatever it holds
 
@@ -53,7 +52,7 @@ def write_tensors(folder: Path, name: str, tensors: Mapping[str, Tensor], *, ran
     except CheckpointException as cause:
         raise _sentence(path, cause) from cause
     except SafetensorError as cause:
-        raise disk_error(path, _os_error(cause)) from cause
+        raise disk_error(path, system_error(cause) or OSError(5, str(cause))) from cause
     except OSError as cause:
         raise disk_error(path, cause) from cause
 
@@ -119,10 +118,3 @@ def _sentence(folder: Path, cause: CheckpointException) -> UserError:
             return disk_error(folder, failure[0])
     reason = next((first_line(failure[0]) for failure in cause.failures.values()), "unknown")
     return UserError(f"cannot write {folder} ({reason}): look at the disk, then continue the run with --resume")
-
-
-def _os_error(cause: Exception) -> OSError:
-    """Read the number out of safetensors' text ("... (os error 28)"): its errors carry no errno."""
-    digits = "".join(filter(str.isdecimal, str(cause).rpartition("os error")[2]))
-    number = int(digits) if digits else 5
-    return OSError(number, os.strerror(number))

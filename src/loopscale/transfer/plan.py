@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from loopscale.errors import UserError
+from loopscale.errors import UserError, between
 from loopscale.parameterization import Depth, Width, get_rule, prescription
 from loopscale.records import StudyRecord
-from loopscale.study.trial import job_of, trial_key
+from loopscale.study.trial import MOST_SEEDS, job_of, trial_key
 from loopscale.study.user_code import UserCode
 from loopscale.train import TrainConfig, equal_steps
 from loopscale.train.load import stored_config
@@ -79,8 +79,7 @@ class StudyPlan:
             axis = getattr(self, name)
             if not axis or len(set(axis)) != len(axis):
                 raise UserError(f"{name} must list at least one value, each once, got {list(axis)}")
-        if self.seeds < 1:
-            raise UserError(f"seeds must be at least 1, got {self.seeds}")
+        between("seeds", self.seeds, 1, MOST_SEEDS)
         for loops, seeds in self.cheap_seeds:
             if loops not in self.loops or seeds < self.seeds:
                 raise UserError(

@@ -6,13 +6,14 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from loopscale.errors import UserError, describe, nearest
+from loopscale.errors import UserError, between, describe, nearest
 from loopscale.parameterization import Depth, Width, get_rule
 from loopscale.records import TuneRecord, checked
-from loopscale.study import UserCode, job_of, trial_key
+from loopscale.study import MOST_SEEDS, UserCode, job_of, trial_key
 from loopscale.train import TrainConfig
 
 TUNABLE = ("lr", "strength", "outer_lr", "weight_decay", "warmup", "batch")
+MOST_TRIALS = 1000  # of the exploration: its model of the losses takes time with their cube
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,8 @@ class TuneSettings:
                 raise UserError(f"cannot tune {name!r}: {nearest(name, TUNABLE)}")
         if "lr" not in self.tuned or len(set(self.tuned)) != len(self.tuned):
             raise UserError("--tune must list lr and, each once, what else to tune, such as lr,strength,weight_decay")
-        if self.trials < 3 or self.seeds < 1:
-            raise UserError(f"tuning needs at least 3 trials and 1 seed, got {self.trials} and {self.seeds}")
+        between("trials", self.trials, 3, MOST_TRIALS)
+        between("seeds", self.seeds, 1, MOST_SEEDS)
 
     @property
     def rule(self) -> str:
