@@ -1,12 +1,16 @@
-"""Shared by all tests: one thread, and a token cache that no test shares with the user's."""
+"""Shared by all tests: one thread, no clock for hypothesis, a browser, and a token cache that is not the user's."""
 
 from __future__ import annotations
 
 import os
 
 import pytest
+from browsing import launched
+from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+settings.register_profile("events", deadline=None)  # a loaded machine is slow, not wrong
+settings.load_profile("events")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -33,3 +37,10 @@ def inline(monkeypatch):
             pass
 
     monkeypatch.setattr(loopscale.study, "LocalProcesses", Inline)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A headless Chromium for all tests of a worker."""
+    with launched() as chromium:
+        yield chromium

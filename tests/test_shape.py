@@ -81,3 +81,17 @@ def crowded() -> list[str]:
 
 def test_few_functions_have_more_than_six_parameters():
     assert len(crowded()) <= EXCUSED, f"bundle parameters in a config object: {crowded()}"
+
+
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.name)
+def test_a_test_gives_up_on_no_clock_of_less_than_minutes(path):
+    """A loaded machine is slow, not wrong: ten minutes, in seconds or a browser's milliseconds, or no limit."""
+    text = path.read_text()
+    limits = [int(number.replace("_", "")) for number in re.findall(r"\btimeout=([\d_]+)", text)]
+    assert all(limit in (600, 600_000) for limit in limits), limits
+    assert (
+        not re.search(r"monotonic\(\) \+ \d|startTime|perf_counter\(\) - \w+ < ", text) or path.name == "test_shape.py"
+    )

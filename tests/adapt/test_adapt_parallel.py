@@ -26,6 +26,6 @@ def test_two_ranks_give_the_gradients_of_one(tmp_path):
         for rank in range(2)
     ]
     for rank in ranks:
-        out, err = rank.communicate(timeout=300)
+        out, err = rank.communicate(timeout=600)
         assert rank.returncode == 0, err[-3000:]
         assert out.count("equal") == 6, out

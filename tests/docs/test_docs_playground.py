@@ -1,7 +1,6 @@
 """The playground in a browser: Python's numbers, no NaN, by keyboard and screen reader, phone to desktop, offline."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -9,13 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from browsing import Visit
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "docs" / "playground"
 sys.path.insert(0, str(SOURCE))
 pytestmark = pytest.mark.browser
-QUIET = "--no-sandbox --disable-gpu --no-first-run --disable-sync --disable-background-networking"
-QUIET += " --disable-component-update"
 RULES = ["looped", "looped-complete", "sqrt", "none", "depth-mup"]
 
 
@@ -26,39 +24,20 @@ def path(tmp_path_factory):
     return build.build(tmp_path_factory.mktemp("playground"))
 
 
-@pytest.fixture(scope="module")
-def chromium():
-    sync_api = pytest.importorskip("playwright.sync_api")
-    names = (os.environ.get("CHROMIUM"), "chromium", "chromium-browser", "google-chrome")
-    found = next((place for name in names if name and (place := shutil.which(name))), None)
-    if found is None:
-        pytest.skip("no Chromium: install the package 'chromium' or set $CHROMIUM to one")
-    with sync_api.sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=found, args=QUIET.split())
-        yield launched
-        launched.close()
-
-
 @pytest.fixture
-def opened(chromium, path):
-    """(width, scheme) -> page; at the end nothing was asked for or complained about."""
-    pages, asked, said = [], [], []
+def opened(browser, path):
+    """(width, scheme) -> visit; at the end nothing was asked for or complained about."""
+    visits = []
 
     def look(width=1280, scheme="light"):
-        page = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        page.on("request", lambda request: asked.append(request.url))
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.goto(path.as_uri())
-        page.wait_for_selector("html[data-ready]", timeout=20_000)
-        pages.append(page)
-        return page
+        visits.append(Visit(browser, path, width, scheme))
+        return visits[-1].page
 
+    look.visits = visits
     yield look
-    for page in pages:
-        page.close()
-    assert said == []
-    assert [url for url in asked if url != path.as_uri() and not url.startswith(("data:", "blob:"))] == []
+    for visit in visits:
+        visit.page.close()
+        visit.is_clean()
 
 
 def test_the_numbers_are_pythons(opened):
@@ -122,8 +101,7 @@ def test_it_fits_and_does_not_shift(opened, width, scheme):
         (sum, e) => sum + e.value, 0))).observe({type: "layout-shift", buffered: true});
         setTimeout(() => done(0), 300); })"""
     assert page.evaluate(shifts) < 0.02
-    painted = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0]?.startTime ?? 0")
-    assert painted < 1000
+    assert opened.visits[0].processor_seconds() < 1
 
 
 def test_by_keyboard_alone(opened):
@@ -181,7 +159,7 @@ def test_three_rules_train_side_by_side(opened):
     page.evaluate("document.getElementById('loops').value = 2; update()")
     page.locator("#go").focus()
     page.keyboard.press("Enter")
-    page.wait_for_selector("#training[data-done]", timeout=60_000)
+    page.wait_for_selector("#training[data-done]")
     said = page.locator("#trained").text_content()
     assert "N = 4, L = 1, strength 1. looped: loss" in said and "after 40 steps; sqrt: loss" in said
     assert page.locator("#training polyline").count() == 3 and page.locator("#stop").is_disabled()

@@ -117,6 +117,6 @@ def test_mistakes_get_a_sentence(run: Path, task: Path, tmp_path: Path, capsys: 
 @pytest.mark.parametrize("run", ["bytes"], indirect=True)
 def test_a_task_whose_data_are_elsewhere_is_a_sentence(run: Path):
     command = [sys.executable, "-m", "loopscale", "evaluate", str(run), "--tasks", "hellaswag", "--limit", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 2 and "are not on this machine" in last and "Traceback" not in done.stderr, done.stderr

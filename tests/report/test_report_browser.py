@@ -3,38 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from browsing import Visit
 from made_study import write_study
 
 from loopscale.report import write_report
 
 pytestmark = pytest.mark.browser
-
-
-class Visit:
-    """A page opened at a width, with everything it asked for and complained about."""
-
-    def __init__(self, browser, path, width=1280, scheme="light"):
-        self.asked, self.said = [], []
-        self.page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        self.page.on("request", lambda request: self.asked.append(request.url))
-        self.page.on("console", lambda message: self.said.append(message.text))
-        self.page.on("pageerror", lambda error: self.said.append(str(error)))
-        self.page.goto(path.as_uri())
-        self.page.wait_for_selector("html[data-ready]", timeout=20_000)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.page.close()
-
-    def is_clean(self):
-        assert self.said == []
-        assert [url for url in self.asked if not url.startswith(("file:", "data:", "blob:"))] == []
-        assert len([url for url in self.asked if url.startswith("file:")]) == 1
-
-    def fits(self):
-        assert self.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
@@ -59,7 +33,7 @@ def test_hovering_and_arrow_keys_show_the_numbers(browser, study):
         page = visit.page
         page.locator("#loss-at-the-optimum").scroll_into_view_if_needed()
         page.locator("#loss-at-the-optimum svg .mark-symbol path").first.hover(force=True)
-        page.wait_for_selector("#tip:not([hidden])", timeout=5000)
+        page.wait_for_selector("#tip:not([hidden])")
         assert "loss 2.2870" in page.locator("#tip").text_content()
         page.locator("#loss-over-learning-rate .chart").focus()
         page.keyboard.press("ArrowRight")
@@ -79,7 +53,7 @@ def test_a_legend_button_hides_its_lines(browser, study):
         button.focus()
         visit.page.keyboard.press("Enter")
         assert button.get_attribute("aria-pressed") == "false"
-        visit.page.wait_for_function(f"{count} < {before}", timeout=5000)
+        visit.page.wait_for_function(f"{count} < {before}")
         visit.is_clean()
 
 

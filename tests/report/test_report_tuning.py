@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from test_report_browser import Visit
+from browsing import Visit
 
 from loopscale import UserError
 from loopscale.cli import main

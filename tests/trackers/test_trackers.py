@@ -169,7 +169,7 @@ def test_the_other_trackers_offline(config: TrainConfig, tmp_path: Path, name: s
 
     def loopscale(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "loopscale", *arguments]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr
         return done
 

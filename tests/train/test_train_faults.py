@@ -145,7 +145,7 @@ def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
         "-m",
         "loopscale",
     ]
-    return subprocess.run([*command, *map(str, arguments)], env=ENV, text=True, capture_output=True, timeout=240)
+    return subprocess.run([*command, *map(str, arguments)], env=ENV, text=True, capture_output=True, timeout=600)
 
 
 def test_torchrun_trains_and_only_rank_0_speaks(config_file: Path, tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ def test_sigterm_ends_the_processes_and_leaves_nothing_behind(tmp_path):
     while process.poll() is None and not Journal(tmp_path / "s").trials:
         time.sleep(0.02)
     process.terminate()
-    said = process.communicate(timeout=90)[1]
+    said = process.communicate(timeout=600)[1]
     assert process.returncode == 143 and said.endswith("loopscale: stopped by SIGTERM, the same command goes on\n"), (
         said
     )

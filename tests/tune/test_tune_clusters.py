@@ -86,10 +86,10 @@ def test_a_running_cluster_is_found_by_address(tmp_path):
         size = ["--target", "loops=8", "--trials", "7", "--seeds", "2", "--out", "t"]
         where = ["--executor", "ray", "--address", "auto"]
         run = [sys.executable, "-m", "loopscale", "tune", "small.toml", *size, *where]
-        done = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr
         assert "Traceback" not in done.stderr
     finally:
         os.killpg(head.pid, signal.SIGTERM)
-        head.communicate(timeout=60)
+        head.communicate(timeout=600)
     is_complete_and_true(tmp_path / "t")

@@ -110,7 +110,7 @@ def test_a_tuning_and_its_verification_survive_an_interruption(place, number):
     for kind, begin, more in (("trials", tuning, 4), ("verify", verifying, 3)):
         process = begin(place)
         stop_after(process, place, kind, more, number)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + LONG
         while alive(process.pid) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert not alive(process.pid), "workers outlived the study"

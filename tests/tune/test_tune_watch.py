@@ -12,6 +12,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from browsing import PATIENCE
 
 import loopscale
 from loopscale.cli.display import table
@@ -49,27 +50,23 @@ def wait_for(what, seconds=300):
 
 
 @pytest.mark.browser
-def test_the_live_page_grows_by_itself_and_ends_with_the_plan(tuning):
-    sync_api = pytest.importorskip("playwright.sync_api")
+def test_the_live_page_grows_by_itself_and_ends_with_the_plan(tuning, browser):
     folder, process = tuning
-    with make_server(folder, 0) as server, sync_api.sync_playwright() as playwright:
+    with make_server(folder, 0) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        path = os.environ.get("CHROMIUM", "/usr/bin/chromium")
-        if not Path(path).exists():
-            pytest.skip("no Chromium here")
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page()
+        page.set_default_timeout(PATIENCE)
         page.goto(f"http://127.0.0.1:{server.server_address[1]}/")
         rows = page.locator("tbody tr")
         first = rows.count()
         (folder.parent / "hold").unlink()
-        page.wait_for_function(f"document.querySelectorAll('tbody tr').length > {first}", timeout=300_000)
+        page.wait_for_function(f"document.querySelectorAll('tbody tr').length > {first}")
         process.wait(timeout=600)
-        page.wait_for_selector("text=Tuned at N = 1", timeout=300_000)
+        page.wait_for_selector("text=Tuned at N = 1")
         assert page.locator("h1").text_content() == "Tuning t"
         page.click("text=The finished report")
-        page.wait_for_selector("html[data-ready]", timeout=300_000)
-        browser.close()
+        page.wait_for_selector("html[data-ready]")
+        page.close()
         server.shutdown()
 
 
@@ -86,7 +83,7 @@ def test_optuna_dashboard_opens_the_mirror_while_it_grows(tuning):
 
     def ask(path):
         try:
-            return urllib.request.urlopen(f"http://127.0.0.1:8977{path}", timeout=5).read().decode()
+            return urllib.request.urlopen(f"http://127.0.0.1:8977{path}", timeout=600).read().decode()
         except OSError:
             return ""
 
