@@ -18,9 +18,10 @@ def roles_of(model: nn.Module, roles: Mapping[str, Role] | None = None) -> dict[
     Both may name some parameters only, or modules, for all parameters below them. A tied readout is the embedding under
     a second name: one parameter with one role, that of the embedding unless `roles` says otherwise.
 
-    Inferred: inside a `Loop`, below a residual branch with a scale, or in a block like those of a loop (a prelude, a coda),
-    matrices are hidden, vectors gains, the weights of `nn.Embedding` embeddings. Elsewhere, by module (`nn.Embedding`; an `nn.Linear` back onto its rows is the readout), then
-    by name (`stem`, `patch_embed`, `tok`; `head`, `classifier`, `fc`). Print the result: a guess wants eyes.
+    Inferred: inside a `Loop`, below a residual branch with a scale, or in a block like those of a loop (a prelude, a
+    coda), matrices are hidden, vectors gains, the weights of `nn.Embedding` embeddings. Elsewhere, by module
+    (`nn.Embedding`; an `nn.Linear` back onto its rows is the readout), then by name (`stem`, `patch_embed`, `tok`;
+    `head`, `classifier`, `fc`). Print the result: a guess wants eyes.
 
     Raises `UserError` naming a parameter that cannot be told, or a name in `roles` that the model does not have.
 
