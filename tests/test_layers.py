@@ -61,8 +61,24 @@ SLOW_TO_IMPORT = {"torch", "numpy", "pydantic", "rich", "tempfile", "asyncio", "
     ],
 )
 def test_the_maths_and_the_help_import_nothing_slow(code):
+    assert not SLOW_TO_IMPORT & imported_by(code)
+
+
+def test_a_training_imports_nothing_for_many_ranks():
+    """They cost a third of a small training's start."""
+    slow = {
+        "sympy",
+        "torch._dynamo",
+        "torch.distributed.tensor",
+        "torch.distributed.fsdp",
+        "torch.distributed.checkpoint",
+    }
+    assert not slow & imported_by("import loopscale.transfer, loopscale.report, loopscale.train")
+
+
+def imported_by(code):
     done = subprocess.run(
         [sys.executable, "-c", f"import sys\n{code}\nprint(*sys.modules)"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert not SLOW_TO_IMPORT & set(done.stdout.splitlines()[-1].split())
+    return set(done.stdout.splitlines()[-1].split())

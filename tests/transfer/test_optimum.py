@@ -9,7 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from noise import D32, D64, D64_NONE, INDEPENDENT, World, curves, regret_of, study
 
-from loopscale.transfer import Curves, Estimate, fit_optimum, fit_slope, judge, one_shot_regret, over_seeds, wanted
+from loopscale.transfer import (
+    Curves,
+    Estimate,
+    fit_optimum,
+    fit_slope,
+    get_preset,
+    judge,
+    one_shot_regret,
+    over_seeds,
+    wanted,
+)
 from loopscale.transfer.plan import grid_index, grid_rate
 from loopscale.transfer.result import compared, overall, rule_json
 from loopscale.transfer.verdict import needed_seeds, next_step, unbracketed
@@ -125,7 +135,7 @@ def inside(interval, truth):
 
 @pytest.mark.parametrize(
     ("noise", "loops", "seeds", "spacing"),
-    [("d32", (1, 16), 3, 1), ("d64 none", (1, 4, 16), 2, 1), ("d64", (1, 4, 16), 3, 2)],
+    [("d32", (1, 16), 3, 1), ("d64 none", (1, 4, 16), 2, 1), ("d64", (1, 16), 3, 2)],
 )
 def test_every_interval_holds_the_truth_about_as_often_as_it_says(noise, loops, seeds, spacing):
     shares, verdicts = coverage(NOISES[noise], loops, seeds, 0.0, 120, spacing)
@@ -146,6 +156,15 @@ def test_coverage_and_false_verdicts_over_the_designs_that_users_run(loops, seed
                 assert verdicts.count("drifts") <= 0.03 * 600, (name, verdicts.count("drifts"))
             if drift == -0.15:
                 assert verdicts.count("transfers") <= 0.03 * 600, (name, verdicts.count("transfers"))
+
+
+def test_the_middle_of_three_loops_has_no_weight_in_slope_and_regret():
+    """So the demo trains the two ends."""
+    losses = study(World(np.random.default_rng(3), D64_NONE, (1, 4, 16), 3), (1, 4, 16), 3)
+    every, ends = Curves.fit(losses), Curves.fit({n: losses[n] for n in get_preset("demo").loops})
+    assert every.slope.value == pytest.approx(ends.slope.value)
+    assert every.slope.interval == pytest.approx(ends.slope.interval)
+    assert every.regret == ends.regret
 
 
 def test_nothing_depends_on_the_order_in_which_trials_ended():
@@ -206,6 +225,9 @@ class TestSearch:
     def test_it_is_cheap_where_the_guess_is_right(self):
         assert len(self.run(-6.0, seeds=1)) == 5
         assert len(self.run(-6.0, seeds=3)) == 15
+
+    def test_no_trial_is_spent_above_where_it_begins_when_the_best_rate_lies_below(self):
+        assert max(rate for rate, _ in self.run(-8.0, seeds=3)) == 2.0**-6
 
     def test_all_seeds_place_the_rates_and_not_the_first_alone(self):
         """Seed 0 has its optimum an octave above the others': the rates are centred on the mean."""

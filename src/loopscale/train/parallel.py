@@ -6,15 +6,13 @@ Wrapping each block instead would gather it at every visit.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from loopscale.errors import UserError
@@ -22,7 +20,11 @@ from loopscale.nn import Loop, LoopedCore
 from loopscale.speaker import speakers
 from loopscale.train.config import TrainConfig
 from loopscale.train.needs import check_memory
+from loopscale.train.sharded import is_spread
 from loopscale.train.world import World
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 Sync = Callable[[bool], AbstractContextManager[object]]
 
@@ -46,6 +48,8 @@ def shard_looped(model: nn.Module, mesh: DeviceMesh, *, param_dtype: torch.dtype
 
     Source: pytorch.org/docs/stable/distributed.fsdp.fully_shard.html; counted in tests/train/test_train_parallel.py.
     """
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
     units = list(_loops(model))
     if not units and not speakers(model):  # after `attach` the whole model is one unit
         raise UserError(
@@ -99,6 +103,8 @@ def parallelize(model: nn.Module, config: TrainConfig, world: World, device: tor
             model, device_ids=where, find_unused_parameters=config.model.factory is not None
         )
         return replica, lambda last: nullcontext() if last else replica.no_sync()
+    from torch.distributed.device_mesh import init_device_mesh
+
     mesh = init_device_mesh(device.type, (world.size,))
     dtype = torch.bfloat16 if config.train.precision == "bf16" else None
     sharded = shard_looped(model, mesh, param_dtype=dtype)
@@ -108,7 +114,6 @@ def parallelize(model: nn.Module, config: TrainConfig, world: World, device: tor
 @contextmanager
 def _gathered(model: Any, last: bool) -> Iterator[None]:
     """Reduce gradients and let go of the gathered parameters only after the last backward pass of a step."""
-    assert isinstance(model, FSDPModule)
     model.set_requires_gradient_sync(last)
     model.set_reshard_after_backward(last)
     yield
@@ -116,11 +121,12 @@ def _gathered(model: Any, last: bool) -> Iterator[None]:
 
 def let_go(model: nn.Module) -> None:
     """Forget parameters that were gathered for a forward pass without a backward pass: they would be stale after a step."""
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
+    made = sys.modules.get("torch.distributed.fsdp")  # without it nothing is sharded
+    for module in model.modules() if made is not None else ():
+        if isinstance(module, made.FSDPModule):
             module.reshard()
 
 
 def whole(tensor: Tensor) -> Tensor:
     """Return a tensor that every rank has in full: a DTensor is put together, another one is as it is."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_spread(tensor) else tensor  # type: ignore[attr-defined,no-any-return]

@@ -1,35 +1,41 @@
 """Named tensors in safetensors files, through torch's distributed checkpoint: any number of ranks reads what any wrote.
 
 A process alone writes NAME.safetensors, a rank of several NAME-00001-of-00002.safetensors. Nothing here is pickled.
+torch's distributed checkpoint takes longer to import than a small training takes, so it is imported where it is used.
 """
 
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
-from torch.distributed.tensor import DTensor
 
 from loopscale.errors import UserError, first_line
 from loopscale.files import disk_error, system_error
+
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint.api import CheckpointException
 
 PICKLED = ".metadata"  # torch's older format: reading it runs whatever it holds
 
 
 def is_sharded(model: nn.Module) -> bool:
     """Say whether the parameters are spread over ranks."""
-    return any(isinstance(p, DTensor) for p in model.parameters())
+    return any(is_spread(p) for p in model.parameters())
+
+
+def is_spread(tensor: Tensor) -> bool:
+    """Say whether each rank holds a part of the tensor."""
+    made = sys.modules.get("torch.distributed.tensor")  # without it there is no such tensor
+    return made is not None and isinstance(tensor, made.DTensor)
 
 
 def write_tensors(folder: Path, name: str, tensors: Mapping[str, Tensor], *, ranks: tuple[int, int] = (0, 1)) -> None:
@@ -40,21 +46,30 @@ def write_tensors(folder: Path, name: str, tensors: Mapping[str, Tensor], *, ran
     rank, count = ranks
     part = f"-{rank + 1:05d}-of-{count:05d}" if count > 1 else ""
     path = folder / f"{name}{part}.safetensors"
-    logging.getLogger("torch.distributed.checkpoint").setLevel(logging.ERROR)
     try:
         if count == 1:
             save_file({key: tensor.cpu() for key, tensor in _apart(tensors).items()}, path, {"format": "pt"})
-            return
-        save(_apart(tensors), storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
-        written = folder / f"shard-{rank + 1:05d}-model-00001-of-00001.safetensors"  # torch's name
-        if written.exists():  # not where the other ranks hold all
-            written.rename(path)
-    except CheckpointException as cause:
-        raise _sentence(path, cause) from cause
+        else:
+            _write_part(folder, path, tensors, rank)
     except SafetensorError as cause:
         raise disk_error(path, system_error(cause) or OSError(5, str(cause))) from cause
     except OSError as cause:
         raise disk_error(path, cause) from cause
+
+
+def _write_part(folder: Path, path: Path, tensors: Mapping[str, Tensor], rank: int) -> None:
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    logging.getLogger("torch.distributed.checkpoint").setLevel(logging.ERROR)
+    try:
+        save(_apart(tensors), storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+    except CheckpointException as cause:
+        raise _sentence(path, cause) from cause
+    written = folder / f"shard-{rank + 1:05d}-model-00001-of-00001.safetensors"  # torch's name
+    if written.exists():  # not where the other ranks hold all
+        written.rename(path)
 
 
 def stored(folder: Path) -> dict[str, Tensor]:
@@ -62,6 +77,9 @@ def stored(folder: Path) -> dict[str, Tensor]:
 
     Raises `UserError` when they are pickled or cannot be read.
     """
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
     refuse_pickled(folder)
     try:
         known = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
@@ -90,6 +108,10 @@ def read_tensors(folder: Path, into: Mapping[str, Tensor]) -> None:
 
     Raises `UserError` when one is absent or cannot be read.
     """
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.state_dict_loader import load
+
     alone = not torch.distributed.is_initialized()
     try:
         with warnings.catch_warnings():
@@ -104,7 +126,7 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     seen, apart = set[int](), dict[str, Tensor]()
     for name, tensor in tensors.items():
         tensor = tensor.detach()
-        local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        local = tensor.to_local() if is_spread(tensor) else tensor  # type: ignore[attr-defined]
         place = local.data_ptr()
         fresh = place in seen or not local.is_contiguous()
         apart[name] = tensor.clone(memory_format=torch.contiguous_format) if fresh and local.numel() else tensor

@@ -58,7 +58,7 @@ def _small(steps: int, layers: int, batch: int, width: int = 64, context: int = 
 
 
 PRESETS = {
-    "demo": Preset(_small(100, 1, 8), (1, 4, 16), 3, False, (1.0,), 2.0**-6, "about 4 minutes on 2 cores", 2),
+    "demo": Preset(_small(100, 1, 8), (1, 16), 3, False, (1.0,), 2.0**-6, "about 3 minutes on 2 cores", 2),
     "laptop": Preset(_small(120, 2, 12), (1, 2, 4, 8, 16), 3, False, (1.0,), 2.0**-6, "at most 40 minutes on 2 cores"),
     "gpu": Preset(
         _small(2000, 4, 64, width=512, context=512, device="cuda", precision="bf16"),

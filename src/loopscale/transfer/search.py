@@ -16,15 +16,16 @@ def wanted(
 ) -> list[tuple[float, int]]:
     """Return the (rate, seed) pairs to run next, given what is known; nothing when the arm is complete.
 
-    With `lrs` the grid is fixed. Otherwise: three rates an octave apart with seed 0, then towards the smaller loss until
+    With `lrs` the grid is fixed. Otherwise: two rates an octave apart with seed 0, then towards the smaller loss until
     the minimum has `REACH` grid steps on either side; then the same rates, every `spacing` grid steps, with all seeds, and
-    on towards the smaller mean until that lies in the middle. It depends on `losses` alone, so a study that is stopped and
+    on towards the smaller mean until that lies in the middle. The lower of the two is there first because the best rate
+    falls with N where it moves: no trial is spent above it. It depends on `losses` alone, so a study that is stopped and
     started again asks for the same trials.
     """
     if lrs is not None:
         return _missing(losses, sorted(lrs), seeds)
     middle = grid_index(center_lr)
-    asked = [middle - 2, middle, middle + 2]
+    asked = [middle - 2, middle]
     for count in (1, seeds):
         while True:
             missing = _missing(losses, map(grid_rate, asked), count)

@@ -36,7 +36,8 @@ class Study:
         self._rows: dict[Arm, list[list[float]]] = {}
         self._given, self._running = set[Cell](), 0
         self._arms: dict[Arm, list[Arm]] = {}  # those of one network, under the first of them
-        for arm in plan.arms:
+        # The smallest N first: others wait for its rate, and one loop beside them takes as long as they do.
+        for arm in sorted(plan.arms, key=lambda arm: arm.loops != min(plan.loops)):
             self._arms.setdefault(plan.same_network(arm), []).append(arm)
         self._asked: dict[Arm, deque[Cell]] = {}
         self._outer: float | None = None
