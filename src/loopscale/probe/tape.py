@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -56,7 +57,7 @@ class Site(NamedTuple):
         return f"{shown}:{self.line}"
 
 
-@dataclass
+@dataclass(slots=True)
 class Node:
     """One tensor that a torch call made. `params` are the parameters it read, directly or through pure reshaping.
 
@@ -90,18 +91,27 @@ def parameter_names(model: nn.Module) -> dict[Key, list[str]]:
     return names
 
 
-def tensors_in(value: Any, depth: int = 0) -> Iterator[Tensor]:
+def tensors_in(value: Any, depth: int = 0) -> list[Tensor]:
     """Return all tensors in nested tuples, lists, dicts and result objects, in order."""
-    if isinstance(value, Tensor):
-        yield value
-    elif depth > 4:
+    found: list[Tensor] = []
+    _gather(value, depth, found)
+    return found
+
+
+_PLAIN = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device, slice})  # what most arguments are
+
+
+def _gather(value: Any, depth: int, found: list[Tensor]) -> None:
+    if type(value) in _PLAIN:
         return
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors_in(item, depth + 1)
-    elif isinstance(value, (list, tuple)):
+    if isinstance(value, Tensor):
+        found.append(value)
+    elif depth <= 4 and isinstance(value, (list, tuple)):
         for item in value:
-            yield from tensors_in(item, depth + 1)
+            _gather(item, depth + 1, found)
+    elif depth <= 4 and isinstance(value, Mapping):
+        for item in value.values():
+            _gather(item, depth + 1, found)
 
 
 @dataclass
@@ -150,7 +160,8 @@ class Tape(TorchFunctionMode):
         self.names = parameter_names(self.model)
         self.buffers = {id(buffer): name for name, buffer in self.model.named_buffers()}
         self.given: dict[int, int] = {}
-        self._roots = list(tensors_in(self.batch))
+        self._roots = tensors_in(self.batch)
+        self._sites: dict[Any, Site] = {}
         for tensor in self._roots:
             self.given[id(tensor)] = len(self.nodes)
             self._add("input", (), tensor, True, frozenset(), ())
@@ -158,7 +169,9 @@ class Tape(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one torch call and note it."""
         kwargs = kwargs or {}
-        name = getattr(func, "__name__", str(func))
+        name = getattr(func, "__name__", None) or str(func)
+        if name in _SILENT and not (self.alias or self.factors or self.hollow):
+            return func(*args, **kwargs)
         self.site = self._site(name)
         if self.factors and self.site in self.factors:
             args = self._scaled(args, *self.factors[self.site])
@@ -183,15 +196,17 @@ class Tape(TorchFunctionMode):
         if self.like is None or place not in self.hollow:
             return None
         node = self.like.nodes[place]
-        device = next((t.device for t in tensors_in(args)), None)
-        made = torch.zeros(node.shape, dtype=node.dtype, device=device)
+        read = next(iter(tensors_in(args)), None)
+        made = torch.zeros(node.shape, dtype=node.dtype, device=None if read is None else read.device)
         return made.new_empty(0).new_empty_strided(node.shape, node.strides).zero_() if node.strides else made
 
     def _note(self, name: str, args: Any, kwargs: Any, out: Any) -> Any:
         made = [out] if isinstance(out, Tensor) else [item for item in out if isinstance(item, Tensor)]
         if not made:
             return out
-        sources = [*tensors_in(args), *tensors_in(kwargs)]
+        sources = tensors_in(args)
+        if kwargs:
+            sources += tensors_in(kwargs)
         inplace = _in_place(name) or "out" in kwargs
         parents, params, data = self._sources(sources)
         if inplace and name != "__setitem__" and made:
@@ -200,10 +215,12 @@ class Tape(TorchFunctionMode):
             read_back = self._read_back(*args)
             parents, data = ((read_back,), self.nodes[read_back].data) if read_back is not None else (parents, data)
         new: dict[int, Tensor] = {}
+        passed_on = set() if inplace else {id(source) for source in sources}
+        spelt = self._spell(args, kwargs)
         for tensor in made:
-            if isinstance(tensor, nn.Parameter) or (not inplace and any(tensor is source for source in sources)):
+            if id(tensor) in passed_on or (type(tensor) is not Tensor and isinstance(tensor, nn.Parameter)):
                 continue
-            index = self._add(name, parents, tensor, data, params, self._spell(args, kwargs))
+            index = self._add(name, parents, tensor, data, params, spelt)
             known = self._known(index)
             replaced = self._handed_on(known, tensor, inplace)
             setattr(replaced, _TAG, (self.serial, index))
@@ -296,8 +313,13 @@ class Tape(TorchFunctionMode):
         frame: Any = sys._getframe(2)
         while frame is not None and _hidden(frame.f_code.co_filename):
             frame = frame.f_back
-        place = (frame.f_code.co_filename, frame.f_lineno, op, frame.f_lasti) if frame is not None else ("", 0, op)
-        return self._kept(Site(self.stack[-1] if self.stack else "", *place))
+        module = self.stack[-1] if self.stack else ""
+        code, at = (frame.f_code, frame.f_lasti) if frame is not None else (None, 0)
+        known = self._sites.get((module, code, at, op))
+        if known is None:
+            place = (code.co_filename, frame.f_lineno, op, at) if code is not None else ("", 0, op)
+            known = self._sites[module, code, at, op] = self._kept(Site(module, *place))
+        return known
 
     def _kept(self, site: Site) -> Site:
         return self.sites.setdefault(site, site)
@@ -357,10 +379,13 @@ class Tape(TorchFunctionMode):
         return tuple(parents), frozenset(params), data
 
     def _spell(self, args: Any, kwargs: Any) -> tuple[Any, ...]:
-        return tuple(self._word(item) for item in (*args, *kwargs.values()))
+        said = [self._word(item) for item in args]
+        return tuple(said + [self._word(item) for item in kwargs.values()] if kwargs else said)
 
     def _word(self, item: Any) -> Any:
         """Say how an argument is noted: a node as ("node", i), a parameter by its key, a constant by size and name."""
+        if type(item) in _SPELT:
+            return item
         if isinstance(item, Tensor):
             index = self.node_of(item)
             if index is not None:
@@ -369,7 +394,7 @@ class Tape(TorchFunctionMode):
                 return ("param", self.keys[id(item)])
             return ("constant", tuple(item.shape), self.buffers.get(id(item), ""))
         if isinstance(item, (list, tuple)) and len(item) < 9:
-            return tuple(self._word(part) for part in item)
+            return tuple([self._word(part) for part in item])
         return item if isinstance(item, (bool, int, float, str)) else type(item).__name__
 
     def _add(
@@ -378,14 +403,14 @@ class Tape(TorchFunctionMode):
         index = len(self.nodes)
         if index >= self.most:
             raise TooLong
-        site, turn = (None, 0) if op == "input" else (self.site, self.turns[self.site])
+        site, turn = (None, 0) if op == "input" else (self.site, self.turns.get(self.site, 0))
         strides = made.stride() if op == "scaled_dot_product_attention" else ()
         self.nodes.append(
             Node(op, parents, tuple(made.shape), data, params, args, made.dtype, self.call, site, turn, strides)
         )
         if site is not None:
             self.places[site, turn] = index
-            self.turns[site] += 1
+            self.turns[site] = turn + 1
         return index
 
 
@@ -404,6 +429,7 @@ def _hidden(file: str) -> bool:
     return known
 
 
+@cache
 def _in_place(name: str) -> bool:
     """Say whether a call changes its first argument: `add_`, `__iadd__`, `__setitem__`; `__invert__` is none of them."""
     dunder = name.startswith("__") and name.endswith("__")
@@ -414,6 +440,7 @@ _IN_PLACE = frozenset(
     "__setitem__ __iadd__ __isub__ __imul__ __itruediv__ __idiv__ __ifloordiv__ __ipow__ __imod__ __iand__ __ior__ "
     "__ixor__".split()
 )
+_SPELT = frozenset({bool, int, float, str})
 _SILENT = frozenset(
     "size dim numel stride is_floating_point is_complex element_size item tolist data_ptr __len__ __bool__ __repr__ "
     "register_hook requires_grad_ backward storage_offset untyped_storage is_contiguous __hash__".split()

@@ -122,11 +122,13 @@ def _gathered(model: Any, last: bool) -> Iterator[None]:
 def let_go(model: nn.Module) -> None:
     """Forget parameters that were gathered for a forward pass without a backward pass: they would be stale after a step."""
     made = sys.modules.get("torch.distributed.fsdp")  # without it nothing is sharded
-    for module in model.modules() if made is not None else ():
+    if made is None:
+        return
+    for module in model.modules():
         if isinstance(module, made.FSDPModule):
             module.reshard()
 
 
 def whole(tensor: Tensor) -> Tensor:
     """Return a tensor that every rank has in full: a DTensor is put together, another one is as it is."""
-    return tensor.full_tensor() if is_spread(tensor) else tensor  # type: ignore[attr-defined,no-any-return]
+    return tensor.full_tensor() if is_spread(tensor) else tensor  # type: ignore[attr-defined]
