@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 from browsing import launched
@@ -44,3 +45,26 @@ def browser():
     """A headless Chromium for all tests of a worker."""
     with launched() as chromium:
         yield chromium
+
+
+@pytest.fixture
+def killer():
+    """An observer that kills one Ray worker when the first trial ends; `killed` holds its process id."""
+    import subprocess
+    import time
+
+    from loopscale.study import Silent
+
+    class KillOne(Silent):
+        def __init__(self):
+            self.killed = []
+
+        def ended(self, record, finished, left):
+            while not self.killed:
+                found = subprocess.run(["pgrep", "-f", "ray::_trial"], capture_output=True, text=True).stdout.split()
+                if found:
+                    self.killed.append(int(found[0]))
+                    os.kill(self.killed[0], signal.SIGKILL)
+                time.sleep(0.02)
+
+    return KillOne()

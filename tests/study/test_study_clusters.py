@@ -1,15 +1,12 @@
 """The same study on Ray and through submitit as in this process: equal records, and nothing lost with a killed worker."""
 
-import os
-import signal
 import subprocess
-import time
 
 import pytest
 
 from loopscale import UserError
 from loopscale.cli import main
-from loopscale.study import InThisProcess, RayTasks, Silent, SlurmArrays
+from loopscale.study import InThisProcess, RayTasks, SlurmArrays
 from loopscale.train import make_config
 from loopscale.transfer import Study, StudyPlan, run_study
 
@@ -54,21 +51,11 @@ def test_no_slurm_here_and_no_cluster_there_are_one_sentence(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_ray_worker_killed_in_the_middle_changes_nothing(serial, tmp_path):
+def test_a_ray_worker_killed_in_the_middle_changes_nothing(serial, tmp_path, killer):
     ray = pytest.importorskip("ray")
-    killed = []
-
-    class KillOne(Silent):
-        def ended(self, record, finished, left):
-            while not killed:
-                found = subprocess.run(["pgrep", "-f", "ray::_trial"], capture_output=True, text=True).stdout.split()
-                if found:
-                    killed.append(int(found[0]))
-                    os.kill(killed[0], signal.SIGKILL)
-                time.sleep(0.05)
 
     try:
-        run_study(PLAN, tmp_path / "s", executor=RayTasks(workers=2), observer=KillOne())
+        run_study(PLAN, tmp_path / "s", executor=RayTasks(workers=2), observer=killer)
     finally:
         ray.shutdown()
-    assert killed and losses(tmp_path / "s") == serial
+    assert killer.killed and losses(tmp_path / "s") == serial

@@ -4,14 +4,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 import loopscale
 from loopscale.records import Journal
-from loopscale.study import InThisProcess, RayTasks, Silent, SlurmArrays
+from loopscale.study import InThisProcess, RayTasks, SlurmArrays
 from loopscale.study.trial import run_trial
 from loopscale.train import make_config
 from loopscale.tune import Size, TuneSettings, tune
@@ -52,24 +51,14 @@ def test_submitit_arrays_of_one_give_the_serial_tuning_and_of_two_a_complete_one
     is_complete_and_true(tmp_path / "two")
 
 
-def test_a_ray_worker_killed_in_the_middle_of_a_tuning_changes_nothing(tmp_path):
+def test_a_ray_worker_killed_in_the_middle_of_a_tuning_changes_nothing(tmp_path, killer):
     ray = pytest.importorskip("ray")
-    killed = []
-
-    class KillOne(Silent):
-        def ended(self, record, finished, left):
-            while not killed:
-                found = subprocess.run(["pgrep", "-f", "ray::_trial"], capture_output=True, text=True).stdout.split()
-                if found:
-                    killed.append(int(found[0]))
-                    os.kill(killed[0], signal.SIGKILL)
-                time.sleep(0.02)
 
     try:
-        tune(SETTINGS, tmp_path / "t", executor=RayTasks(workers=2), observer=KillOne())
+        tune(SETTINGS, tmp_path / "t", executor=RayTasks(workers=2), observer=killer)
     finally:
         ray.shutdown()
-    assert killed
+    assert killer.killed
     is_complete_and_true(tmp_path / "t")
 
 

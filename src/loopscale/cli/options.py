@@ -14,11 +14,10 @@ from loopscale.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from loopscale.cli.executors import Where
-    from loopscale.study import Executor
-    from loopscale.study.precision import Planned
+    from loopscale.study import Design, Executor
     from loopscale.train import TrainConfig
 
-P = TypeVar("P", bound="Planned")
+P = TypeVar("P", bound="Design")
 PATH = click.Path(path_type=Path)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 OPEN = click.option("--open", "open_page", is_flag=True, help="Open the page when done.")

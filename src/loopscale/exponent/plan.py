@@ -9,12 +9,15 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
+import torch
+
 from loopscale.errors import UserError, between, nearest
 from loopscale.parameterization import RULES, Depth, Rule, get_rule
 from loopscale.records import ExponentStudyRecord
-from loopscale.study import MOST_SEEDS, UserCode, job_of
+from loopscale.study import MOST_SEEDS, Design, Executor, UserCode, job_of
 from loopscale.train import TrainConfig, equal_steps
-from loopscale.train.load import stored_config
+from loopscale.train.task import to_device
+from loopscale.train.training import make_task
 
 RULE = "looped"  # one grid over its strength holds the eps of every pre-norm rule
 CARRIED = ("looped", "0.75", "sqrt", "none", "depth-mup")
@@ -61,7 +64,7 @@ class Axis:
 
 
 @dataclass(frozen=True)
-class ExponentPlan:
+class ExponentPlan(Design):
     """The identity of an exponent study: loops, the grid that it starts from, seeds, fresh seeds, what is carried.
 
     `strengths` and `lrs` are where the grid begins (default: five octaves of strength, three rates 0.75 octaves apart); it
@@ -71,6 +74,8 @@ class ExponentPlan:
 
     Raises `UserError` for an axis that no exponent follows from.
     """
+
+    RECORD, FILE = ExponentStudyRecord, "exponent.json"
 
     base: TrainConfig
     loops: tuple[int, ...] = (2, 4, 8)
@@ -169,21 +174,18 @@ class ExponentPlan:
             del config[section][name]
         return config
 
-    def to_record(self) -> ExponentStudyRecord:
-        """Return what `exponent.json` holds."""
-        names = set(ExponentStudyRecord.model_fields) - {"base", "user_code"}
-        user_code = None if self.user_code is None else self.user_code.to_json()
-        base = self.base.model_dump(mode="json")
-        return ExponentStudyRecord(base=base, user_code=user_code, **{name: getattr(self, name) for name in names})
+    def check(self, executor: Executor) -> dict[str, Any]:
+        """Look at data and model as every study does, and at whether a user's model hears its strength."""
+        said = super().check(executor)
+        if self.user_code is not None:
+            refuse_deaf(self)
+        return said
 
-    @classmethod
-    def from_record(cls, record: ExponentStudyRecord) -> ExponentPlan:
-        """Return the plan that `to_record` wrote."""
-        names = set(ExponentStudyRecord.model_fields) - {"base", "user_code"}
-        values = {name: getattr(record, name) for name in names}
-        user_code = UserCode.from_json(record.user_code)
-        base = stored_config(record.base, "exponent.json", ExponentStudyRecord.FIX)
-        return cls(base=base, user_code=user_code, **values)
+    def ends(self) -> tuple[TrainConfig, TrainConfig]:
+        """Return the smallest and the largest N."""
+        lr = self.base.optim.lr
+        near, far = (self.config(Cell(loops, 1.0, lr, lr, 0)) for loops in (min(self.loops), max(self.loops)))
+        return near, far
 
 
 def replaced(config: TrainConfig, section: str, **values: Any) -> TrainConfig:
@@ -265,3 +267,20 @@ def _check_axis(noun: str, values: tuple[float, ...] | None, least: int) -> None
     ratios = [high / low for low, high in pairwise(sorted(values))]
     if min(ratios) < 1.05:
         raise UserError(f"--{noun} has two values closer than 5 %: leave one out")
+
+
+def refuse_deaf(plan: ExponentPlan) -> None:
+    """Raise `UserError` when the user's model gives bitwise the same loss at a different eps: no grid says anything."""
+    assert plan.user_code is not None
+    cells = [Cell(max(plan.loops), strength, plan.base.optim.lr, plan.base.optim.lr, 0) for strength in (1.0, 0.125)]
+    tasks = [make_task(plan.config(cell).using(plan.user_code.place)) for cell in cells]
+    with torch.no_grad():
+        losses = [
+            float(task.loss(task.network, to_device(task.batches(0), torch.device("cpu")), max(plan.loops)))
+            for task in tasks
+        ]
+    if losses[0] == losses[1]:
+        raise UserError(
+            f"{plan.user_code.place} ignores its strength: the loss is {losses[0]:.6g} at strengths 1 and 1/8, so no "
+            f"eps can be found: let its loop have rule and strength, or multiply its branches by residual_scale"
+        )

@@ -124,11 +124,8 @@ def summarise(study: ExponentStudy, provenance: dict[str, Any]) -> ExponentResul
         user_code="" if plan.user_code is None else plan.user_code.place,
         provenance={
             **provenance,
-            "trials": len(study.trials),
-            **({"errors": study.errors} if study.errors else {}),
             "seeds": list(range(plan.seeds)),
             "fresh_seeds": list(plan.fresh_seeds),
-            "trial_seconds": round(sum(trial.seconds for trial in study.trials.values()), 1),
         },
     )
     return result

@@ -4,77 +4,39 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from loopscale.errors import UserError
 from loopscale.exponent.plan import PILOT_SEEDS, RULE, Axis, Cell, ExponentPlan, powers, starts_anew
 from loopscale.exponent.search import wanted
 from loopscale.exponent.surface import Surface, fit_surface
-from loopscale.records import ExponentStudyRecord, Journal, Trial, read_record, write_record
-from loopscale.study import Job, changes, driven, refuse, trial_key
+from loopscale.records import Trial
+from loopscale.study import Job, StudyFolder
 from loopscale.transfer.optimum import Losses, Optimum, best_rate, fit_optimum
 
-NAME = "exponent.json"
 T = TypeVar("T")
 BEST = "best at this N"  # the way that tunes again at the largest N
 
 
-class ExponentStudy:
-    """A plan and its trials in a folder: `ExponentStudy.open` to run it, `ExponentStudy.load` to look at it.
+class ExponentStudy(StudyFolder):
+    """The study of the powers of N.
 
     Its stages: the outer rate at the smallest N (unless the plan gives it), the grid at each N, then the fresh seeds, which
     compare at the largest N what each way of carrying makes of the optimum at the smallest, and put N = 1 beside it.
-
-    Raises `UserError` when the folder holds something else, or a damaged record.
     """
 
+    NOUN, DESIGN = "exponent study", ExponentPlan
+    plan: ExponentPlan
+
     def __init__(self, folder: Path, plan: ExponentPlan) -> None:
-        self.folder, self.plan = folder, plan
-        self.journal = Journal(folder)
-        self.errors = [trial.error for trial in self.trials.values() if trial.error is not None]
+        super().__init__(folder, plan)
         self._losses = {_cell(trial): _loss(trial) for trial in self.trials.values()}
-        self._given, self._running = set[Cell](), 0
         self._asked: deque[Cell] | None = None
         self._memo: dict[tuple[str, int], Any] = {}  # what follows from the losses at one N (0: at all)
 
-    @property
-    def trials(self) -> dict[str, Trial]:
-        """The finished trials by key."""
-        return self.journal.trials
-
-    @classmethod
-    @contextmanager
-    def open(cls, folder: Path, plan: ExponentPlan) -> Iterator[ExponentStudy]:
-        """Create the folder or continue it, as its only driver: more loops, seeds, fresh seeds and ways may be asked.
-
-        Raises `UserError` when a value changed that gives equal cells a different meaning, and as `driven` does.
-        """
-        with driven(folder, NAME, "exponent study"):
-            path, record = folder / NAME, plan.to_record()
-            if not path.exists():
-                write_record(path, record)
-            elif (old := read_record(path, ExponentStudyRecord)) != record:
-                refuse(folder, "exponent study", changes(ExponentPlan.from_record(old).meaning(), plan.meaning()))
-                write_record(path, record)
-            yield cls(folder, plan)
-
-    @classmethod
-    def load(cls, folder: Path) -> ExponentStudy:
-        """Read a study as it lies on disk, finished or not."""
-        path = folder / NAME
-        if not path.exists():
-            raise UserError(f"{folder} is not an exponent study: it has no {NAME}")
-        return cls(folder, ExponentPlan.from_record(read_record(path, ExponentStudyRecord)))
-
-    def record(self, trial: Trial) -> None:
-        """Keep a finished trial, on disk first; once."""
-        self.journal.append(trial)
-        self._running -= 1
-        self.errors += [] if trial.error is None else [trial.error]
+    def _note(self, trial: Trial) -> None:
         cell = _cell(trial)
         self._losses[cell] = _loss(trial)
         self._asked = None
@@ -87,7 +49,7 @@ class ExponentStudy:
         while queue:
             cell = queue.popleft()
             if cell not in self._given:
-                return self._give(cell)
+                return self._give(cell, cell.to_json(), self.plan.job_config(cell))
         return None
 
     def left(self) -> int:
@@ -270,15 +232,6 @@ class ExponentStudy:
 
     def _cell(self, loops: int, strength: float, lr: float, seed: int, longer: float = 1.0, rule: str = RULE) -> Cell:
         return Cell(loops, strength, lr, self.outer_rate() or 0.0, seed, longer, rule)
-
-    def _give(self, cell: Cell) -> Job:
-        config = self.plan.job_config(cell)
-        key = trial_key(config)
-        if key in self.trials:
-            raise UserError(f"trial {key} in {self.folder} is damaged (its cell is not its config's): {Trial.FIX}")
-        self._given.add(cell)
-        self._running += 1
-        return key, cell.to_json(), config
 
 
 def _rounded(value: float) -> float:

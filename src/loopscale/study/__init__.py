@@ -2,13 +2,14 @@
 
 from loopscale.records import content_hash
 from loopscale.study.batches import Batched
+from loopscale.study.design import Design
 from loopscale.study.executor import Executor, InThisProcess, Job, drive
 from loopscale.study.fastest import Fastest
 from loopscale.study.folder import Observer, Silent, changes, check_errors, driven, refuse
 from loopscale.study.local import LocalProcesses
 from loopscale.study.precision import with_precision
 from loopscale.study.ray_tasks import RayTasks
-from loopscale.study.run import Page, provenance_of, run_asked
+from loopscale.study.run import Page, StudyFolder
 from loopscale.study.slurm import SlurmArrays
 from loopscale.study.stopping import thresholds
 from loopscale.study.trial import MOST_SEEDS, job_of, run_trial, trial_key, trial_seconds
@@ -17,6 +18,7 @@ from loopscale.study.user_code import UserCode, objective_values
 __all__ = [
     "MOST_SEEDS",
     "Batched",
+    "Design",
     "Executor",
     "Fastest",
     "InThisProcess",
@@ -27,6 +29,7 @@ __all__ = [
     "RayTasks",
     "Silent",
     "SlurmArrays",
+    "StudyFolder",
     "UserCode",
     "changes",
     "check_errors",
@@ -35,9 +38,7 @@ __all__ = [
     "driven",
     "job_of",
     "objective_values",
-    "provenance_of",
     "refuse",
-    "run_asked",
     "run_trial",
     "thresholds",
     "trial_key",

@@ -6,26 +6,14 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TypeVar
 
+from loopscale.study.design import Design
 from loopscale.study.trial import config_of, sections
-from loopscale.train import TrainConfig
 from loopscale.train.precision import settled
 from loopscale.train.training import make_task
 
-
-class Planned(Protocol):
-    """Whatever a study plans; a dataclass whose `base` is the config of its trials."""
-
-    @property
-    def base(self) -> TrainConfig:
-        """The config that the trials share."""
-
-    def typical_job(self) -> dict[str, Any]:
-        """Return the job of a large trial."""
-
-
-P = TypeVar("P", bound=Planned)
+P = TypeVar("P", bound=Design)
 
 
 def with_precision(plan: P, asked: str, record: Path, say: Callable[[str], object]) -> P:

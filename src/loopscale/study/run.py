@@ -1,17 +1,22 @@
-"""Run what a study asks for, each trial recorded as it ends and the page kept current; and say what it took."""
+"""A study in its folder: its design and its trials, asked for one after the other until none is missing."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, Self
 
-from loopscale.records import Trial
+from loopscale.errors import UserError
+from loopscale.records import Journal, Trial, read_record, write_record
+from loopscale.study.design import Design
 from loopscale.study.executor import Executor, Job, drive
-from loopscale.study.folder import Observer, check_errors
-from loopscale.train import TrainConfig
+from loopscale.study.folder import Observer, Silent, changes, check_errors, driven, refuse
+from loopscale.study.local import LocalProcesses
+from loopscale.study.trial import trial_key
 
 
 class Page(Protocol):
@@ -21,51 +26,129 @@ class Page(Protocol):
         """Look at the study again; called before the first trial and after each."""
 
 
-class Asking(Protocol):
-    """A study that gives out its trials and keeps them."""
+class StudyFolder(ABC):
+    """A design and its trials: `open` the folder to run it, `load` it to look at it, `run` it to its end.
 
-    errors: list[str]
+    `errors`: what trials raised in which the user's code failed; they count as diverged.
+
+    Raises `UserError` when the folder holds another study, something else, or a damaged record.
+    """
+
+    NOUN: ClassVar[str]
+    DESIGN: ClassVar[type[Design]]
+
+    def __init__(self, folder: Path, plan: Any) -> None:
+        self.folder, self.plan, self.journal = folder, plan, Journal(folder)
+        self.errors = [trial.error for trial in self.trials.values() if trial.error is not None]
+        self._given, self._running = set[Any](), 0
 
     @property
     def trials(self) -> dict[str, Trial]:
         """The finished trials by key."""
+        return self.journal.trials
 
+    @classmethod
+    @contextmanager
+    def open(cls, folder: Path, plan: Any) -> Iterator[Self]:
+        """Create the folder or continue it, as its only driver: more of the same kind of trials may be asked.
+
+        Raises `UserError` when a value changed that gives equal cells a different meaning, and as `driven` does.
+        """
+        with driven(folder, cls.DESIGN.FILE, cls.NOUN):
+            path, record = folder / cls.DESIGN.FILE, plan.to_record()
+            old = read_record(path, cls.DESIGN.RECORD) if path.exists() else None
+            if old is not None and old != record:
+                refuse(folder, cls.NOUN, changes(cls.DESIGN.from_record(old).meaning(), plan.meaning()))
+            if old != record:
+                write_record(path, record)
+            yield cls(folder, plan)
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read a study as it lies on disk, finished or not."""
+        path = folder / cls.DESIGN.FILE
+        if not path.exists():
+            raise UserError(f"{folder} holds no {cls.NOUN}: it has no {cls.DESIGN.FILE}")
+        return cls(folder, cls.DESIGN.from_record(read_record(path, cls.DESIGN.RECORD)))
+
+    @classmethod
+    @contextmanager
+    def run(
+        cls,
+        folder: Path,
+        plan: Any,
+        executor: Executor | None,
+        observer: Observer | None,
+        page: Callable[[Any], Page] | None,
+    ) -> Iterator[tuple[Self, dict[str, Any]]]:
+        """Run or continue a study to its end; give it, with the provenance of its result, while the folder is held.
+
+        Raises `UserError` as `Design.check` and `open`, when workers keep dying, or every trial raises.
+        """
+        started, runner, observer = time.monotonic(), executor or LocalProcesses(), observer or Silent()
+        description = plan.check(runner)
+        observer.checked(description)
+        with cls.open(folder, plan) as study:
+            study.drive(runner, observer, page)
+            yield study, study.provenance(description, started)
+
+    def drive(self, executor: Executor, observer: Observer, page: Callable[[Any], Page] | None) -> None:
+        """Run all that is missing, each trial recorded as it ends and the page kept current."""
+        update = page(self).update if page else lambda: None
+        update()
+
+        def keep(record: dict[str, Any]) -> None:
+            self.record(Trial.model_validate(record))
+            check_errors(self.errors, len(self.trials))
+            observer.ended(record, len(self.trials), self.left())
+            update()
+
+        drive(executor, self.next_job, keep)
+        check_errors(self.errors, len(self.trials), least=1)
+
+    def record(self, trial: Trial) -> None:
+        """Keep a finished trial, on disk first; once."""
+        self.journal.append(trial)
+        self._running -= 1
+        self.errors += [] if trial.error is None else [trial.error]
+        self._note(trial)
+
+    def provenance(self, data: dict[str, Any], started: float) -> dict[str, Any]:
+        """Return where the result comes from and what it took; seconds go on from an earlier, finished call."""
+        from loopscale.train import provenance
+
+        values = self.plan.base.model_dump(mode="json")
+        try:
+            before = float(json.loads((self.folder / "result.json").read_text())["provenance"]["seconds"])
+        except (OSError, ValueError, KeyError, TypeError):
+            before = 0.0
+        return {
+            **provenance(),
+            "data": data,
+            **{section: values[section] for section in ("model", "optim", "train")},
+            "seconds": round(time.monotonic() - started + before, 1),
+            "trials": len(self.trials),
+            **({"errors": self.errors} if self.errors else {}),
+            "trial_seconds": round(sum(trial.seconds for trial in self.trials.values()), 1),
+        }
+
+    @abstractmethod
     def next_job(self) -> Job | None:
         """Give out the next trial; None when there is none before a running one has ended."""
 
-    def record(self, trial: Trial) -> None:
-        """Keep a finished trial."""
-
+    @abstractmethod
     def left(self) -> int:
         """Count the trials that run or are known to be missing."""
 
+    @abstractmethod
+    def _note(self, trial: Trial) -> None:
+        """Take in a trial that has ended."""
 
-S = TypeVar("S", bound=Asking)
-
-
-def run_asked(study: S, executor: Executor, observer: Observer, page: Callable[[S], Page] | None = None) -> None:
-    """Run all that `study` asks for; raise `UserError` when workers keep dying, or every trial raises."""
-    update = page(study).update if page else lambda: None
-    update()
-
-    def keep(record: dict[str, Any]) -> None:
-        study.record(Trial.model_validate(record))
-        check_errors(study.errors, len(study.trials))
-        observer.ended(record, len(study.trials), study.left())
-        update()
-
-    drive(executor, study.next_job, keep)
-    check_errors(study.errors, len(study.trials), least=1)
-
-
-def provenance_of(base: TrainConfig, data: dict[str, Any], folder: Path, started: float) -> dict[str, Any]:
-    """Return where the result in `folder` comes from; its seconds go on from an earlier, finished call."""
-    from loopscale.train import provenance
-
-    values = base.model_dump(mode="json")
-    try:
-        before = float(json.loads((folder / "result.json").read_text())["provenance"]["seconds"])
-    except (OSError, ValueError, KeyError, TypeError):
-        before = 0.0
-    sections = {section: values[section] for section in ("model", "optim", "train")}
-    return {**provenance(), "data": data, **sections, "seconds": round(time.monotonic() - started + before, 1)}
+    def _give(self, cell: Any, where: dict[str, Any], config: dict[str, Any]) -> Job:
+        """Return a cell's job, once; raise `UserError` where its trial ran and lies under another cell."""
+        key = trial_key(config)
+        if key in self.trials and not self.trials[key].stopped:
+            raise UserError(f"trial {key} in {self.folder} is damaged (its cell is not its config's): {Trial.FIX}")
+        self._given.add(cell)
+        self._running += 1
+        return key, where, config

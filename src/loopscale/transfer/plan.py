@@ -9,10 +9,10 @@ from typing import Any
 from loopscale.errors import UserError, between
 from loopscale.parameterization import Depth, Width, get_rule, prescription
 from loopscale.records import StudyRecord
+from loopscale.study.design import Design
 from loopscale.study.trial import MOST_SEEDS, job_of, trial_key
 from loopscale.study.user_code import UserCode
 from loopscale.train import TrainConfig, equal_steps
-from loopscale.train.load import stored_config
 
 STEPS_PER_OCTAVE = 2  # the rate grid is 2^(k/2), k whole: factor-2 grids hide a drift of half an octave
 LOWEST, HIGHEST = -40, 8  # 2^-20 .. 2^4: where the search for an optimum gives up
@@ -42,7 +42,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class StudyPlan:
+class StudyPlan(Design):
     """The identity of a study: rules x strengths x loops x rates x seeds over one base config.
 
     `lrs` fixes the rate grid; without it the rates are searched on a sqrt(2) grid around `center_lr` until the minimum of
@@ -56,6 +56,8 @@ class StudyPlan:
 
     Raises `UserError` for an empty or invalid axis.
     """
+
+    RECORD, FILE = StudyRecord, "study.json"
 
     base: TrainConfig
     rules: tuple[str, ...] = ("looped", "sqrt", "none")
@@ -199,18 +201,12 @@ class StudyPlan:
             for section, values in config.items()
         }
 
-    def to_record(self) -> StudyRecord:
-        """Return what `study.json` holds."""
-        values = {name: getattr(self, name) for name in StudyRecord.model_fields if name not in ("base", "user_code")}
-        user_code = None if self.user_code is None else self.user_code.to_json()
-        return StudyRecord(base=self.base.model_dump(mode="json"), user_code=user_code, **values)
-
-    @classmethod
-    def from_record(cls, record: StudyRecord) -> StudyPlan:
-        """Reverse `to_record`."""
-        values = {name: getattr(record, name) for name in StudyRecord.model_fields if name not in ("base", "user_code")}
-        base = stored_config(record.base, "study.json", StudyRecord.FIX)
-        return cls(base=base, user_code=UserCode.from_json(record.user_code), **values)
+    def ends(self) -> tuple[TrainConfig, TrainConfig]:
+        """Return the base's own size, and the largest N."""
+        size = self.base.model
+        near = Cell(Arm(size.rule, size.strength, size.loops), self.center_lr, self.base.train.seed)
+        far = Cell(Arm(size.rule, size.strength, max(self.loops)), self.center_lr, 0)
+        return self.config(near), self.config(far)
 
 
 def seeds_by_cost(loops: tuple[int, ...], seeds: int) -> tuple[tuple[int, int], ...]:

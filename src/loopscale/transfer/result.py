@@ -71,11 +71,8 @@ def summarise(study: Study, provenance: dict[str, Any]) -> dict[str, Any]:
         "by_strength": _by_strength(study),
         "provenance": {
             **provenance,
-            "trials": len(study.trials),
-            **({"errors": study.errors} if study.errors else {}),
             "seeds": list(range(max(map(plan.seeds_at, plan.loops)))),
             "seeds_at": {str(n): plan.seeds_at(n) for n in sorted(plan.loops)},
-            "trial_seconds": round(sum(trial.seconds for trial in study.trials.values()), 1),
         },
     }
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from loopscale.records import Result, write_record
-from loopscale.study import Executor, LocalProcesses, Observer, Page, Silent, provenance_of, run_asked
-from loopscale.transfer.plan import Arm, Cell, StudyPlan
+from loopscale.study import Executor, Observer, Page
+from loopscale.transfer.plan import StudyPlan
 from loopscale.transfer.result import summarise
 from loopscale.transfer.study import Study
 
@@ -32,24 +31,7 @@ def run_study(
     Raises `UserError` for a folder of another study or one that another process drives, bad data, workers that keep dying,
     or when every trial raises.
     """
-    started, observer = time.monotonic(), observer or Silent()
-    # First, so that bad data leaves no folder behind; packed once here, so that the workers find it in the cache.
-    runner = executor or LocalProcesses()
-    description = _checked(plan, runner)
-    observer.checked(description)
-    with Study.open(folder, plan) as study:
-        run_asked(study, runner, observer, page)
-        result = summarise(study, provenance_of(plan.base, description, folder, started))
+    with Study.run(folder, plan, executor, observer, page) as (study, provenance):
+        result = summarise(study, provenance)
         write_record(folder / "result.json", Result.model_validate(result))
     return result
-
-
-def _checked(plan: StudyPlan, executor: Executor) -> dict[str, Any]:
-    """Raise `UserError` when the data, or the user's model, cannot be used, or a trial is too large for this machine."""
-    size = plan.base.model
-    there = Cell(Arm(size.rule, size.strength, max(plan.loops)), plan.center_lr, 0)
-    if plan.user_code is None:
-        executor.check_room(plan.config(there))
-        return plan.base.load_data().description
-    here = Cell(Arm(size.rule, size.strength, size.loops), plan.center_lr, plan.base.train.seed)
-    return plan.user_code.check(plan.config(here), plan.config(there))

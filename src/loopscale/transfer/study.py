@@ -4,37 +4,30 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from loopscale.errors import UserError
-from loopscale.records import Journal, StudyRecord, Trial, read_record, write_record
-from loopscale.study import Job, changes, driven, refuse, thresholds, trial_key
+from loopscale.records import Trial
+from loopscale.study import Job, StudyFolder, thresholds
 from loopscale.transfer.optimum import Losses, best_rate, fit_optimum
 from loopscale.transfer.plan import Arm, Cell, StudyPlan, grid_index, grid_rate
 from loopscale.transfer.search import REACH, hopeless, wanted, wanted_best
 
-NAME = "study.json"
 OUTER_START = 4.0  # times the hidden rate: where the pilot's search for the outer rate begins
 LONGER = -0.32  # power of the steps in the best rate (arXiv:2409.19913): where the search at more steps begins
 
 
-class Study:
-    """A plan and its trials in a folder: `Study.open` to run it, `Study.load` to look at it.
+class Study(StudyFolder):
+    """The study of rules over loops: every arm's search, and the trials that follow from what it found."""
 
-    Raises `UserError` when the folder holds another study, something else, or a damaged record.
-    """
+    NOUN, DESIGN = "study", StudyPlan
+    plan: StudyPlan
 
     def __init__(self, folder: Path, plan: StudyPlan) -> None:
-        self.folder, self.plan = folder, plan
-        self.journal = Journal(folder)
-        self.errors: list[str] = []  # what trials raised in which the user's code failed; they count as diverged
+        super().__init__(folder, plan)
         self._losses: dict[Arm, dict[tuple[float, int], float]] = {}
         self._ended: dict[Arm, set[tuple[float, int]]] = {}  # trials that were hopeless and ended early
         self._rows: dict[Arm, list[list[float]]] = {}
-        self._given, self._running = set[Cell](), 0
         self._arms: dict[Arm, list[Arm]] = {}  # those of one network, under the first of them
         # The smallest N first: others wait for its rate, and one loop beside them takes as long as they do.
         for arm in sorted(plan.arms, key=lambda arm: arm.loops != min(plan.loops)):
@@ -43,42 +36,7 @@ class Study:
         self._outer: float | None = None
         self._beside: tuple[Arm, Arm | None] | None = None
         for trial in self.trials.values():
-            self._index(trial)
-
-    @property
-    def trials(self) -> dict[str, Trial]:
-        """The finished trials by key."""
-        return self.journal.trials
-
-    @classmethod
-    @contextmanager
-    def open(cls, folder: Path, plan: StudyPlan) -> Iterator[Study]:
-        """Create the folder or continue it, as its only driver: more rules, loops, rates, strengths and seeds may be asked.
-
-        Raises `UserError` when a value changed that gives equal cells other trials, and as `driven` does.
-        """
-        with driven(folder, NAME, "study"):
-            path, record = folder / NAME, plan.to_record()
-            if not path.exists():
-                write_record(path, record)
-            elif (old := read_record(path, StudyRecord)) != record:
-                refuse(folder, "study", changes(StudyPlan.from_record(old).meaning(), plan.meaning()))
-                write_record(path, record)
-            yield cls(folder, plan)
-
-    @classmethod
-    def load(cls, folder: Path) -> Study:
-        """Read a study as it lies on disk, finished or not."""
-        path = folder / NAME
-        if not path.exists():
-            raise UserError(f"{folder} is not a study folder: it has no {NAME}")
-        return cls(folder, StudyPlan.from_record(read_record(path, StudyRecord)))
-
-    def record(self, trial: Trial) -> None:
-        """Keep a finished trial, on disk first; once."""
-        self.journal.append(trial)
-        self._running -= 1
-        self._index(trial)
+            self._note(trial)
 
     def losses(self, arm: Arm) -> Losses:
         """Map (rate, seed) to the validation loss of an arm, inf for diverged trials."""
@@ -91,7 +49,7 @@ class Study:
             while asked:
                 cell = asked.popleft()
                 if cell not in self._given:
-                    return self._give(cell)
+                    return self._job(cell)
         return None
 
     def missing(self) -> list[Cell]:
@@ -149,10 +107,9 @@ class Study:
         beside = [self.plan.same_network(arm) for arm in self.beside() or () if arm is not None]
         return [*(arm for arm in beside if arm not in self._arms), *self._arms]
 
-    def _index(self, trial: Trial) -> None:
+    def _note(self, trial: Trial) -> None:
         """Note a trial's loss; what is asked of its arm, and of those that wait for its rate, is then asked anew."""
         cell = trial.cell
-        self.errors += [] if trial.error is None else [trial.error]
         arm = self._arm(trial)
         if trial.stopped:
             self._ended.setdefault(arm, set()).add((cell.lr, cell.seed))
@@ -217,17 +174,13 @@ class Study:
             return []
         return [(rate, seed) for seed in range(self.plan.seeds_at(arm.loops)) if (rate, seed) not in known]
 
-    def _give(self, cell: Cell) -> Job:
+    def _job(self, cell: Cell) -> Job:
         config = self.plan.job_config(cell, self._outer)
-        key = trial_key(config)
-        if key in self.trials and not self.trials[key].stopped:
-            raise UserError(f"trial {key} in {self.folder} is damaged (its cell is not its config's): {Trial.FIX}")
-        self._given.add(cell)
-        self._running += 1
-        where = {"steps": 0, "swept": "lr"}
-        said = {name: value for name, value in asdict(cell.arm).items() if where.get(name) != value}
+        usual = {"steps": 0, "swept": "lr"}
+        said = {name: value for name, value in asdict(cell.arm).items() if usual.get(name) != value}
+        key, where, config = self._give(cell, {**said, "lr": cell.lr, "seed": cell.seed}, config)
         stop = [] if key in self.trials else self._thresholds(cell)
-        return key, {**said, "lr": cell.lr, "seed": cell.seed}, {**config, "stop": stop} if stop else config
+        return key, where, {**config, "stop": stop} if stop else config
 
     def _thresholds(self, cell: Cell) -> list[list[float]]:
         """Return where a trial ends early, by the arm's trials with the first seed alone: in any order the same."""

@@ -71,9 +71,8 @@ def tune(
     require("optuna", "sweep")
     with driven(folder, NAME, "tuning"):
         check_folder(folder, settings)
-        if settings.user_code is None:
-            runner.check_room(settings.config(settings.proxy, start(settings)))
-        vocab_size, description = probe(settings)
+        description = settings.check(runner)
+        vocab_size = description.get("vocab_size", 256)
         observer.checked(description)
         journal = Journal(folder)
         records = plain(journal)
@@ -185,21 +184,6 @@ def read_plan(folder: Path) -> dict[str, Any]:
     return plan
 
 
-def probe(settings: TuneSettings) -> tuple[int, dict[str, Any]]:
-    """Return the vocabulary and the data's description; nothing is written but the token cache.
-
-    Raises `UserError` when the data, or the user's model, cannot be used.
-    """
-    config = settings.config(settings.proxy, start(settings))
-    target = settings.config(
-        settings.target, start(settings)
-    )  # what cannot be built is said before, not after the trials
-    if settings.user_code is not None:
-        return 256, settings.user_code.check(config, target)
-    dataset = config.load_data()
-    return dataset.vocab_size, dataset.description
-
-
 def check_budget(seconds: float | None, one: float, slots: int) -> None:
     """Raise `UserError` when the budget holds not even one trial."""
     if seconds is not None and seconds < one:
@@ -212,12 +196,8 @@ def check_budget(seconds: float | None, one: float, slots: int) -> None:
 def check_folder(folder: Path, settings: TuneSettings) -> None:
     """Raise `UserError` when the folder's trials are those of another tuning: more trials, seeds and targets are none."""
     if (folder / NAME).exists():
-        free = {"trials", "seeds", "target"}
-        old, new = (
-            {name: value for name, value in record.model_dump(mode="json").items() if name not in free}
-            for record in (read_record(folder / NAME, TuneRecord), settings.to_record())
-        )
-        refuse(folder, "tuning", changes({**old.pop("base"), **old}, {**new.pop("base"), **new}))
+        old = TuneSettings.from_record(read_record(folder / NAME, TuneRecord))
+        refuse(folder, "tuning", changes(old.meaning(), settings.meaning()))
 
 
 def costs(settings: TuneSettings, records: list[dict[str, Any]], vocab_size: int) -> dict[str, Any]:

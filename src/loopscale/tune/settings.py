@@ -9,7 +9,7 @@ from typing import Any
 from loopscale.errors import UserError, between, describe, nearest
 from loopscale.parameterization import Depth, Width, get_rule
 from loopscale.records import TuneRecord, checked
-from loopscale.study import MOST_SEEDS, UserCode, job_of, trial_key
+from loopscale.study import MOST_SEEDS, Design, UserCode, job_of, trial_key
 from loopscale.train import TrainConfig
 
 TUNABLE = ("lr", "strength", "outer_lr", "weight_decay", "warmup", "batch")
@@ -45,13 +45,15 @@ class Size:
 
 
 @dataclass(frozen=True)
-class TuneSettings:
+class TuneSettings(Design):
     """Tune `tuned` on the proxy, for the target.
 
     `trials` is how many points are explored with one seed, `seeds` how many the best of them get at most.
 
     Raises `UserError` when the target is smaller than the proxy on any axis, or a value is not tunable.
     """
+
+    RECORD, FILE = TuneRecord, "tune.json"
 
     base: TrainConfig
     proxy: Size
@@ -125,6 +127,15 @@ class TuneSettings:
         """Return a job's config at the proxy, or there with more loops, at the values the search begins with."""
         size = self.proxy.replace(loops=max(loops, self.proxy.loops))
         return self.job_config(self.config(size, start(self)))
+
+    def ends(self) -> tuple[TrainConfig, TrainConfig]:
+        """Return proxy and target, at the values the search begins with; what cannot be built is said here."""
+        return self.config(self.proxy, start(self)), self.config(self.target, start(self))
+
+    def meaning(self) -> dict[str, Any]:
+        """Return what makes trials others: more trials, seeds and another target do not."""
+        values = {name: value for name, value in self.to_json().items() if name not in ("trials", "seeds", "target")}
+        return {**values.pop("base"), **values}
 
     def to_record(self) -> TuneRecord:
         """Return what `tune.json` holds."""
