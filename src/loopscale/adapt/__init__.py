@@ -3,10 +3,9 @@
 from loopscale.adapt.attach import attach, attachment, detach
 from loopscale.adapt.attachment import Attachment
 from loopscale.adapt.conversion import Conversion
-from loopscale.adapt.convert import convert
+from loopscale.adapt.convert import convert, restore
 from loopscale.adapt.fold import Folded, fold, unfold
 from loopscale.adapt.handle import Handle
-from loopscale.adapt.restore import restore
 
 __all__ = [
     "Attachment",

@@ -11,7 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from loopscale.adapt.attach import find, refuse
+from loopscale.adapt.attach import attach, find, refuse
+from loopscale.adapt.attachment import Attachment
 from loopscale.adapt.branch_hook import install
 from loopscale.adapt.branches import Branch, by_convention
 from loopscale.adapt.conversion import Conversion, Steps
@@ -244,3 +245,20 @@ def _range(start: int, stop: int, total: int, name: str) -> int:
             f"start={start!r}, stop={stop!r} is no range of the {total} layers of {name!r}: 0 <= start < stop <= {total}"
         )
     return stop - start
+
+
+def restore(model: nn.Module, **given: Any) -> Attachment | Conversion:
+    """Attach or convert as `model.config.loopscale` says, which `save_pretrained` stored and `from_pretrained` read.
+
+    Keywords go to `attach` or `convert` (`loops=` may differ from the stored; another rule is an error).
+
+    Raises `UserError` when the config holds nothing of the kind.
+    """
+    stored = getattr(getattr(model, "config", None), "loopscale", None)
+    if not isinstance(stored, dict) or "rule" not in stored:
+        raise UserError(f"the config of this {type(model).__name__} names no rule: call attach or convert with one")
+    shared = {name: stored[name] for name in ("rule", "loops", "layers", "strength", "base_layers")}
+    if "convert" not in stored:
+        return attach(model, **{"branches": stored.get("branches"), "once": stored.get("once"), **shared, **given})
+    span = {name: stored[name] for name in ("start", "stop", "steps")}
+    return convert(model, **{**shared, **span, "stack": stored["convert"], **given})

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loopscale.cli.user_code import name_of
+from loopscale.cli.user_code import name_of, spelt_rule
 from loopscale.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ def check_options(given: dict[str, Any]) -> None:
 
 def asked_config(given: dict[str, Any], warn: Callable[[str], object]) -> TrainConfig:
     """Read the config, or take that of tuned.toml, which is whole; put the tuned values and the options on top."""
-    from loopscale.cli.user_rule import spelt_rule
     from loopscale.train import load_config, make_config, read_toml, with_tuned
 
     sets = list(given["sets"])

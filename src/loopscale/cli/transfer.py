@@ -77,8 +77,7 @@ def command(
     Stop it anywhere and start it again: finished trials are kept. Exit 1 when a rule that claims transfer drifts.
     """
     from loopscale.cli.display import watching
-    from loopscale.cli.user_code import find_user_code, name_of, tell_again
-    from loopscale.cli.user_rule import spelt_rule
+    from loopscale.cli.user_code import find_user_code, name_of, spelt_rule, tell_again
 
     code = find_user_code(model, objective)  # a mistake in its arguments is told before the slow imports
     from loopscale.report import StudyPage, write_report

@@ -89,8 +89,7 @@ def command(
     """
     started = time.monotonic()
     from loopscale.cli.display import watching
-    from loopscale.cli.user_code import find_user_code, tell_again
-    from loopscale.cli.user_rule import spelt_rule
+    from loopscale.cli.user_code import find_user_code, spelt_rule, tell_again
 
     code = find_user_code(model, objective)  # a mistake in its arguments is told before the slow imports
     from loopscale.report import write_tune_report

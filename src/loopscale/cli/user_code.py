@@ -1,4 +1,4 @@
-"""`--model` and `--objective`: the user's code in a study, and what is said of it."""
+"""`--model`, `--objective` and `--rule`: code of the user's that the command line names, and what is said of it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from loopscale.cli.sentence import tell, warn
 from loopscale.errors import UserError
 from loopscale.factory import peek
+from loopscale.parameterization import Rule, spell
 
 if TYPE_CHECKING:
     from loopscale.study import UserCode
@@ -45,3 +46,33 @@ def tell_again(provenance: dict[str, Any], again: str = AGAIN) -> None:
         tell(
             f"{len(errors)} of {provenance['trials']} trials raised and count as diverged, the first {errors[0]}: {again}"
         )
+
+
+def find_rule(text: str) -> Rule | str:
+    """Give the `Rule` that a place such as "file.py:RULE" names; a name without a colon is given back.
+
+    Raises `UserError` when there is no such file or name, or it is not a rule.
+    """
+    where, colon, name = text.rpartition(":")
+    if not colon:
+        return text
+    from loopscale.train.place import import_source, unknown_name
+
+    module = import_source(where, "give file.py:RULE or package.module:RULE")
+    if not hasattr(module, name):
+        raise UserError(unknown_name(where, module, name))
+    found = getattr(module, name)
+    if not isinstance(found, Rule):
+        raise UserError(
+            f"{text} is a {type(found).__name__}, not a rule: RULE = loopscale.Rule('mine', 'why', 'source')"
+        )
+    return found
+
+
+def spelt_rule(text: str) -> str:
+    """Give the rule as a config holds it: the name of the table, or a user's rule by its numbers.
+
+    Raises `UserError` as `find_rule` does.
+    """
+    found = find_rule(text)
+    return found if isinstance(found, str) else spell(found)

@@ -6,12 +6,12 @@ import math
 from pathlib import Path
 from statistics import fmean, median
 
-from loopscale.records import Proxy, Row, Sweep, Trial, Verification
+from loopscale.errors import UserError
+from loopscale.records import Journal, Plan, Proxy, Record, Row, Sweep, Trial, Verification, read_record
 from loopscale.report.figure import Axis, Figure, Mark
 from loopscale.report.page import Section, Table, render_page, write_page
 from loopscale.report.palette import MEASURED, TUNED, Look, nice_ticks, number, plain, power_ticks, sequential
 from loopscale.report.tables import provenance, split
-from loopscale.report.tune_info import TuneInfo, tune_info
 
 MOST_POINTS = 600
 _UNVERIFIED = "Nothing of it has been verified yet."
@@ -29,6 +29,31 @@ _SWEPT = (
     "At each size: the plan and its neighbours an octave below and above, as the difference of loss to the plan, mean over "
     "seeds. The plan holds when the middle is the lowest, or close to it, at every size."
 )
+
+
+class TuneInfo(Record):
+    """A tuning as read."""
+
+    name: str
+    plan: Plan
+    trials: tuple[Trial, ...]
+
+
+def tune_info(folder: Path) -> TuneInfo:
+    """Read plan.json and trials/ of a tuning.
+
+    Raises `UserError` when the folder holds none, or it is unfinished or damaged.
+    """
+    path = folder / "plan.json"
+    if not (folder / "tune.json").exists():
+        raise UserError(f"{folder} holds no tune.json: give the folder that `loopscale tune` wrote")
+    if not path.exists():
+        raise UserError(
+            f"the tuning in {folder} has no plan yet: run `loopscale tune` again to finish it, or watch it with --serve"
+        )
+    plan, journal = read_record(path, Plan), Journal(folder)
+    journal.check_count(plan.provenance.get("trials"), Plan.FIX)
+    return TuneInfo(name=folder.resolve().name, plan=plan, trials=journal.by_key())
 
 
 def write_tune_report(folder: Path) -> Path:
