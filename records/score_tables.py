@@ -186,7 +186,7 @@ def held_out() -> str:
     lines = [f"| batch | {_HEAD} by corrected truths |", "|---|" + "---|" * 8]
     for name, (batch, sight) in SIGHTS.items():
         rows = _held(batch, sight)
-        if rows:
+        if rows and len(rows) == len(_held(batch, "first")):
             right = sum(not row["wrong"] for row in _held(batch, sight, "wrong_corrected"))
             lines.append(f"| {name} | {_counted(rows)} | {right} ({right / len(rows):.0%}) |")
     return "\n".join(lines)
