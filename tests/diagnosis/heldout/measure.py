@@ -51,6 +51,8 @@ def states(model, batch, watch):
 def batch_of(made):
     if isinstance(made, tuple):
         given = made[1]
+        if isinstance(given, dict):
+            return made[0], tuple(given.values())
         return made[0], given if isinstance(given, tuple) else (given,)
     table = next(m for m in made.modules() if isinstance(m, torch.nn.Embedding) or hasattr(m, "p"))
     size = table.num_embeddings if isinstance(table, torch.nn.Embedding) else 64
