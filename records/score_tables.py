@@ -223,7 +223,7 @@ def held_out_wrong() -> str:
                 if not late["wrong"]
                 else f"{_codes(late['said'])}: {', '.join(late['wrong'])}"
             )
-            note = " (the truth was wrong)" if "truth_was_wrong" in row else ""
+            note = " (stated or read wrongly)" if "truth_was_wrong" in row else ""
             lines.append(
                 f"| {batch}, {row['case']} | {_codes(row['truth'])}{note} | {said} | {', '.join(row['wrong'])} | {told} |"
             )

@@ -124,12 +124,13 @@ def case(path: Path, name: str, truth: Row) -> Row:
 
 def corrected(row: Row, better: Row | None) -> Row:
     """The row with what is wrong in it by the corrected truth, beside what is wrong by the stated one."""
+    row = {key: value for key, value in row.items() if key not in ("truth_was_wrong", "corrected", "wrong_corrected")}
     if better is None or "found" not in row:
         return row
     said = {"codes": row["said"], "law": row["found"]["growth"], **row["found"]}
-    truth = {key: value for key, value in better.items() if key != "why"}
+    truth = {key: value for key, value in better.items() if key not in ("why", "settles")}
     settled = {key for key, value in truth.items() if value == said[key]}
-    settled |= {"exit", "healthy"} if "codes" in settled else set()
+    settled |= {"exit", "healthy", *better.get("settles", [])} if "codes" in settled else set(better.get("settles", []))
     wrong = [field for field in row["wrong"] if field not in settled]
     return row | {"truth_was_wrong": better["why"], "corrected": truth, "wrong_corrected": wrong}
 
