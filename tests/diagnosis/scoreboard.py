@@ -51,28 +51,27 @@ def reported_as(case: str) -> str:
 
 
 def main() -> None:
-    """Run all, or those whose name has one of the words; the other rows are kept."""
+    """Run all, or those whose name has one of the words; the other rows are kept. What was run is written at once."""
     asked = argparse.ArgumentParser(description=__doc__)
     asked.add_argument("names", nargs="*")
     asked.add_argument("--out", type=Path, default=ROOT / "records" / "diagnosis_scoreboard.json")
     given = asked.parse_args()
     before = json.loads(given.out.read_text()) if given.out.exists() else {"cases": []}
-    known = {(r["set"], r["case"]): r for r in before["cases"]}
-    rows = []
-    for group, case, truth, build in everything():
-        old = known.get((group, case))
-        if old is not None and given.names and not any(word in case for word in given.names):
-            rows.append(old)
+    rows = {(r["set"], r["case"]): r for r in before["cases"]}
+    asked_for = {(group, case): (truth, build) for group, case, truth, build in everything()}
+    for (group, case), (truth, build) in asked_for.items():
+        old = rows.get((group, case), {})
+        if old and given.names and not any(word in case for word in given.names):
             continue
-        rows.append(scored(group, case, truth, build) | {k: v for k, v in (old or {}).items() if k == "first"})
+        row = scored(group, case, truth, build) | {k: v for k, v in old.items() if k == "first"}
+        if group == "reported failures":
+            row["was"] = reported_as(case)
+        rows[group, case] = row
+        cases = [rows[place] for place in asked_for if place in rows]
+        given.out.write_text(json.dumps(before | {"provenance": provenance(), "cases": cases}, indent=1) + "\n")
         print(
-            f"{'right' if not rows[-1]['wrong'] else 'WRONG'} {group}, {case}: {', '.join(rows[-1]['said']) or '-'}",
-            flush=True,
+            f"{'right' if not row['wrong'] else 'WRONG'} {group}, {case}: {', '.join(row['said']) or '-'}", flush=True
         )
-    for row in rows:
-        if row["set"] == "reported failures":
-            row["was"] = reported_as(row["case"])
-    given.out.write_text(json.dumps(before | {"provenance": provenance(), "cases": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
