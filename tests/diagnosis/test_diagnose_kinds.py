@@ -126,6 +126,22 @@ def test_a_most_of_any_name_and_a_config_of_any_name_are_tried():
     found = told(Settles())
     assert "halts-early" in found.codes and found.loops_argument == "limit", found.text()
 
+    class Groups(Toy):
+        """Layers in groups: `depth` says how many there are in all, and no loop makes as many visits."""
+
+        def __init__(self):
+            super().__init__()
+            self.depth, self.g, self.wide = 6, nn.Linear(D, D), nn.Linear(D, D)
+
+        def forward(self, tokens):
+            x = self.wide(self.table(tokens))
+            for i in range(self.depth):
+                layer = (self.f, self.g)[i * 2 // self.depth]
+                x = torch.nn.functional.layer_norm(x + layer(x), (D,))
+            return self.wide(x)
+
+    assert "halts-early" not in told(Groups()).codes
+
     @dataclass
     class Numbers:
         loops: int = 4

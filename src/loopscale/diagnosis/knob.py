@@ -95,17 +95,18 @@ def find_knob(model: nn.Module, batch: Any, loop: FoundLoop | None, named: str |
     visits = loop.visits if loop else 1
     small = sum(p.numel() for p in model.parameters()) <= LARGE
     known = [*candidates(model), *_given(model, batch), *_equal(model, visits)][: _MOST if small else _MOST_LARGE]
-    known += _limits(model, loop)[:_MOST_LARGE] if loop is not None and small else []
+    # What exceeds the visits sets them only as a most, which a value above it shows: it is no direct one.
+    limits = _limits(model, loop)[:_MOST_LARGE] if loop is not None and small else []
     if named is not None:
-        chosen = [knob for knob in [*known, *_all(model), *_given(model, batch)] if knob.name == named][:1]
+        limits, chosen = [], [knob for knob in [*known, *_all(model), *_given(model, batch)] if knob.name == named][:1]
         if not chosen:
             raise UserError(
                 f"the model has no argument, attribute or config value {named!r}: "
                 f"{nearest(named, [knob.name for knob in known])}"
             )
         known = chosen
-    for measure in (_direct, _in_proportion):
-        for knob in known:
+    for measure, tried in ((_direct, known), (_in_proportion, [*known, *limits])):
+        for knob in tried:
             found = measure(model, batch, knob, visits)
             if found is not None:
                 return replace(found, handle=attachment_in(model))
