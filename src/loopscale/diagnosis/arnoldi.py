@@ -21,7 +21,6 @@ class Spectrum:
     values: tuple[complex, ...]
     products: int
     converged: bool
-    norm_at_least: float
     singular_value: float | None = None
 
     @property
@@ -58,7 +57,7 @@ def leading_eigenvalues(
     for step in range(most):
         image = product(basis[-1].to(like).reshape(like.shape)).detach().to("cpu", torch.float64).flatten()
         if not bool(torch.isfinite(image).all()):
-            return Spectrum((complex(float("inf")),), step + 1, False, float("inf"))
+            return Spectrum((complex(float("inf")),), step + 1, False)
         norm = max(norm, float(image.norm()))
         stacked = torch.stack(basis)
         for _ in range(2):
@@ -73,9 +72,9 @@ def leading_eigenvalues(
             values, residual = _ritz(hessenberg, done)
             good = good + 1 if residual <= tolerance * abs(values[0]) else 0
             if exhausted or done == most or (good >= 3 and done >= 24):
-                return Spectrum(tuple(values[:8]), done, exhausted or good > 0 or done == size, norm)
+                return Spectrum(tuple(values[:8]), done, exhausted or good > 0 or done == size)
         basis.append(image / rest)
-    return Spectrum((), 0, False, norm)
+    return Spectrum((), 0, False)
 
 
 def _ritz(hessenberg: np.ndarray, done: int) -> tuple[list[complex], float]:

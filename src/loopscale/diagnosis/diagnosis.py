@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from loopscale.diagnosis.modules import remarks
@@ -46,6 +46,26 @@ def finding(
     """Make a finding of a row: its severity, cause and remedy where no others are given."""
     row = BY_CODE[code]
     return Finding(code, severity or row.severity, where, evidence, cause or row.cause, remedy or row.remedy)
+
+
+def merged(findings: Sequence[Finding]) -> list[Finding]:
+    """Return one finding of each code, the worst first: the same trouble in several loops or layers names all places.
+
+    `norm-bounded` is said of a loop: beside one that is not, it is still said, with its place.
+    """
+    kept: dict[str, Finding] = {}
+    for finding in findings:
+        known = kept.get(finding.code)
+        if known is None:
+            kept[finding.code] = finding
+            continue
+        worse = max(known, finding, key=lambda f: SEVERITIES.index(f.severity))
+        kept[finding.code] = replace(worse, where=_places(known.where, finding.where))
+    return sorted(kept.values(), key=lambda f: -SEVERITIES.index(f.severity))
+
+
+def _places(first: str, second: str) -> str:
+    return first if second in first.split("; ") else f"{first}; {second}"
 
 
 @dataclass(frozen=True)

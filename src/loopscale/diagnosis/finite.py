@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from loopscale.diagnosis.diagnosis import Finding, finding
 from loopscale.probe.batch import call_model, first_float
 from loopscale.probe.noting import Given, noting
-from loopscale.probe.tape import Tape, tensors_in
+from loopscale.probe.tape import tensors_in
 
 
-def first_nonfinite(model: nn.Module, batch: Any, tape: Tape, output: Any) -> list[Finding]:
+def first_nonfinite(model: nn.Module, batch: Any, output: Any) -> list[Finding]:
     """Return one finding, or none when weights and output are finite. Minus infinity in attention masks does not count."""
     bad = next((n for n, p in model.named_parameters() if p.is_floating_point() and not _finite(p)), None)
     if bad is not None:

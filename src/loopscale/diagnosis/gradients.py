@@ -35,7 +35,7 @@ class Gradients:
     """`kappa` over the shared matrices; `by_parameter`; gradient norm of the stream and of the weights at every visit.
 
     `left_out` names the shared weights whose gradients are too large to be formed visit by visit. `reached`: the visits
-    that any gradient reaches; `without`: parameters that act in the pass and get no gradient at all.
+    that any gradient reaches.
     """
 
     kappa: float | None
@@ -44,7 +44,6 @@ class Gradients:
     stream: tuple[float, ...]
     left_out: tuple[str, ...] = ()
     reached: int | None = None
-    without: tuple[str, ...] = ()
 
 
 def gradients(model: nn.Module, batch: Any, loop: FoundLoop, stream: Stream | None, like: Tape) -> Gradients:
@@ -75,18 +74,12 @@ def _gradients(
     loss = pretend_loss(output, batch)
     if loss is None or not loss.requires_grad:
         return Gradients(None, {}, (), ())
-    order = [i for i in sorted(nodes | states) if i in tape.values and tape.values[i].requires_grad]
     twins = {key: tape.aliases[key] for key, chain in formed.items() if _whole(tape.aliases.get(key), len(chain))}
-    # Tensors, not `get_gradient_edge` or `grad_fn`: torch frees a graph whose nodes Python has looked at by recursion, and
-    # one of thousands of visits then overruns the stack (exit 139).
-    sought: list[Any] = [tape.values[i] for i in order]
-    tape.values.clear()
     groups = _groups({key: math.prod(key[2]) * len(parts) for key, parts in twins.items()})
     beyond += [key for group in groups[_MOST_PASSES:] for key in group]
     groups = groups[:_MOST_PASSES]
-    sought += [part for key in groups[0] for part in twins[key]] if groups else []
-    found = torch.autograd.grad(loss, sought, allow_unused=True, retain_graph=len(groups) > 1)
-    deltas = {i: g.detach() for i, g in zip(order, found, strict=False) if g is not None}
+    parts = [part for key in (groups[0] if groups else ()) for part in twins[key]]
+    deltas, first = _backward(loss, tape, nodes | states, parts, len(groups) > 1)
     # Visits without a gradient (truncated backpropagation) are left out.
     # Those of complex weights too: their products are no real ones.
     seen = {i for i in deltas if i in tape.inputs and not tape.inputs[i].is_complex()}
@@ -97,22 +90,33 @@ def _gradients(
         for key, chain in reached.items()
         if len(chain) == most > 1
     }
-    visits = {key: len(formed[key]) for key in twins}
-    formed_alive: dict[Key, list[int]] = {}
-    for key, parts, alive_at in _formed(loss, twins, groups, found[len(order) :], visits):
-        formed_alive[key] = alive_at
-        if len(formed[key]) == len(set(alive_at)) == most > 1:
-            grams[key] = _formed_gram(parts, most)
-    by_parameter = {names[key][0]: _kappa(gram) for key, gram in grams.items() if float(gram.trace()) > 0}
-    total = sum(grams.values(), torch.zeros(most, most, dtype=torch.float64))
-    weights = tuple(math.sqrt(max(float(v), 0.0)) for v in total.diagonal())
-    along = tuple(float(deltas[i].double().norm()) for i in (stream.states if stream else ()) if i in deltas)
-    kappa = _kappa(total) if float(total.trace()) > 0 else None
     told = {n for chain in loop.uses.values() for n, i in enumerate(chain) if i in deltas}
-    told |= {n for key, own in formed_alive.items() for n in own}
+    for key, made, alive in _formed(loss, twins, groups, first, {key: len(formed[key]) for key in twins}):
+        told.update(alive)
+        if len(formed[key]) == len(set(alive)) == most > 1:
+            grams[key] = _formed_gram(made, most)
+    total = sum(grams.values(), torch.zeros(most, most, dtype=torch.float64))
     return Gradients(
-        kappa, by_parameter, weights, along, tuple(sorted(names[key][0] for key in beyond)), len(told) or None
+        _kappa(total) if float(total.trace()) > 0 else None,
+        {names[key][0]: _kappa(gram) for key, gram in grams.items() if float(gram.trace()) > 0},
+        tuple(math.sqrt(max(float(v), 0.0)) for v in total.diagonal()),
+        tuple(float(deltas[i].double().norm()) for i in (stream.states if stream else ()) if i in deltas),
+        tuple(sorted(names[key][0] for key in beyond)),
+        len(told) or None,
     )
+
+
+def _backward(
+    loss: Tensor, tape: Tape, nodes: frozenset[int], parts: list[Tensor], again: bool
+) -> tuple[dict[int, Tensor], tuple[Tensor | None, ...]]:
+    """Run one backward pass: the gradients of kept nodes, by node, and of `parts`; `again`: further passes follow."""
+    order = [i for i in sorted(nodes) if i in tape.values and tape.values[i].requires_grad]
+    # Tensors, not `get_gradient_edge` or `grad_fn`: torch frees a graph whose nodes Python has looked at by recursion, and
+    # one of thousands of visits then overruns the stack (exit 139).
+    sought = [*(tape.values[i] for i in order), *parts]
+    tape.values.clear()
+    found = torch.autograd.grad(loss, sought, allow_unused=True, retain_graph=again)
+    return {i: g.detach() for i, g in zip(order, found, strict=False) if g is not None}, found[len(order) :]
 
 
 def _kinds(loop: FoundLoop, ops: list[str], names: dict[Key, str]) -> tuple[Group, Group, list[Key]]:

@@ -84,7 +84,7 @@ def try_remedies(
     return Trial(factors, now.growth.gain, now.far, frozenset(left), tuple(kinds), slope)
 
 
-def edits(trial: Trial, model: nn.Module) -> tuple[str, ...]:
+def edits(trial: Trial) -> tuple[str, ...]:
     """Return the lines that the remedies change, in the user's own files: what stands there and what to do with it."""
     told: dict[str, str] = {}
     for branch, factor in trial.kinds:

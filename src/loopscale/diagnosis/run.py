@@ -12,25 +12,24 @@ from torch import nn
 
 from loopscale.diagnosis.arnoldi import Spectrum
 from loopscale.diagnosis.causes import CONTRACTIVE, Facts, judge
-from loopscale.diagnosis.diagnosis import Diagnosis, Finding, Symptom, finding, verdict
+from loopscale.diagnosis.diagnosis import Diagnosis, Finding, Symptom, finding, merged, verdict
 from loopscale.diagnosis.experiments import Lever, tested
 from loopscale.diagnosis.finite import first_nonfinite
 from loopscale.diagnosis.gradients import Gradients, gradients
 from loopscale.diagnosis.initial import init_ratio
 from loopscale.diagnosis.knob import Knob, candidates, find_knob
-from loopscale.diagnosis.looprange import LoopRange, LossOf, loop_range, settling
+from loopscale.diagnosis.looprange import LossOf, loop_range, settling
 from loopscale.diagnosis.loops import FoundLoop, find_loops
 from loopscale.diagnosis.measure import Pass, count_layers, far_gain, last_map, main_loop, measured_pass, with_far_gain
-from loopscale.diagnosis.merge import merged
 from loopscale.diagnosis.modules import table
-from loopscale.diagnosis.onestep import MakeOptimizer, one_step_law, train_a_little
+from loopscale.diagnosis.onestep import MakeOptimizer, OneStep, one_step_law, train_a_little
 from loopscale.diagnosis.overloops import FROZEN, OverLoops, over_loops
 from loopscale.diagnosis.remedies import MENDED, attachable, edits, spelt, try_remedies, with_trial
 from loopscale.diagnosis.setting import MOST_CALLS, Setting
 from loopscale.diagnosis.stated import Stated, listening, stated_for
 from loopscale.diagnosis.symptoms import EXPANDS, EXPANSION, ONE_STEP, REACH, Measured, symptoms, unexplained
 from loopscale.diagnosis.tying import untied
-from loopscale.diagnosis.whole import halts, idle, modes, restarts, unused_knobs
+from loopscale.diagnosis.whole import Modes, halts, idle, modes, restarts, unused_knobs
 from loopscale.errors import UserError, settings
 from loopscale.parameterization import Depth, residual_scale
 from loopscale.probe.batch import LARGE, prepare
@@ -57,23 +56,37 @@ class DiagnoseSettings:
 
 
 @dataclass(frozen=True)
+class _First:
+    """What the first pass shows: tape and output, the loops, what the model says of its scale, values that are not finite,
+    weights that are not shared, what sets N.
+    """
+
+    setting: Setting
+    asked: DiagnoseSettings
+    tape: Tape
+    output: Any
+    loops: list[FoundLoop]
+    heard: Mapping[str, Stated]
+    broken: list[Finding]
+    ties: list[Finding]
+    knob: Knob | None
+
+
+@dataclass(frozen=True)
 class _Other:
     """A loop beside the main one."""
 
-    loop: FoundLoop
     seen: Pass
     facts: Facts
 
 
 @dataclass(frozen=True)
 class _Study:
-    """The main loop of a model: how it was run, what was seen, what sets N, what makes it grow, and other loops."""
+    """The main loop of a model: what was seen, what makes it grow, what mends that, and other loops with their facts."""
 
-    setting: Setting
-    asked: DiagnoseSettings
+    first: _First
     seen: Pass
     facts: Facts
-    knob: Knob | None
     varied: OverLoops | None
     levers: list[Lever]
     others: list[_Other]
@@ -141,71 +154,95 @@ def _diagnose(setting: Setting, asked: DiagnoseSettings) -> Diagnosis:
     with listening(model) as heard:
         tape, output = setting.run()
     loops = find_loops(model, tape)
-    broken = first_nonfinite(model, setting.batch, tape, output)
+    broken = first_nonfinite(model, setting.batch, output)
     if broken and broken[0].evidence.startswith("parameter"):
         return _broken(loops, broken)  # nothing else follows from weights that are no numbers
     ties = list(untied(setting, tape, loops))
     knob = find_knob(model, setting.batch, loops[0] if loops else None, asked.loops_arg)
     if asked.loops_range is not None and knob is None:
         raise UserError("the loops of this model cannot be varied: name what sets them with --loops-arg (loops_arg)")
-    if not loops:
-        visits, again = restarts(tape, loops)
-        found = [*broken, *(ties or [*again, *unused_knobs(setting, None, knob)])]
-        return _not_looped(found, knob, visits)
-    main = main_loop(loops, tape)
-    seen = measured_pass(setting, main, tape)
-    seen = with_far_gain(seen, far_gain(setting, seen))
-    varied = over_loops(setting, knob, seen, seen.far is not None and seen.far < CONTRACTIVE) if knob else None
-    stated = _stated(model, main, loops, heard)
-    facts = _facts(model, seen, varied, stated)
-    others = _beside(setting, loops, main, tape)
-    facts, levers = tested(setting, seen, _with_siblings(facts, main, others), knob)
-    others = [replace(other, facts=tested(setting, other.seen, other.facts)[0]) for other in others]
-    study = _Study(setting, asked, seen, facts, knob, varied, levers, others)
-    findings = merged([*judge(facts), *(f for other in others for f in judge(other.facts))])
-    if any(f.code == "dead-branch" for f in findings):
-        findings = _after_steps(study, findings)
-    findings, attach = _tried(study, findings)
-    if broken:
-        measured, modes_seen, more = Measured(facts, varied, None, None, None, True, {}), None, []
-    else:
-        measured = _measured(study)
-        modes_seen, differ = modes(setting, seen)
-        more = [*_expanding(measured), *differ, *idle(setting, seen, output), *halts(main, knob)]
-        more += [*unused_knobs(setting, main, knob), *_truncated(measured)]
+    first = _First(setting, asked, tape, output, loops, heard, broken, ties, knob)
+    return _looped(_studied(first)) if loops else _not_looped(first)
+
+
+def _looped(study: _Study) -> Diagnosis:
+    """Say what is wrong with a loop: causes and remedies, then what else was measured, then what nothing accounts for."""
+    first, facts = study.first, study.facts
+    findings, attach = _causes(study)
+    measured = _measured(study)
+    both, more = (None, []) if measured.broken else _whole(study, measured)
+    again = restarts(first.tape, first.loops)[1]
+    findings = merged([*first.broken, *first.ties, *findings, *more, *again])
     figures = symptoms(measured)
-    findings = merged([*broken, *ties, *findings, *more, *restarts(tape, loops)[1]])
     findings = merged([*findings, *unexplained(figures, findings, facts)])
-    span = asked.loops_range
-    ranged = loop_range(setting, knob, main.visits, span, asked.data, asked.loss) if knob and span else None
-    silent = measured.stepped.without_gradient if measured.stepped else ()
-    details = {
-        **_details(measured, ranged),
-        "symptoms": [asdict(figure) for figure in figures],
-        "modules": table(tape, output, main, silent),
-        "modes": asdict(modes_seen) if modes_seen else None,
-        "settling": settling(setting, knob, main.visits) if knob and not broken and (span or _small(model)) else None,
-        "attach": attach,
-    }
-    grads = measured.grads
+    ranged, settled = _run_on(study)
     return Diagnosis(
         looped=True,
-        loops=main.visits,
+        loops=facts.loops,
         tied=not any(f.code == "untied" for f in findings),
         growth=facts.growth.law if facts.growth else None,
         gain=facts.growth.gain if facts.growth else None,
-        growth_over_loops=varied.law if varied else None,
+        growth_over_loops=study.varied.law if study.varied else None,
         effective_scale=facts.scale,
         prescribed_scale=facts.prescribed,
-        kappa=grads.kappa if grads else None,
+        kappa=measured.grads.kappa if measured.grads else None,
         spectral_radius=measured.spectrum.radius if measured.spectrum else None,
         findings=tuple(findings),
-        verdict=verdict(findings, main.where, figures),
+        verdict=verdict(findings, facts.where, figures),
         layers=facts.layers,
-        loops_found=tuple(loop.to_json() for loop in loops),
-        loops_argument=knob.name if knob else None,
-        details=details,
+        loops_found=tuple(loop.to_json() for loop in first.loops),
+        loops_argument=first.knob.name if first.knob else None,
+        details={
+            **_details(measured),
+            "loops_range": ranged,
+            "symptoms": [asdict(figure) for figure in figures],
+            "modules": table(first.tape, first.output, study.seen.loop, measured.silent),
+            "modes": asdict(both) if both else None,
+            "settling": settled,
+            "attach": attach,
+        },
     )
+
+
+def _studied(first: _First) -> _Study:
+    """Measure the main loop and those beside it, and test what makes them grow."""
+    setting, main, knob = first.setting, main_loop(first.loops, first.tape), first.knob
+    seen = measured_pass(setting, main, first.tape)
+    seen = with_far_gain(seen, far_gain(setting, seen))
+    varied = over_loops(setting, knob, seen, seen.far is not None and seen.far < CONTRACTIVE) if knob else None
+    facts = _facts(setting.model, seen, varied, _stated(setting.model, main, first.loops, first.heard))
+    others = _beside(first, main)
+    facts, levers = tested(setting, seen, _with_siblings(facts, main, others), knob)
+    others = [replace(other, facts=tested(setting, other.seen, other.facts)[0]) for other in others]
+    return _Study(first, seen, facts, varied, levers, others)
+
+
+def _causes(study: _Study) -> tuple[list[Finding], dict[str, Any] | None]:
+    """Judge all loops, on a trained copy too where branches are dead; try the remedies, and give what `attach` takes."""
+    findings = merged([*judge(study.facts), *(f for other in study.others for f in judge(other.facts))])
+    if any(f.code == "dead-branch" for f in findings):
+        findings = _after_steps(study, findings)
+    return _tried(study, findings)
+
+
+def _whole(study: _Study, measured: Measured) -> tuple[Modes | None, list[Finding]]:
+    """Look at the loop within its model: the map, both modes, idle, halting, knobs, and how far the gradient reaches."""
+    first, seen = study.first, study.seen
+    setting, main, knob = first.setting, seen.loop, first.knob
+    both, differ = modes(setting, seen)
+    loop = [*_expanding(measured), *differ, *idle(setting, seen, first.output), *halts(main, knob)]
+    return both, [*loop, *unused_knobs(setting, main, knob), *_truncated(measured)]
+
+
+def _run_on(study: _Study) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """Run at other numbers of loops: the safe range, where it is asked for, and whether the answer settles."""
+    first, loops = study.first, study.facts.loops
+    setting, knob, span = first.setting, first.knob, first.asked.loops_range
+    if knob is None:
+        return None, None
+    ranged = loop_range(setting, knob, loops, span, first.asked.data, first.asked.loss) if span else None
+    settles = not first.broken and (span or _small(setting.model))
+    return ranged.to_json() if ranged else None, settling(setting, knob, loops) if settles else None
 
 
 def _broken(loops: list[FoundLoop], broken: list[Finding]) -> Diagnosis:
@@ -225,24 +262,30 @@ def _broken(loops: list[FoundLoop], broken: list[Finding]) -> Diagnosis:
 
 
 def _measured(study: _Study) -> Measured:
-    """Measure what is left: one step of an optimiser, the map of the last visit, gradients."""
-    setting, asked, seen, facts = study.setting, study.asked, study.seen, study.facts
-    why: dict[str, str] = {}
-    spectrum = _spectrum(setting, seen, asked.products, why)
-    grads = _gradients(setting, seen, why)
-    small = asked.products != 0 and _small(setting.model)
+    """Measure what is left of a loop whose values are finite: the map of the last visit, gradients, one step."""
+    first, why = study.first, dict[str, str]()
+    if first.broken:
+        return Measured(study.facts, study.varied, None, None, None, True, why)
+    spectrum = _spectrum(first.setting, study.seen, first.asked.products, why)
+    grads = _gradients(first.setting, study.seen, why)
+    return Measured(study.facts, study.varied, _one_step(study, why), spectrum, grads, False, why)
+
+
+def _one_step(study: _Study, why: dict[str, str]) -> OneStep | None:
+    first, facts, seen = study.first, study.facts, study.seen
+    asked = first.asked
+    small = asked.products != 0 and _small(first.setting.model)
     frozen = facts.scale_power is not None and abs(facts.scale_power) < FROZEN and (facts.scale or 1.0) < 0.9
-    beside = [b for other in study.others if other.loop.visits == facts.loops for b in other.facts.branches]
+    beside = [b for other in study.others if other.facts.loops == facts.loops for b in other.facts.branches]
     stepped = None
     if small or asked.optimizer:
-        stepped = one_step_law(setting, study.knob, seen, asked.optimizer, follow=beside if frozen else None)
-    if stepped is not None:
-        acting = {name for node in seen.tape.nodes for key in node.params for name in seen.tape.names.get(key, [])}
-        stepped = replace(stepped, without_gradient=tuple(n for n in stepped.without_gradient if n in acting))
+        stepped = one_step_law(first.setting, first.knob, seen, asked.optimizer, beside if frozen else None)
     if stepped is None:
         large = "products is 0" if asked.products == 0 else "more than 25 million weights: give optimizer="
         why[ONE_STEP] = "the output has no gradient" if small else large
-    return Measured(facts, study.varied, stepped, spectrum, grads, False, why)
+        return None
+    acting = {name for node in seen.tape.nodes for key in node.params for name in seen.tape.names.get(key, [])}
+    return replace(stepped, without_gradient=tuple(n for n in stepped.without_gradient if n in acting))
 
 
 def _spectrum(setting: Setting, seen: Pass, products: int | None, why: dict[str, str]) -> Spectrum | None:
@@ -290,7 +333,7 @@ def _truncated(measured: Measured) -> list[Finding]:
 
 def _tried(study: _Study, findings: list[Finding]) -> tuple[list[Finding], dict[str, Any] | None]:
     """Try the remedies together; give the findings, and the keywords of `attach`."""
-    setting, facts = study.setting, study.facts
+    setting, facts = study.first.setting, study.facts
     if not {f.code for f in findings if f.severity != "info"} & MENDED:
         return findings, None
 
@@ -298,15 +341,14 @@ def _tried(study: _Study, findings: list[Finding]) -> tuple[list[Finding], dict[
         made = _facts(setting.model, now, None, facts.stated)
         return replace(made, layers=facts.layers, prescribed=facts.prescribed)
 
-    trial = try_remedies(setting, study.seen, facts, study.levers, facts_of, study.knob)
+    trial = try_remedies(setting, study.seen, facts, study.levers, facts_of, study.first.knob)
     if trial is None:
         return findings, None
     gain = facts.growth.gain if facts.growth else math.inf
     helps = not trial.left and (trial.gain <= max(2.0, gain) or not math.isfinite(gain))
-    same = [o for o in study.others if o.loop.order == "layer-wise" and o.loop.visits == facts.loops]
-    names = [b.where for other in same for b in other.facts.living]
+    names = [b.where for other in study.others if _sibling(other, facts.loops) for b in other.facts.living]
     attach = attachable(setting.model, setting.batch, facts, trial, names) if helps else None
-    lines = (spelt(attach),) if attach else edits(trial, setting.model)
+    lines = (spelt(attach),) if attach else edits(trial)
     return with_trial(findings, trial.said(facts, facts.over), lines, helps), attach
 
 
@@ -317,31 +359,35 @@ def _stated(model: nn.Module, main: FoundLoop, loops: list[FoundLoop], heard: Ma
     return told
 
 
-def _beside(setting: Setting, loops: list[FoundLoop], main: FoundLoop, tape: Tape) -> list[_Other]:
+def _beside(first: _First, main: FoundLoop) -> list[_Other]:
     """Measure further loops of the same pass: layers repeated one after the other, a second stage, cycles around cycles."""
-    found = []
+    setting, found = first.setting, []
     begin, end = main.span
-    apart = [o for o in loops if o.visits < main.visits or o.span[0] > end or o.span[1] < begin]
+    apart = [o for o in first.loops if o.visits < main.visits or o.span[0] > end or o.span[1] < begin]
     for loop in [loop for loop in apart if loop is not main and loop.size * 20 >= main.size][:_BESIDE]:
         if set(loop.modules) <= set(main.modules):
             continue  # weights of the main loop that some visits skip, as routing does
         try:
-            seen = measured_pass(setting, loop, tape)
+            seen = measured_pass(setting, loop, first.tape)
         except (RuntimeError, LookupError):
             continue
         far = far_gain(setting, seen)
         # Without the far gain a norm around the loop would go unseen, and every such loop be called unscaled.
         if far is not None:
             seen = with_far_gain(seen, far)
-            found.append(_Other(loop, seen, _facts(setting.model, seen, None)))
+            found.append(_Other(seen, _facts(setting.model, seen, None)))
     return found
+
+
+def _sibling(other: _Other, visits: int) -> bool:
+    return other.seen.loop.order == "layer-wise" and other.seen.loop.visits == visits
 
 
 def _with_siblings(facts: Facts, main: FoundLoop, others: list[_Other]) -> Facts:
     """Join loops in layer-wise order: the stream runs through one after the other, their layers and gains go together."""
     if main.order != "layer-wise":
         return facts
-    same = [o.facts for o in others if o.loop.order == "layer-wise" and o.loop.visits == main.visits]
+    same = [o.facts for o in others if _sibling(o, main.visits)]
     layers = facts.layers + sum(other.layers for other in same)
     growth = facts.growth
     if growth is not None:
@@ -384,7 +430,7 @@ def _facts(model: nn.Module, seen: Pass, varied: OverLoops | None, stated: State
 def _after_steps(study: _Study, findings: list[Finding]) -> list[Finding]:
     """Judge a copy that was trained for a few steps, since dead branches hide the law."""
     try:
-        trained = study.setting.copied()
+        trained = study.first.setting.copied()
         train_a_little(trained)
         again = measured_pass(trained)
         again = with_far_gain(again, far_gain(trained, again))
@@ -399,24 +445,26 @@ def _after_steps(study: _Study, findings: list[Finding]) -> list[Finding]:
     return sorted(findings + extra, key=lambda f: ("error", "warning", "info").index(f.severity))
 
 
-def _not_looped(findings: list[Finding], knob: Knob | None, visits: int) -> Diagnosis:
+def _not_looped(first: _First) -> Diagnosis:
+    knob = first.knob
+    visits, again = restarts(first.tape, first.loops)
+    findings = [*first.broken, *(first.ties or [*again, *unused_knobs(first.setting, None, knob)])]
     remedy = "point at the looped model, or name what sets its loops with --loops-arg"
     if knob is not None:
         remedy = (
             f"it was run at N = 1: set {knob.name!r} to more than 1 (on the command line with --loops), "
             "a loop of one visit needs no rule"
         )
-    if not any(f.code == "untied" for f in findings):
+    if not {f.code for f in findings} & {"untied", "restarts"}:
         said = "no parameter acts twice on its own result in one forward pass"
-        if not any(f.code == "restarts" for f in findings):
-            findings = [finding("not-looped", "model", said, remedy=remedy), *findings]
+        findings = [finding("not-looped", "model", said, remedy=remedy), *findings]
     said = f"not looped: {findings[0].evidence}; {findings[0].remedy}"
     return Diagnosis(
         False, visits, False, findings=tuple(findings), verdict=said, loops_argument=knob.name if knob else None
     )
 
 
-def _details(measured: Measured, ranged: LoopRange | None) -> dict[str, Any]:
+def _details(measured: Measured) -> dict[str, Any]:
     facts, spectrum, grads = measured.facts, measured.spectrum, measured.grads or Gradients(None, {}, (), ())
     growth = facts.growth
     return {
@@ -439,5 +487,4 @@ def _details(measured: Measured, ranged: LoopRange | None) -> dict[str, Any]:
         "base_layers": _base(facts.stated),
         "strength": facts.stated.strength if facts.stated else None,
         "one_step": measured.stepped.to_json() if measured.stepped else None,
-        "loops_range": ranged.to_json() if ranged else None,
     }

@@ -65,6 +65,11 @@ class Measured:
     broken: bool
     why: dict[str, str]
 
+    @property
+    def silent(self) -> tuple[str, ...]:
+        """Parameters that act and get no gradient."""
+        return self.stepped.without_gradient if self.stepped else ()
+
 
 def symptoms(seen: Measured) -> list[Symptom]:
     """Judge every figure by its limit."""
