@@ -228,7 +228,7 @@ def test_a_run_that_was_planned_as_usual_is_not_refused() -> None:
         (["--memory", "24XB"], "--memory '24XB' is no size: write 80GB or 40GiB"),
         (["--memory", "much"], "--memory 'much' is no size: write 80GB or 40GiB"),
         (["--mfu", "40"], "--mfu is a share between 0 and 1, got 40: 0.4 is 40 % of the peak"),
-        (["--devices", "0"], "--devices must be at least 1, got 0"),
+        (["--devices", "0"], "the number of devices must be at least 1, got 0"),
         (
             ["--devices", "3"],
             "data.batch_size = 16 cannot be dealt out to 3 devices x 1 accumulated parts: use a multiple of 3",

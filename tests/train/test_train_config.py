@@ -91,7 +91,7 @@ def test_a_rate_that_is_no_rate_is_refused(rate: float) -> None:
         ("optim.lr=nan", "config key 'optim.lr' cannot be nan: it must be a finite number"),
         ("model.loops=0", "config key 'model.loops' cannot be 0: it must be greater than or equal to 1"),
         ("model.layers=-2", "config key 'model.layers' cannot be -2: it must be greater than or equal to 1"),
-        ("model.loops=many", "config key 'model.loops' cannot be 'many': it must be a valid integer"),
+        ("model.loops=many", "config key 'model.loops' cannot be 'many': it must be a whole number"),
         (
             "optim.schedule=cosin",
             "config key 'optim.schedule' cannot be 'cosin': it must be 'constant', 'cosine', 'linear' or 'wsd'",

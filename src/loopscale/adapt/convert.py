@@ -111,7 +111,9 @@ def _span(start: int | None, stop: int | None, layers: int | tuple[int, int] | N
         if start is None or stop is None:
             raise UserError("convert needs the layers of the core: convert(model, layers=(2, 5), loops=4) for 2..5")
         return start, stop, layers
-    if start is not None or stop is not None or len(layers) != 2:
+    if len(layers) != 2:
+        raise UserError(f"layers={layers!r} must name the first and the last layer of the core: layers=(2, 5) for 2..5")
+    if start is not None or stop is not None:
         raise UserError(f"layers={layers!r} names the core, first and last layer: leave start and stop out")
     first, last = layers
     return first, last + 1 if isinstance(last, int) else last, None

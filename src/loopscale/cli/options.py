@@ -47,7 +47,7 @@ def list_of(kind: Callable[[str], Any], noun: str) -> Callable[[click.Context, c
     return parse
 
 
-COUNTS = list_of(int, "whole numbers")
+COUNTS = list_of(int, "whole numbers such as 1,2,4")
 
 
 def rate(text: str) -> float:
@@ -61,7 +61,8 @@ def parse_axes(text: str, option: str) -> dict[str, int]:
     for part in filter(None, text.split(",")):
         name, equals, number = (word.strip() for word in part.partition("="))
         if name not in AXES:
-            raise UserError(f"{option} has no axis {name!r}: {nearest(name, AXES)}")
+            hint = f"write loops={name}" if name.isdecimal() else nearest(name, AXES)
+            raise UserError(f"{option} has no axis {name!r}: {hint}")
         if not equals or not number.isdecimal() or int(number) < 1:
             raise UserError(f"{option} {part.strip()!r} is not axis=whole number, such as loops=32")
         found[name] = int(number)
@@ -76,10 +77,10 @@ def parse_seconds(text: str | None) -> float | None:
     """
     if text is None:
         return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh])", text.strip())
     if match is None or float(match[1]) <= 0:
         raise UserError(f"the budget {text!r} is no time: write 90s, 10m or 2h")
-    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
 
 
 def with_data(sets: tuple[str, ...], data: str | None) -> tuple[str, ...]:

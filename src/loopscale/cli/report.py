@@ -34,6 +34,8 @@ def command(folder: Path, open_page: bool, serve: bool, port: int, as_json: bool
         page = write_run_report(folder)
     elif (folder / "tune.json").exists():
         page = write_tune_report(folder)
+    elif not folder.is_dir():
+        raise UserError(f"there is no folder {folder}: give the folder of a study, a tuning or a run")
     else:
         raise UserError(
             f"{folder} is neither a study, a tuning nor a run: "

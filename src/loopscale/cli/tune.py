@@ -21,6 +21,7 @@ from loopscale.cli.options import (
     parse_seconds,
     placed_study,
 )
+from loopscale.errors import UserError
 from loopscale.factory import CONTRACT
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @click.command(epilog=CONTRACT)
-@click.argument("config", type=PATH)
+@click.argument("config", required=False, type=PATH)
 @click.option("--target", metavar="AXES", help="Such as loops=32,layers=8,width=1024; default: the config's own size.")
 @click.option(
     "--proxy",
@@ -65,7 +66,7 @@ if TYPE_CHECKING:
 @click.option("--out", type=PATH, help="Folder; default runs/tune-NAME. Continues if it exists.")
 @JSON
 def command(
-    config: Path,
+    config: Path | None,
     target: str | None,
     proxy: str | None,
     budget: str | None,
@@ -84,6 +85,7 @@ def command(
 ) -> None:
     """Tune learning rate and strength of CONFIG (TOML) on a small proxy, for a larger target.
 
+    Without CONFIG a model of yours is tuned at the defaults, `loopscale train --keys`; --set changes them.
     Writes tuned.toml and plan.json: `loopscale train target.toml --from tuned.toml`, `loopscale verify FOLDER`.
     Stop it anywhere and start it again: finished trials are kept.
     """
@@ -93,18 +95,23 @@ def command(
 
     code = find_user_code(model, objective)  # a mistake in its arguments is told before the slow imports
     from loopscale.report import write_tune_report
-    from loopscale.train import load_config, load_values
+    from loopscale.train import load_config, load_values, parse_values
     from loopscale.tune import Budget, TuneSettings, tune
 
     rules = where.sets((*sets, f"model.rule={json.dumps(spelt_rule(rule))}") if rule else sets)
-    base = load_config(config, rules) if code is None else load_values(config, rules)
+    if config is not None:
+        base = load_config(config, rules) if code is None else load_values(config, rules)
+    elif code is not None:
+        base = parse_values({}, rules)
+    else:
+        raise UserError("name a config, or your code: loopscale tune config.toml, or --model file.py:make_model")
     small, large = sizes(base, proxy, target)
     # An objective of the user's own knows nothing of roles; a model's outer rate matters more than any scale.
     usual = "lr,strength" if objective else "lr,strength,outer_lr"
     names = tuple(name.strip() for name in (tuned or usual).split(",") if name.strip())
     wanted = 16 + 8 * max(0, len(names) - 2) if trials is None else trials
     settings = TuneSettings(base, small, large, names, wanted, seeds, code)
-    folder = out or Path("runs") / f"tune-{config.stem}"
+    folder = out or Path("runs") / f"tune-{Path(str(config or model or objective).partition(':')[0]).stem}"
     limit = Budget(parse_seconds(budget), started=started, pays=pays)
     settings, runner = placed_study(settings, base, folder / "tune.json", where)
     with watching(f"tuning at {small}") as observer:

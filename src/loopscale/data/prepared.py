@@ -58,6 +58,8 @@ def is_prepared(place: Path) -> bool:
 
 def read_manifest(folder: Path) -> Manifest:
     """Read the manifest of a whole folder; raises `UserError` when it is absent, damaged or of a later version."""
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}: make it with loopscale data prepare SOURCE --out {folder}")
     if not (folder / MANIFEST).exists():
         raise UserError(f"the preparation of {folder} is not finished: run the same loopscale data prepare again")
     return read_record(folder / MANIFEST, Manifest)

@@ -51,6 +51,8 @@ def check_parameterization(
     >>> check_parameterization(LoopedTransformer(ModelConfig(vocab_size=17, width=32)), steps=2).passed
     True
     """
+    if isinstance(loops, int):
+        raise UserError(f"loops={loops} is one number, and a slope needs several: try loops=(1, 2, 4, 8)")
     chosen, counts = get_rule(rule), sorted(set(loops))
     if len(counts) < 2 or counts[0] < 1:
         raise UserError(

@@ -80,6 +80,10 @@ class Loop(nn.Module):
         A stack that returns a tuple carries it: its elements take the place of the stream and the first extra arguments
         at the next visit (a second stream, a recurrent state, a running sum of losses), and the last tuple is returned.
         """
+        if loops is None and len(args) == 1 and type(args[0]) is int:
+            raise UserError(
+                f"the number of loops is named: loop(x, loops={args[0]}); other arguments go to every visit"
+            )
         visits = self.loops if loops is None else loops
         depth = self.depth_at(visits)
         eps, alpha = self.residual_scale(visits), self.rule.skip_scale(depth).value

@@ -69,8 +69,12 @@ def param_groups(
     """
     outer_lr = stated.get("outer_lr", 1.0)
     for name, rate in (("lr", lr), ("outer_lr", outer_lr)):
-        if not 0 < rate < float("inf"):
+        if isinstance(rate, str) or not 0 < rate < float("inf"):
             raise UserError(f"{name} must be a positive number, got {rate!r}")
+    if not hasattr(model, "named_parameters"):
+        raise UserError(
+            f"expected a torch.nn.Module, got {type(model).__name__}: roles need names, pass the model itself"
+        )
     assigned, said = roles_of(model, stated.get("roles")), speakers(model)
     chosen = get_rule(_stated(model, said, "rule", stated.get("rule")))
     depth, base = _stated(model, said, "depth", stated.get("depth")), stated.get("base_layers")

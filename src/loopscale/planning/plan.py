@@ -27,7 +27,7 @@ class Machine:
 
     def __post_init__(self) -> None:
         if self.devices < 1:
-            raise UserError(f"--devices must be at least 1, got {self.devices}")
+            raise UserError(f"the number of devices must be at least 1, got {self.devices}")
         if not 0 < self.mfu <= 1:
             raise UserError(f"--mfu is a share between 0 and 1, got {self.mfu:g}: 0.4 is 40 % of the peak")
         if not (self.memory > 0 and self.peak > 0) or (self.price is not None and self.price < 0):

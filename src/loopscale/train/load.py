@@ -76,7 +76,8 @@ def read_toml(path: Path) -> dict[str, Any]:
             f"{path} is not a text file: give a config in TOML, such as one with the line 'model.loops = 4'"
         ) from None
     except tomllib.TOMLDecodeError as problem:
-        raise UserError(f"{path} is not valid TOML: {_decapitalized(str(problem))}") from None
+        model = f" (a model of yours is named by --model {path}:make_model)" if path.suffix == ".py" else ""
+        raise UserError(f"{path} is not valid TOML: {_decapitalized(str(problem))}{model}") from None
     except (OSError, ValueError) as problem:
         reason = getattr(problem, "strerror", None) or str(problem)
         raise UserError(
@@ -116,7 +117,9 @@ def _sentence(problem: ValidationError) -> str:
         return f"unknown config key {name!r}: {_hint(place)}"
     shown = repr(error["input"])
     shown = shown if len(shown) <= 60 else shown[:57] + "..."
-    allowed = _decapitalized(error["msg"]).removeprefix("input should be ")
+    allowed = _decapitalized(error["msg"]).removeprefix("input should be ").replace("a valid integer", "a whole number")
+    if isinstance(error["input"], str) and error["type"] in ("int_type", "float_type", "bool_type"):
+        allowed += ", without quotes"
     if error["type"] == "model_type":
         return f"config section {name!r} must be a table of keys, not {shown}: write [{name}] and its keys below it"
     return f"config key {name!r} cannot be {shown}: it must be {allowed}"
