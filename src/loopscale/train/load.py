@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -118,7 +119,8 @@ def _sentence(problem: ValidationError) -> str:
     shown = repr(error["input"])
     shown = shown if len(shown) <= 60 else shown[:57] + "..."
     allowed = _decapitalized(error["msg"]).removeprefix("input should be ").replace("a valid integer", "a whole number")
-    if isinstance(error["input"], str) and error["type"] in ("int_type", "float_type", "bool_type"):
+    number = isinstance(error["input"], str) and re.fullmatch(r"-?[\d.]+(e-?\d+)?", error["input"])
+    if number and error["type"] in ("int_type", "float_type"):
         allowed += ", without quotes"
     if error["type"] == "model_type":
         return f"config section {name!r} must be a table of keys, not {shown}: write [{name}] and its keys below it"
