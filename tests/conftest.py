@@ -29,15 +29,21 @@ def one_thread():
 
 
 @pytest.fixture
-def inline(monkeypatch):
+def inline(monkeypatch, in_this_process):
     """Run the trials of commands in this process: starting others takes longer than trials of tests."""
+    in_this_process(monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def in_this_process():
+    """Give what `inline` does to a patch, for fixtures that live longer than a test."""
     import loopscale.study
 
     class Inline(loopscale.study.InThisProcess):
         def __init__(self, workers=None, gpus=0.0):
             pass
 
-    monkeypatch.setattr(loopscale.study, "LocalProcesses", Inline)
+    return lambda patch: patch.setattr(loopscale.study, "LocalProcesses", Inline)
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -94,7 +95,13 @@ def test_a_user_model_is_evaluated_as_what_it_is(
 
 
 @pytest.mark.parametrize("run", ["bytes"], indirect=True)
-def test_mistakes_get_a_sentence(run: Path, task: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_mistakes_get_a_sentence(
+    run: Path, task: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    import lm_eval.tasks
+
+    # Reading the harness's thousands of tasks takes seconds: another test does.
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager", partial(lm_eval.tasks.TaskManager, include_defaults=False))
     (tmp_path / "broken.yaml").write_text("dataset_path: json\n")
     for arguments, words in [
         ((str(run), "--tasks", "words"), "unknown task 'words'"),

@@ -37,7 +37,7 @@ def test_the_command_prices_a_model_and_its_tuning(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    size = ["--set", "model.width=4096", "--set", "model.loops=32", "--set", "train.steps=1000", "--gpus", "1"]
+    size = ["--set", "model.width=4096", "--set", "model.loops=4", "--set", "train.steps=1000", "--gpus", "1"]
     assert main(["plan", "--model", f"{FILE}:make_model", *size, "--tuning", "--json"]) == 0
     large = json.loads(capsys.readouterr().out)
     assert large["parameters"]["total"] > 10**8 and large["unit"] == "token"

@@ -125,8 +125,11 @@ def nasty_study(name: str, text: str) -> StudyInfo:
     return StudyInfo(Result.model_validate(clean(record)), tuple(Trial.model_validate(clean(item)) for item in trials))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(name=nasty, text=nasty)
+many = st.lists(nasty, min_size=1, max_size=6).map(" ".join)  # a page is dear: several strings in each
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(name=many, text=many)
 def test_no_string_of_a_study_becomes_markup(name, text, calm_page):
     calm, wild = Reader(calm_page), page(nasty_study(name, text))
     read = Reader(wild)

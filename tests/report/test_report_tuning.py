@@ -22,31 +22,17 @@ def objective(values):
 
 
 @pytest.fixture(scope="module")
-def tuned(tmp_path_factory):
+def tuned(tmp_path_factory, in_this_process):
     folder = tmp_path_factory.mktemp("tuning")
     (folder / "mine.py").write_text(OBJECTIVE)
     (folder / "small.toml").write_text("[model]\nwidth = 64\nlayers = 1\n[optim]\nlr = 0.01\n")
     out, place = str(folder / "t"), f"{folder / 'mine.py'}:objective"
     size = ["--target", "loops=16,layers=2", "--workers", "1", "--out", out]
-    assert main(["tune", str(folder / "small.toml"), "--objective", place, *size]) == 0
-    verified = main(
-        [
-            "verify",
-            out,
-            "--objective",
-            place,
-            "--loops",
-            "2,4",
-            "--layers",
-            "2",
-            "--share",
-            "9",
-            "--seeds",
-            "2",
-            "--workers",
-            "1",
-        ]
-    )
+    later = ["--loops", "2,4", "--layers", "2", "--share", "9", "--seeds", "2", "--workers", "1"]
+    with pytest.MonkeyPatch.context() as patch:
+        in_this_process(patch)
+        assert main(["tune", str(folder / "small.toml"), "--objective", place, *size]) == 0
+        verified = main(["verify", out, "--objective", place, *later])
     assert verified in (0, 1)
     return folder / "t"
 
