@@ -176,7 +176,30 @@ def precision() -> str:
     origin = record["provenance"]
     where = f"{shape}; CPU seconds of one thread, {record['rows'][0]['pairs']} pairs; torch {origin['torch']}"
     lines = ["| width | a step in bf16 / in fp32 |", "|---|---|", *rows, ""]
-    return "\n".join([*lines, f"({where}, {origin['hardware']}, {origin['date'][:10]})"])
+    lines.append(f"({where}, {origin['hardware']}, {origin['date'][:10]})")
+    if not (against := record["against"]):
+        return "\n".join(lines)
+    head = f"| width | N | `auto` takes | over {record['peer']} in fp32 | over the same under the same autocast |"
+    return "\n".join([*lines, "", head, "|---|---|---|---|---|", *map(_against, against)])
+
+
+def _against(row: dict) -> str:
+    ratios = (_over(row["over_fp32"]), _over(row["over_the_same"]))
+    return f"| {row['width']} | {row['loops']} | {row['auto']} | {' | '.join(ratios)} |"
+
+
+def prepare() -> str:
+    """Preparing text with a BPE: the batches of all cores over a document at a time."""
+    if not (ROOT / "records" / "prepare.json").exists():
+        return "Not recorded yet."
+    record = load("prepare")
+    origin = record["provenance"]
+    where = f"torch {origin['torch']}, {origin['hardware']}, {origin['date'][:10]}"
+    return (
+        f"{record['megabytes']:g} MB with a vocabulary of {record['vocab_size']:,}: {record['ratio_seconds']:.2f} of the "
+        f"wall time and {record['ratio_cpu_seconds']:.2f} of the CPU time that a document at a time takes, the same tokens. The "
+        f"largest memory is {record['peak_over_a_quarter_of_the_text']:.2f} times that of a quarter of the text. ({where})"
+    )
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
@@ -189,6 +212,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "memory": memory,
     "exponents": exponents,
     "precision": precision,
+    "prepare": prepare,
     "stacks": stacks,
     "driver": driver,
 }
