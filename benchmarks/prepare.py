@@ -50,7 +50,7 @@ def one_by_one(model: BPETokenizer, text: str) -> Any:
 def prepared(corpus: Path, out: Path, words: Path, old: bool) -> dict[str, Any]:
     """Prepare once, in this process; `words` is the tokenizer, trained before."""
     if old:
-        BPETokenizer.encode_batch = lambda self, texts: [one_by_one(self, text) for text in texts]  # type: ignore[method-assign]
+        BPETokenizer.encode_batch = lambda self, texts, kind: [one_by_one(self, text).astype(kind) for text in texts]  # type: ignore[method-assign]
     began, cpu = time.perf_counter(), time.process_time()
     manifest = prepare_data(str(corpus), out, Preparation(tokenizer_from=str(words)))
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu

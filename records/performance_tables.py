@@ -197,8 +197,9 @@ def prepare() -> str:
     where = f"torch {origin['torch']}, {origin['hardware']}, {origin['date'][:10]}"
     return (
         f"{record['megabytes']:g} MB with a vocabulary of {record['vocab_size']:,}: {record['ratio_seconds']:.2f} of the "
-        f"wall time and {record['ratio_cpu_seconds']:.2f} of the CPU time that a document at a time takes, the same tokens. "
-        f"The largest memory is {record['peak_over_a_quarter_of_the_text']:.2f} times that of a quarter of the text. ({where})"
+        f"wall time and {record['ratio_cpu_seconds']:.2f} of the CPU time of a document at a time, the same tokens. "
+        f"The largest memory is {record['peak_over_a_quarter_of_the_text']:.2f} times that of a quarter of the text. "
+        f"({where})"
     )
 
 

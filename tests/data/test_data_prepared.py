@@ -20,6 +20,7 @@ from loopscale.cli import main
 from loopscale.data import Preparation, load_data, prepare, prepare_data, verify
 from loopscale.data.order import shuffled
 from loopscale.data.shard import BLOCK, Shard, write_shard
+from loopscale.data.tokenizer import ByteTokenizer
 from loopscale.records import Manifest, Preparing, write_record
 
 ASKED = Preparation(shard_tokens=20_000, validation_fraction=0.2)
@@ -362,6 +363,19 @@ def test_long_documents_are_cut_where_no_token_reaches_over():
             patch.setattr(module, "AT_ONCE", 50)
             assert bpe.encode(text * 40).tolist() == whole
             assert bpe.encode_batch(["", "a b", text * 40])[2].tolist() == whole
+            assert module.BPETokenizer.train([text * 5], 400).to_json() == bpe.to_json()
+
+
+def test_tokens_are_made_in_the_size_that_a_shard_keeps_them(tmp_path, monkeypatch):
+    """Eight bytes for each of a document of one huge line would be four times its shard."""
+    asked = []
+    encode = ByteTokenizer.encode_batch
+    monkeypatch.setattr(
+        ByteTokenizer, "encode_batch", lambda self, texts, kind: asked.append(kind) or encode(self, texts, kind)
+    )
+    (tmp_path / "a.txt").write_text("a line " * 100)
+    prepare_data(str(tmp_path / "a.txt"), tmp_path / "out", Preparation())
+    assert set(asked) == {np.dtype("<u2")}
 
 
 @settings(deadline=None, max_examples=60)

@@ -170,8 +170,9 @@ class Writer:
 
     def _tokens(self, texts: list[str | None]) -> list[NDArray[Any] | None]:
         """Tokenize what is wanted, a separator after each document."""
-        encoded = iter(self.words.encode_batch([text for text in texts if text is not None]))
-        return [None if text is None else np.append(next(encoded), SEPARATOR).astype(self.dtype) for text in texts]
+        encoded = iter(self.words.encode_batch([text for text in texts if text is not None], self.dtype))
+        end = np.array([SEPARATOR], self.dtype)
+        return [None if text is None else np.concatenate([next(encoded), end]) for text in texts]
 
     def _add(self, side: str, tokens: NDArray[Any] | None) -> None:
         """Take the next document; None for one that is in a finished shard."""

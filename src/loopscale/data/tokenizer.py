@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from loopscale.errors import UserError, nearest
 
 Tokens = NDArray[np.int64]
+INT64 = np.dtype(np.int64)
 BPE_SAMPLE = 2000  # documents that a BPE is trained on
 SEPARATOR = 0  # the token between documents; text of ours has no zero bytes
 
@@ -27,8 +28,8 @@ class Tokenizer(Protocol):
         """Give the tokens [T] of a text."""
         ...
 
-    def encode_batch(self, texts: list[str]) -> list[Tokens]:
-        """Give the tokens of each text, as `encode` does; on all cores where that helps."""
+    def encode_batch(self, texts: list[str], kind: np.dtype[Any] = INT64) -> list[NDArray[Any]]:
+        """Give the tokens of each text, as `encode` does, as numbers of a `kind`; on all cores where that helps."""
         ...
 
     def decode(self, tokens: Iterable[int]) -> str:
@@ -51,10 +52,7 @@ PIECE, AT_ONCE = (
 def _pieces(text: str) -> Iterator[str]:
     """Cut a long text where no token reaches over, so that all cores share it and memory is flat."""
     whole, begin = text.encode("utf-8", errors="replace").decode("utf-8"), 0
-    while len(whole) - begin > PIECE:
-        seam = _SEAM.search(whole, begin + PIECE)
-        if seam is None:
-            break
+    while len(whole) - begin > PIECE and (seam := _SEAM.search(whole, begin + PIECE)) is not None:
         yield whole[begin : seam.start()]
         begin = seam.start()
     yield whole[begin:]
@@ -72,11 +70,11 @@ class ByteTokenizer:
 
     def encode(self, text: str) -> Tokens:
         """Give one token per byte; lone surrogates are refused by UTF-8 and become '?'."""
-        return np.frombuffer(text.encode("utf-8", errors="replace"), dtype=np.uint8).astype(np.int64)
+        return self.encode_batch([text])[0]
 
-    def encode_batch(self, texts: list[str]) -> list[Tokens]:
+    def encode_batch(self, texts: list[str], kind: np.dtype[Any] = INT64) -> list[NDArray[Any]]:
         """Give the tokens of each text."""
-        return [self.encode(text) for text in texts]
+        return [np.frombuffer(text.encode("utf-8", errors="replace"), dtype=np.uint8).astype(kind) for text in texts]
 
     def decode(self, tokens: Iterable[int]) -> str:
         """Reverse `encode`."""
@@ -114,18 +112,17 @@ class BPETokenizer:
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size, special_tokens=["<|separator|>"], initial_alphabet=alphabet, show_progress=False
         )
-        clean = (text.encode("utf-8", errors="replace").decode("utf-8") for text in documents)
-        model.train_from_iterator(clean, trainer)
+        model.train_from_iterator((piece for text in documents for piece in _pieces(text)), trainer)
         return cls(model)
 
     def encode(self, text: str) -> Tokens:
         """Give the tokens [T]; none of them is the separator. A lone surrogate becomes '?', as with bytes."""
         return self.encode_batch([text])[0]
 
-    def encode_batch(self, texts: list[str]) -> list[Tokens]:
+    def encode_batch(self, texts: list[str], kind: np.dtype[Any] = INT64) -> list[NDArray[Any]]:
         """Give the tokens of each text; the library works on all cores, on pieces that do not grow with the text."""
         pieces = [(number, piece) for number, text in enumerate(texts) for piece in _pieces(text)]
-        found: list[list[Tokens]] = [[] for _ in texts]
+        found: list[list[NDArray[Any]]] = [[] for _ in texts]
         while pieces:
             size, count = 0, 0
             while count < len(pieces) and size < AT_ONCE:
@@ -133,8 +130,8 @@ class BPETokenizer:
             now, pieces = pieces[:count], pieces[count:]
             encoded = self._model.encode_batch_fast([piece for _, piece in now], add_special_tokens=False)
             for (number, _), one in zip(now, encoded, strict=True):
-                found[number].append(np.array(one.ids, dtype=np.int64))
-        return [np.concatenate(parts) if parts else np.zeros(0, np.int64) for parts in found]
+                found[number].append(np.array(one.ids, dtype=kind))
+        return [np.concatenate(parts) if parts else np.zeros(0, kind) for parts in found]
 
     def decode(self, tokens: Iterable[int]) -> str:
         """Reverse `encode`."""
