@@ -64,13 +64,14 @@ def llms() -> str:
         "- `pip install loopscale`; `import loopscale as ls`; `loopscale explain WORD` (a command, function, symptom, ...)",
         "- On a model of your own: `loopscale diagnose FILE.py:make_model`, `transfer`, `tune --model`, `train --model`",
     ]
-    for caption, pattern in (("Learn", "learn/*.md"), ("How to", "*.md"), ("Reference", "reference/*.md")):
+    trees = re.findall(
+        r"```\{toctree\}\n:caption: ([^\n]+)\n(.*?)```", (DOCS / "index.md").read_text(encoding="utf-8"), re.S
+    )
+    for caption, tree in trees:  # in the order of the site's own menu
         lines += ["", f"## {caption}", ""]
-        for page in sorted(DOCS.glob(pattern)):
-            text = page.read_text(encoding="utf-8")
-            if page.name != "index.md":
-                place = page.relative_to(DOCS).with_suffix(".html").as_posix()
-                lines.append(f"- [{title_of(text)}]({place}): {first_sentence(text)}")
+        for place in filter(None, (line for line in tree.split("\n") if not line.startswith(":"))):
+            text = (DOCS / f"{place}.md").read_text(encoding="utf-8")
+            lines.append(f"- [{title_of(text)}]({place}.html): {first_sentence(text)}")
     return "\n".join(lines) + "\n"
 
 

@@ -35,8 +35,10 @@ def test_the_commands_of_the_readme_take_its_model_all_the_way(tmp_path):
     text = (ROOT / "README.md").read_text()
     (commands,) = [block for block in re.findall(r"```bash\n(.*?)```", text, flags=re.S) if "my_model.py" in block]
     (tmp_path / "my_model.py").write_text(next(block for block in BLOCKS if "def make_model" in block))
-    (tmp_path / "small.toml").write_text("[model]\nwidth = 32\nlayers = 2\nloops = 1\n[train]\nsteps = 10\n")
-    short = {"transfer": "--loops 1,2 --seeds 1 --set train.steps=4", "tune": "--trials 4 --seeds 1"}
+    short = {
+        "transfer": "--loops 1,2 --seeds 1 --set train.steps=4",
+        "tune": "--trials 4 --seeds 1 --set model.width=32 --set model.layers=2 --set train.steps=10",
+    }
     assert "scale" in commands and len(commands.splitlines()) == 4
     for line in commands.splitlines():
         words = line.partition("#")[0].split()[1:]

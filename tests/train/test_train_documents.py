@@ -13,7 +13,7 @@ from typing import Any
 import click
 import pytest
 
-from loopscale.cli import group
+from loopscale.cli import group, main
 from loopscale.train import load_config
 
 ROOT = Path(__file__).parents[2]
@@ -100,3 +100,17 @@ def test_the_commands_of_the_document_run(tmp_path: Path) -> None:
             )
             done = subprocess.run([*start, *words[1:]], cwd=tmp_path, capture_output=True, text=True)
             assert done.returncode == 0, done.stderr
+
+
+def test_the_cluster_section_is_a_config_that_fits_and_commands_that_exist(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    section = TEXT.partition("## A cluster, from")[2].partition("\n### ")[0]
+    (tmp_path / "large.toml").write_text(re.findall(r"```toml\n(.*?)```", section, flags=re.S)[0])
+    assert main(["plan", str(tmp_path / "large.toml"), "--gpus", "16", "--memory", "80GB"]) == 0
+    assert "total 1.31 B" in capsys.readouterr().out
+    text = re.sub(r" +#.*", "", re.sub(r"```toml\n.*?```", "", section, flags=re.S))
+    found = commands(text)
+    assert [arguments[0] for arguments in found] == ["plan", "tune", "verify", "train"]
+    for name, *arguments in found:
+        group.get_command(click.Context(group), name).make_context(name, arguments)  # type: ignore[union-attr]
