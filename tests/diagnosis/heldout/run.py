@@ -64,7 +64,7 @@ def mentions(group: str, path: Path, text: str) -> bool:
         numbers = [i for i, line in enumerate(lines, 1) if part in line]
         if any(re.search(rf"{re.escape(path.name)}:{i}\b", text) for i in numbers):
             return True
-        if any(word == part or word.startswith(f"{part}.") for word in words):
+        if any(f".{part}." in f".{word}." for word in words):
             return True
     return False
 
