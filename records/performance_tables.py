@@ -177,7 +177,7 @@ def precision() -> str:
     where = f"{shape}; CPU seconds of one thread, {record['rows'][0]['pairs']} pairs; torch {origin['torch']}"
     lines = ["| width | a step in bf16 / in fp32 |", "|---|---|", *rows, ""]
     lines.append(f"({where}, {origin['hardware']}, {origin['date'][:10]})")
-    if not (against := record["against"]):
+    if not (against := record.get("against")):
         return "\n".join(lines)
     head = f"| width | N | `auto` takes | over {record['peer']} in fp32 | over the same under the same autocast |"
     return "\n".join([*lines, "", head, "|---|---|---|---|---|", *map(_against, against)])

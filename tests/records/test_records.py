@@ -117,6 +117,18 @@ def test_a_journal_reads_what_was_appended_and_overwrites_half_a_line(tmp_path):
     assert journal.path.read_bytes().count(b"\n") == 2 and b"half" not in journal.path.read_bytes()
 
 
+def test_a_folder_half_in_the_older_layout_is_read_and_a_damaged_half_is_a_sentence(tmp_path):
+    (tmp_path / "trials").mkdir()
+    old = tmp_path / "trials" / "k1.json"
+    old.write_text(json.dumps(sealed(TRIAL)))
+    Journal(tmp_path).append(TRIAL.model_copy(update={"key": "k2"}))
+    assert set(Journal(tmp_path).trials) == {"k1", "k2"}
+    for left in (old.read_text()[:40], "", "[1]"):
+        old.write_text(left)
+        with pytest.raises(UserError, match=r"k1\.json is damaged .*: delete it and run the same command again"):
+            Journal(tmp_path)
+
+
 def test_a_full_disk_leaves_the_journal_as_it_was(tmp_path, monkeypatch):
     journal = Journal(tmp_path)
     journal.append(TRIAL)

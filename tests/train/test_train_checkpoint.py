@@ -89,6 +89,8 @@ READERS = re.compile(
 def test_no_source_reads_a_pickle() -> None:
     for path in Path(loopscale.__file__).parent.rglob("*.py"):
         text = path.read_text(encoding="utf-8")
+        if not (READERS.search(text) or "load" in text or "yaml." in text):
+            continue
         tree = ast.parse(text)
         for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
             said = ast.unparse(call.func)
