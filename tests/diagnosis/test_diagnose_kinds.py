@@ -193,3 +193,38 @@ def test_what_restarts_is_counted_and_a_decay_is_named_by_what_it_is_made_of():
 
     (finding,) = told(Decays()).findings
     assert finding.code == "marginal-decay" and "made of raw" in finding.evidence and ".py:" in finding.evidence
+
+
+@pytest.mark.parametrize("read", [False, True])
+def test_an_argument_of_forward_that_nothing_reads(read):
+    class Deaf(Toy):
+        def forward(self, tokens, num_steps=6):
+            x = self.table(tokens)
+            for _ in range(min(num_steps, 6) if read else self.passes):
+                x = self.visit(x, 6)
+            return self.head(x)
+
+    found = told(Deaf())
+    assert found.codes == (set() if read else {"knob-without-effect"}), found.text()
+
+
+@pytest.mark.parametrize(("stored", "codes"), [(torch.bfloat16, {"bf16-absorbed"}), (torch.float32, set())])
+def test_a_sum_that_is_rounded_where_it_is_stored(stored, codes):
+    class Rounds(Toy):
+        def forward(self, tokens):
+            x = self.table(tokens).to(stored)
+            for _ in range(8):
+                x = (x.float() + 0.01 * self.f(self.norm(x.float())) / 8).to(stored)
+            return self.head(x.float())
+
+    assert told(Rounds()).codes == codes
+
+
+@pytest.mark.parametrize(("power", "codes"), [(2, {"double-depth-scale"}), (1, set())])
+def test_a_scale_that_falls_faster_than_the_loops_ask_for(power, codes):
+    class Scaled(Toy):
+        def visit(self, x, n):
+            return x + self.f(self.norm(x)) / n**power
+
+    found = told(Scaled())
+    assert found.codes == codes, found.text()

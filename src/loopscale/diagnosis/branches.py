@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from loopscale.diagnosis.setting import Factors
-from loopscale.diagnosis.stream import BLENDS, SCATTERS, Step, Stream, strip
+from loopscale.diagnosis.stream import BLENDS, SAME, SCATTERS, Step, Stream, strip
 from loopscale.probe.tape import Site, Tape
 from loopscale.probe.walks import ancestors
 
@@ -122,6 +122,7 @@ def _measure(tape: Tape, column: list[Step], values: dict[int, Tensor], factors:
     ratios: list[float] = []
     scales: list[float] = []
     absorbed: list[float] = []
+    stored = _stored(tape, column[-1])
     for step in column:
         update, skip = _update(tape, step, values, factors), values[step.skip]
         size, base = rms(update), _base(tape, step, values)
@@ -130,7 +131,7 @@ def _measure(tape: Tape, column: list[Step], values: dict[int, Tensor], factors:
         added.append(update.flatten().double())
         ratios.append(size / rms(skip) if rms(skip) > 0 else math.inf)
         scales.append(size / base if base > 0 else _written(step.factor))
-        absorbed.append(_absorbed(step, update, values))
+        absorbed.append(_absorbed(step, update, values, stored))
     sizes = tuple(rms(update) for update in added)
     dead = all(size <= 1e-9 for size in sizes)
     decay = _decay(tape, _skip_factor(tape, first), values)
@@ -232,8 +233,18 @@ def _added(tape: Tape, step: Step, values: dict[int, Tensor]) -> Tensor:
     return update.expand_as(values[step.node]) if update.shape != values[step.node].shape else update
 
 
-def _absorbed(step: Step, update: Tensor, values: dict[int, Tensor]) -> float:
+def _stored(tape: Tape, step: Step) -> torch.dtype:
+    """Return the type in which the visits before handed the stream on, where the sum itself is made in a wider one."""
+    node = tape.nodes[step.skip] if step.skip >= 0 else tape.nodes[step.node]
+    while node.op in SAME and len(node.parents) == 1 and node.dtype == torch.float32:
+        node = tape.nodes[node.parents[0]]
+    return node.dtype
+
+
+def _absorbed(step: Step, update: Tensor, values: dict[int, Tensor], stored: torch.dtype) -> float:
     before, after = values[step.skip], values[step.node]
+    if stored in (torch.bfloat16, torch.float16):
+        before, after = before.to(stored), after.to(stored)
     if after.dtype not in (torch.bfloat16, torch.float16) or before.shape != after.shape or before.dtype != after.dtype:
         return 0.0
     moving = update != 0

@@ -20,6 +20,8 @@ MATCH = 0.04
 MIXED = 2.0
 # A further factor above this is no second depth rule: a gate that starts at 1/2 is not.
 FURTHER = 0.45
+# A scale falls over N by at most 1/N under any rule; by more than N^-1.4 two factors of N act.
+TWICE = 1.4
 # Updates with a smaller mean cosine over the visits do not add up coherently: then 1/N is no advice.
 COHERENT = 0.3
 
@@ -300,6 +302,20 @@ def _double(facts: Facts) -> Iterator[Finding]:
         )
 
 
+def _falls_twice(facts: Facts) -> Iterator[Finding]:
+    """Return a scale that was seen to fall faster over N than the loops ask for."""
+    power = facts.scale_power
+    if power is None or power <= TWICE or facts.scale is None or any(branch.learned for branch in facts.living):
+        return
+    yield finding(
+        "double-depth-scale",
+        _places(facts.living),
+        f"eps = {facts.scale:.3g} at N = {facts.loops}{_over_loops(power)}{_lines(facts.living)}",
+        remedy=f"keep one factor of N: {facts.prescribed:.4g} = {facts.formula} in all",
+        cause="a second residual scale stands on top of the first, in the block or around it",
+    )
+
+
 def _squared(facts: Facts) -> Iterator[Finding]:
     """Return a factor on top of the one that the model states: eps twice, or 1/N written in the forward besides."""
     told, eps, N, L = facts.stated, facts.scale, facts.loops, facts.layers
@@ -330,11 +346,11 @@ def _over_loops(power: float | None) -> str:
 def _absorbed(facts: Facts) -> Iterator[Finding]:
     lost = [b for b in facts.branches if b.absorbed > 0.2]
     if lost:
-        yield finding(
-            "bf16-absorbed",
-            _places(lost),
-            f"{max(b.absorbed for b in lost):.0%} of the elements of the {facts.dtype} stream are unchanged by an update",
-        )
+        wide = facts.dtype == "float32"
+        stream = "stream, summed in float32 and stored with fewer digits," if wide else f"{facts.dtype} stream"
+        most = max(b.absorbed for b in lost)
+        said = f"{most:.0%} of the elements of the {stream} are unchanged by an update"
+        yield finding("bf16-absorbed", _places(lost), said)
 
 
 def _near(value: float, formula: float, tolerance: float = MATCH) -> bool:
@@ -373,6 +389,7 @@ CAUSES = (
     _decay,
     _dead,
     _double,
+    _falls_twice,
     _squared,
     _absorbed,
 )

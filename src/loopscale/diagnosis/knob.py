@@ -20,7 +20,7 @@ from loopscale.diagnosis.loops import FoundLoop, find_loops
 from loopscale.diagnosis.setting import Setting
 from loopscale.diagnosis.stated import attachment_in, scaled_for
 from loopscale.errors import UserError, nearest
-from loopscale.probe.batch import LARGE, LOOP_WORDS
+from loopscale.probe.batch import LARGE, LOOP_WORDS, first_float
 from loopscale.probe.passes import record
 
 _SIZES = re.compile(
@@ -167,9 +167,11 @@ def acts(setting: Setting, one: Knob, rebuilt: bool = False) -> bool:
                 with one.set(value) as extra:
                     model = _rebuilt(setting.model, one) if rebuilt else setting.model
                     model.train(training)
-                    tape, _ = Setting(model, setting.batch, extra).run()
-                    # What makes the pass longer does act, on something else.
-                    passes.add((len(tape.nodes), *(loop.visits for loop in find_loops(model, tape))))
+                    tape, output = Setting(model, setting.batch, extra).run()
+                    # What makes the pass longer, or the output another, does act, on something else.
+                    size = first_float(output)
+                    told = None if size is None else float(size.detach().double().abs().sum())
+                    passes.add((len(tape.nodes), told, *(loop.visits for loop in find_loops(model, tape))))
             if len(passes) > 1:
                 return True
     except Exception:  # a wrong guess may break the model in any way

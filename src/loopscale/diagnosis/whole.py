@@ -30,6 +30,8 @@ PLAIN = re.compile(
     r"^(n|num|max|total|mean)?_?(loops?|recurrences?|recurs|recur|visits|unrolls?|ut_steps|cycles|iterations|iters)$"
 )
 
+STEPS = re.compile(r"^(n|num|max|total)?_?(steps|iterations|iters|hops|repeats)$")
+
 
 def idle(setting: Setting, seen: Pass, output: Any) -> list[Finding]:
     """Find a loop whose result the output does not read, or which changes it by next to nothing when it is left out."""
@@ -205,6 +207,11 @@ def _last(knob: Knob) -> str:
 
 
 def _means_loops(knob: Knob) -> bool:
-    """Say whether it is named like a number of loops and nothing else; iterations in a config are those of a training."""
+    """Say whether it is named like a number of loops and nothing else; iterations in a config are those of a training.
+
+    An argument of forward that asks for a number of steps is there to be read.
+    """
     name = _last(knob).lower()
-    return bool(PLAIN.match(name)) and not (knob.kind == "config" and "iter" in name)
+    return bool(PLAIN.match(name) or (knob.kind == "kwarg" and STEPS.match(name))) and not (
+        knob.kind == "config" and "iter" in name
+    )
