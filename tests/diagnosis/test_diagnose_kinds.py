@@ -14,6 +14,11 @@ from loopscale.diagnosis import diagnose
 D = 16
 
 
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
 class Toy(nn.Module):
     """A right loop over tokens; what a test is about is written in `visit` or `count`."""
 

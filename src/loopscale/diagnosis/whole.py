@@ -23,6 +23,8 @@ from loopscale.probe.walks import ancestors
 
 # Leaving the loop out moves the output by less than this share: it is idle.
 IDLE = 1e-3
+# More of the updates than this are lost to rounding: that is said, and what it leaves of the loop follows from it.
+LOST = 0.2
 # Gains of training and evaluation that differ by more than this factor are two different streams.
 DIFFER = 1.5
 # Names that can mean nothing but a number of loops.
@@ -36,7 +38,7 @@ STEPS = re.compile(r"^(n|num|max|total)?_?(steps|iterations|iters|hops|repeats)$
 def idle(setting: Setting, seen: Pass, output: Any) -> list[Finding]:
     """Find a loop whose result the output does not read, or which changes it by next to nothing when it is left out."""
     value, stream = first_float(output), seen.stream
-    if value is None or stream is None or any(b.learned or b.dead for b in seen.branches):
+    if value is None or stream is None or any(b.learned or b.dead or b.absorbed > LOST for b in seen.branches):
         return []
     if not bool(value.any()):  # a readout that starts at zero reads nothing yet
         return []
