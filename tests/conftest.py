@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import signal
 
 import pytest
@@ -26,6 +28,25 @@ def one_thread():
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def parsed():
+    """Find the command lines in a text, from `loopscale` to the end of the line, and parse each as the command would.
+
+    Gives (name of the command, its parameters) of each; a line that the command does not take raises click's error.
+    """
+    from loopscale.cli import group
+
+    def parse(text):
+        found = []
+        for line in re.findall(r"loopscale (?:transfer|exponent|tune|verify|train|scale) .*", text):
+            name, *words = shlex.split(line)[1:]
+            command = group.get_command(None, name)
+            found.append((name, command.make_context(name, words).params))
+        return found
+
+    return parse
 
 
 @pytest.fixture

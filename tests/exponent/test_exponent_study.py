@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from loopscale.errors import UserError
 from loopscale.exponent import BEST, Cell, ExponentPlan, ExponentStudy, run_exponent, summarise
 from loopscale.records import ExponentResult, read_record
 from loopscale.study import trial_key
+from loopscale.train import load_config
 
 
 def ran(plan, folder, noise=0.0):
@@ -121,12 +123,48 @@ def test_what_changes_the_meaning_of_trials_is_refused_with_old_and_new(tmp_path
         ran(ExponentPlan(changed, loops=(2, 8), seeds=1, fresh=1), tmp_path / "study")
 
 
-def test_an_optimum_at_the_end_of_the_search_is_said_with_the_values_to_add(tmp_path):
+def test_an_optimum_at_the_end_of_the_search_is_said_with_the_values_to_add(tmp_path, parsed):
     plan = ExponentPlan(base(strength=2.0**12), loops=(2, 8), seeds=1, fresh=1)  # the planted valley lies far below
     result, _ = ran(plan, tmp_path / "study")
     assert result.a is None and all(valley.edge for valley in result.valleys)
-    assert "lowest of what was tried" in result.next and "--strengths" in result.next
-    assert result.sentence.startswith("No exponent")
+    assert "lowest of what was tried" in result.next and result.sentence.startswith("No exponent")
+    ((name, given),) = parsed(result.next)
+    assert name == "exponent" and given["out"] == tmp_path / "study"
+    again, more = ran(replace(plan, strengths=given["strengths"]), tmp_path / "study")
+    assert len(given["strengths"]) == 5 + 6 and min(given["strengths"]) < 2.0**5, "six steps lower, its start kept"
+    kept = replace(plan, strengths=tuple(2.0**k for k in range(-5, 8)))
+    inside, _ = ran(kept, tmp_path / "study")
+    assert again.a is None and more and inside.a is not None, "the command is repeated until the valley is reached"
+
+
+@pytest.mark.parametrize(
+    ("values", "option"),
+    [
+        ({"seeds": 1}, {"seeds": 4}),
+        ({"seeds": 2, "noise": 0.5}, {"seeds": 4, "fresh": 4}),
+        ({"seeds": 2, "carry": ("looped",), "ways": None}, {"seeds": 4}),
+    ],
+)
+def test_what_is_open_comes_with_a_command_that_parses(values, option, tmp_path, parsed):
+    noise = values.pop("noise", 0.01)
+    values.pop("ways", None)
+    result, _ = ran(ExponentPlan(base(), loops=(2, 8), fresh=2, **values), tmp_path / "study", noise=noise)
+    ((name, given),) = parsed(result.next)
+    assert name == "exponent" and given.items() >= {**option, "out": tmp_path / "study"}.items()
+
+
+def test_a_decision_leads_to_the_target_and_its_config_lies_there(tmp_path, parsed):
+    plan = ExponentPlan(base(), loops=(2, 32), seeds=3, fresh=3, target=128)
+    result, _ = ran(plan, tmp_path / "study", noise=0.001)
+    assert result.verdict == "too strong"
+    ((name, given),) = parsed(result.next)
+    assert name == "train" and given["config"] == tmp_path / "study" / "target.toml"
+    config = load_config(given["config"])
+    assert config.model.loops == 128 and config.model.strength == pytest.approx(result.target.strength, rel=1e-3)
+    assert config.optim.lr * config.optim.outer_lr == pytest.approx(result.outer.rate)
+    without, _ = ran(replace(plan, target=None), tmp_path / "study", noise=0.001)
+    ((name, given),) = parsed(without.next)
+    assert name == "exponent" and given["target"] == "loops=128"
 
 
 def test_one_seed_gives_numbers_and_no_interval_and_two_say_what_cannot_be_said(tmp_path):

@@ -22,7 +22,7 @@ from loopscale.transfer import (
 )
 from loopscale.transfer.plan import grid_index, grid_rate
 from loopscale.transfer.result import compared, overall, rule_json
-from loopscale.transfer.verdict import needed_seeds, next_step, unbracketed
+from loopscale.transfer.verdict import unbracketed
 
 GRID = [grid_rate(k) for k in range(-20, -4)]
 
@@ -258,28 +258,6 @@ def test_one_seed_decides_nothing_and_claims_no_interval():
         said["sentence"].startswith("looped: undecided, one seed cannot show noise.") and "95 %" not in said["sentence"]
     )
     assert "--seeds 3" in said["next"]
-
-
-@pytest.mark.parametrize(
-    ("verdict", "slope", "regret", "claims", "open_at", "says"),
-    [
-        ("transfers", estimate(0.0, 0.1), estimate(0.0, 0.005), True, "", ""),
-        ("drifts", estimate(0.3, 0.1), estimate(0.1, 0.0), True, "", "loopscale tune"),
-        ("drifts", estimate(0.3, 0.1), estimate(0.1, 0.0), False, "", "--rules looped"),
-        ("undecided", estimate(0.0, 0.2), estimate(0.0, 0.005), True, "", "--seeds 4"),
-        ("undecided", estimate(-0.2, 0.5), estimate(0.0, 0.005), True, "", "--seeds 7"),
-        ("undecided", estimate(-0.149, 0.2), estimate(0.0, 0.005), True, "", "train.steps"),
-        ("undecided", estimate(0.0, 0.1), estimate(0.0, 0.2), True, "", "train.steps"),
-        ("undecided", None, None, True, " (at N = 4 the best rate is the largest tried: add larger ones)", "at N = 4"),
-    ],
-)
-def test_after_a_verdict_comes_one_line_on_what_to_do_now(verdict, slope, regret, claims, open_at, says):
-    told = next_step(verdict, slope, regret, claims, open_at)
-    assert says in told and bool(says) == bool(told) and "\n" not in told
-
-
-def test_the_seeds_that_are_advised_are_enough():
-    assert needed_seeds(2, 2.0) == 3 and needed_seeds(3, 1.0001) == 4 and needed_seeds(3, 100.0) is None
 
 
 @pytest.mark.parametrize(

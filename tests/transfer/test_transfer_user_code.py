@@ -110,9 +110,24 @@ def test_a_factory_that_cannot_be_used_is_one_sentence_and_no_folder(name, words
 @pytest.mark.parametrize("arguments", [["transfer", "--rules", "none,gpt2-init"], ["exponent", "--carry", "gpt2-init"]])
 def test_an_initialisation_that_the_users_model_does_itself_is_refused(arguments, tmp_path, capsys):
     out = tmp_path / "s"
-    assert main([*arguments, "--model", place("last"), "--out", str(out)]) == 2
+    assert main([*arguments, "--model", place("make_model"), "--out", str(out)]) == 2
     said = capsys.readouterr().err
     assert "rule 'gpt2-init' is an initialisation" in said and said.count("\n") == 1 and not out.exists()
+
+
+@pytest.mark.parametrize("command", [["transfer"], ["tune", "small.toml", "--target", "loops=4", "--tune", "lr"]])
+def test_a_model_that_ignores_its_scale_is_refused_before_a_folder_is_made(command, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small.toml").write_text("[model]\nwidth = 8\n")
+    assert main([*command, "--model", place("ignores"), "--out", "s"]) == 2
+    said = capsys.readouterr().err
+    assert "ignores its strength" in said and said.count("\n") == 1 and not (tmp_path / "s").exists()
+
+
+def test_branches_that_start_at_zero_do_not_pass_for_a_model_that_ignores_its_scale():
+    """Loss is the same at any eps there; the gradients are not."""
+    code, config = UserCode.at(place("starts_at_zero"), "model"), parse_values({"model": {"width": 8}})
+    code.refuse_deaf(*(config.replaced("model", strength=strength) for strength in (1.0, 0.125)))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import re
+import shlex
 import shutil
 import sys
 import time
@@ -141,6 +142,24 @@ def test_verification_finds_a_drift_and_a_divergence(tmp_path):
     assert found["verdict"] == "fails" and "diverged on the way" in found["sentence"]
 
 
+def test_the_printed_commands_run(tmp_path, monkeypatch, capsys, inline, parsed):
+    """A tuning goes on by its folder alone; a plan that fails is tuned again nearer to the target."""
+    monkeypatch.chdir(tmp_path)
+    tune(replace(settings("drifting"), trials=3, seeds=2), Path("d"), executor=Inline())
+    place = f"{FILE}:drifting"
+    assert main(["tune", "--out", "d", "--objective", place, "--seeds", "3"]) == 0
+    assert TuneSettings.from_json(read_plan(Path("d"))["settings"]).seeds == 3
+    for wrong in (["tune"], ["tune", "--out", "d"], ["tune", "--out", "d", "--objective", place, "--tune", "lr"]):
+        assert main(wrong) == 2
+    said = capsys.readouterr().err
+    assert "goes on" in said and "add --objective" in said and "--tune makes other trials" in said
+    assert main(["verify", "d", "--loops", "4,8", "--share", "5", "--objective", place]) == 1
+    nearer = read_plan(Path("d"))["verification"]["next"]
+    line = shlex.split(nearer[nearer.index("loopscale ") :])
+    assert main([*line[1:], "--trials", "3", "--seeds", "1"]) == 0
+    assert read_plan(Path("d-nearer"))["proxy"]["loops"] == 2 and read_plan(Path("d-nearer"))["target"]["loops"] == 32
+
+
 def test_all_axes_are_verified_alone_and_together(tmp_path):
     tune(settings(layers=4, width=256), tmp_path / "t", executor=Inline())
     found = verified(tmp_path / "t", loops=(8,), layers=(2,), widths=(128,), joint=True, share=50)
@@ -164,7 +183,7 @@ def test_what_does_not_fit_the_budget_is_said(tuned):
 
 def test_the_share_that_is_advised_holds_the_checks_it_is_advised_for(tuned, tmp_path):
     plan = tuned[1]
-    share = share_of(plan, (4, 8), (), ())
+    share = share_of(plan, Checks((4, 8)))
     for name, given in (("all", share), ("less", share - 0.02)):
         shutil.copytree(tuned[0], tmp_path / name)
         found = verified(tmp_path / name, loops=(4, 8), share=given)

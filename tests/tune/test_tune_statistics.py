@@ -10,7 +10,8 @@ import pytest
 from loopscale.study import UserCode
 from loopscale.train import parse_values
 from loopscale.tune import TuneSettings, extrapolate, fit_surface, nats, read_local, spoken
-from loopscale.tune.findings import _next, _overall, _pays, exponents, known_noise
+from loopscale.tune.advice import about_looping, after_tuning, after_verifying
+from loopscale.tune.findings import _overall, _pays, exponents, known_noise
 from loopscale.tune.plan import at_lower_end, decide, sentence
 from loopscale.tune.probes import Probe
 from loopscale.tune.race import PairedNoise, beaten, leader, paired_noise
@@ -117,22 +118,56 @@ def test_what_has_no_minimum_within_reach_decides_nothing():
 
 
 @pytest.mark.parametrize(
-    ("local", "target", "verdict", "says"),
+    ("local", "target", "inside", "verdict", "command"),
     [
-        (["holds", "holds"], ["holds"], "holds", ""),
-        (["holds", "fails"], ["fails"], "fails", "--proxy loops=2"),
-        (["undecided", "undecided"], ["fails"], "undecided", "--seeds 3"),
-        (["holds", "holds"], ["fails"], "fails", "lr did not carry"),
+        (["holds", "holds"], ["holds"], True, "holds", None),
+        (["holds", "fails"], ["fails"], True, "fails", "tune"),
+        (["undecided", "undecided"], ["fails"], True, "undecided", "verify"),
+        (["undecided", "undecided"], ["undecided"], False, "undecided", "tune"),
+        (["holds", "holds"], ["fails"], True, "fails", "tune"),
     ],
 )
-def test_verify_fails_on_no_better_ground_than_its_sizes_and_says_what_to_do(local, target, verdict, says):
+def test_verify_fails_on_no_better_ground_than_its_sizes_and_gives_the_command(
+    local, target, inside, verdict, command, parsed
+):
     chosen, _ = tuning([], [])
-    rows = [{"rule": "looped", "along": "lr", "label": "N = 4", "inside": True, "verdict": word} for word in local]
-    found = {"local": rows, "target": [{"rule": "looped", "along": "lr", "verdict": word} for word in target]}
+    row = {"rule": "looped", "along": "lr", "axis": "loops", "label": "N = 4"}
+    rows = [{**row, "inside": inside, "verdict": word} for word in local]
+    found = {"local": rows, "target": [{**row, "verdict": word} for word in target]}
     found["verdict"] = _overall(chosen, found)
     assert found["verdict"] == verdict
-    told = _next(chosen, found, 1)
-    assert says in told and bool(told) == bool(says) and "\n" not in told
+    told = after_verifying(Path("runs/t"), chosen, found, "--loops", "2,4", "--seeds", "3", "--share", "0.3")
+    assert "\n" not in told and bool(told) == bool(command)
+    if command:
+        ((name, given),) = parsed(told)
+        assert name == command and given["objective"] == "a.py:f"
+        wanted = (
+            {"seeds": 3, "loops": (2, 4)}
+            if name == "verify"
+            else {"out": Path("runs/t-nearer"), "tuned": "lr,strength"}
+        )
+        assert given.items() >= wanted.items()
+        assert name == "verify" or given["proxy"] == "loops=2,layers=1,width=64,steps=100,batch=8"
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted"),
+    [
+        ({"edges": ["strength"]}, {"sets": ("model.strength=0.125",), "out": Path("runs/t-again")}),
+        ({"tied": [{"lr": 0.01}]}, {"seeds": 6, "config": None, "out": Path("runs/t")}),
+        ({"intervals": {"lr": None}}, {"trials": 32, "config": None, "out": Path("runs/t")}),
+        ({}, None),
+    ],
+)
+def test_what_a_tuning_leaves_open_comes_with_a_command(found, wanted, parsed):
+    chosen, _ = tuning([], [])
+    usual = {"edges": [], "tied": [], "intervals": {"lr": [0.01, 0.02]}, "values": {"lr": 0.015, "strength": 0.125}}
+    told = after_tuning(Path("runs/t"), chosen, {"proxy": {**usual, **found}})
+    assert [name for name, _ in parsed(told)] == (["tune"] if wanted else [])
+    assert wanted is None or parsed(told)[0][1].items() >= wanted.items()
+    plan = {"settings": chosen.to_json(), "cost": {"pays_share": 0.3}}
+    ((_, given),) = parsed(about_looping(Path("runs/t"), plan))
+    assert given["pays"] == 3 and about_looping(Path("runs/t"), {**plan, "pays": {}}) == ""
 
 
 def test_the_noise_comes_from_the_checks_then_the_tuning_then_its_fit_and_else_from_nowhere():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,8 +37,8 @@ if TYPE_CHECKING:
 @MODEL
 @click.option("--loops", callback=COUNTS, help="Numbers of loops; default 2,4,8.")
 @click.option("--target", metavar="loops=N", help="Where the eps is wanted, such as loops=64.")
-@click.option("--seeds", type=int, default=4, show_default=True, help="Seeds of the grid.")
-@click.option("--fresh", type=int, default=8, show_default=True, help="Fresh seeds that compare the ways to carry.")
+@click.option("--seeds", type=int, help="Seeds of the grid; default 4.")
+@click.option("--fresh", type=int, help="Fresh seeds that compare the ways to carry; default 8.")
 @click.option(
     "--strengths", callback=list_of(rate, "numbers such as 0.5 or 2^-1"), help="Where the grid begins, at least three."
 )
@@ -73,22 +74,27 @@ def command(
     One grid over eps and hidden rate at a few N serves every pre-norm rule, since each rule is a line through it.
     Fresh seeds then say what each rule loses when it carries the optimum of the smallest N to the largest. Without
     CONFIG (TOML) the model and data are those of `loopscale transfer --preset demo`. Stop it anywhere and start it
-    again: finished trials are kept.
+    again: finished trials are kept. With --out alone the study in that folder goes on, with more of what you name.
     """
     from loopscale.cli.display import watching
     from loopscale.cli.user_code import find_user_code, name_of, tell_again
 
     user_code = find_user_code(model, None)  # a mistake in its arguments is told before the slow imports
     aim = None if target is None else _target(target)
-    from loopscale.exponent import ExponentPlan, run_exponent
+    from loopscale.exponent import ExponentPlan, ExponentStudy, run_exponent
     from loopscale.report import ExponentPage, write_exponent_report
+    from loopscale.study import check_named
 
-    base = _base(config, where.sets(with_data(sets, data)), user_code is not None)
-    given = {name: value for name, value in axes.items() if value}
-    plan = ExponentPlan(base=base, target=aim, user_code=user_code, **given)
+    given = {name: value for name, value in {**axes, "target": aim}.items() if value is not None}
     name = config.stem if config is not None else "demo" if model is None else name_of(model)
     folder = out or Path("runs") / f"exponent-{name}"
-    plan, runner = placed_study(plan, base, folder / "exponent.json", where)
+    if config is None and not sets and data is None and (folder / "exponent.json").exists():
+        plan = replace(ExponentStudy.load(folder).plan, **given)
+        check_named(folder, plan.user_code, user_code)
+    else:
+        base = _base(config, where.sets(with_data(sets, data)), user_code is not None)
+        plan = ExponentPlan(base=base, user_code=user_code, **given)
+    plan, runner = placed_study(plan, plan.base, folder / "exponent.json", where)
     with watching(f"exponent of {model or name}; its page is {folder / 'report.html'}") as observer:
         result = run_exponent(plan, folder, executor=runner, observer=observer, page=ExponentPage)
     tell_again(result.provenance)

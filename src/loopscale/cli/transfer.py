@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from loopscale.factory import CONTRACT
 
 
 @click.command(epilog=CONTRACT)
-@click.option("--preset", default="demo", show_default=True, help="demo, laptop or gpu.")
+@click.option("--preset", help="demo (the default), laptop or gpu.")
 @click.option(
     "--rules",
     "--rule",
@@ -60,7 +61,7 @@ from loopscale.factory import CONTRACT
 @OPEN
 @JSON
 def command(
-    preset: str,
+    preset: str | None,
     data: str | None,
     sets: tuple[str, ...],
     model: str | None,
@@ -74,40 +75,54 @@ def command(
 ) -> None:
     """Train rules x loops x rates x seeds side by side; fit each optimum; say which rule transfers.
 
-    Stop it anywhere and start it again: finished trials are kept. Exit 1 when a rule that claims transfer drifts.
+    Stop it anywhere and start it again: finished trials are kept. With --out alone the study in that folder goes on, with
+    more of what you name. Exit 1 when a rule that claims transfer drifts.
     """
     from loopscale.cli.display import watching
     from loopscale.cli.user_code import find_user_code, name_of, spelt_rule, tell_again
 
     code = find_user_code(model, objective)  # a mistake in its arguments is told before the slow imports
     from loopscale.report import StudyPage, write_report
-    from loopscale.transfer import StudyPlan, failed, get_preset, run_study, seeds_by_cost
+    from loopscale.study import check_named
+    from loopscale.transfer import Study, StudyPlan, failed, get_preset, run_study, seeds_by_cost
 
-    chosen = get_preset(preset)
-    loops = _axis(axes["loops"]) or chosen.loops
-    base = chosen.base(where.sets(with_data(sets, data)), code is not None)
-    plan = StudyPlan(
-        base=base,
-        user_code=code,
-        rules=tuple(map(spelt_rule, axes["rules"] or ())) or ("looped", "sqrt", "none"),
-        loops=loops,
-        lrs=axes["lrs"],
-        seeds=chosen.seeds if axes["seeds"] is None else axes["seeds"],
-        cheap_seeds=seeds_by_cost(loops, chosen.seeds) if axes["seeds"] is None and chosen.by_cost else (),
-        strengths=axes["strengths"] or chosen.strengths,
-        center_lr=chosen.center_lr,
-        preset=preset,
-        outer_pilot=objective is None and "outer_lr" not in base.optim.model_fields_set,
-        beside_one=beside_one,
-        early_end=True,
-        spacing=chosen.spacing,
-    )
     mine = model or objective
-    folder = out or Path("runs") / f"transfer-{preset if mine is None else name_of(mine)}"
-    changed = bool(sets) or any(value is not None for value in (data, *axes.values()))
-    usual = f"study '{preset}', changed" if changed else f"study '{preset}': {chosen.promise}"
+    folder = out or Path("runs") / f"transfer-{(preset or 'demo') if mine is None else name_of(mine)}"
+    given = {name: value for name, value in axes.items() if value is not None}
+    _check_loops(given.get("loops"))
+    if "rules" in given:
+        given["rules"] = tuple(map(spelt_rule, given["rules"]))
+    if preset is None and not sets and data is None and (folder / "study.json").exists():
+        plan = Study.load(folder).plan
+        check_named(folder, plan.user_code, code)
+        cheap = () if given.keys() & {"loops", "seeds"} else plan.cheap_seeds
+        plan = replace(plan, **given, cheap_seeds=cheap, beside_one=plan.beside_one and beside_one)
+        base, title = plan.base, f"study {folder.name}, which goes on"
+    else:
+        chosen = get_preset(preset or "demo")
+        base = chosen.base(where.sets(with_data(sets, data)), code is not None)
+        loops = given.get("loops", chosen.loops)
+        usual = {
+            "rules": ("looped", "sqrt", "none"),
+            "loops": loops,
+            "seeds": chosen.seeds,
+            "strengths": chosen.strengths,
+        }
+        plan = StudyPlan(
+            base=base,
+            user_code=code,
+            **{**usual, **given},
+            cheap_seeds=seeds_by_cost(loops, chosen.seeds) if "seeds" not in given and chosen.by_cost else (),
+            center_lr=chosen.center_lr,
+            preset=preset or "demo",
+            outer_pilot=objective is None and "outer_lr" not in base.optim.model_fields_set,
+            beside_one=beside_one,
+            early_end=True,
+            spacing=chosen.spacing,
+        )
+        changed = ", changed" if sets or data is not None or given else f": {chosen.promise}"
+        title = f"study of {mine}" if mine else f"study '{preset or 'demo'}'{changed}"
     plan, runner = placed_study(plan, base, folder / "study.json", where)
-    title = f"study of {mine}" if mine else usual
     with watching(f"{title}; its page is {folder / 'report.html'}") as observer:
         result = run_study(plan, folder, executor=runner, observer=observer, page=StudyPage)
     tell_again(result["provenance"])
@@ -118,11 +133,10 @@ def command(
         raise SystemExit(1)
 
 
-def _axis(loops: tuple[int, ...] | None) -> tuple[int, ...] | None:
+def _check_loops(loops: tuple[int, ...] | None) -> None:
     if loops is not None and len(set(loops)) < 2:
         said = ",".join(map(str, loops))
         raise UserError(f"a study compares numbers of loops, and --loops {said} is one: --loops 1,4")
-    return loops
 
 
 def _told(result: dict[str, Any], page: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 @click.option(
     "--trials", type=int, help="Points to explore, with one seed each; default: 16, 8 more a value beyond two."
 )
-@click.option("--seeds", type=int, default=3, show_default=True, help="Seeds that the best points get.")
+@click.option("--seeds", type=int, help="Seeds that the best points get; default 3.")
 @click.option(
     "--tune",
     "tuned",
@@ -71,7 +72,7 @@ def command(
     proxy: str | None,
     budget: str | None,
     trials: int | None,
-    seeds: int,
+    seeds: int | None,
     tuned: str | None,
     pays: int | None,
     rule: str | None,
@@ -87,7 +88,8 @@ def command(
 
     Without CONFIG a model of yours is tuned at the defaults, `loopscale train --keys`; --set changes them.
     Writes tuned.toml and plan.json: `loopscale train target.toml --from tuned.toml`, `loopscale verify FOLDER`.
-    Stop it anywhere and start it again: finished trials are kept.
+    Stop it anywhere and start it again: finished trials are kept. Without CONFIG the tuning in --out goes on, with more
+    --trials, --seeds, --pays or a larger --target.
     """
     started = time.monotonic()
     from loopscale.cli.display import watching
@@ -96,28 +98,47 @@ def command(
     code = find_user_code(model, objective)  # a mistake in its arguments is told before the slow imports
     from loopscale.report import write_tune_report
     from loopscale.train import load_config, load_values, parse_values
-    from loopscale.tune import Budget, TuneSettings, tune
+    from loopscale.tune import Budget, TuneSettings, kept_settings, tune
 
-    rules = where.sets((*sets, f"model.rule={json.dumps(spelt_rule(rule))}") if rule else sets)
-    if config is not None:
-        base = load_config(config, rules) if code is None else load_values(config, rules)
-    elif code is not None:
-        base = parse_values({}, rules)
+    kept = config is None and out is not None and (out / "tune.json").exists()
+    if kept and out is not None:
+        _refuse_others(out, {"--proxy": proxy, "--tune": tuned, "--rule": rule, "--set": sets})
+        folder, settings = out, kept_settings(out, code)
+        base = settings.base
+        larger = settings.target if target is None else settings.target.replace(**parse_axes(target, "--target"))
+        count = settings.trials if trials is None else trials
+        settings = replace(settings, target=larger, trials=count, seeds=settings.seeds if seeds is None else seeds)
     else:
-        raise UserError("name a config, or your code: loopscale tune config.toml, or --model file.py:make_model")
-    small, large = sizes(base, proxy, target)
-    # An objective of the user's own knows nothing of roles; a model's outer rate matters more than any scale.
-    usual = "lr,strength" if objective else "lr,strength,outer_lr"
-    names = tuple(name.strip() for name in (tuned or usual).split(",") if name.strip())
-    wanted = 16 + 8 * max(0, len(names) - 2) if trials is None else trials
-    settings = TuneSettings(base, small, large, names, wanted, seeds, code)
-    folder = out or Path("runs") / f"tune-{Path(str(config or model or objective).partition(':')[0]).stem}"
+        rules = where.sets((*sets, f"model.rule={json.dumps(spelt_rule(rule))}") if rule else sets)
+        if config is not None:
+            base = load_config(config, rules) if code is None else load_values(config, rules)
+        elif code is not None:
+            base = parse_values({}, rules)
+        else:
+            raise UserError(
+                "name a config, or your code: loopscale tune config.toml, or --model file.py:make_model; "
+                "or with --out the folder of a tuning that goes on"
+            )
+        small, large = sizes(base, proxy, target)
+        # An objective of the user's own knows nothing of roles; a model's outer rate matters more than any scale.
+        usual = "lr,strength" if objective else "lr,strength,outer_lr"
+        names = tuple(name.strip() for name in (tuned or usual).split(",") if name.strip())
+        wanted = 16 + 8 * max(0, len(names) - 2) if trials is None else trials
+        settings = TuneSettings(base, small, large, names, wanted, 3 if seeds is None else seeds, code)
+        folder = out or Path("runs") / f"tune-{Path(str(config or model or objective).partition(':')[0]).stem}"
     limit = Budget(parse_seconds(budget), started=started, pays=pays)
     settings, runner = placed_study(settings, base, folder / "tune.json", where)
-    with watching(f"tuning at {small}") as observer:
+    with watching(f"tuning at {settings.proxy}") as observer:
         plan = tune(settings, folder, executor=runner, budget=limit, storage=storage, observer=observer)
     tell_again(plan["provenance"], "their records say why, under 'error'")
     finish(plan, _said(plan, folder, write_tune_report(folder)), as_json)
+
+
+def _refuse_others(out: Path, fixed: dict[str, Any]) -> None:
+    """Raise `UserError` for an option that would make other trials than those of the tuning that goes on."""
+    for option, given in fixed.items():
+        if given:
+            raise UserError(f"{option} makes other trials than those in {out}: name a CONFIG, and a new --out")
 
 
 def sizes(base: Any, proxy: str | None, target: str | None) -> tuple[Size, Size]:
@@ -136,7 +157,8 @@ def sizes(base: Any, proxy: str | None, target: str | None) -> tuple[Size, Size]
 
 
 def _said(plan: dict[str, Any], folder: Path, page: Path) -> str:
-    from loopscale.tune import train_command
+    from loopscale.study import UserCode, command_of, train_command
+    from loopscale.tune import about_looping
 
     cost, used = plan["cost"], plan["settings"].get("user_code")
     lines = [
@@ -149,15 +171,13 @@ def _said(plan: dict[str, Any], folder: Path, page: Path) -> str:
     ]
     if "pays" in plan:
         lines.append(plan["pays"]["sentence"])
-    elif "pays_share" in cost:
-        seeds = plan["settings"]["seeds"]
-        more = f"the same command with --pays {seeds}, for {cost['pays_share']:.1%} of a sweep at the target"
-        lines.append(f"whether looping pays was not measured: {more}")
+    lines += [said for said in (about_looping(folder, plan), plan["next"]) if said]
     lines.append(f"page: {page}")
     if "verification" not in plan:
         again = "not verified since, its trials are kept" if (folder / "verify.jsonl").exists() else "not verified yet"
-        code = "" if used is None else f" --{used['kind']} {used['place']}"
-        lines.append(f"{again}: loopscale verify {folder}{code} {_between(plan)}")
+        if options := _between(plan):
+            command = command_of("verify", UserCode.from_json(used), folder, *options.split())
+            lines.append(f"{again}: {command}")
     tuned = folder / "tuned.toml"
     if used is None:
         lines.append(f"train: loopscale train target.toml --from {tuned}")
@@ -169,11 +189,11 @@ def _said(plan: dict[str, Any], folder: Path, page: Path) -> str:
 
 
 def _between(plan: dict[str, Any]) -> str:
-    """Return options of verify.
+    """Return options of verify; "" where no axis grows.
 
     Sizes between proxy and target on the axes that grow, cheap ones, and a share that holds them.
     """
-    from loopscale.tune import SHARE, share_of
+    from loopscale.tune import SHARE, Checks, share_of
 
     proxy, target = plan["proxy"], plan["target"]
     sizes: dict[str, list[int]] = {"loops": [], "layers": [], "width": []}
@@ -183,6 +203,6 @@ def _between(plan: dict[str, Any]) -> str:
             sizes[axis] = sorted({min(high, low * factor) for factor in ((4, 8) if axis == "loops" else (2,))})
     said = [f"--{axis} {','.join(map(str, steps))}" for axis, steps in sizes.items() if steps]
     if not said:
-        return "--loops N (the target is no larger than the proxy)"
-    share = share_of(plan, sizes["loops"], sizes["layers"], sizes["width"])
+        return ""
+    share = share_of(plan, Checks(sizes["loops"], sizes["layers"], sizes["width"]))
     return " ".join([*said, *([f"--share {share:g}"] if share > SHARE else [])])

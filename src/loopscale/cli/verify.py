@@ -44,10 +44,12 @@ def command(
     from loopscale.cli.display import watching
     from loopscale.cli.user_code import find_user_code
     from loopscale.report import write_tune_report
-    from loopscale.tune import Checks, TuneSettings, check_user_code, read_plan, verify
+    from loopscale.study import check_named
+    from loopscale.tune import Checks, TuneSettings, read_plan, verify
+    from loopscale.tune.verify import MADE
 
     settings, code = TuneSettings.from_json(read_plan(folder)["settings"]), find_user_code(model, objective)
-    check_user_code(folder, settings.user_code, code)
+    check_named(folder, settings.user_code, code, MADE)
     asked = Checks(**checks, budget_seconds=parse_seconds(budget))
     runner = where.make(folder, lambda: settings.typical_job(max(asked.loops, default=1)))
     with watching(f"verifying {folder}") as observer:

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
-import torch
-
 from loopscale.errors import UserError, between, nearest
 from loopscale.parameterization import RULES, Depth, Rule, get_rule
 from loopscale.records import ExponentStudyRecord
-from loopscale.study import MOST_SEEDS, Design, Executor, UserCode, job_of
+from loopscale.study import MOST_SEEDS, Design, UserCode, job_of
 from loopscale.train import TrainConfig, equal_steps
-from loopscale.train.task import to_device
-from loopscale.train.training import make_task
 
 RULE = "looped"  # one grid over its strength holds the eps of every pre-norm rule
 CARRIED = ("looped", "0.75", "sqrt", "none", "depth-mup")
@@ -174,12 +170,10 @@ class ExponentPlan(Design):
             del config[section][name]
         return config
 
-    def check(self, executor: Executor) -> dict[str, Any]:
-        """Look at data and model as every study does, and at whether a user's model hears its strength."""
-        said = super().check(executor)
-        if self.user_code is not None:
-            refuse_deaf(self)
-        return said
+    def by_strength(self) -> tuple[TrainConfig, TrainConfig]:
+        """Return the largest N at strengths 1 and 1/8."""
+        cell = self.sample(max(self.loops))
+        return self.config(replace(cell, strength=1.0)), self.config(replace(cell, strength=0.125))
 
     def ends(self) -> tuple[TrainConfig, TrainConfig]:
         """Return the smallest and the largest N."""
@@ -267,20 +261,3 @@ def _check_axis(noun: str, values: tuple[float, ...] | None, least: int) -> None
     ratios = [high / low for low, high in pairwise(sorted(values))]
     if min(ratios) < 1.05:
         raise UserError(f"--{noun} has two values closer than 5 %: leave one out")
-
-
-def refuse_deaf(plan: ExponentPlan) -> None:
-    """Raise `UserError` when the user's model gives bitwise the same loss at a different eps: no grid says anything."""
-    assert plan.user_code is not None
-    cells = [Cell(max(plan.loops), strength, plan.base.optim.lr, plan.base.optim.lr, 0) for strength in (1.0, 0.125)]
-    tasks = [make_task(plan.config(cell).using(plan.user_code.place)) for cell in cells]
-    with torch.no_grad():
-        losses = [
-            float(task.loss(task.network, to_device(task.batches(0), torch.device("cpu")), max(plan.loops)))
-            for task in tasks
-        ]
-    if losses[0] == losses[1]:
-        raise UserError(
-            f"{plan.user_code.place} ignores its strength: the loss is {losses[0]:.6g} at strengths 1 and 1/8, so no "
-            f"eps can be found: let its loop have rule and strength, or multiply its branches by residual_scale"
-        )

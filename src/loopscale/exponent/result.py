@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from loopscale.exponent.plan import ExponentPlan, powers, starts_anew
+from loopscale.exponent.plan import Cell, ExponentPlan, powers, starts_anew
 from loopscale.exponent.search import FARTHEST
 from loopscale.exponent.study import BEST, ExponentStudy
 from loopscale.exponent.surface import Surface, by_cell
@@ -24,11 +24,14 @@ from loopscale.records import (
     Valley,
     ValleyPoint,
 )
+from loopscale.study import command_of, train_command
+from loopscale.train import TrainConfig
 from loopscale.transfer.estimate import Estimate, over_seeds, paired
 from loopscale.transfer.optimum import complete
 from loopscale.transfer.pays import Beside, does_looping_pay
 
 ABOVE, SQRT_BELOW = 0.6, 0.85  # ends of the interval of a that speak for 1/N, and for 1/sqrt(N)
+TARGET = "target.toml"  # in the study's folder: a training at the target
 SAME = 0.01  # nats: less than this is no difference worth a rule
 STILL = 0.15  # octaves of rate per doubling of loops, as in `transfer`
 
@@ -111,7 +114,7 @@ def summarise(study: ExponentStudy, provenance: dict[str, Any]) -> ExponentResul
         rate_verdict=rate,
         sentence=headline(verdict, a, valleys),
         says=(*_says(plan, (a, g, rate), differences, carried, target, pays), *_spared(study)),
-        next=next_step(plan, verdict, valleys, target),
+        next=next_step(study, verdict, valleys, target),
         a=_measured(a),
         g=_measured(g),
         loops=tuple(sorted(plan.loops)),
@@ -237,22 +240,45 @@ def _points(study: ExponentStudy, loops: int, surface: Surface | None) -> tuple[
 
 
 def _open_at(study: ExponentStudy, loops: int, surface: Surface) -> str:
-    """Name the side on which no minimum was found, and the values to add."""
-    cells = by_cell(study.grid(loops))
-    parts = []
-    for axis, (noun, option, place) in enumerate(
-        (("strength", "--strengths", surface.strength), ("hidden rate", "--lrs", surface.lr))
-    ):
-        values = study.plan.axes[axis]
-        tried = sorted({cell[axis] for cell in cells})
+    """Name the side on which no minimum was found."""
+    said = []
+    for noun, (side, end) in zip(("strength", "hidden rate"), _ends_of(study, loops, surface), strict=True):
+        if side:
+            said.append(f"the best {noun} is the {'lowest' if side < 0 else 'highest'} of what was tried ({end:.4g})")
+    return "; ".join(said) or "the loss has no minimum around its best cell"
+
+
+def _ends_of(study: ExponentStudy, loops: int, surface: Surface | None) -> list[tuple[int, float]]:
+    """Return, for strength and hidden rate, at which end of what was tried the best lies (-1, 1, 0: neither), and the end.
+
+    Where every trial diverged, the smaller ones are missing.
+    """
+    cells, found = by_cell(study.grid(loops)), []
+    for axis, values in enumerate(study.plan.axes):
+        tried = sorted({cell[axis] for cell in cells}) or [0]
         low, high = values.value(tried[0]), values.value(tried[-1])
-        if place <= low * 1.01:
-            more = ",".join(f"{values.value(tried[0] - k):.4g}" for k in (2, 1, 0))
-            parts.append(f"the best {noun} is the lowest of what was tried ({low:.4g}): {option} {more}")
-        elif place >= high / 1.01:
-            more = ",".join(f"{values.value(tried[-1] + k):.4g}" for k in (0, 1, 2))
-            parts.append(f"the best {noun} is the highest of what was tried ({high:.4g}): {option} {more}")
-    return "; ".join(parts) or "the loss has no minimum around its best cell: add seeds"
+        place = low if surface is None else 2.0 ** surface.at[axis]
+        side = -1 if place <= low * 1.01 else 1 if place >= high / 1.01 else 0
+        found.append((side, low if side < 0 else high))
+    return found
+
+
+def _widened(study: ExponentStudy) -> list[str]:
+    """Return the options under which the search begins wide enough for each N whose optimum lies at an end."""
+    options = []
+    sides = [_ends_of(study, loops, study.surface(loops)) for loops in study.plan.loops if _is_open(study, loops)]
+    for axis, (name, values) in enumerate(zip(("--strengths", "--lrs"), study.plan.axes, strict=True)):
+        found = {row[axis][0] for row in sides}
+        low = -FARTHEST - 2 if -1 in found else 0
+        high = len(values.start) + FARTHEST + 2 if 1 in found else len(values.start)
+        if found - {0}:
+            options += [name, ",".join(f"{values.value(k):.6g}" for k in range(low, high))]
+    return options
+
+
+def _is_open(study: ExponentStudy, loops: int) -> bool:
+    surface = study.surface(loops)
+    return surface is None or surface.edge
 
 
 def _outer(study: ExponentStudy) -> OuterPilot | None:
@@ -359,27 +385,37 @@ def _cost(row: CarriedEps) -> str:
     return f"{name} {row.regret.value:+.3f}{ends}"
 
 
-def next_step(plan: ExponentPlan, verdict: Verdict, valleys: Sequence[Valley], target: AtTarget | None) -> str:
-    """Say in one line what to do now; empty where nothing is left to do."""
-    for valley in valleys:
-        if valley.edge:
-            return f"At N = {valley.loops} {valley.open_at} (in the same folder)."
+def next_step(study: ExponentStudy, verdict: Verdict, valleys: Sequence[Valley], target: AtTarget | None) -> str:
+    """Say in one line what to do now, as a command."""
+    plan = study.plan
+
+    def again(*options: object) -> str:
+        return command_of("exponent", plan.user_code, "--out", study.folder, *options)
+
+    opened = [valley for valley in valleys if valley.edge]
+    if opened:
+        options = _widened(study)
+        what = "Begin the search wider" if options else "Add seeds"
+        command = again(*(options or ("--seeds", 2 * plan.seeds)))
+        return f"At N = {opened[0].loops} {opened[0].open_at}. {what}, in the same folder: {command}"
     if plan.seeds == 1:
         return (
-            "One seed cannot estimate noise: repeat it with --seeds 4 in the same folder, the trials that ran are kept."
+            f"One seed cannot estimate noise; repeat it with more, the trials that ran are kept: {again('--seeds', 4)}"
         )
     if verdict == "undecided":
-        return (
-            f"Repeat it with --seeds {2 * plan.seeds} --fresh {2 * plan.fresh} in the same folder: the trials that ran "
-            f"are kept. A wider span of loops narrows the power fastest, such as --loops {_wider(plan)}."
-        )
+        wider = ",".join(map(str, sorted({*plan.loops, 2 * max(plan.loops)})))
+        more = again("--seeds", 2 * plan.seeds, "--fresh", 2 * plan.fresh)
+        return f"Repeat it with more seeds, the trials are kept (--loops {wider} narrows the power fastest): {more}"
     if target is None:
-        return f"Add --target loops={4 * max(plan.loops)} for the eps to use there."
-    return f"Train at the target: --set model.strength={target.strength:.3g} --set optim.lr={target.lr.value:.3g}."
+        return f"Ask for the eps at a larger N: {again('--target', f'loops={4 * max(plan.loops)}')}"
+    place = None if plan.user_code is None else plan.user_code.place
+    return f"Train at the target: {train_command(place, study.folder / TARGET)}"
 
 
-def _wider(plan: ExponentPlan) -> str:
-    return ",".join(map(str, sorted({*plan.loops, 2 * max(plan.loops)})))
+def target_config(plan: ExponentPlan, target: AtTarget, outer: float) -> TrainConfig:
+    """Return the config of a training at the target, with the eps and the rates that the study gives it."""
+    cell = Cell(target.loops, float(f"{target.strength:.4g}"), float(f"{target.lr.value:.4g}"), outer, 0)
+    return plan.config(cell)
 
 
 def _range(estimate: Estimate, digits: str) -> str:

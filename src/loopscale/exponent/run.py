@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from loopscale.exponent.plan import ExponentPlan
-from loopscale.exponent.result import summarise
+from loopscale.exponent.result import TARGET, summarise, target_config
 from loopscale.exponent.study import ExponentStudy
+from loopscale.files import write_text
 from loopscale.records import ExponentResult, write_record
 from loopscale.study import Executor, Observer, Page
 
@@ -31,4 +32,6 @@ def run_exponent(
     with ExponentStudy.run(folder, plan, executor, observer, page) as (study, provenance):
         result = summarise(study, provenance)
         write_record(folder / "result.json", result)
+        if result.target is not None and result.outer is not None:
+            write_text(folder / TARGET, target_config(plan, result.target, result.outer.rate).to_toml())
     return result

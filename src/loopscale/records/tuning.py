@@ -118,6 +118,7 @@ class Plan(Record):
     headline: str
     sentence: str
     settings: dict[str, Any] = Field(default_factory=dict)
+    next: str = ""
     proxy: Proxy
     target: dict[str, Any] = Field(default_factory=dict)
     rows: tuple[Row, ...]

@@ -75,7 +75,7 @@ def page(tuning: TuneInfo) -> str:
 def sections(tuning: TuneInfo) -> list[Section]:
     """Return values, then the losses over each of them, verification, what the rule applies, cost."""
     plan = tuning.plan
-    told = f"{plan.sentence} {_moved(tuning)}"
+    told = " ".join(filter(None, (plan.sentence, plan.next, _moved(tuning))))
     parts = [Section("Values at the target", told, table=_values(tuning))]
     parts += [_explored(tuning, name) for name in plan.proxy.values]
     parts += [Section("Does looping pay?", plan.pays.sentence)] if plan.pays else []
@@ -208,8 +208,9 @@ def _verified(found: Verification) -> list[Section]:
         for row in found.target
     ]  # fmt: skip
     last = ("carried to the target", *header[1:3], "octaves per doubling", "verdict")
+    said = f"{found.sentence} {found.next}".strip()
     parts = [
-        Section(f"Verification: {found.verdict}", found.sentence, figure=_sweeps(found), how_to_read=_SWEPT),
+        Section(f"Verification: {found.verdict}", said, figure=_sweeps(found), how_to_read=_SWEPT),
         Section("Regret at each size", table=Table(header, local)),
         Section("Regret at the target", "Extrapolated, not trained.", table=Table(last, carried)),
     ]  # fmt: skip

@@ -1,6 +1,7 @@
 """Run the trials of a study: one driver per folder, workers on this machine's cores and GPUs, on Ray or on SLURM."""
 
 from loopscale.records import content_hash
+from loopscale.study.again import check_named, command_of, overrides, train_command
 from loopscale.study.batches import Batched
 from loopscale.study.design import Design
 from loopscale.study.executor import Executor, InThisProcess, Job, drive
@@ -33,14 +34,18 @@ __all__ = [
     "UserCode",
     "changes",
     "check_errors",
+    "check_named",
+    "command_of",
     "content_hash",
     "drive",
     "driven",
     "job_of",
     "objective_values",
+    "overrides",
     "refuse",
     "run_trial",
     "thresholds",
+    "train_command",
     "trial_key",
     "trial_seconds",
     "with_precision",

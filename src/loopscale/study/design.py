@@ -33,6 +33,10 @@ class Design(ABC):
     def ends(self) -> tuple[TrainConfig, TrainConfig]:
         """Return the config at which a user's model is tried, and the largest one that its values are carried to."""
 
+    def by_strength(self) -> tuple[TrainConfig, TrainConfig] | None:
+        """Return two configs of different strength, which a user's model must tell apart; None where no scale is asked."""
+        return None
+
     def to_record(self) -> Any:
         """Return what `FILE` holds."""
         values = {name: getattr(self, name) for name in self._fields()}
@@ -58,6 +62,9 @@ class Design(ABC):
         """
         near, far = self.ends()
         if self.user_code is not None:
-            return self.user_code.check(near, far)
+            said, pair = self.user_code.check(near, far), self.by_strength()
+            if pair is not None:
+                self.user_code.refuse_deaf(*pair)
+            return said
         executor.check_room(config_of(self.typical_job()))
         return near.load_data().description

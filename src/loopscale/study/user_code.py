@@ -56,6 +56,18 @@ class UserCode:
                 f"model that start and compare two studies of rule none"
             )
 
+    def refuse_deaf(self, strong: TrainConfig, weak: TrainConfig) -> None:
+        """Raise `UserError` for a model whose loss and gradients are bitwise the same at two strengths: it ignores eps.
+
+        A branch that starts at 0 gives one loss at any eps, and another gradient.
+        """
+        if self.kind == "model" and _first_step(strong.using(self.place)) == _first_step(weak.using(self.place)):
+            raise UserError(
+                f"{self.place} ignores its strength: loss and gradients are the same at strengths "
+                f"{strong.model.strength:g} and {weak.model.strength:g}, so no rule reaches it: let its loop have rule and "
+                "strength, or multiply its branches by residual_scale"
+            )
+
     def check(self, base: TrainConfig, target: TrainConfig | None = None) -> dict[str, Any]:
         """Try a model once at the base size, before a folder is made; returns what provenance says of it.
 
@@ -69,6 +81,20 @@ class UserCode:
         task = make_task(base.using(self.place))
         warnings = task.check(None if target is None else target.using(self.place))
         return {**said, **task.origin["model"], **({"warnings": warnings} if warnings else {})}
+
+
+def _first_step(config: TrainConfig) -> list[bytes]:
+    """Return loss and gradients of the first batch."""
+    import torch
+
+    from loopscale.train.task import to_device
+
+    task = make_task(config)
+    parameters = [parameter for parameter in task.network.parameters() if parameter.requires_grad]
+    loss = task.loss(task.network, to_device(task.batches(0), torch.device("cpu")), config.model.loops)
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    found = [loss.detach(), *(gradient for gradient in gradients if gradient is not None)]
+    return [each.float().contiguous().numpy().tobytes() for each in found]
 
 
 def judged(place: str, config: TrainConfig) -> Fit:

@@ -208,6 +208,15 @@ class StudyPlan(Design):
         far = Cell(Arm(size.rule, size.strength, max(self.loops)), self.center_lr, 0)
         return self.config(near), self.config(far)
 
+    def by_strength(self) -> tuple[TrainConfig, TrainConfig] | None:
+        """Return the largest N at strengths 1 and 1/8, where a rule or a sweep of the strength scales the branches."""
+        size = self.base.model
+        if not any(get_rule(rule).loops_exponent for rule in self.rules) and len(self.strengths) < 2:
+            return None
+        arms = (Arm(size.rule, strength, max(self.loops)) for strength in (1.0, 0.125))
+        strong, weak = (self.config(Cell(arm, self.center_lr, 0)) for arm in arms)
+        return strong, weak
+
 
 def seeds_by_cost(loops: tuple[int, ...], seeds: int) -> tuple[tuple[int, int], ...]:
     """Return `seeds` at the largest N and more where a trial is cheaper: as 1/sqrt(cost), cost being proportional to N.

@@ -8,20 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from loopscale.parameterization import get_rule
+from loopscale.study import overrides
+from loopscale.transfer.advice import Commands, missing_rates, next_step
 from loopscale.transfer.estimate import Estimate, Interval, paired
 from loopscale.transfer.optimum import Losses, Optimum, best_rate, fit_optimum
 from loopscale.transfer.pays import Beside, does_looping_pay
 from loopscale.transfer.plan import Arm
+from loopscale.transfer.presets import get_preset
 from loopscale.transfer.study import Study
-from loopscale.transfer.verdict import (
-    Verdict,
-    fit_slope,
-    judge,
-    next_step,
-    one_shot_regret,
-    sentence,
-    unbracketed,
-)
+from loopscale.transfer.verdict import Verdict, fit_slope, judge, one_shot_regret, sentence, unbracketed
 
 
 @dataclass(frozen=True)
@@ -48,11 +43,12 @@ def summarise(study: Study, provenance: dict[str, Any]) -> dict[str, Any]:
     """Make the whole result of a finished study, as `result.json` keeps it."""
     plan, strengths = study.plan, {rule: study.tuned_strength(rule) for rule in study.plan.rules}
     arms = {rule: {loops: Arm(rule, strengths[rule], loops) for loops in sorted(plan.loops)} for rule in plan.rules}
+    do = commands_of(study)
     found = {rule: Curves.fit({n: study.losses(arm) for n, arm in by_loops.items()}) for rule, by_loops in arms.items()}
     rules = {
         rule: {
             "strength": strengths[rule],
-            **rule_json(rule, curves),
+            **rule_json(rule, curves, do),
             "applied": {str(loops): plan.prescription(arm) for loops, arm in arms[rule].items()},
         }
         for rule, curves in found.items()
@@ -184,7 +180,15 @@ def _outer(study: Study) -> dict[str, Any]:
     return {"outer": {"rate": rate, "loops": pilot.loops, "trials": len(trials), "seconds": seconds, "sentence": said}}
 
 
-def rule_json(rule: str, curves: Curves) -> dict[str, Any]:
+def commands_of(study: Study) -> Commands:
+    """Return the command lines that the study's verdicts may advise."""
+    plan, demo = study.plan, get_preset("demo").base()
+    loops = tuple(sorted(plan.loops))
+    sets = tuple(overrides(plan.base, demo))
+    return Commands(study.folder, loops, plan.rules, plan.base.model.layers, plan.user_code, sets)
+
+
+def rule_json(rule: str, curves: Curves, do: Commands | None = None) -> dict[str, Any]:
     """Return the verdict on one rule and the numbers that it rests on."""
     optima, slope, regret = curves.optima, curves.slope, curves.regret
     claims = get_rule(rule).claims_transfer
@@ -195,7 +199,7 @@ def rule_json(rule: str, curves: Curves) -> dict[str, Any]:
         "claims_transfer": claims,
         "verdict": verdict,
         "sentence": said,
-        "next": next_step(verdict, slope, regret, claims, open_at),
+        "next": next_step(rule, verdict, slope, regret, missing_rates(curves.losses, optima), do or Commands()),
         **_estimate_json("slope", slope),
         **_estimate_json("regret", regret),
         "optima": {str(loops): _optimum_json(optimum) for loops, optimum in optima.items()},

@@ -8,12 +8,11 @@ from typing import Literal
 
 import numpy as np
 
-from loopscale.transfer.estimate import Estimate, over_seeds, student95
+from loopscale.transfer.estimate import Estimate, over_seeds
 from loopscale.transfer.optimum import Losses, Optimum, complete
 
 SLOPE_TOLERANCE = 0.15  # octaves of rate per doubling of loops: from N = 1 to 16 less than a factor 1.5
 REGRET_TOLERANCE = 0.01  # nats
-MOST_SEEDS = 32  # more than these are not advised: longer training or a larger N decides sooner
 
 Verdict = Literal["transfers", "drifts", "undecided"]
 
@@ -106,45 +105,6 @@ def _ends(estimate: Estimate, digits: str) -> str:
         return ""
     low, high = estimate.interval
     return f" (95 % interval {low:{digits}} to {high:{digits}})"
-
-
-def next_step(verdict: Verdict, slope: Estimate | None, regret: Estimate | None, claims: bool, open_at: str) -> str:
-    """Say in one line what to do now; empty where nothing is left to do."""
-    if slope is None:
-        return f"Add rates{open_at}, with --lrs or a larger --set optim.lr, in the same folder." if open_at else ""
-    if verdict == "drifts" and claims:
-        return "Tune at the N that you train at (loopscale tune CONFIG --proxy loops=N), and run loopscale diagnose."
-    if verdict == "drifts":
-        return "Tune the rate at the N that you train at, or use --rules looped."
-    if verdict == "transfers":
-        return ""
-    seeds = len(slope.by_seed)
-    if slope.interval is None:
-        return "Repeat it with --seeds 3 in the same folder: the trials that ran are kept."
-    moves = abs(slope.value) > SLOPE_TOLERANCE
-    room = abs(slope.value) if moves else SLOPE_TOLERANCE - abs(slope.value)
-    narrower = slope.error / max(1e-9, room), _narrower(regret)
-    beyond = moves, regret is not None and regret.value > REGRET_TOLERANCE
-    decisive = [ratio for ratio, out in zip(narrower, beyond, strict=True) if out]
-    more = needed_seeds(seeds, min(decisive) if decisive else max(narrower))
-    if more is None:
-        return "Train longer (--set train.steps=...) or to a larger N (--loops): more seeds alone would not decide."
-    return f"Repeat it with --seeds {more} in the same folder: the trials that ran are kept."
-
-
-def _narrower(regret: Estimate | None) -> float:
-    return 0.0 if regret is None else regret.error / max(1e-9, abs(REGRET_TOLERANCE - regret.value))
-
-
-def needed_seeds(seeds: int, ratio: float) -> int | None:
-    """Return how many seeds make an interval `ratio` times narrower; None for more than `MOST_SEEDS`.
-
-    >>> needed_seeds(3, 2.0)
-    5
-    """
-    width = student95(seeds - 1) / math.sqrt(seeds)
-    counts = range(seeds + 1, MOST_SEEDS + 1)
-    return next((n for n in counts if student95(n - 1) / math.sqrt(n) <= width / ratio), None)
 
 
 def unbracketed(losses: Mapping[int, Losses], optima: Mapping[int, Optimum]) -> str:

@@ -1,12 +1,14 @@
 """Tune once on a small proxy, carry the values to the target, verify in between."""
 
+from loopscale.tune.advice import about_looping
+from loopscale.tune.beside import SHARE
 from loopscale.tune.plan import transfer_plan
 from loopscale.tune.regret import Local, extrapolate, read_local
-from loopscale.tune.run import read_plan, train_command, tune
+from loopscale.tune.run import kept_settings, read_plan, tune
 from loopscale.tune.search import Budget
 from loopscale.tune.settings import TUNABLE, Size, TuneSettings
 from loopscale.tune.surface import Vertex, fit_surface
-from loopscale.tune.verify import SHARE, Checks, check_user_code, share_of, verify
+from loopscale.tune.verify import Checks, share_of, verify
 from loopscale.tune.words import nats, spoken
 
 __all__ = [
@@ -18,15 +20,15 @@ __all__ = [
     "Size",
     "TuneSettings",
     "Vertex",
-    "check_user_code",
+    "about_looping",
     "extrapolate",
     "fit_surface",
+    "kept_settings",
     "nats",
     "read_local",
     "read_plan",
     "share_of",
     "spoken",
-    "train_command",
     "transfer_plan",
     "tune",
     "verify",

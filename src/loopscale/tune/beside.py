@@ -72,13 +72,14 @@ class Comparison:
 
     def told(self, records: Records, seeds: int) -> Pays:
         """Compare their losses; every trial has ended."""
-        losses = [[_loss(records[key]) for key in self.jobs(size, seeds)] for size in (self.target, self.short)]
+        target, short = ([_loss(records[key]) for key in self.jobs(size, seeds)] for size in (self.target, self.short))
         long = [] if self.long is None else [_loss(records[key]) for key in self.jobs(self.long, seeds)]
         size = self.settings.proxy
         beside = Beside(
             self.target.loops,
             size.steps,
-            *losses,
+            target,
+            short,
             long,
             0 if self.long is None else self.long.steps,
             at_lower_end=at_lower_end(self.settings, self.values),

@@ -55,7 +55,6 @@ def findings(
     }
     found |= _pays(settings, tables, plan["proxy"]["values"])
     found["verdict"] = _overall(settings, found)
-    found["next"] = _next(settings, found, seeds)
     found["sentence"] = _sentence(settings, found, seed_noise, share)
     return found
 
@@ -201,20 +200,6 @@ def _overall(settings: TuneSettings, found: dict[str, Any]) -> str:
     if verdicts != {"undecided"}:
         verdicts |= {row["verdict"] for row in found["target"] if row["rule"] == settings.rule}
     return "fails" if "fails" in verdicts else "undecided" if "undecided" in verdicts or not verdicts else "holds"
-
-
-def _next(settings: TuneSettings, found: dict[str, Any], seeds: int) -> str:
-    """Say in one line what to do now, as a command; empty where the plan holds."""
-    mine = [row for row in (*found["local"], *found["target"]) if row["rule"] == settings.rule]
-    if found["verdict"] == "fails":
-        lost = " and ".join(sorted({row["along"] for row in mine if row["verdict"] == "fails"}))
-        proxy = min(settings.target.loops, 2 * settings.proxy.loops)
-        return f"Tune nearer to the target, {lost} did not carry: loopscale tune --proxy loops={proxy} --out NEW."
-    if found["verdict"] == "undecided":
-        flat = [row["label"] for row in mine if row.get("inside") is False]
-        where = f"; no minimum inside the octave on either side at {flat[0]}" if flat else ""
-        return f"Repeat it with --seeds {max(3, 2 * seeds)}, the trials that ran are kept{where}."
-    return ""
 
 
 def _sentence(settings: TuneSettings, found: dict[str, Any], seed_noise: float | None, share: float) -> str:

@@ -233,24 +233,14 @@ def _shown(decision: dict[str, Any]) -> str:
 
 
 def sentence(settings: TuneSettings, decision: dict[str, Any]) -> str:
-    """Say what was found, in words, and what to do about a value near the end of its range."""
+    """Say what was found, in words, and which value lies near the end of its range."""
     edges = decision["edges"]
     end = ""
     if edges:
-        start_at = " ".join(f"--set {_PLACES[name]}={decision['values'][name]:g}" for name in edges if name in _PLACES)
         off = " The best strength lies at its lower end: this network does best with its layers nearly switched off."
         end = off if at_lower_end(settings, decision["values"]) else ""
-        end += f" {' and '.join(edges)} lies near the end of its range: tune again from there, {start_at} --out NEW."
+        end += f" {' and '.join(edges)} lies near the end of its range."
     return (
         f"Tuned at {settings.proxy}: {_shown(decision)} ({decision['interval_note']}), for {settings.target} by the rule "
         f"{settings.rule}; {decision['decided']}.{end}"
     )
-
-
-_PLACES = {
-    "lr": "optim.lr",
-    "outer_lr": "optim.outer_lr",
-    "weight_decay": "optim.weight_decay",
-    "warmup": "optim.warmup",
-    "strength": "model.strength",
-}

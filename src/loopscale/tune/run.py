@@ -10,7 +10,6 @@ TUNING/
 
 from __future__ import annotations
 
-import shlex
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -25,16 +24,20 @@ from loopscale.study import (
     LocalProcesses,
     Observer,
     Silent,
+    UserCode,
     changes,
     check_errors,
+    check_named,
     drive,
     driven,
     refuse,
+    train_command,
     trial_seconds,
 )
 from loopscale.study.trial import sections
 from loopscale.train import TrainConfig, provenance, trial_flops
 from loopscale.train.load import stored_config
+from loopscale.tune.advice import after_tuning
 from loopscale.tune.beside import NAME as BESIDE
 from loopscale.tune.beside import Comparison, Records, plain, run_listed
 from loopscale.tune.explore import Search
@@ -97,6 +100,7 @@ def tune(
         plan = transfer_plan(settings, list(records.values()))
         plan["cost"] = costs(settings, list(records.values()), vocab_size)
         plan["provenance"] = {**provenance(), "data": description, "trials": len(records), **_errors(records)}
+        plan["next"] = after_tuning(folder, settings, plan)
         _compare_with_one_loop(settings, plan, folder, runner, observer, budget)
         _keep_verification(folder, plan)
         write_record(folder / "plan.json", Plan.model_validate(plan))
@@ -157,15 +161,6 @@ def _heading(settings: TuneSettings, folder: Path, plan: dict[str, Any]) -> str:
     return "".join(f"# {line}\n" for line in lines) + "\n"
 
 
-def train_command(place: str, tuned: Path) -> str:
-    """Give the command that trains a user model at the target.
-
-    >>> train_command("mine.py:make_model", Path("tuned.toml"))
-    'loopscale train --model mine.py:make_model --from tuned.toml'
-    """
-    return f"loopscale train --model {shlex.quote(place)} --from {shlex.quote(str(tuned))}"
-
-
 def _keep_verification(folder: Path, plan: dict[str, Any]) -> None:
     """Keep what verification found of a plan that did not change."""
     try:
@@ -182,6 +177,16 @@ def read_plan(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder} holds no plan.json: name the folder that loopscale tune wrote, and finished")
     plan: dict[str, Any] = read_record(folder / "plan.json", Plan).model_dump(mode="json", exclude_unset=True)
     return plan
+
+
+def kept_settings(folder: Path, named: UserCode | None) -> TuneSettings:
+    """Return the settings of the tuning in `folder`, which goes on; `named`: the user's code that the caller names.
+
+    Raises `UserError` for a damaged file, and for code that is not named, or changed since.
+    """
+    settings = TuneSettings.from_record(read_record(folder / NAME, TuneRecord))
+    check_named(folder, settings.user_code, named, "the tuning in {} was made")
+    return settings
 
 
 def check_budget(seconds: float | None, one: float, slots: int) -> None:

@@ -132,6 +132,15 @@ class TuneSettings(Design):
         """Return proxy and target, at the values the search begins with; what cannot be built is said here."""
         return self.config(self.proxy, start(self)), self.config(self.target, start(self))
 
+    def by_strength(self) -> tuple[TrainConfig, TrainConfig] | None:
+        """Return the proxy with the target's loops at strengths 1 and 1/8, where the strength is tuned or carries N."""
+        moves = self.target.loops != self.proxy.loops and get_rule(self.rule).loops_exponent
+        if not moves and "strength" not in self.tuned:
+            return None
+        size, values = self.proxy.replace(loops=self.target.loops), start(self)
+        strong, weak = (self.config(size, {**values, "strength": strength}) for strength in (1.0, 0.125))
+        return strong, weak
+
     def meaning(self) -> dict[str, Any]:
         """Return what makes trials others: more trials, seeds and another target do not."""
         values = {name: value for name, value in self.to_json().items() if name not in ("trials", "seeds", "target")}

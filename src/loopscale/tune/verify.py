@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from loopscale.errors import UserError
 from loopscale.records import Plan, write_record
-from loopscale.study import Executor, LocalProcesses, Observer, Silent, UserCode, driven
+from loopscale.study import Executor, LocalProcesses, Observer, Silent, UserCode, check_named, driven
+from loopscale.tune.advice import after_verifying
 from loopscale.tune.beside import SHARE, run_listed
 from loopscale.tune.findings import findings
 from loopscale.tune.probes import Probe, flops_of, jobs_of, probes
 from loopscale.tune.run import NAME, read_plan
 from loopscale.tune.settings import TuneSettings
+
+MADE = "the plan in {} was tuned"
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ def verify(
     """
     plan = read_plan(folder)
     settings, runner = TuneSettings.from_json(plan["settings"]), executor or LocalProcesses()
-    check_user_code(folder, settings.user_code, user_code)
+    check_named(folder, settings.user_code, user_code, MADE)
     asked = Asked(settings, dict(plan["proxy"]["values"]), checks.seeds, plan["cost"])
     wished = probes(settings, checks.loops, checks.layers, checks.widths, checks.joint)
     allowance = asked.allowance(checks, runner.slots)
@@ -80,34 +83,30 @@ def verify(
             "share_of_direct": (spent + plan["cost"]["tune_flops"]) / plan["cost"]["direct_flops"],
         }
         report |= findings(plan, taken, left, checks.seeds, records, report["share_of_direct"])
+        report["next"] = after_verifying(folder, settings, report, *_more_seeds(plan, checks))
         plan["verification"] = report
         write_record(folder / "plan.json", Plan.model_validate(plan))
     return report
 
 
-def check_user_code(folder: Path, tuned: UserCode | None, named: UserCode | None) -> None:
-    """Raise `UserError` unless the code that the plan was tuned with is the code that the caller names."""
-    if tuned == named:
-        return
-    if named is None and tuned is not None:
-        raise UserError(
-            f"the plan in {folder} was tuned with the {tuned.kind} {tuned.place}, and code of a folder runs only when you "
-            f"name it: add --{tuned.kind} {tuned.place}"
-        )
-    if tuned is None or named is None or (tuned.kind, tuned.place) != (named.kind, named.place):
-        said = "the house model" if tuned is None else f"the {tuned.kind} {tuned.place}"
-        raise UserError(f"the plan in {folder} was tuned with {said}: name that, or tune again with yours")
-    raise UserError(f"{tuned.place.rpartition(':')[0]} changed since it was tuned in {folder}: tune again with --out")
+def _more_seeds(plan: dict[str, Any], checks: Checks) -> tuple[str, ...]:
+    """Return the options that repeat these checks with more seeds, in a share that holds them."""
+    more = replace(checks, seeds=max(3, 2 * checks.seeds))
+    sizes = (("--loops", more.loops), ("--layers", more.layers), ("--width", more.widths))
+    said = [word for name, counts in sizes if counts for word in (name, ",".join(map(str, counts)))]
+    share = f"{max(SHARE, share_of(plan, more)):g}"
+    return (*said, *(["--joint"] if more.joint else []), "--seeds", str(more.seeds), "--share", share)
 
 
-def share_of(plan: dict[str, Any], loops: Sequence[int], layers: Sequence[int], widths: Sequence[int]) -> float:
-    """Return the least share of a direct sweep, in hundredths, in which `verify` runs all these checks with one seed.
+def share_of(plan: dict[str, Any], checks: Checks) -> float:
+    """Return the least share of a direct sweep, in hundredths, in which `verify` runs all these checks.
 
     Raises `UserError` as `verify` does for a size outside proxy..target.
     """
     settings, cost = TuneSettings.from_json(plan["settings"]), plan["cost"]
-    asked = Asked(settings, dict(plan["proxy"]["values"]), 1, cost)
-    spent: float = asked.whole(probes(settings, loops, layers, widths, False)) + cost["tune_flops"]
+    asked = Asked(settings, dict(plan["proxy"]["values"]), checks.seeds, cost)
+    wished = probes(settings, checks.loops, checks.layers, checks.widths, checks.joint)
+    spent: float = asked.whole(wished) + cost["tune_flops"]
     return math.ceil(100 * spent / float(cost["direct_flops"]) + 1e-9) / 100
 
 

@@ -1,0 +1,91 @@
+"""What to do after a tuning or its verification: one line with the command that does it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from loopscale.study import command_of
+from loopscale.tune.settings import Size, TuneSettings
+
+PLACES = {
+    "lr": "optim.lr",
+    "outer_lr": "optim.outer_lr",
+    "weight_decay": "optim.weight_decay",
+    "warmup": "optim.warmup",
+    "strength": "model.strength",
+}
+
+
+def after_tuning(folder: Path, settings: TuneSettings, plan: dict[str, Any]) -> str:
+    """Say what to do about an optimum at the end of its range, candidates not told apart, or a surface without minimum."""
+    found, seeds = plan["proxy"], settings.seeds
+    edges = [name for name in found["edges"] if name in PLACES]
+    if edges:
+        sets = [word for name in edges for word in ("--set", f"{PLACES[name]}={found['values'][name]:g}")]
+        return f"Tune again from there: {_anew(folder, settings, settings.proxy, 'again', *sets)}"
+    if seeds == 1 or found["tied"]:
+        why = "One seed tells nothing from luck" if seeds == 1 else "More seeds tell the candidates apart"
+        return f"{why}: {_on(folder, settings, '--seeds', max(3, 2 * seeds))}"
+    if not any(found["intervals"].values()):
+        return f"More points give intervals: {_on(folder, settings, '--trials', 2 * settings.trials)}"
+    return ""
+
+
+def about_looping(folder: Path, plan: dict[str, Any]) -> str:
+    """Say how to learn whether looping pays, where the tuning did not measure it, and its price."""
+    settings = TuneSettings.from_json(plan["settings"])
+    if "pays" in plan or "pays_share" not in plan["cost"]:
+        return ""
+    price = f"{plan['cost']['pays_share']:.1%} of a sweep at the target"
+    command = _on(folder, settings, "--pays", settings.seeds)
+    return f"whether looping pays was not measured ({price}): {command}"
+
+
+def after_verifying(folder: Path, settings: TuneSettings, found: dict[str, Any], *more: str) -> str:
+    """Say what to do about a plan that fails, or that the data do not decide; `more` are the options for more seeds."""
+    mine = [row for row in (*found["local"], *found["target"]) if row["rule"] == settings.rule]
+    flat = [row["label"] for row in found["local"] if row["rule"] == settings.rule and row.get("inside") is False]
+    if found["verdict"] == "fails" or (found["verdict"] == "undecided" and flat):
+        lost = [row for row in mine if row["verdict"] == "fails" or row.get("inside") is False]
+        values = " and ".join(sorted({row["along"] for row in lost}))
+        why = f"{values} did not carry"
+        if found["verdict"] == "undecided":
+            why = f"no minimum lies inside the octave on either side at {flat[0]}"
+        nearer = _nearer(settings, {row["axis"] for row in lost})
+        return f"Tune nearer to the target, {why}: {_anew(folder, settings, nearer, 'nearer')}"
+    if found["verdict"] == "undecided":
+        return f"Repeat it with more seeds, the trials that ran are kept: {_verify(folder, settings, *more)}"
+    return ""
+
+
+def _nearer(settings: TuneSettings, axes: set[str]) -> Size:
+    """Return a proxy of twice the size on the axes that failed (all that grow where none says), at most the target's."""
+    proxy, target = settings.proxy, settings.target
+    grow = {axis for axis in ("loops", "layers", "width") if getattr(target, axis) > getattr(proxy, axis)}
+    return proxy.replace(
+        **{axis: min(getattr(target, axis), 2 * getattr(proxy, axis)) for axis in (axes & grow) or grow}
+    )
+
+
+def _on(folder: Path, settings: TuneSettings, *options: object) -> str:
+    return command_of("tune", settings.user_code, "--out", folder, *options)
+
+
+def _verify(folder: Path, settings: TuneSettings, *options: object) -> str:
+    return command_of("verify", settings.user_code, folder, *options)
+
+
+def _anew(folder: Path, settings: TuneSettings, proxy: Size, name: str, *sets: str) -> str:
+    """Return the command that tunes the same target from another proxy or start, in a folder beside this one."""
+    size = ",".join(f"{axis}={getattr(proxy, axis)}" for axis in ("loops", "layers", "width", "steps", "batch"))
+    words = (
+        "--proxy",
+        size,
+        "--tune",
+        ",".join(settings.tuned),
+        *sets,
+        "--out",
+        folder.with_name(f"{folder.name}-{name}"),
+    )
+    return command_of("tune", settings.user_code, folder / "tuned.toml", *words)
