@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 from outcome import ABOVE, Figure, Line, Measured, Outcome, Table, about, over_seeds
-from search import SETTING, Losses, at_best, base, searched, trained
+from search import SETTING, Losses, at_best, base, searched, trained, with_outer
 
 from loopscale.transfer import best_rate, complete, fit_optimum, fit_slope
 from loopscale.transfer.verdict import REGRET_TOLERANCE
@@ -55,6 +55,56 @@ def rate_over_layers() -> Outcome:
     figure = Figure("L", "best rate of the hidden weights", lines)
     note = f"Strength {strength:g}, tuned at L = 1. Loss at the best rate for L = 1, 2, 4, 8: {'; '.join(told)}."
     return Outcome(11, measured, figure, SETTING + f", N = 2, {SEEDS} seeds", note)
+
+
+OUTER_RATES = tuple(2.0**k for k in range(-6, 1))  # of the pilot, at the hidden rate 2^-5, with two seeds
+
+
+def layers_again() -> Table:
+    """Prediction 11 again, with the outer rate fixed at its own optimum: the hidden rate alone moves over L.
+
+    Limits, as for 11: b = 1/2 holds where the slope's interval lies in -0.7..-0.3, b = 1 where it lies in -0.2..0.2;
+    refuted where it lies outside, else undecided. Seeds 0 to 7, strengths 1/4, 1/2, 1 and 2 tuned at L = 1, N = 2.
+    """
+    name = "layers-again"
+    pairs = [(2.0**-5, 0), (2.0**-5, 1)]
+    pilot = trained(name, {o: with_outer(base(2), o) for o in OUTER_RATES}, dict.fromkeys(OUTER_RATES, pairs))
+    outer = fit_optimum({(o, seed): loss for o, known in pilot.items() for (_, seed), loss in known.items()})
+    assert outer is not None and not outer.edge, "the pilot's best outer rate lies at its end: widen OUTER_RATES"
+    strengths = (0.25, 0.5, 1.0, 2.0)
+    tuned = searched(name, {lam: with_outer(base(2, strength=lam), outer.lr) for lam in strengths}, SEEDS)
+    strength = min(strengths, key=lambda lam: mean(tuned[lam]))
+    arms = {
+        (rule, n): with_outer(base(2, rule=rule, strength=strength, layers=n), outer.lr) for rule in B for n in LAYERS
+    }
+    found = searched(name, arms, SEEDS)
+    rows = [_over_layers_row(rule, found) for rule in B]
+    sentence = (
+        f"Prediction 11 again: embedding, readout and final norm keep the rate 2^{outer.log2_lr:.1f} (found at L = 1, "
+        f"N = 2), the hidden rate alone moves over L = 1, 2, 4, 8; strength {strength:g}, tuned at L = 1."
+    )
+    setting = f"{SETTING}, N = 2, {SEEDS} seeds; limits and seeds written before the first trial"
+    return Table(name, sentence, rows, setting)
+
+
+def _over_layers_row(rule: str, found: Mapping[tuple[str, int], Losses]) -> dict[str, str]:
+    """What one exponent b did over L."""
+    what, power = B[rule]
+    optima = {n: fit_optimum(found[rule, n]) for n in LAYERS}
+    slope = fit_slope({n: optimum for n, optimum in optima.items() if optimum})
+    limits = about(power, 0.2)
+    measured = Measured(what, math.nan, (-ABOVE, ABOVE), SEEDS, limits)
+    if slope is not None and slope.interval is not None:
+        low, high = slope.interval
+        measured = Measured(what, slope.value + power, (low + power, high + power), SEEDS, limits)
+    low, high = measured.interval
+    return {
+        "exponent": what,
+        "slope of log hidden rate over log L [95 % interval], n = 8": f"{measured.value:+.3f} [{low:+.3f}, {high:+.3f}]",
+        "limit": f"{limits[0]:g} to {limits[1]:g}",
+        "so": {True: "within the limit", False: "outside the limit", None: "undecided"}[measured.holds],
+        "loss at the best rate, L = 1, 2, 4, 8": ", ".join(f"{mean(found[rule, n]):.3f}" for n in LAYERS),
+    }
 
 
 def _bottom(curve: Mapping[float, float]) -> float:

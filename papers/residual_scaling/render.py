@@ -218,7 +218,7 @@ def processor_seconds(record: dict[str, Any]) -> float:
     return float(origin.get("processor_seconds", origin.get("seconds", 0.0)))
 
 
-EXTRA = ("limits", "rules", "layers", "untied")
+EXTRA = ("limits", "rules", "layers", "layers-again", "untied")
 
 
 def blocks() -> dict[str, str]:
@@ -251,7 +251,7 @@ def rendered(text: str) -> str:
             raise SystemExit(f"there is no block 'paper:{match[1]}': known are {', '.join(made)}")
         return f"<!-- paper:{match[1]} -->\n{made[match[1]]}\n<!-- /paper:{match[1]} -->"
 
-    return re.sub(r"<!-- paper:(\w+) -->\n.*?<!-- /paper:\1 -->", anew, text, flags=re.S)
+    return re.sub(r"<!-- paper:([\w-]+) -->\n.*?<!-- /paper:\1 -->", anew, text, flags=re.S)
 
 
 def documents() -> list[Path]:

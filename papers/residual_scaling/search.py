@@ -18,6 +18,16 @@ CENTER, STEPS = 2.0**-5, 100
 SETTING = f"bytes of Python sources, d = 32, 8 sequences of 32, {STEPS} AdamW steps"
 
 
+def with_outer(make: Make, outer: float) -> Make:
+    """The same training with the rate of embedding, readout and final norm held at `outer` while the hidden rate moves."""
+
+    def held(rate: float, seed: int) -> Training:
+        made = make(rate, seed)
+        return Training(made.config.replaced("optim", outer_lr=outer / rate), made.own)
+
+    return held
+
+
 def base(
     loops: int,
     *,
