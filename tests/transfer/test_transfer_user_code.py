@@ -119,7 +119,8 @@ def test_an_initialisation_that_the_users_model_does_itself_is_refused(arguments
 def test_a_model_that_ignores_its_scale_is_refused_before_a_folder_is_made(command, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "small.toml").write_text("[model]\nwidth = 8\n")
-    assert main([*command, "--model", place("ignores"), "--out", "s"]) == 2
+    named = ["--model", place("ignores"), "--set", "train.precision=fp32", "--out", "s"]
+    assert main([*command, *named]) == 2
     said = capsys.readouterr().err
     assert "ignores its strength" in said and said.count("\n") == 1 and not (tmp_path / "s").exists()
 
