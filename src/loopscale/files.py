@@ -194,7 +194,8 @@ def folder_aside(path: Path) -> Iterator[Path]:
     for left in path.parent.glob(f".{glob.escape(path.name[:200])}.{'[a-f0-9]' * 8}"):
         if left.is_dir() and _free(left):
             shutil.rmtree(left, ignore_errors=True)
-    aside, handle = path.parent / f".{path.name[:200]}.{secrets.token_hex(4)}", None
+    aside = path.parent / f".{path.name[:200]}.{secrets.token_hex(4)}"
+    handle: int | None = None
     try:
         with new_folder(path.parent):
             try:

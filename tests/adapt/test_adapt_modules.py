@@ -110,3 +110,42 @@ def test_a_layer_that_adds_in_place_is_checked_on_copies():
     model.layers[0] = InPlace()
     batch = X.clone()
     assert attach(model, loops=4, batch=batch).residual_scale == 0.25 and torch.equal(batch, X)
+
+
+class Scribbling(Looped):
+    """It writes into what it is given."""
+
+    def forward(self, x):
+        return super().forward(x.mul_(2.0))
+
+
+class Learning(Looped):
+    """It moves a parameter of its own at every call."""
+
+    def forward(self, x):
+        with torch.no_grad():
+            self.layers[0].norm.weight.mul_(1.5)
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("act", [lambda m, x: attach(m, loops=4, batch=x), diagnose])
+@pytest.mark.parametrize("given", [lambda x: x, lambda x: (x,), lambda x: {"x": x}])
+def test_what_a_model_writes_into_its_batch_is_written_into_a_copy_of_each_pass(act, given):
+    batch = X.clone()
+    act(Scribbling(), given(batch))
+    assert torch.equal(batch, X)
+
+
+@pytest.mark.parametrize("act", [lambda m: attach(m, loops=4, batch=X), lambda m: diagnose(m, X)])
+def test_a_model_that_changes_a_parameter_when_called_gets_a_sentence_and_the_parameter_back(act):
+    model = Learning()
+    with pytest.raises(UserError, match=r"changes its parameter 'layers\.0\.norm\.weight'"):
+        act(model)
+    assert torch.equal(model.layers[0].norm.weight, torch.ones(16))
+
+
+def test_weights_made_under_inference_mode_get_a_sentence():
+    with torch.inference_mode():
+        model = Looped()
+    with pytest.raises(UserError, match="was made under inference_mode"):
+        diagnose(model, X)

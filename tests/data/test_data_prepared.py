@@ -351,6 +351,14 @@ def test_a_second_process_is_kept_out_and_a_refused_source_leaves_nothing(source
         assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.parametrize("left", [("progress.json", ".lock"), (".lock",), (".lock", ".manifest.json.0a1b2c3d")])
+def test_what_a_kill_after_the_manifest_left_is_removed_by_the_next(source, whole, folder, left):
+    for name in left:
+        (folder / name).write_text("")
+    prepare_data(str(source), folder, ASKED)
+    assert contents(folder) == contents(whole)
+
+
 def test_long_documents_are_cut_where_no_token_reaches_over():
     from loopscale.data import tokenizer as module
 

@@ -24,6 +24,8 @@ LARGE = 25_000_000
 def call_model(model: nn.Module, batch: Any, extra: Mapping[str, Any] | None = None) -> Any:
     """Call the model: a dict as keywords, a tuple or list as positional arguments, anything else as the one argument."""
     more = dict(extra or {})
+    if isinstance(batch, (_Written, _WrittenByName)):
+        batch = _copied(batch)
     if isinstance(batch, Mapping):
         return model(**{**batch, **more})
     if isinstance(batch, (tuple, list)):
@@ -38,6 +40,24 @@ def call_model(model: nn.Module, batch: Any, extra: Mapping[str, Any] | None = N
     return model(batch, **more)
 
 
+class _Written(tuple[Any, ...]):
+    """Positional arguments that the model writes into: every call gets copies."""
+
+
+class _WrittenByName(dict[str, Any]):
+    """Keywords that the model writes into: every call gets copies."""
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.clone()
+    if type(value) in (dict, _WrittenByName):
+        return {name: _copied(inner) for name, inner in value.items()}
+    if type(value) in (tuple, _Written):
+        return tuple(map(_copied, value))
+    return [_copied(inner) for inner in value] if type(value) is list else value
+
+
 def prepare(model: nn.Module, batch: Any, extra: Mapping[str, Any] | None = None) -> Any:
     """Check the user's batch, or make one up; run it once without gradients to see that it fits.
 
@@ -50,8 +70,7 @@ def prepare(model: nn.Module, batch: Any, extra: Mapping[str, Any] | None = None
     problem: UserError | None = None
     for made in (filled for plain in _candidates(model) for filled in _with_required(model, plain)):
         try:
-            _try(model, made, extra)
-            return made
+            return _tried(model, made, extra)
         except UserError as mistake:
             problem = problem or mistake
     if problem is not None:
@@ -64,8 +83,7 @@ def _first_that_fits(model: nn.Module, ways: list[Any], extra: Mapping[str, Any]
     problem: UserError | None = None
     for way in ways:
         try:
-            _try(model, way, extra)
-            return way
+            return _tried(model, way, extra)
         except UserError as mistake:
             problem = problem or mistake
     assert problem is not None
@@ -81,6 +99,33 @@ def _plain(model: nn.Module, batch: Any) -> Any:
     if isinstance(batch, Mapping):
         return {**batch, **_no_cache(model)}
     return batch
+
+
+def _tried(model: nn.Module, batch: Any, extra: Mapping[str, Any] | None) -> Any:
+    """Run the model once on a copy; give the batch, marked where the model wrote into the copy.
+
+    Raises `UserError` when it cannot run, or when the call changed a parameter, which is put back where the model is small.
+    """
+    from loopscale.probe.tape import tensors_in
+
+    given = _copied(batch)
+    weights = [(name, p, p._version) for name, p in model.named_parameters() if not p.is_inference()]
+    small = sum(p.numel() for _, p, _ in weights) <= LARGE
+    kept = [p.detach().clone() if small else None for _, p, _ in weights]
+    _try(model, given, extra)
+    moved = [(name, p, value) for (name, p, version), value in zip(weights, kept, strict=True) if p._version != version]
+    for _, parameter, value in moved:
+        if value is not None:
+            parameter.data.copy_(value)
+    if moved:
+        raise UserError(f"a call of the model changes its parameter {moved[0][0]!r}: keep what changes in a buffer")
+    own = {id(tensor) for tensor in tensors_in(batch)}
+    copies = [tensor for tensor in tensors_in(given) if id(tensor) not in own and not tensor.is_inference()]
+    if not any(tensor._version for tensor in copies):
+        return batch
+    if isinstance(batch, Mapping):
+        return _WrittenByName(batch)
+    return _Written(batch if isinstance(batch, (tuple, list)) else (batch,))
 
 
 def _try(model: nn.Module, batch: Any, extra: Mapping[str, Any] | None) -> None:

@@ -53,6 +53,11 @@ def untouched(model: nn.Module, grads: bool = False) -> Iterator[None]:
 
     With `grads` every floating-point parameter asks for gradients inside, so that frozen models can be measured.
     """
+    made = next((name for name, p in model.named_parameters() if grads and p.is_inference()), None)
+    if made is not None:
+        raise UserError(
+            f"parameter {made!r} was made under inference_mode and takes no gradient: build the model outside"
+        )
     modes = [(module, module.training) for module in model.modules()]
     flags = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
     buffers = [
