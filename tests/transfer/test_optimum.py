@@ -70,7 +70,7 @@ def test_the_slope_of_a_drift_is_recovered(slope, start):
 
 def estimate(value, error=0.0):
     """A value known to within an error."""
-    return Estimate(value, (value - error, value + error), (value,) * 3)
+    return Estimate(value=value, interval=(value - error, value + error), by_seed=(value,) * 3)
 
 
 @pytest.mark.parametrize(

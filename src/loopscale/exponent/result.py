@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any, Literal
 
-import numpy as np
-
 from loopscale.exponent.plan import Cell, ExponentPlan, powers, starts_anew
 from loopscale.exponent.search import FARTHEST
 from loopscale.exponent.study import BEST, ExponentStudy
@@ -16,8 +14,8 @@ from loopscale.exponent.surface import Surface, by_cell
 from loopscale.records import (
     AtTarget,
     CarriedEps,
+    Estimate,
     ExponentResult,
-    Measured,
     OuterPilot,
     Pays,
     Point,
@@ -26,7 +24,7 @@ from loopscale.records import (
 )
 from loopscale.study import command_of, train_command
 from loopscale.train import TrainConfig
-from loopscale.transfer.estimate import Estimate, over_seeds, paired
+from loopscale.transfer.estimate import along_loops, over_seeds, paired
 from loopscale.transfer.optimum import complete
 from loopscale.transfer.pays import Beside, does_looping_pay
 
@@ -51,16 +49,9 @@ def powers_of(surfaces: Mapping[int, Surface]) -> tuple[Estimate, Estimate] | No
     return a, over_seeds([-slope for slope in rate.by_seed], -rate.value)
 
 
-def _line(surfaces: Mapping[int, Surface], axis: int, at: float | None = None) -> Estimate:
-    """Estimate the slope of an axis over log2 N, or its value at log2 N = `at`."""
-    loops = sorted(surfaces)
-    x = np.log2(np.array(loops, dtype=float))
-    slope = (x - x.mean()) / ((x - x.mean()) ** 2).sum()
-    weights = slope if at is None else 1 / len(x) + (at - x.mean()) * slope
-    value = float(weights @ np.array([surfaces[n].at[axis] for n in loops]))
-    shared = min(len(surfaces[n].shifts) for n in loops)
-    shifts = np.array([[shift[axis] for shift in surfaces[n].shifts[:shared]] for n in loops])
-    return over_seeds((value + weights @ (shifts - shifts.mean(axis=1, keepdims=True))).tolist(), value)
+def _line(surfaces: Mapping[int, Surface], axis: int, at: int | None = None) -> Estimate:
+    """Estimate the slope of an axis over log2 N, or its value at N = `at`."""
+    return along_loops({n: (one.at[axis], [shift[axis] for shift in one.shifts]) for n, one in surfaces.items()}, at)
 
 
 def decide(a: Estimate | None, differences: Mapping[str, Estimate], regret: Estimate | None) -> Verdict:
@@ -91,7 +82,7 @@ def decide_rate(g: Estimate | None) -> RateVerdict:
 
 
 def _ends(estimate: Estimate | None) -> tuple[float, float]:
-    return (-math.inf, math.inf) if estimate is None or estimate.interval is None else estimate.interval
+    return (-math.inf, math.inf) if estimate is None else estimate.ends
 
 
 def summarise(study: ExponentStudy, provenance: dict[str, Any]) -> ExponentResult:
@@ -102,9 +93,7 @@ def summarise(study: ExponentStudy, provenance: dict[str, Any]) -> ExponentResul
     a, g = found or (None, None)
     carried, losses = _carried(study)
     differences = _differences(losses)
-    regrets = {row.way: row.regret for row in carried}
-    looped = regrets.get("looped")
-    regret = None if looped is None else Estimate(looped.value, looped.interval, looped.by_seed)
+    regret = next((row.regret for row in carried if row.way == "looped"), None)
     verdict, rate = decide(a, differences, regret), decide_rate(g)
     valleys = tuple(_valley(study, n, surfaces.get(n)) for n in sorted(plan.loops))
     target = None if found is None or plan.target is None else at_target(plan, surfaces, plan.target)
@@ -115,12 +104,12 @@ def summarise(study: ExponentStudy, provenance: dict[str, Any]) -> ExponentResul
         sentence=headline(verdict, a, valleys),
         says=(*_says(plan, (a, g, rate), differences, carried, target, pays), *_spared(study)),
         next=next_step(study, verdict, valleys, target),
-        a=_measured(a),
-        g=_measured(g),
+        a=a,
+        g=g,
         loops=tuple(sorted(plan.loops)),
         valleys=valleys,
         carried=carried,
-        differences={name: measured for name, one in differences.items() if (measured := _measured(one))},
+        differences=differences,
         target=target,
         outer=_outer(study),
         pays=pays,
@@ -136,18 +125,9 @@ def summarise(study: ExponentStudy, provenance: dict[str, Any]) -> ExponentResul
 
 def at_target(plan: ExponentPlan, surfaces: Mapping[int, Surface], loops: int) -> AtTarget:
     """Extrapolate the optimum to N = `loops` along the fitted line, with the seeds' spread there."""
-    strength, rate = (_line(surfaces, axis, math.log2(loops)) for axis in (0, 1))
-    one = plan.eps(loops, 1.0)
-
-    def powered(estimate: Estimate, factor: float) -> Measured:
-        ends = estimate.interval
-        return Measured(
-            value=factor * 2.0**estimate.value,
-            interval=None if ends is None else (factor * 2.0 ** ends[0], factor * 2.0 ** ends[1]),
-            by_seed=tuple(factor * 2.0**value for value in estimate.by_seed),
-        )
-
-    return AtTarget(loops=loops, eps=powered(strength, one), strength=2.0**strength.value, lr=powered(rate, 1.0))
+    strength, rate = (_line(surfaces, axis, loops) for axis in (0, 1))
+    eps = strength.powered(plan.eps(loops, 1.0))
+    return AtTarget(loops=loops, eps=eps, strength=2.0**strength.value, lr=rate.powered())
 
 
 def _carried(study: ExponentStudy) -> tuple[tuple[CarriedEps, ...], dict[str, list[float]]]:
@@ -166,8 +146,8 @@ def _carried(study: ExponentStudy) -> tuple[tuple[CarriedEps, ...], dict[str, li
                 g=g,
                 eps=study.plan.eps(study.last, strength, rule),
                 lr=lr,
-                loss=_measured(over_seeds(known)) if all(map(math.isfinite, known)) else None,
-                regret=_measured(regret),
+                loss=over_seeds(known) if all(map(math.isfinite, known)) else None,
+                regret=regret,
             )
         )
     return tuple(rows), losses
@@ -191,22 +171,15 @@ def _valley(study: ExponentStudy, loops: int, surface: Surface | None) -> Valley
     points = _points(study, loops, surface)
     if surface is None:
         return Valley(loops=loops, points=points, edge=True, open_at="every trial diverged")
-    one = plan.eps(loops, 1.0)
-    eps, lr = surface.place(0), surface.place(1)
     return Valley(
         loops=loops,
         points=points,
-        eps=Measured(value=one * 2.0**eps.value, interval=_powered(eps, one, surface.edge)),
-        lr=Measured(value=2.0**lr.value, interval=_powered(lr, 1.0, surface.edge)),
-        loss=_measured(surface.loss),
+        eps=surface.place(0).powered(plan.eps(loops, 1.0)),
+        lr=surface.place(1).powered(),
+        loss=surface.loss,
         edge=surface.edge,
         open_at=_open_at(study, loops, surface) if surface.edge else "",
     )
-
-
-def _powered(estimate: Estimate, factor: float, edge: bool) -> tuple[float, float] | None:
-    ends = estimate.interval
-    return None if ends is None or edge else (factor * 2.0 ** ends[0], factor * 2.0 ** ends[1])
 
 
 def _points(study: ExponentStudy, loops: int, surface: Surface | None) -> tuple[ValleyPoint, ...]:
@@ -305,12 +278,6 @@ def _pays(study: ExponentStudy, losses: Mapping[str, Sequence[float]]) -> Pays |
     return does_looping_pay(Beside(study.last, steps, target, short, long, long_steps, end, beside))
 
 
-def _measured(estimate: Estimate | None) -> Measured | None:
-    return None if estimate is None else Measured(
-        value=estimate.value, interval=estimate.interval, by_seed=estimate.by_seed
-    )  # fmt: skip
-
-
 # --- words
 
 
@@ -328,7 +295,8 @@ def headline(verdict: Verdict, a: Estimate | None, valleys: Sequence[Valley]) ->
         "sqrt supported": "so 1/sqrt(N) holds here",
         "undecided": "which does not decide between the rules",
     }[verdict]
-    return f"The best eps falls as N^{-a.value:.2f} (95 % interval of the power {_range(a, '.2f')}), {spoken}."
+    low, high = a.interval
+    return f"The best eps falls as N^{-a.value:.2f} (95 % interval of the power {low:.2f} to {high:.2f}), {spoken}."
 
 
 def _says(
@@ -346,7 +314,7 @@ def _says(
         spoken = {"stands still": "it stands still", "moves": "it moves", "undecided": "undecided whether it moves"}[
             rate
         ]
-        said.append(f"The best hidden rate falls as N^-g with g = {g.value:.2f}{_within(g, '.2f')}: {spoken}.")
+        said.append(f"The best hidden rate falls as N^-g with g = {g.value:.2f}{g.within('.2f')}: {spoken}.")
     costs = [_cost(row) for row in carried if row.way != BEST]
     if costs:
         said.append(
@@ -355,11 +323,11 @@ def _says(
         )
     against = differences.get("looped - sqrt")
     if against is not None:
-        said.append(f"1/N minus 1/sqrt(N), paired: {against.value:+.3f} nats{_within(against, '+.3f')}.")
+        said.append(f"1/N minus 1/sqrt(N), paired: {against.value:+.3f} nats{against.within('+.3f')}.")
     if target is not None:
         said.append(
-            f"At N = {target.loops} use eps = {target.eps.value:.3g}{_span(target.eps)}, which is model.strength = "
-            f"{target.strength:.3g} under rule looped, and optim.lr = {target.lr.value:.3g}{_span(target.lr)}."
+            f"At N = {target.loops} use eps = {target.eps.value:.3g}{target.eps.within('.3g')}, which is model.strength = "
+            f"{target.strength:.3g} under rule looped, and optim.lr = {target.lr.value:.3g}{target.lr.within('.3g')}."
         )
     if pays is not None:
         said.append(pays.sentence)
@@ -416,18 +384,3 @@ def target_config(plan: ExponentPlan, target: AtTarget, outer: float) -> TrainCo
     """Return the config of a training at the target, with the eps and the rates that the study gives it."""
     cell = Cell(target.loops, float(f"{target.strength:.4g}"), float(f"{target.lr.value:.4g}"), outer, 0)
     return plan.config(cell)
-
-
-def _range(estimate: Estimate, digits: str) -> str:
-    low, high = estimate.interval or (math.nan, math.nan)
-    return f"{low:{digits}} to {high:{digits}}"
-
-
-def _within(estimate: Estimate, digits: str) -> str:
-    return "" if estimate.interval is None else f" (95 % interval {_range(estimate, digits)})"
-
-
-def _span(measured: Measured) -> str:
-    if measured.interval is None:
-        return ""
-    return f" (95 % interval {measured.interval[0]:.3g} to {measured.interval[1]:.3g})"

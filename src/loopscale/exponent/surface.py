@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loopscale.exponent.plan import Axis
-from loopscale.transfer.estimate import Estimate, over_seeds
+from loopscale.records import Estimate
+from loopscale.transfer.estimate import over_seeds
 
 Array = NDArray[np.float64]
 Point = tuple[int, int]  # strength index, rate index
@@ -50,7 +51,9 @@ class Surface:
         return over_seeds(self.losses)
 
     def place(self, axis: int) -> Estimate:
-        """Estimate log2 strength (0) or log2 rate (1) of the optimum."""
+        """Estimate log2 strength (0) or log2 rate (1) of the optimum; at an edge, without an interval."""
+        if self.edge:
+            return Estimate(value=self.at[axis])
         return over_seeds([self.at[axis] + shift[axis] for shift in self.shifts], self.at[axis])
 
 

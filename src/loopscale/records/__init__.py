@@ -1,12 +1,12 @@
 """Say what every record on disk holds, and read and write it through one door."""
 
 from loopscale.records.data import Manifest, Preparing, ShardRow, Sides
+from loopscale.records.estimate import Estimate
 from loopscale.records.exponent import (
     AtTarget,
     CarriedEps,
     ExponentResult,
     ExponentStudyRecord,
-    Measured,
     OuterPilot,
     Valley,
     ValleyPoint,
@@ -57,13 +57,13 @@ __all__ = [
     "AtTarget",
     "CarriedEps",
     "Cell",
+    "Estimate",
     "Exponent",
     "ExponentResult",
     "ExponentStudyRecord",
     "Interval",
     "Journal",
     "Manifest",
-    "Measured",
     "Moved",
     "Optimum",
     "OuterPilot",

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field, FiniteFloat, PositiveFloat, PositiveInt
 
+from loopscale.records.estimate import Estimate
 from loopscale.records.record import Interval, Record
 from loopscale.records.study import Pays, Point
 
@@ -27,14 +28,6 @@ class ExponentStudyRecord(Record):
     user_code: dict[str, Any] | None = None
 
 
-class Measured(Record):
-    """A number with its 95 % interval (None: one seed shows no noise), and the value that each seed gives."""
-
-    value: FiniteFloat
-    interval: Interval | None = None
-    by_seed: tuple[FiniteFloat, ...] = ()
-
-
 class ValleyPoint(Record):
     """The lowest loss over the rates at one eps; `seeds` says how many trained it."""
 
@@ -52,9 +45,9 @@ class Valley(Record):
 
     loops: PositiveInt
     points: tuple[ValleyPoint, ...]
-    eps: Measured | None = None
-    lr: Measured | None = None
-    loss: Measured | None = None
+    eps: Estimate | None = None
+    lr: Estimate | None = None
+    loss: Estimate | None = None
     edge: bool = False
     open_at: str = ""
 
@@ -67,17 +60,17 @@ class CarriedEps(Record):
     g: FiniteFloat | None = None
     eps: PositiveFloat
     lr: PositiveFloat
-    loss: Measured | None = None
-    regret: Measured | None = None
+    loss: Estimate | None = None
+    regret: Estimate | None = None
 
 
 class AtTarget(Record):
     """The eps and the hidden rate at the target's N, along the fitted powers; `strength` is that eps as a strength."""
 
     loops: PositiveInt
-    eps: Measured
+    eps: Estimate
     strength: PositiveFloat
-    lr: Measured
+    lr: Estimate
 
 
 class OuterPilot(Record):
@@ -98,12 +91,12 @@ class ExponentResult(Record):
     sentence: str
     says: tuple[str, ...] = ()
     next: str = ""
-    a: Measured | None = None
-    g: Measured | None = None
+    a: Estimate | None = None
+    g: Estimate | None = None
     loops: tuple[PositiveInt, ...]
     valleys: tuple[Valley, ...]
     carried: tuple[CarriedEps, ...] = ()
-    differences: dict[str, Measured] = Field(default_factory=dict)
+    differences: dict[str, Estimate] = Field(default_factory=dict)
     target: AtTarget | None = None
     outer: OuterPilot | None = None
     pays: Pays | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from loopscale.records import CarriedEps, ExponentResult, Measured, OuterPilot, read_record
+from loopscale.records import CarriedEps, Estimate, ExponentResult, OuterPilot, read_record
 from loopscale.report.figure import Axis, Figure, Guide, Mark, drawn_files, write_drawn
 from loopscale.report.figures import rule_name
 from loopscale.report.live_page import LivePage
@@ -150,7 +150,7 @@ def _eps_over_loops(result: ExponentResult) -> Figure:
     )
 
 
-def _place(loops: int, eps: Measured, series: str, hollow: bool = False) -> Mark:
+def _place(loops: int, eps: Estimate, series: str, hollow: bool = False) -> Mark:
     ends = eps.interval
     up = (math.log2(ends[0]), math.log2(ends[1])) if ends else None
     said = {"N": str(loops), "best eps": plain(eps.value)}
@@ -180,7 +180,7 @@ def _numbers(result: ExponentResult) -> Table:
         at = f"extrapolated to N = {result.target.loops}"
         rows += [(f"eps, {at}", *_cells(result.target.eps)), (f"hidden rate, {at}", *_cells(result.target.lr))]
     if result.outer is not None:
-        found = Measured(value=result.outer.rate, interval=result.outer.interval)
+        found = Estimate(value=result.outer.rate, interval=result.outer.interval)
         rows.append(("rate of embedding and readout", *_cells(found)))
     rows += [(f"loss minus loss: {name}", *_cells(one)) for name, one in result.differences.items()]
     return Table(("what", "value", "95 % interval"), rows)
@@ -194,7 +194,7 @@ def _pilot(outer: OuterPilot) -> Table:
     return Table(("outer rate", "loss (nats), mean", "by seed"), rows)
 
 
-def _cells(measured: Measured | None) -> tuple[str, str]:
+def _cells(measured: Estimate | None) -> tuple[str, str]:
     if measured is None:
         return "n/a", ""
     ends = measured.interval

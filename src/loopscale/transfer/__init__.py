@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from loopscale.lazy import on_first_use
 
 if TYPE_CHECKING:
-    from loopscale.transfer.estimate import Estimate, over_seeds, paired, student95
+    from loopscale.records import Estimate
+    from loopscale.transfer.estimate import over_seeds, paired, student95
     from loopscale.transfer.law import stream_growth
     from loopscale.transfer.optimum import Optimum, best_rate, complete, fit_optimum
     from loopscale.transfer.pays import Beside, does_looping_pay

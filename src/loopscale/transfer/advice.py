@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loopscale.parameterization import get_rule
+from loopscale.records import Estimate
 from loopscale.study import UserCode, command_of
-from loopscale.transfer.estimate import Estimate, student95
+from loopscale.transfer.estimate import student95
 from loopscale.transfer.optimum import WINDOW, Losses, Optimum, best_rate
 from loopscale.transfer.verdict import REGRET_TOLERANCE, SLOPE_TOLERANCE, Verdict
 

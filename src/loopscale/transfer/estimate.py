@@ -1,34 +1,14 @@
-"""A number measured once per seed: its mean and a 95 % interval by Student's t over the seeds."""
+"""Estimate a number that was measured once per seed: its mean, and a 95 % interval by Student's t over the seeds."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 import numpy as np
 
-Interval = tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A value, its 95 % interval (None: one seed shows no noise), and the value that each seed gives alone."""
-
-    value: float
-    interval: Interval | None
-    by_seed: tuple[float, ...]
-
-    @property
-    def error(self) -> float:
-        """Half the width of the interval; infinite without one."""
-        return math.inf if self.interval is None else (self.interval[1] - self.interval[0]) / 2
-
-    @property
-    def moves(self) -> bool:
-        """Whether the interval leaves out 0."""
-        return self.interval is not None and not self.interval[0] <= 0 <= self.interval[1]
+from loopscale.records import Estimate
 
 
 def over_seeds(values: Sequence[float], center: float | None = None) -> Estimate:
@@ -42,15 +22,30 @@ def over_seeds(values: Sequence[float], center: float | None = None) -> Estimate
     array = np.asarray(values, dtype=float)
     value = float(array.mean()) if center is None else center
     if len(array) < 2:
-        return Estimate(value, None, tuple(array.tolist()))
+        return Estimate(value=value, interval=None, by_seed=tuple(array.tolist()))
     error = student95(len(array) - 1) * float(array.std(ddof=1)) / math.sqrt(len(array))
-    return Estimate(value, (value - error, value + error), tuple(array.tolist()))
+    return Estimate(value=value, interval=(value - error, value + error), by_seed=tuple(array.tolist()))
 
 
 def paired(first: Estimate, second: Estimate) -> Estimate:
     """Estimate the difference of two values measured with the same seeds."""
     pairs = zip(first.by_seed, second.by_seed, strict=False)
     return over_seeds([a - b for a, b in pairs], first.value - second.value)
+
+
+def along_loops(places: Mapping[int, tuple[float, Sequence[float]]], at: int | None = None) -> Estimate:
+    """Fit a place over log2 N by least squares, for each seed: the slope, or the place at N = `at` on the line.
+
+    `places` maps N to the place, and to how far each seed's own lies from it.
+    """
+    loops = sorted(places)
+    x = np.log2(np.array(loops, dtype=float))
+    slope = (x - x.mean()) / ((x - x.mean()) ** 2).sum()
+    weights = slope if at is None else 1 / len(x) + (math.log2(at) - x.mean()) * slope
+    value = float(weights @ np.array([places[n][0] for n in loops]))
+    shared = min(len(places[n][1]) for n in loops)
+    shifts = np.array([places[n][1][:shared] for n in loops])
+    return over_seeds((value + weights @ (shifts - shifts.mean(axis=1, keepdims=True))).tolist(), value)
 
 
 @cache

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from loopscale.transfer.estimate import Estimate, Interval, over_seeds
+from loopscale.records import Estimate, Interval
+from loopscale.transfer.estimate import over_seeds
 
 Array = NDArray[np.float64]
 Losses = Mapping[tuple[float, int], float]  # (rate, seed) -> validation loss, inf when diverged
@@ -59,8 +60,7 @@ class Optimum:
 
     def interval(self) -> Interval | None:
         """Return 95 % interval of the rate; None at an edge and with one seed."""
-        ends = over_seeds(self.shifts, self.log2_lr).interval
-        return None if ends is None or self.edge else (float(2.0 ** ends[0]), float(2.0 ** ends[1]))
+        return None if self.edge else over_seeds(self.shifts, self.log2_lr).powered().interval
 
     def loss_interval(self) -> Interval | None:
         """Return 95 % interval of the loss at the optimum, of the mean over seeds; None at an edge and with one seed."""

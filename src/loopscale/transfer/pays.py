@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from loopscale.records import Pays
-from loopscale.transfer.estimate import Estimate, over_seeds
+from loopscale.records import Estimate, Pays
+from loopscale.transfer.estimate import over_seeds
 
 
 @dataclass(frozen=True)

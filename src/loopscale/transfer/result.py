@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from loopscale.parameterization import get_rule
+from loopscale.records import Estimate, Interval
 from loopscale.study import overrides
 from loopscale.transfer.advice import Commands, missing_rates, next_step
-from loopscale.transfer.estimate import Estimate, Interval, paired
+from loopscale.transfer.estimate import paired
 from loopscale.transfer.optimum import Losses, Optimum, best_rate, fit_optimum
 from loopscale.transfer.pays import Beside, does_looping_pay
 from loopscale.transfer.plan import Arm
@@ -113,19 +114,13 @@ def _compared(rules: tuple[str, str], first: Curves, second: Curves) -> dict[str
     loss = paired(ends[0].at_optimum, ends[1].at_optimum) if ends[0] and ends[1] else None
     parts = []
     if slope:
-        parts.append(f"slope {slope.value:+.2f} octaves per doubling of loops{_within(slope, '+.2f')}")
+        parts.append(f"slope {slope.value:+.2f} octaves per doubling of loops{slope.within('+.2f')}")
     if loss:
-        parts.append(f"loss at N = {last} {loss.value:+.3f} nats{_within(loss, '+.3f')}")
+        parts.append(f"loss at N = {last} {loss.value:+.3f} nats{loss.within('+.3f')}")
     other = "no scale (rule none)" if rules[1] == "none" else rules[1]
     said = f"{rules[0]} minus {other}, paired over seeds: {', '.join(parts) or 'an optimum is not bracketed'}."
     numbers = {**_estimate_json("slope", slope), **_estimate_json("loss", loss)}
     return {"rules": list(rules), "loops": last, "sentence": said, **numbers}
-
-
-def _within(estimate: Estimate, digits: str) -> str:
-    if estimate.interval is None:
-        return ""
-    return f" (95 % interval {estimate.interval[0]:{digits}} to {estimate.interval[1]:{digits}})"
 
 
 def _pays(study: Study, first: Curves) -> dict[str, Any]:

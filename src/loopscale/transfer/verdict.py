@@ -6,9 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Literal
 
-import numpy as np
-
-from loopscale.transfer.estimate import Estimate, over_seeds
+from loopscale.records import Estimate
+from loopscale.transfer.estimate import along_loops, over_seeds
 from loopscale.transfer.optimum import Losses, Optimum, complete
 
 SLOPE_TOLERANCE = 0.15  # octaves of rate per doubling of loops: from N = 1 to 16 less than a factor 1.5
@@ -24,13 +23,7 @@ def fit_slope(optima: Mapping[int, Optimum]) -> Estimate | None:
     """
     if len(optima) < 2 or any(optimum.edge for optimum in optima.values()):
         return None
-    loops = sorted(optima)
-    x = np.log2(np.array(loops, dtype=float))
-    weights = (x - x.mean()) / ((x - x.mean()) ** 2).sum()
-    value = float(weights @ np.array([optima[n].log2_lr for n in loops]))
-    shared = min(optima[n].n_seeds for n in loops)
-    shifts = np.array([optima[n].shifts[:shared] for n in loops])
-    return over_seeds(list(value + weights @ (shifts - shifts.mean(axis=1, keepdims=True))), value)
+    return along_loops({n: (optimum.log2_lr, optimum.shifts) for n, optimum in optima.items()})
 
 
 def one_shot_regret(losses: Losses, optimum: Optimum, tuned: float) -> Estimate | None:
@@ -53,7 +46,7 @@ def one_shot_regret(losses: Losses, optimum: Optimum, tuned: float) -> Estimate 
     if plain.interval is None:
         return plain
     above = optimum.curve * over_seeds(optimum.shifts).error ** 2
-    return Estimate(plain.value, (plain.interval[0], plain.interval[1] + above), plain.by_seed)
+    return plain.model_copy(update={"interval": (plain.interval[0], plain.interval[1] + above)})
 
 
 def judge(slope: Estimate | None, regret: Estimate | None) -> Verdict:
@@ -67,7 +60,7 @@ def judge(slope: Estimate | None, regret: Estimate | None) -> Verdict:
         return "undecided"
     if regret is None:
         return "drifts"
-    low, high = regret.interval or (-math.inf, math.inf)
+    low, high = regret.ends
     if low > REGRET_TOLERANCE or (slope.moves and abs(slope.value) > SLOPE_TOLERANCE):
         return "drifts"
     still = -SLOPE_TOLERANCE <= slope.interval[0] and slope.interval[1] <= SLOPE_TOLERANCE
@@ -95,16 +88,9 @@ def sentence(
     }[verdict]
     if slope.interval is None:
         says = "undecided, one seed cannot show noise"
-    moved = f"Per doubling of loops it moves by {slope.value:+.2f} octaves{_ends(slope, '+.2f')}."
-    cost = "diverges" if regret is None else f"costs {max(0.0, regret.value):.3f} nats{_ends(regret, '.3f')}"
+    moved = f"Per doubling of loops it moves by {slope.value:+.2f} octaves{slope.within('+.2f')}."
+    cost = "diverges" if regret is None else f"costs {max(0.0, regret.value):.3f} nats{regret.within('.3f')}"
     return f"{rule}: {says}. {moved} The rate tuned at N = {first} {cost} at N = {last}. {trend}"
-
-
-def _ends(estimate: Estimate, digits: str) -> str:
-    if estimate.interval is None:
-        return ""
-    low, high = estimate.interval
-    return f" (95 % interval {low:{digits}} to {high:{digits}})"
 
 
 def unbracketed(losses: Mapping[int, Losses], optima: Mapping[int, Optimum]) -> str:
