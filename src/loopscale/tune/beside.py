@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from loopscale.records import Journal, Pays, Trial
-from loopscale.study import Executor, Job, Observer, check_errors, drive, trial_key
+from loopscale.study import Executor, Job, Observer, check_errors, drive
 from loopscale.train import TrainConfig, equal_steps, trial_flops
 from loopscale.transfer.pays import Beside, does_looping_pay
 from loopscale.tune.plan import at_lower_end, at_target
@@ -36,6 +36,7 @@ class Comparison:
         ratio = equal_steps(dear, cheap, plan["cost"]["vocab_size"], users) / dear.train.steps
         objective = settings.user_code is not None and settings.user_code.kind == "objective"
         self.long: Size | None = None if objective else self.short.replace(steps=round(ratio * proxy.steps))
+        self.sizes = [size for size in (self.target, self.long, self.short) if size is not None]
 
     def config(self, size: Size, seed: int) -> TrainConfig:
         """Return the config of one training."""
@@ -44,24 +45,17 @@ class Comparison:
 
     def jobs(self, size: Size, seeds: int) -> Jobs:
         """Map key to (cell, job config), one for each seed, in order."""
-        found = {}
-        for seed in range(seeds):
-            config = self.config(size, seed)
-            record, model = self.settings.job_config(config), config.model
-            cell = {"rule": model.rule, "loops": model.loops, "lr": config.optim.lr, "strength": model.strength}
-            found[trial_key(record)] = ({**cell, "seed": seed, "values": self.values}, record)
-        return found
+        jobs = (self.settings.job(self.config(size, seed), self.values) for seed in range(seeds))
+        return {key: (cell, record) for key, cell, record in jobs}
 
     def wanted(self, seeds: int) -> Jobs:
         """Return the jobs of all three, the dearest first."""
-        sizes = [size for size in (self.target, self.long, self.short) if size is not None]
-        return {key: job for size in sizes for key, job in self.jobs(size, seeds).items()}
+        return {key: job for size in self.sizes for key, job in self.jobs(size, seeds).items()}
 
     def price(self, seeds: int) -> float:
         """Return the share of a direct sweep that so many seeds cost; what the tuning itself has trained is in it."""
         users, cost = self.settings.user_code is not None, self.plan["cost"]
-        sizes = [size for size in (self.target, self.long, self.short) if size is not None]
-        one = sum(trial_flops(self.config(size, 0), cost["vocab_size"], users) for size in sizes)
+        one = sum(trial_flops(self.config(size, 0), cost["vocab_size"], users) for size in self.sizes)
         return float(seeds * one / cost["direct_flops"])
 
     def affordable(self) -> int:

@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 from loopscale.errors import require
-from loopscale.study import Executor, Job, thresholds, trial_key
+from loopscale.study import Executor, Job, thresholds
 from loopscale.tune.search import Budget, Values, wanted_repeats
 from loopscale.tune.settings import TuneSettings, bounds, start, to_point, to_values
 
@@ -113,11 +113,8 @@ class Search:
 
     def _job(self, values: Values, seed: int, explored: bool) -> Job:
         config = self.settings.config(self.settings.proxy, values, seed)
-        record, size = self.settings.job_config(config), config.model
-        cell = {"rule": size.rule, "loops": size.loops, "seed": seed, "values": values, "explored": explored}
-        cell.update(lr=config.optim.lr, strength=size.strength)
-        stop = thresholds(self.explored, config.train.steps) if explored else []
-        return trial_key(record), cell, {**record, "stop": stop}
+        key, cell, record = self.settings.job(config, values, explored=explored)
+        return key, cell, {**record, "stop": thresholds(self.explored, config.train.steps) if explored else []}
 
 
 def _not_greenlet(record: logging.LogRecord) -> bool:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from loopscale.errors import UserError
-from loopscale.study import trial_key
 from loopscale.train import trial_flops
 from loopscale.tune.settings import Size, TuneSettings
 
@@ -71,15 +70,12 @@ def probes(
 
 def jobs_of(settings: TuneSettings, probe: Probe, center: Values, seeds: int) -> dict[str, tuple[Any, Any]]:
     """Return key -> (cell, job config) of the trials that a probe needs."""
-    found = {}
-    for values in probe.values(center):
-        for seed in range(seeds):
-            config = settings.config(probe.size, values, seed, probe.rule)
-            record = settings.job_config(config)
-            cell = {"rule": probe.rule, "loops": probe.size.loops, "lr": config.optim.lr}
-            cell.update(strength=config.model.strength, seed=seed, values=values)
-            found[trial_key(record)] = (cell, record)
-    return found
+    jobs = (
+        settings.job(settings.config(probe.size, values, seed, probe.rule), values)
+        for values in probe.values(center)
+        for seed in range(seeds)
+    )
+    return {key: (cell, record) for key, cell, record in jobs}
 
 
 def flops_of(settings: TuneSettings, probe: Probe, center: Values, vocab_size: int) -> float:

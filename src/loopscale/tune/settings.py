@@ -9,7 +9,7 @@ from typing import Any
 from loopscale.errors import UserError, between, describe, nearest
 from loopscale.parameterization import Depth, Width, get_rule
 from loopscale.records import TuneRecord, checked
-from loopscale.study import MOST_SEEDS, Design, UserCode, job_of, trial_key
+from loopscale.study import MOST_SEEDS, Design, Job, UserCode, job_of, trial_key
 from loopscale.train import TrainConfig
 
 TUNABLE = ("lr", "strength", "outer_lr", "weight_decay", "warmup", "batch")
@@ -122,6 +122,12 @@ class TuneSettings(Design):
     def job_config(self, config: TrainConfig) -> dict[str, Any]:
         """Return the config as a job carries it: plain JSON, with the user's code where there is some."""
         return job_of(config, self.user_code)
+
+    def job(self, config: TrainConfig, values: dict[str, float], **more: Any) -> Job:
+        """Return the trial of a config in which the tuned values are `values`; its cell also says what `more` holds."""
+        record, model = self.job_config(config), config.model
+        cell = {"rule": model.rule, "loops": model.loops, "lr": config.optim.lr, "strength": model.strength}
+        return trial_key(record), {**cell, "seed": config.train.seed, "values": values, **more}, record
 
     def typical_job(self, loops: int = 1) -> dict[str, Any]:
         """Return a job's config at the proxy, or there with more loops, at the values the search begins with."""
