@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loopscale.errors import UserError, require
+from loopscale.errors import UserError, foreign, require
 from loopscale.factory import OFFERED
 
 if TYPE_CHECKING:
@@ -51,27 +51,14 @@ def _made(target: str, given: Mapping[str, int], trusted: bool, code: str | None
     place, colon, name = target.rpartition(":")
     if not colon or not place or not name:
         raise UserError(f"there is no {target!r}: {_FORMS}")
-    from loopscale.train.place import import_source
-
-    return _built(import_source(place, _FORMS), name, target, given)
+    return _built(target, given)
 
 
 def read_weights(path: Path) -> dict[str, Any]:
     """Read a state dict from a safetensors or torch file, without running pickled code; raises `UserError` otherwise."""
-    import torch
-
     if not path.is_file():
         raise UserError(f"there is no file {path}: name the file of a state dict")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise UserError(f"{path} is a pickle of more than weights and is refused: save model.state_dict()") from None
-    except Exception as cause:
-        raise UserError(f"{path} cannot be read as weights: {_line(cause)}") from None
+    found = _unpickled(path, "weights", "save model.state_dict()")
     if isinstance(found, dict) and isinstance(found.get("state_dict", found.get("model")), dict):
         found = found.get("state_dict", found.get("model"))
     if not isinstance(found, dict):
@@ -83,17 +70,25 @@ def read_tensor(path: Path) -> Any:
     """Read tokens of shape (rows, length) from a torch file, without running pickled code; raises `UserError` otherwise."""
     import torch
 
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise UserError(
-            f"{path} is a pickle of more than a tensor and is refused: save the token tensor alone"
-        ) from None
-    except Exception as cause:
-        raise UserError(f"{path} cannot be read as a tensor: {_line(cause)}") from None
+    found = _unpickled(path, "a tensor", "save the token tensor alone")
     if not isinstance(found, torch.Tensor) or found.ndim != 2:
         raise UserError(f"{path} must hold one tensor of tokens, rows by length")
     return found
+
+
+def _unpickled(path: Path, what: str, fix: str) -> Any:
+    """Read a torch or safetensors file in which only `what` may be."""
+    import torch
+
+    with foreign(f"{path} cannot be read as {what}"):
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:
+            raise UserError(f"{path} is a pickle of more than {what} and is refused: {fix}") from None
 
 
 def _file(path: Path) -> nn.Module:
@@ -127,7 +122,7 @@ def _hugging_face(name: str, trusted: bool) -> nn.Module:
     local = Path(name).is_dir()
     if local and not trusted and b'"auto_map"' in (Path(name) / "config.json").read_bytes():
         raise UserError(f"{name} brings its own code (auto_map): read it, then add --trust-remote-code to run it")
-    try:
+    with foreign(f"cannot load the Hugging Face model {name}"):
         config = auto.AutoConfig.from_pretrained(name, local_files_only=local, trust_remote_code=trusted)
         kind = getattr(auto, (getattr(config, "architectures", None) or ["AutoModel"])[0], auto.AutoModel)
         if local and not list(Path(name).glob("*.safetensors*")) and not list(Path(name).glob("*.bin*")):
@@ -135,18 +130,14 @@ def _hugging_face(name: str, trusted: bool) -> nn.Module:
             return made
         loaded: nn.Module = kind.from_pretrained(name, local_files_only=local, trust_remote_code=trusted)
         return loaded
-    except Exception as cause:
-        raise UserError(f"cannot load the Hugging Face model {name}: {_line(cause)}") from None
 
 
-def _built(source: Any, name: str, target: str, given: Mapping[str, int]) -> Any:
+def _built(target: str, given: Mapping[str, int]) -> Any:
     from torch import nn
 
-    from loopscale.train.place import unknown_name
+    from loopscale.train.place import load_name
 
-    if not hasattr(source, name):
-        raise UserError(unknown_name(target.rpartition(":")[0], source, name))
-    factory = getattr(source, name)
+    factory, source = load_name(target, _FORMS)
     if isinstance(factory, nn.Module):
         if given:
             raise UserError(_untaken(given, target))
@@ -167,12 +158,8 @@ def _built(source: Any, name: str, target: str, given: Mapping[str, int]) -> Any
         raise UserError(
             f"{target} needs arguments ({', '.join(needed)}): name a function that takes none, or loops alone with --loops"
         )
-    try:
+    with foreign(f"{target} raised"):
         made = factory(**given)
-    except UserError:
-        raise
-    except (Exception, SystemExit) as cause:
-        raise UserError(f"{target} raised {_line(cause)}") from None
     if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module):
         return made
     if not isinstance(made, nn.Module):
@@ -188,12 +175,8 @@ def _batch_beside(source: Any, model: nn.Module, target: str) -> Any:
     make = getattr(source, "make_batch", None)
     if not callable(make):
         return None
-    try:
+    with foreign(f"make_batch beside {target} raised"):
         batch = make("train", 0, 0, 2) if any(_parameters(make).values()) else make()
-    except UserError:
-        raise
-    except (Exception, SystemExit) as cause:
-        raise UserError(f"make_batch beside {target} raised {_line(cause)}") from None
     return _forward_batch(model, batch)
 
 
@@ -226,8 +209,3 @@ def _untaken(given: Mapping[str, int], target: str) -> str:
         f"--loops {loops} goes to a factory's argument {name!r} and {target} takes none: write a factory that does, "
         "def make(loops): return Model(...), or name its argument with --loops-arg"
     )
-
-
-def _line(cause: BaseException) -> str:
-    lines = str(cause).strip().splitlines()
-    return f"{type(cause).__name__}: {lines[0][:160]}" if lines else type(cause).__name__

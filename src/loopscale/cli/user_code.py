@@ -53,15 +53,11 @@ def find_rule(text: str) -> Rule | str:
 
     Raises `UserError` when there is no such file or name, or it is not a rule.
     """
-    where, colon, name = text.rpartition(":")
-    if not colon:
+    if ":" not in text:
         return text
-    from loopscale.train.place import import_source, unknown_name
+    from loopscale.train.place import load_name
 
-    module = import_source(where, "give file.py:RULE or package.module:RULE")
-    if not hasattr(module, name):
-        raise UserError(unknown_name(where, module, name))
-    found = getattr(module, name)
+    found, _ = load_name(text, "give file.py:RULE or package.module:RULE")
     if not isinstance(found, Rule):
         raise UserError(
             f"{text} is a {type(found).__name__}, not a rule: RULE = loopscale.Rule('mine', 'why', 'source')"

@@ -28,21 +28,26 @@ def load_place(place: str) -> tuple[Callable[..., Any], ModuleType]:
     where, colon, name = place.rpartition(":")
     if not (colon and where and name):
         raise UserError(f"{place!r} names no function: {FORMS}")
-    module = import_source(where)
-    found = getattr(module, name, None)
-    if found is None:
-        raise UserError(unknown_name(where, module, name))
+    found, module = load_name(place)
     if not callable(found):
         raise UserError(f"{place} is a {type(found).__name__}, not a function: {FORMS}")
     return found, module
 
 
-def unknown_name(where: str, module: ModuleType, name: str) -> str:
-    """Return the sentence for a name that the module does not have: the nearest function or class in it."""
+def load_name(place: str, forms: str = FORMS) -> tuple[Any, ModuleType]:
+    """Return whatever `place` names, and the module it is in; `forms` says in an error what may be given.
+
+    Raises `UserError` as `load_place` does; a name that the module does not have gets the nearest function or class in it.
+    """
+    where, _, name = place.rpartition(":")
+    module = import_source(where, forms)
+    if hasattr(module, name):
+        return getattr(module, name), module
     public = [word for word, value in vars(module).items() if callable(value) and not word.startswith("_")]
     if not public:
-        return f"{where} has no {name!r}, nor any other function: let it define one"
-    return f"{where} has no {name!r}: {textwrap.shorten(nearest(name, public), 200, placeholder=' ...')}"
+        raise UserError(f"{where} has no {name!r}, nor any other function: let it define one")
+    known = textwrap.shorten(nearest(name, public), 200, placeholder=" ...")
+    raise UserError(f"{where} has no {name!r}: {known}")
 
 
 def fingerprint(place: str) -> str:
