@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from loopscale.errors import UserError
-from loopscale.parameterization import Depth, Width, get_rule, prescription
+from loopscale.parameterization import get_rule
 from loopscale.train import Fit, TrainConfig, fingerprint, load_place, takes
 from loopscale.train.training import make_task
 
@@ -119,15 +119,7 @@ def objective_values(config: TrainConfig) -> dict[str, Any]:
     0.25
     """
     size, optim = config.model, config.optim
-    rows = prescription(
-        Depth(size.loops, size.layers),
-        Width(size.width, size.base_width),
-        rule=size.rule,
-        strength=size.strength,
-        base_layers=size.base_layers,
-        optimizer=optim.optimizer,
-    )
-    multipliers = {row["name"]: row["value"] for row in rows}
+    multipliers = {row["name"]: row["value"] for row in config.prescription()}
     names = ("loops", "layers", "width", "rule", "strength", "base_layers", "base_width")
     return {
         **{name: getattr(size, name) for name in names},

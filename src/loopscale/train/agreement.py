@@ -9,7 +9,7 @@ from torch import nn
 
 from loopscale.nn import Loop
 from loopscale.nn.residual import HoldsScale
-from loopscale.parameterization import Depth, Role, Rule, Width, get_rule
+from loopscale.parameterization import Depth, Role, Rule, get_rule
 from loopscale.speaker import speaker, speakers
 from loopscale.train.config import ModelSection, TrainConfig
 
@@ -33,8 +33,8 @@ def _of_loop(loop: Any, alone: bool, here: ModelSection, there: ModelSection) ->
     simple = alone and not nested  # else what N and L are to each loop is its own affair
     wrong, name = _wrong(loop, here, simple), type(loop).__name__
     strength, base = getattr(loop, "strength", here.strength), getattr(loop, "base_layers", here.base_layers)
-    near = _depth(here) if simple else loop.depth
-    far = near if there is here or not simple else _depth(there)
+    near = here.depth if simple else loop.depth
+    far = near if there is here or not simple else there.depth
 
     def carried(size: Depth) -> float:
         return float(loop.rule.residual_scale(size, strength, base).value)
@@ -77,10 +77,6 @@ def _measured(loop: Any) -> float:
     return next(float(part.scale) for part in loop.modules() if isinstance(part, HoldsScale))
 
 
-def _depth(size: ModelSection) -> Depth:
-    return Depth(size.loops, size.layers)
-
-
 def _gap(size: Depth, mine: float, plan: float) -> str | None:
     # A factor rounded for print is no other factor.
     if math.isclose(mine, plan, rel_tol=1e-3):
@@ -99,8 +95,8 @@ def _rate_gap(size: Depth, mine: tuple[Rule, int | None], plan: tuple[Rule, int 
 def _of_parts(model: nn.Module, size: ModelSection) -> list[str]:
     """Scaled branches without a loop around them, of which not one carries the plan's eps (a prelude may have its own)."""
     parts = [part for part in model.modules() if isinstance(part, HoldsScale)]
-    plan = get_rule(size.rule).residual_scale(_depth(size), size.strength, size.base_layers).value
-    gaps = [_gap(_depth(size), float(part.scale), plan) for part in parts]
+    plan = get_rule(size.rule).residual_scale(size.depth, size.strength, size.base_layers).value
+    gaps = [_gap(size.depth, float(part.scale), plan) for part in parts]
     if not parts or not all(gaps):
         return []
     name = type(parts[0]).__name__
@@ -108,7 +104,7 @@ def _of_parts(model: nn.Module, size: ModelSection) -> list[str]:
 
 
 def _of_width(model: nn.Module, size: ModelSection) -> list[str]:
-    ratio, plan = getattr(speaker(model), "width_ratio", None), Width(size.width, size.base_width)
+    ratio, plan = getattr(speaker(model), "width_ratio", None), size.width_ratio
     if plan.ratio == (1.0 if ratio is None else ratio.ratio):
         return []
     return [

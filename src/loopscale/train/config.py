@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from loopscale.errors import UserError
 from loopscale.factory import OFFERED
+from loopscale.parameterization import Depth, Width, prescription
 
 if TYPE_CHECKING:
     from loopscale.data import Dataset
@@ -56,6 +57,16 @@ class ModelSection(Section):
     gradient_visits: Count | None = None
     visit_embedding: Annotated[int, Field(ge=0)] = 0
     scale: str = "rescale"
+
+    @property
+    def depth(self) -> Depth:
+        """N and L."""
+        return Depth(self.loops, self.layers)
+
+    @property
+    def width_ratio(self) -> Width:
+        """The width, over that of the base."""
+        return Width(self.width, self.base_width)
 
 
 class DataSection(Section):
@@ -153,6 +164,18 @@ class TrainConfig(Section):
         values = self.model.model_dump(exclude={"factory"})
         values["vocab_size"] = self.model.vocab_size or vocab_size
         return ModelConfig(**values)
+
+    def prescription(self) -> list[dict[str, Any]]:
+        """Give the table of everything that the rule applies at this size, as `loopscale.prescription` does."""
+        size = self.model
+        return prescription(
+            size.depth,
+            size.width_ratio,
+            rule=size.rule,
+            strength=size.strength,
+            base_layers=size.base_layers,
+            optimizer=self.optim.optimizer,
+        )
 
     def load_data(self) -> Dataset:
         """Read and tokenize the data that the config names; raises `UserError` when it cannot be used."""

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from loopscale.data import Dataset
 from loopscale.nn import LoopedTransformer, compile_checked
 from loopscale.optim import build_optimizer, schedule
-from loopscale.parameterization import Depth, Width
 from loopscale.train.config import TrainConfig
 from loopscale.train.house import house_task
 from loopscale.train.parallel import Sync, check_share, let_go, parallelize
@@ -161,8 +160,8 @@ def task_optimizer(task: Task) -> torch.optim.Optimizer:
             eps=optim.eps,
             momentum=optim.momentum,
             rule=size.rule,
-            depth=Depth(size.loops, size.layers),
-            width=Width(size.width, size.base_width),
+            depth=size.depth,
+            width=size.width_ratio,
             base_layers=size.base_layers,
             roles=task.roles,
             multiplied=_multiplied(task.config),

@@ -28,7 +28,7 @@ from loopscale.errors import UserError, describe, foreign
 from loopscale.factory import OFFERED, heard
 from loopscale.optim import roles_of
 from loopscale.optim.roles_of import taken_as_hidden, tell_roles
-from loopscale.parameterization import Depth, Role, Width, check_roles, get_rule, role_by_name
+from loopscale.parameterization import Role, check_roles, get_rule, role_by_name
 from loopscale.speaker import speakers
 from loopscale.train.agreement import disagreements
 from loopscale.train.config import TrainConfig
@@ -351,13 +351,13 @@ def _required(model: nn.Module) -> int:
 
 def _offer(config: TrainConfig, vocab_size: int | None) -> dict[str, Any]:
     size = config.model
-    rule, depth, width = get_rule(size.rule), Depth(size.loops, size.layers), Width(size.width, size.base_width)
+    rule = get_rule(size.rule)
     return {
         **{name: getattr(size, name) for name in ("loops", "layers", "width", "rule", "strength")},
         **{name: getattr(size, name) for name in ("base_layers", "base_width")},
         "vocab_size": size.vocab_size or vocab_size or 256,
         "context": config.data.context,
         "seed": config.train.seed,
-        "residual_scale": rule.residual_scale(depth, size.strength, size.base_layers).value,
-        "output_multiplier": rule.output_multiplier(width).value,
+        "residual_scale": rule.residual_scale(size.depth, size.strength, size.base_layers).value,
+        "output_multiplier": rule.output_multiplier(size.width_ratio).value,
     }

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from loopscale.errors import UserError, between
-from loopscale.parameterization import Depth, Width, get_rule, prescription
+from loopscale.parameterization import Depth, get_rule
 from loopscale.records import StudyRecord
 from loopscale.study.design import Design
 from loopscale.study.trial import MOST_SEEDS, job_of, trial_key
@@ -125,15 +125,7 @@ class StudyPlan(Design):
 
     def prescription(self, arm: Arm) -> list[dict[str, Any]]:
         """Return the table of everything the arm's rule applies to this model."""
-        model = self.config(Cell(arm, self.center_lr, 0)).model
-        return prescription(
-            Depth(model.loops, model.layers),
-            Width(model.width, model.base_width),
-            rule=arm.rule,
-            strength=arm.strength,
-            base_layers=model.base_layers,
-            optimizer=self.base.optim.optimizer,
-        )
+        return self.config(Cell(arm, self.center_lr, 0)).prescription()
 
     def _prescribed(self, arm: Arm) -> list[Any]:
         return [get_rule(arm.rule).norm, *(row["value"] for row in self.prescription(arm))]

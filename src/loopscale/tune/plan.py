@@ -8,7 +8,6 @@ from statistics import fmean, stdev
 from typing import Any
 
 from loopscale.errors import UserError
-from loopscale.parameterization import Depth, Width, prescription
 from loopscale.tune.race import beaten, leader, paired_noise
 from loopscale.tune.search import Values, candidates, losses_of, surface
 from loopscale.tune.settings import TuneSettings, bounds, to_point, to_values
@@ -206,15 +205,7 @@ def _tuned_row(
 
 
 def _prescribed(settings: TuneSettings, rule: str, strength: float) -> list[dict[str, Any]]:
-    target, proxy = settings.target, settings.proxy
-    return prescription(
-        Depth(target.loops, target.layers),
-        Width(target.width, proxy.width),
-        rule=rule,
-        strength=strength,
-        base_layers=proxy.layers,
-        optimizer=settings.base.optim.optimizer,
-    )
+    return settings.config(settings.target, {"strength": strength}, rule=rule).prescription()
 
 
 def layer_alternatives(settings: TuneSettings) -> list[dict[str, Any]]:
