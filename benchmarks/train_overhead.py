@@ -20,7 +20,7 @@ import torch
 
 from loopscale.data import Prefetched, Preparation, prepare_data
 from loopscale.files import write_json
-from loopscale.train import checkpoint, parse_config, provenance
+from loopscale.train import checkpoint, make_config, provenance
 from loopscale.train.loop import train_step
 from loopscale.train.training import Training, prepare
 
@@ -61,7 +61,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare_data("synthetic:addition", folder / "shards", Preparation(shard_tokens=500_000))
-        config = parse_config(
+        config = make_config(
             {
                 "model": {"width": 256, "layers": 2, "loops": 4},
                 "data": {"path": str(folder / "shards"), "order": "epochs", "context": 128, "batch_size": 8},

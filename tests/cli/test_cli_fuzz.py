@@ -27,7 +27,7 @@ from loopscale.data import Preparation, prepare_data
 from loopscale.records import content_hash
 from loopscale.report import figure
 from loopscale.study import InThisProcess, LocalProcesses
-from loopscale.train import generate, parse_config, train_run
+from loopscale.train import generate, make_config, train_run
 
 WORDS = [
     *(
@@ -130,7 +130,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("fuzz")
     text = folder / "text.txt"
     text.write_text("the loop visits the layer and the stream flows on.\n" * 80)
-    config = parse_config(
+    config = make_config(
         {
             "model": {"width": 16, "head_dim": 8, "loops": 2},
             "data": {"path": str(text), "context": 16, "batch_size": 4, "validation_fraction": 0.3},

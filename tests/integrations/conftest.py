@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from loopscale.train import parse_config, train_run
+from loopscale.train import make_config, train_run
 
 WORDS = "loop visit stream branch layer rate norm scale ünïcode Ā λ 圈 🌀".split()
 
@@ -25,7 +25,7 @@ def run(request: pytest.FixtureRequest, texts: Path, tmp_path_factory: pytest.Te
     data = {"path": str(texts), "context": 32, "batch_size": 4, "validation_fraction": 0.2, "tokenizer": request.param}
     if request.param == "bpe":
         data["vocab_size"] = 300
-    config = parse_config(
+    config = make_config(
         {
             "model": {"width": 32, "head_dim": 16, "layers": 2, "loops": 3, "tied_readout": request.param == "bpe"},
             "data": data,

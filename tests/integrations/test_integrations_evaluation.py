@@ -13,7 +13,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("lm_eval")
 
 from loopscale.cli import main
-from loopscale.train import parse_config, train_run
+from loopscale.train import make_config, train_run
 from loopscale.train.load_model import load_model
 
 CODE = Path(__file__).parents[1] / "train" / "user_code.py"
@@ -86,7 +86,7 @@ def test_a_user_model_is_evaluated_as_what_it_is(
     place, run = f"{CODE}:make_model", tmp_path / "run"
     data = {"path": str(texts), "context": 32, "batch_size": 4, "validation_fraction": 0.2}
     model = {"width": 32, "loops": 3, "factory": place}
-    train_run(parse_config({"model": model, "data": data, "train": {"steps": 3, "device": "cpu"}}), run)
+    train_run(make_config({"model": model, "data": data, "train": {"steps": 3, "device": "cpu"}}), run)
     arguments = (str(run), "--tasks", str(task), "--loops", "2")
     assert f"add --model {place}" in " ".join(said(capsys, *arguments)[2].split())
     code, printed, err = said(capsys, *arguments, "--model", place, "--json")

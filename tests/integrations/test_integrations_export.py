@@ -17,7 +17,7 @@ from loopscale.cli import main  # noqa: E402
 from loopscale.data.tokenizer import BPETokenizer, ByteTokenizer  # noqa: E402
 from loopscale.integrations.export import export_run  # noqa: E402
 from loopscale.integrations.tokenizer import SEPARATOR, fast_tokenizer  # noqa: E402
-from loopscale.train import generate, parse_config, train_run  # noqa: E402
+from loopscale.train import generate, make_config, train_run  # noqa: E402
 from loopscale.train.load_model import load_model  # noqa: E402
 
 BPE = BPETokenizer.train(["the loop visits the layers of the loop. " * 20], 290)
@@ -106,7 +106,7 @@ def test_a_user_model_of_transformers_is_exported_as_what_it_is(texts: Path, tmp
     place = f"{Path(__file__).parents[1] / 'train' / 'user_code.py'}:of_transformers"
     data = {"path": str(texts), "context": 32, "batch_size": 4, "validation_fraction": 0.2}
     model = {"width": 32, "loops": 3, "factory": place}
-    train_run(parse_config({"model": model, "data": data, "train": {"steps": 2, "device": "cpu"}}), tmp_path / "run")
+    train_run(make_config({"model": model, "data": data, "train": {"steps": 2, "device": "cpu"}}), tmp_path / "run")
     export_run(tmp_path / "run", tmp_path / "hf", model=place)
     assert "Trained by loopscale" in (tmp_path / "hf/README.md").read_text()
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf").state_dict()

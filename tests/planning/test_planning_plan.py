@@ -18,7 +18,7 @@ from loopscale import LoopedTransformer, UserError
 from loopscale.cli import main
 from loopscale.nn.recompute import Recompute
 from loopscale.planning import Machine, Shape, memory, plan
-from loopscale.train import fit, parse_config, train_run
+from loopscale.train import fit, make_config, train_run
 from loopscale.train.needs import check_memory, shape_of
 
 CONFIGS: list[dict[str, Any]] = [
@@ -32,7 +32,7 @@ CONFIGS: list[dict[str, Any]] = [
 
 
 def step(model_values: dict[str, Any], context: int, recompute: int = 0) -> tuple[Shape, Any]:
-    config = parse_config(
+    config = make_config(
         {"model": model_values, "data": {"context": context, "batch_size": 2}, "train": {"recompute": recompute}}
     )
     model = LoopedTransformer(config.network(256))
@@ -209,7 +209,7 @@ def test_the_price_of_an_exponent_study_follows_its_trials(capsys: pytest.Captur
 def test_what_the_machine_cannot_hold_is_refused_before_anything_is_made(
     values: dict[str, Any], blamed: str, use: Any, tmp_path: Path
 ) -> None:
-    config = parse_config(values)
+    config = make_config(values)
     arguments = [config, tmp_path / "run"] if use is train_run else [config]
     with pytest.raises(
         UserError, match=rf"^training takes [\d.,]+ [TG]B and this machine has .*: lower {blamed}, or see"
@@ -219,7 +219,7 @@ def test_what_the_machine_cannot_hold_is_refused_before_anything_is_made(
 
 
 def test_a_run_that_was_planned_as_usual_is_not_refused() -> None:
-    check_memory(parse_config({"model": {"width": 512, "layers": 8, "loops": 4}}))
+    check_memory(make_config({"model": {"width": 512, "layers": 8, "loops": 4}}))
 
 
 @pytest.mark.parametrize(

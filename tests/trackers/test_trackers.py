@@ -19,7 +19,7 @@ from loopscale import UserError, errors
 from loopscale.cli import main
 from loopscale.trackers import TRACKERS, Kind, check_trackers, following, track_run
 from loopscale.trackers.protocol import flat
-from loopscale.train import TrainConfig, parse_config, resume_run, train_run
+from loopscale.train import TrainConfig, make_config, resume_run, train_run
 
 EVENTS = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 
@@ -28,7 +28,7 @@ EVENTS = pytest.importorskip("tensorboard.backend.event_processing.event_accumul
 def config(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
     text = tmp_path_factory.mktemp("text") / "text.txt"
     text.write_text("the loop visits the layer and the stream flows on. " * 60)
-    return parse_config(
+    return make_config(
         {
             "model": {"width": 16, "head_dim": 8, "loops": 2},
             "data": {"path": str(text), "context": 16, "batch_size": 4, "validation_fraction": 0.3},

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from loopscale.train import TrainConfig, parse_config
+from loopscale.train import TrainConfig, make_config
 
 
 def changed(config: TrainConfig, **sections: dict[str, Any]) -> TrainConfig:
     values = config.to_dict()
     for name, section in sections.items():
         values[name] = {**values[name], **section}
-    return parse_config(values)
+    return make_config(values)

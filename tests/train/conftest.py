@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from loopscale.train import TrainConfig, parse_config
+from loopscale.train import TrainConfig, make_config
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +25,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny(text: Path) -> TrainConfig:
-    return parse_config(
+    return make_config(
         {
             "model": {"width": 16, "head_dim": 8, "layers": 1, "loops": 2},
             "data": {"path": str(text), "context": 16, "batch_size": 4, "validation_fraction": 0.2},

@@ -19,7 +19,7 @@ from typing import Any
 from ranks import SERVER, child
 
 from loopscale.files import write_json
-from loopscale.train import TrainConfig, checkpoint, parse_config, provenance, resume_run, train_run
+from loopscale.train import TrainConfig, checkpoint, make_config, provenance, resume_run, train_run
 
 
 def life(values: dict[str, Any], out: str) -> None:
@@ -92,7 +92,7 @@ def small(**train: Any) -> dict[str, Any]:
     settings = {"steps": 200, "checkpoint_every": 5, "eval_every": 50, "device": "cpu", "eval_batches": 1, **train}
     shape = {"width": 16, "head_dim": 8, "loops": 2}
     data = {"path": "synthetic:copy", "context": 16, "batch_size": 4}
-    return parse_config({"model": shape, "data": data, "train": settings}).to_dict()
+    return make_config({"model": shape, "data": data, "train": settings}).to_dict()
 
 
 def main() -> None:

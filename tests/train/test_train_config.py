@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from loopscale.errors import UserError
 from loopscale.nn import ModelConfig
-from loopscale.train import TrainConfig, load_config, parse_config
+from loopscale.train import TrainConfig, load_config, make_config
 from loopscale.train.config import ModelSection
 from loopscale.train.load import known_keys
 
@@ -56,7 +56,7 @@ def test_toml_gives_the_config_back(tmp_path: Path, loops: int, lr: float, clip:
         "optim": {"lr": lr, "clip": clip},
         "train": {"seed": seed},
     }
-    config = parse_config(values)
+    config = make_config(values)
     file = tmp_path / "c.toml"
     file.write_bytes(config.to_toml().encode())
     assert load_config(file) == config
@@ -71,7 +71,7 @@ def test_toml_gives_the_config_back(tmp_path: Path, loops: int, lr: float, clip:
 def test_any_value_is_taken_or_refused_in_one_sentence(section: str, data: st.DataObject, value: object) -> None:
     key = data.draw(st.sampled_from(known_keys()[section]))
     try:
-        assert isinstance(parse_config({section: {key: value}}), TrainConfig)
+        assert isinstance(make_config({section: {key: value}}), TrainConfig)
     except UserError as mistake:
         assert "\n" not in str(mistake) and key in str(mistake)
 
@@ -80,7 +80,7 @@ def test_any_value_is_taken_or_refused_in_one_sentence(section: str, data: st.Da
 @given(rate=st.one_of(st.floats(max_value=0), st.just(math.nan), st.just(math.inf)))
 def test_a_rate_that_is_no_rate_is_refused(rate: float) -> None:
     with pytest.raises(UserError, match=r"^config key 'optim\.lr' cannot be .*: it must be"):
-        parse_config({"optim": {"lr": rate}})
+        make_config({"optim": {"lr": rate}})
 
 
 @pytest.mark.parametrize(

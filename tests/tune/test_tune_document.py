@@ -22,7 +22,7 @@ from loopscale.cli.serving import make_server
 from loopscale.cli.tune import command as tune
 from loopscale.cli.verify import command as verify
 from loopscale.study import InThisProcess
-from loopscale.train import fit, load_config, make_config, parse_config
+from loopscale.train import fit, load_config, make_config
 
 TEXT = (Path(__file__).parents[2] / "docs" / "tuning.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", TEXT, flags=re.S)
@@ -154,4 +154,4 @@ def test_there_are_refusals_and_every_option_is_told():
 
 def test_the_config_of_the_document_is_one():
     (config,) = (block for kind, block in BLOCKS if kind == "toml")
-    assert parse_config(tomllib.loads(config)).train.steps == 300
+    assert make_config(tomllib.loads(config)).train.steps == 300

@@ -95,10 +95,10 @@ def test_the_target_is_built_with_what_the_rule_says(told, monkeypatch):
 
 NAIVE = """
 from pathlib import Path
-from loopscale.train import load_values
+from loopscale.train import load_config
 from loopscale.study import LocalProcesses, UserCode
 from loopscale.tune import Size, TuneSettings, tune
-base = load_values("small.toml")
+base = load_config("small.toml", user=True)
 settings = TuneSettings(base, Size.of(base), Size.of(base), trials=3, user_code=UserCode.at("mine.py:make_model"))
 tune(settings, Path("naive"), executor=LocalProcesses(1))
 """

@@ -104,12 +104,12 @@ def command(
 
 def _base(config: Path | None, sets: tuple[str, ...], user: bool) -> TrainConfig:
     """Return the config of the trials: the file's, else the demo's."""
-    from loopscale.train import load_config, load_values
+    from loopscale.train import load_config
     from loopscale.transfer import get_preset
 
     if config is None:
         return get_preset("demo").base(sets, user)
-    return load_values(config, sets) if user else load_config(config, sets)
+    return load_config(config, sets, user=user)
 
 
 def _target(text: str) -> int:

@@ -97,7 +97,7 @@ def command(
 
     code = find_user_code(model, objective)  # a mistake in its arguments is told before the slow imports
     from loopscale.report import write_tune_report
-    from loopscale.train import load_config, load_values, parse_values
+    from loopscale.train import load_config, parse_values
     from loopscale.tune import Budget, TuneSettings, kept_settings, tune
 
     kept = config is None and out is not None and (out / "tune.json").exists()
@@ -109,16 +109,13 @@ def command(
         count = settings.trials if trials is None else trials
         settings = replace(settings, target=larger, trials=count, seeds=settings.seeds if seeds is None else seeds)
     else:
-        rules = where.sets((*sets, f"model.rule={json.dumps(spelt_rule(rule))}") if rule else sets)
-        if config is not None:
-            base = load_config(config, rules) if code is None else load_values(config, rules)
-        elif code is not None:
-            base = parse_values({}, rules)
-        else:
+        if config is None and code is None:
             raise UserError(
                 "name a config, or your code: loopscale tune config.toml, or --model file.py:make_model; "
                 "or with --out the folder of a tuning that goes on"
             )
+        rules = where.sets((*sets, f"model.rule={json.dumps(spelt_rule(rule))}") if rule else sets)
+        base = parse_values({}, rules) if config is None else load_config(config, rules, user=code is not None)
         small, large = sizes(base, proxy, target)
         # An objective of the user's own knows nothing of roles; a model's outer rate matters more than any scale.
         usual = "lr,strength" if objective else "lr,strength,outer_lr"

@@ -4,7 +4,7 @@ from loopscale.train.agreement import disagreements
 from loopscale.train.config import TrainConfig
 from loopscale.train.fit import Fit, fit
 from loopscale.train.generate import generate
-from loopscale.train.load import load_config, load_values, make_config, parse_config, parse_values, read_toml
+from loopscale.train.load import load_config, make_config, parse_values, read_toml
 from loopscale.train.loop import Outcome, resume_run, train_run
 from loopscale.train.needs import equal_steps, trial_flops
 from loopscale.train.parallel import shard_looped
@@ -36,10 +36,8 @@ __all__ = [
     "joined",
     "load_config",
     "load_place",
-    "load_values",
     "make_config",
     "open_run",
-    "parse_config",
     "parse_values",
     "provenance",
     "read_toml",

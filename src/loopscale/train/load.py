@@ -16,26 +16,20 @@ from loopscale.files import read_bounded
 from loopscale.train.config import TrainConfig
 
 
-def load_config(path: str | Path, sets: Iterable[str] = ()) -> TrainConfig:
+def load_config(path: str | Path, sets: Iterable[str] = (), *, user: bool = False) -> TrainConfig:
     """Read the TOML file at `path`, replace values by `sets` ("optim.lr=0.01"), and validate.
+
+    `user`: each value alone, as `parse_values` does.
 
     Raises `UserError`, one sentence: an unreadable file, an unknown key (names the nearest), a refused value (key,
     value, what is allowed), or values that do not fit together.
     """
-    return make_config(read_toml(Path(path)), sets)
+    return (parse_values if user else make_config)(read_toml(Path(path)), sets)
 
 
 def make_config(values: Mapping[str, Any], sets: Iterable[str] = ()) -> TrainConfig:
-    """Validate a copy of nested values after replacing some by `sets`; raises `UserError` as `load_config` does."""
-    changed = copy.deepcopy(dict(values))
-    for assignment in sets:
-        _assign(changed, assignment)
-    return parse_config(changed)
-
-
-def parse_config(values: Mapping[str, Any]) -> TrainConfig:
-    """Validate nested plain values; raises `UserError` as `load_config` does."""
-    config = parse_values(values)
+    """Validate nested plain values after replacing some by `sets`; raises `UserError` as `load_config` does."""
+    config = parse_values(values, sets)
     if config.model.factory is None:
         config.network(vocab_size=256)
     return config
@@ -58,14 +52,6 @@ def stored_config(values: Mapping[str, Any], file: str, fix: str) -> TrainConfig
         return parse_values(values)
     except UserError as cause:
         raise UserError(f"{file} is damaged ({cause}): {fix}") from None
-
-
-def load_values(path: str | Path, sets: Iterable[str] = ()) -> TrainConfig:
-    """Read a TOML file as `load_config` does, but only validate each value alone, as `parse_values` does.
-
-    Raises `UserError` as `load_config` does, but not for values that only the house model cannot combine.
-    """
-    return parse_values(read_toml(Path(path)), sets)
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from loopscale.errors import UserError
 from loopscale.train.config import TrainConfig
-from loopscale.train.load import load_config, parse_config
+from loopscale.train.load import load_config, make_config
 
 CARRIED = {
     "model": ("rule", "strength", "base_layers", "base_width"),
@@ -36,7 +36,7 @@ def with_tuned(config: TrainConfig, tuned: Path) -> tuple[TrainConfig, list[str]
     for section, names in CARRIED.items():
         values = source.model_dump(mode="json", exclude_none=True)[section]
         record[section].update({name: values[name] for name in names if name in values})
-    return parse_config(record), _beware(config, source)
+    return make_config(record), _beware(config, source)
 
 
 def _beware(config: TrainConfig, source: TrainConfig) -> list[str]:
