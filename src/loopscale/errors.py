@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
@@ -92,6 +93,17 @@ def require(module: str, extra: str) -> ModuleType:
         raise MissingExtraError(
             f"this needs {module!r}, which is not installed: pip install 'loopscale[{extra}]'"
         ) from cause
+
+
+def transformers() -> ModuleType:
+    """Import transformers, or raise `UserError` when it is absent or older than 4.57: before, a cache cannot be looped."""
+    module = require("transformers", "hf")
+    version = str(getattr(module, "__version__", "0"))
+    if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < (4, 57):
+        raise UserError(
+            f"transformers {version} is too old: loopscale works with 4.57 and newer, pip install -U 'loopscale[hf]'"
+        )
+    return module
 
 
 def settings(kind: type[T], given: Mapping[str, Any], where: str) -> T:

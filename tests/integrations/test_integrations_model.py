@@ -283,11 +283,9 @@ def test_a_checkpoint_with_a_hole_is_refused(tmp_path):
 
 
 def test_an_old_transformers_gets_a_sentence(monkeypatch):
-    from loopscale.integrations import versions
-
     monkeypatch.setattr(sys.modules["transformers"], "__version__", "4.46.3")
     with pytest.raises(UserError, match=r"transformers 4\.46\.3 is too old: loopscale works with 4\.57 and newer"):
-        versions.transformers()
+        transformers()
 
 
 def test_gradient_checkpointing_changes_memory_not_gradients():

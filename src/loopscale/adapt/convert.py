@@ -21,14 +21,13 @@ from loopscale.adapt.looped_layers import Core, dismiss, enlist
 from loopscale.adapt.present_rules import DepthRuleWarning, factor_in_modules
 from loopscale.adapt.tie import tie
 from loopscale.adapt.verify import evaluating, verify
-from loopscale.errors import UserError, foreign, nearest, settings
+from loopscale.errors import UserError, foreign, nearest, settings, transformers
 from loopscale.parameterization import Depth, Rule, get_rule
 from loopscale.parameterization.depth import check_strength
 from loopscale.probe.batch import call_model, first_float, prepare
 from loopscale.probe.noting import Given, noting
 from loopscale.speaker import leave
 
-OLDEST_TRANSFORMERS = (4, 57)
 STRENGTHS = {"damped": 0.1, "even": 1.0}
 
 
@@ -83,7 +82,8 @@ def convert(
     """
     chosen = settings(ConvertSettings, keywords, "convert")
     refuse(model)
-    _new_enough(model)
+    if "transformers" in sys.modules and hasattr(getattr(model, "config", None), "to_dict"):
+        transformers()
     row = get_rule(chosen.rule)
     if chosen.steps not in STRENGTHS:
         raise UserError(f"unknown steps {chosen.steps!r}: {nearest(str(chosen.steps), STRENGTHS)}")
@@ -208,17 +208,6 @@ def _check(handle: Conversion, made: Any) -> None:
     handle.verified = "verified: every visit happens" + (
         ", at strength 0 the output is the original's bit by bit" if mix is not None else ""
     )
-
-
-def _new_enough(model: nn.Module) -> None:
-    transformers = sys.modules.get("transformers")
-    if transformers is None or not hasattr(getattr(model, "config", None), "to_dict"):
-        return
-    version = str(getattr(transformers, "__version__", "0"))
-    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_TRANSFORMERS:
-        raise UserError(
-            f"transformers {version} keeps its caches in a way that cannot be looped: pip install -U 'transformers>=4.57'"
-        )
 
 
 def _stack(model: nn.Module, name: str | None) -> tuple[str, nn.ModuleList]:

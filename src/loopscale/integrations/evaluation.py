@@ -11,8 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from loopscale.errors import UserError, between, first_line, nearest, require, settings
-from loopscale.integrations.versions import transformers
+from loopscale.errors import UserError, between, first_line, nearest, require, settings, transformers
 from loopscale.train.generate import MOST_LOOPS
 from loopscale.train.run import Warn, open_run
 

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import loopscale
-from loopscale.errors import UserError
+from loopscale.errors import UserError, transformers
 from loopscale.files import folder_aside
-from loopscale.integrations.versions import transformers
 from loopscale.parameterization import Depth, get_rule
 from loopscale.records import Provenance, read_record, read_steps
 from loopscale.train.load_model import Trained, load_model

@@ -10,8 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from loopscale.errors import UserError, nearest
-from loopscale.integrations.versions import transformers
+from loopscale.errors import UserError, nearest, transformers
 from loopscale.nn import last_visit, per_visit
 from loopscale.nn.past import Sharing, check_loops
 

@@ -6,8 +6,7 @@ import dataclasses
 import difflib
 from typing import Any, ClassVar
 
-from loopscale.errors import UserError
-from loopscale.integrations.versions import transformers
+from loopscale.errors import UserError, transformers
 from loopscale.nn import ModelConfig
 from loopscale.parameterization import get_rule
 

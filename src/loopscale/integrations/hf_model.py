@@ -10,10 +10,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from loopscale.errors import UserError
+from loopscale.errors import UserError, transformers
 from loopscale.integrations.hf_cache import LoopedCache, slots_of
 from loopscale.integrations.hf_config import LoopedConfig, check_same_rule
-from loopscale.integrations.versions import transformers
 from loopscale.nn import LoopedTransformer, Past, Recompute
 from loopscale.parameterization import Depth, Role, Rule, Width
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from loopscale.errors import transformers
 from loopscale.integrations.hf_cache import LoopedCache
 from loopscale.integrations.hf_config import LoopedConfig
 from loopscale.integrations.hf_model import LoopedForCausalLM
-from loopscale.integrations.versions import transformers
 
 __all__ = ["LoopedCache", "LoopedConfig", "LoopedForCausalLM"]
 

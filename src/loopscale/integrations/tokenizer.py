@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from loopscale.data.tokenizer import Tokenizer
-from loopscale.integrations.versions import transformers
+from loopscale.errors import transformers
 
 SEPARATOR = "<|separator|>"
 

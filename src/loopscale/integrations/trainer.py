@@ -6,8 +6,7 @@ from typing import Any
 
 import torch
 
-from loopscale.errors import UserError
-from loopscale.integrations.versions import transformers
+from loopscale.errors import UserError, transformers
 from loopscale.optim import build_optimizer, warn_of_plain_groups
 from loopscale.parameterization import Width
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from loopscale.integrations.versions import transformers
+from loopscale.errors import transformers
 from loopscale.train.user import logits_of
 
 _hf = transformers()
