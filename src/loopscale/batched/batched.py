@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -132,7 +133,7 @@ class Stack:
         outputs = torch.vmap(call, in_dims=(0, _dims(batch), _dims(numbers)))(self.state, batch, numbers)
         # Unbound at once: the gradient of an indexed part alone would be as large as the whole, K times.
         parts = outputs.unbind()
-        scored = [m.score(parts[k], mapped(batch, lambda tensor, k=k: tensor[k])) for k, m in enumerate(self.members)]
+        scored = [m.score(parts[k], mapped(batch, itemgetter(k))) for k, m in enumerate(self.members)]
         return torch.stack(scored)
 
     def _number(self, values: tuple[float, ...]) -> float | Tensor:

@@ -40,15 +40,17 @@ class Design(ABC):
     def to_record(self) -> Any:
         """Return what `FILE` holds."""
         values = {name: getattr(self, name) for name in self._fields()}
-        code = None if self.user_code is None else self.user_code.to_json()
-        return self.RECORD(base=self.base.model_dump(mode="json"), user_code=code, **values)
+        values["base"] = self.base.model_dump(mode="json")
+        values["user_code"] = None if self.user_code is None else self.user_code.to_json()
+        return self.RECORD(**values)
 
     @classmethod
     def from_record(cls, record: Any) -> Self:
         """Reverse `to_record`; raises `UserError` for a record that makes no study."""
         values = {name: getattr(record, name) for name in cls._fields()}
-        base = stored_config(record.base, cls.FILE, cls.RECORD.FIX)
-        return cls(base=base, user_code=UserCode.from_json(record.user_code), **values)
+        values["base"] = stored_config(record.base, cls.FILE, cls.RECORD.FIX)
+        values["user_code"] = UserCode.from_json(record.user_code)
+        return cls(**values)
 
     @classmethod
     def _fields(cls) -> set[str]:
