@@ -10,7 +10,7 @@ import torch
 
 transformers = pytest.importorskip("transformers")
 
-from loopscale import LoopedTransformer, ModelConfig, UserError  # noqa: E402
+from loopscale import LoopedTransformer, ModelConfig, UserError, errors  # noqa: E402
 from loopscale.integrations import LoopedCache, LoopedConfig, LoopedForCausalLM  # noqa: E402
 from loopscale.integrations.hf_model import CACHE  # noqa: E402
 
@@ -285,7 +285,7 @@ def test_a_checkpoint_with_a_hole_is_refused(tmp_path):
 def test_an_old_transformers_gets_a_sentence(monkeypatch):
     monkeypatch.setattr(sys.modules["transformers"], "__version__", "4.46.3")
     with pytest.raises(UserError, match=r"transformers 4\.46\.3 is too old: loopscale works with 4\.57 and newer"):
-        transformers()
+        errors.transformers()
 
 
 def test_gradient_checkpointing_changes_memory_not_gradients():
