@@ -102,6 +102,18 @@ def test_at_one_layer_the_rules_of_the_family_are_one_network_at_strengths_apart
     assert losses == pytest.approx([losses[0]] * len(losses), rel=1e-5)
 
 
+@pytest.mark.parametrize(("bottom", "holds"), [(-1.0, True), (-2.4, None)])
+def test_a_best_strength_at_the_end_of_the_grid_confirms_nothing(paper, bottom, holds):
+    """Two places with the same best strength: confirmed inside the grid, undecided where many seeds lie at its end."""
+    import carried
+
+    def place(shift):
+        bottoms = [bottom + 0.3 * math.sin(3 * seed) for seed in range(10)]
+        return [{2.0**k: (k - low) ** 2 + shift for k in range(-2, 3)} for low in bottoms]
+
+    assert carried.strength_moved("", place(0.0), place(0.1)).holds is holds
+
+
 def test_every_rule_is_compared(paper):
     import compare
 
