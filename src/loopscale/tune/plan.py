@@ -164,7 +164,7 @@ def transfer_plan(settings: TuneSettings, records: list[dict[str, Any]]) -> dict
         "moved": moved,
         "rows": applied(settings, values, _carried(decision["intervals"], decision["values"], values), moved),
         "layers": layer_alternatives(settings),
-        "headline": f"{_shown(decision)} ({decision['interval_note']}), tuned at {settings.proxy}, for {settings.target}.",
+        "headline": f"{_shown(decision)}, tuned at {settings.proxy}, for {settings.target}.",
         "sentence": sentence(settings, decision),
     }
 
