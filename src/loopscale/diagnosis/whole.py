@@ -17,14 +17,13 @@ from loopscale.diagnosis.knob import Knob, acts, candidates
 from loopscale.diagnosis.loops import FoundLoop
 from loopscale.diagnosis.measure import Pass, measured_pass
 from loopscale.diagnosis.setting import Setting
+from loopscale.diagnosis.symptoms import LOST
 from loopscale.probe.batch import first_float
 from loopscale.probe.tape import Key, Tape, storage_key
 from loopscale.probe.walks import ancestors
 
 # Leaving the loop out moves the output by less than this share: it is idle.
 IDLE = 1e-3
-# More of the updates than this are lost to rounding: that is said, and what it leaves of the loop follows from it.
-LOST = 0.2
 # Gains of training and evaluation that differ by more than this factor are two different streams.
 DIFFER = 1.5
 # Names that can mean nothing but a number of loops.
