@@ -64,6 +64,7 @@ def documents() -> dict[str, dict[str, Callable[[], str]]]:
     import schema_tables
     import score_tables
     import tune_tables
+    import unbreakable_tables
 
     from loopscale.cli.keys import markdown
 
@@ -83,6 +84,7 @@ def documents() -> dict[str, dict[str, Callable[[], str]]]:
         "docs/reference/does-looping-pay.md": pay_tables.BLOCKS,
         "docs/reference/known-models.md": score_tables.KNOWN,
         "docs/reference/scoreboard.md": score_tables.BLOCKS,
+        "docs/reference/unbreakable.md": unbreakable_tables.BLOCKS,
         "docs/tuning.md": tune_tables.BLOCKS,
         "papers/residual_scaling/EXPONENT.md": {"exponent": exponent_tables.exponent},
     }

@@ -85,6 +85,8 @@ def kept(value: Any) -> Any:
     """A record without what differs between two runs of the same: times and their seals."""
     if isinstance(value, dict):
         return {key: kept(inner) for key, inner in value.items() if key not in MADE_WITH}
+    if isinstance(value, str):
+        return re.sub(r"[\d.,]+ (s|seconds?|minutes?)\b", "", value)
     return [kept(inner) for inner in value] if isinstance(value, list) else value
 
 

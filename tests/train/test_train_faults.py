@@ -62,6 +62,18 @@ def test_a_really_full_disk_and_the_same_losses_after_it(
     assert lines(run) == lines(tmp_path / "whole")
 
 
+def test_a_checkpoint_that_a_kill_left_half_removed_is_gone_after_the_next_start(
+    tiny: TrainConfig, tmp_path: Path
+) -> None:
+    train_run(tiny, tmp_path / "run")
+    kept = sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir())
+    for name in ("step-000002", ".step-000012.0a1b2c3d"):
+        (tmp_path / "run/checkpoints" / name).mkdir()
+        (tmp_path / "run/checkpoints" / name / "model.safetensors").write_bytes(b"half")
+    assert resume_run(tmp_path / "run").status == "finished"
+    assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == kept
+
+
 def test_too_little_room_is_said_before_training(
     tiny: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -60,6 +60,7 @@ def continue_from(run: Run, training: Training, warn: Warn) -> None:
             write_text(run.path / "config.toml", run.config.to_toml())
             note_resumption(run, training, warn)
             cut_metrics(run, training.done)
+            checkpoint.drop_old(run.checkpoints, training.done, training.config.train.keep)
 
 
 @contextmanager

@@ -88,7 +88,12 @@ def _put_in_place(aside: Path, target: Path, done: int, keep: int) -> None:
             shutil.rmtree(target)
         os.rename(aside, target)
         _sync(folder)
-    # Not counted: what a killed writer left, and damaged later checkpoints that a resumed run has yet to replace.
+    drop_old(folder, done, keep)
+
+
+def drop_old(folder: Path, done: int, keep: int) -> None:
+    """Remove all but the last `keep` checkpoints, and what a killed writer left, also halfway through removing one."""
+    # Not counted: damaged later checkpoints that a resumed run has yet to replace.
     whole = [path for path in listed(folder) if step_of(path) <= done]
     for old in [*whole[keep:], *folder.glob(".step-*")]:
         shutil.rmtree(old, ignore_errors=True)
