@@ -154,7 +154,7 @@ def test_a_most_of_any_name_and_a_config_of_any_name_are_tried():
     class Held(Toy):
         def __init__(self):
             super().__init__()
-            self.c = Numbers()
+            self.c, self.places = Numbers(), {"layers.1": 4, 2: 4}
 
         def count(self):
             return self.c.loops

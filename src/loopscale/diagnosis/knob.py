@@ -251,6 +251,8 @@ def _inside(path: str, value: Any, seen: set[int], depth: int) -> Iterator[Knob]
         return
     seen.add(id(inner))
     for key, item in list(inner.items()):
+        if not (isinstance(key, str) and key.isidentifier()):
+            continue  # a table of something else, as by the names of modules
         if type(item) is int:
             yield Knob("config", f"{path}.{key}", inner)
         elif _holds_numbers(item):
