@@ -86,7 +86,7 @@ def kept(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: kept(inner) for key, inner in value.items() if key not in MADE_WITH}
     if isinstance(value, str):
-        return re.sub(r"[\d.,]+ (s|seconds?|minutes?)\b", "", value)
+        return re.sub(r"[\d.,]+ (s|seconds?|minutes?)\b|[\d.]+ ?% of the (trials' )?time", "", value)
     return [kept(inner) for inner in value] if isinstance(value, list) else value
 
 

@@ -73,6 +73,17 @@ def test_a_folders_own_code_is_never_run_unless_trusted(saved, capsys, monkeypat
         assert (saved / "ran").exists()
 
 
+@pytest.mark.parametrize("key", ["hidden_size", "architectures", "num_attention_heads", "model_type", "rope_parameters"])
+@pytest.mark.parametrize("value", [[], [3], {}, "x", -1, None])
+def test_whatever_stands_in_a_config_is_a_model_or_one_sentence(saved, capsys, key, value):
+    config = json.loads((saved / "in" / "config.json").read_text())
+    (saved / "in" / "config.json").write_text(json.dumps(config | {key: value}))
+    code = run(saved / "in", "--start", 1, "--stop", 3, "--loops", 4, "--out", saved / "out")
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("loopscale:")]
+    assert (code, len(lines)) in ((0, 0), (2, 1)) and (saved / "out").exists() is (code == 0)
+    assert not any("a mistake of loopscale" in line for line in lines)
+
+
 def test_mistakes_are_sentences_and_leave_nothing(saved, capsys):
     span = ("--start", 1, "--stop", 3, "--loops", 4)
     bert().save_pretrained(saved / "bert")

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from loopscale.cli.options import JSON, PATH
-from loopscale.errors import UserError, first_line, require
+from loopscale.errors import UserError, foreign, require
 
 _SIDE_FILES = ("token", "vocab", "merges", "special", "added", "chat_template", "preprocessor", "spiece")
 
@@ -78,7 +78,7 @@ def _load(source: Path, trusted: bool) -> Any:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     transformers: Any = require("transformers", "hf")
     transformers.utils.logging.disable_progress_bar()
-    try:
+    with foreign(f"cannot load the model in {source}"):
         config = json.loads((source / "config.json").read_text(encoding="utf-8"))
         kinds, brought = config.get("architectures") or [], config.get("auto_map") or {}
         kind = getattr(transformers, kinds[0], None) if kinds else None
@@ -90,10 +90,6 @@ def _load(source: Path, trusted: bool) -> Any:
         auto = next((name for name in ("AutoModelForCausalLM", "AutoModel") if name in brought), "AutoModel")
         loader = kind if kind is not None else getattr(transformers, auto)
         return loader.from_pretrained(source, local_files_only=True, trust_remote_code=trusted).eval()
-    except UserError:
-        raise
-    except (OSError, ValueError, KeyError, AttributeError) as cause:
-        raise UserError(f"cannot load the model in {source}: {first_line(cause)}") from cause
 
 
 def _loss(model: Any, source: Path, text: Path, trusted: bool) -> float:
@@ -105,12 +101,10 @@ def _loss(model: Any, source: Path, text: Path, trusted: bool) -> float:
         raise UserError(
             f"{type(model).__name__} gives no logits of tokens, so it has no loss on a text: leave --text out"
         )
-    try:
+    with foreign(f"cannot make tokens of {text} with the tokenizer in {source}"):
         words = text.read_text(encoding="utf-8")
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=trusted)
         ids = tokenizer(words, return_tensors="pt").input_ids[:, :512]
-    except (OSError, ValueError, KeyError, ImportError) as cause:
-        raise UserError(f"cannot make tokens of {text} with the tokenizer in {source}: {first_line(cause)}") from cause
     if ids.shape[1] < 2:
         raise UserError(f"{text} is shorter than two tokens: give a longer text")
     with torch.no_grad():
