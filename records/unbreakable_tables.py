@@ -11,7 +11,7 @@ RECORD = Path(__file__).parent / "unbreakable.json"
 
 
 def _campaigns() -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = json.loads(RECORD.read_text())
+    found: dict[str, dict[str, Any]] = json.loads(RECORD.read_text())["campaigns"]
     return found
 
 
@@ -19,7 +19,7 @@ def campaigns() -> str:
     """A row a campaign: what is claimed, how often it was tried, what did not hold."""
     lines = ["| campaign | claim | tried | faults | seconds | commit |", "|---|---|---|---|---|---|"]
     for name, row in _campaigns().items():
-        commit = str(row["provenance"]["commit"])[:10]
+        commit = str(row["commit"])[:10]
         faults = len(row["faults"])
         lines.append(
             f"| {name} | {row['claim']} | {row['tried']:,} | {faults or 'none'} | {row['seconds']:,} | {commit} |"

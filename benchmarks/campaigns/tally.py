@@ -38,14 +38,14 @@ class Tally:
 
     def keep(self, name: str, path: Path = RECORD) -> None:
         """Write it beside the other campaigns of the record."""
-        known = json.loads(path.read_text()) if path.exists() else {}
-        known[name] = {
+        record = json.loads(path.read_text()) if path.exists() else {"campaigns": {}}
+        record["campaigns"][name] = {
             "claim": self.claim,
             "tried": self.tried.total(),
             "by": dict(sorted(self.tried.items())),
             "faults": self.faults,
             **({"measured": self.measured} if self.measured else {}),
             "seconds": round(time.monotonic() - self.began),
-            "provenance": provenance(),
         }
-        write_json(path, dict(sorted(known.items())))
+        record["campaigns"][name]["commit"] = provenance()["commit"]
+        write_json(path, {"campaigns": dict(sorted(record["campaigns"].items())), "provenance": provenance()})

@@ -73,7 +73,9 @@ def test_a_folders_own_code_is_never_run_unless_trusted(saved, capsys, monkeypat
         assert (saved / "ran").exists()
 
 
-@pytest.mark.parametrize("key", ["hidden_size", "architectures", "num_attention_heads", "model_type", "rope_parameters"])
+@pytest.mark.parametrize(
+    "key", ["hidden_size", "architectures", "num_attention_heads", "model_type", "rope_parameters"]
+)
 @pytest.mark.parametrize("value", [[], [3], {}, "x", -1, None])
 def test_whatever_stands_in_a_config_is_a_model_or_one_sentence(saved, capsys, key, value):
     config = json.loads((saved / "in" / "config.json").read_text())

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+import killed
 import pytest
 
 from loopscale import UserError, errors
@@ -80,12 +81,9 @@ def test_a_run_cut_between_checkpoints_does_not_repeat_points(config: TrainConfi
 
 
 def test_a_killed_process_keeps_its_points(config: TrainConfig, tmp_path: Path) -> None:
-    def kill(line: dict[str, Any], steps: int) -> None:
-        if line["step"] == 7:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    work = partial(train_run, tracked(config, "tensorboard"), tmp_path / "run", on_step=kill)
-    process = multiprocessing.get_context("fork").Process(target=work)
+    # Spawned, not forked: a fork after autograd has begun threads cannot train.
+    work = partial(train_run, tracked(config, "tensorboard"), tmp_path / "run", on_step=killed.at_step_7)
+    process = multiprocessing.get_context("spawn").Process(target=work)
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL

@@ -283,7 +283,7 @@ def test_generate_repeats_itself_and_follows_the_seed(finished: Path) -> None:
         ({"tokens": 0}, "tokens must be from 1 to 1,000,000, not 0"),
         ({"temperature": -1.0}, "temperature must be 0 (the likeliest token) or a positive number, not -1.0"),
         ({"temperature": math.nan}, "temperature must be 0 (the likeliest token) or a positive number, not nan"),
-        ({"loops": 0}, "loops must be a whole number of at least 1, got 0"),
+        ({"loops": 0}, "loops must be from 1 to 1,000,000, not 0"),
     ],
 )
 def test_what_generate_refuses(finished: Path, arguments: dict[str, Any], sentence: str) -> None:

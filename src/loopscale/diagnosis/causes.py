@@ -389,7 +389,7 @@ CAUSES = (
     _decay,
     _dead,
     _double,
-    _falls_twice,
     _squared,
+    _falls_twice,
     _absorbed,
 )
