@@ -10,6 +10,7 @@ import re
 import runpy
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,21 @@ def test_scripts_call_public_functions_by_the_names_of_their_arguments():
                 if not any(p.kind is p.VAR_KEYWORD for p in takes.values()) and not given <= set(takes):
                     wrong.append(f"{path.name}:{node.lineno} {node.func.attr} {sorted(given - set(takes))}")
     assert not wrong and seen > 20
+
+
+def test_scripts_import_names_that_are_there():
+    wrong, seen = [], 0
+    for folder in ("benchmarks", "papers", "examples", "records", "docs"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if not (isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "loopscale"):
+                    continue
+                module = importlib.import_module(node.module)
+                seen += len(node.names)
+                for name in node.names:
+                    if not hasattr(module, name.name) and not find_spec(f"{node.module}.{name.name}"):
+                        wrong.append(f"{path.name}:{node.lineno} {node.module}.{name.name}")
+    assert not wrong and seen > 100
 
 
 @pytest.mark.parametrize(

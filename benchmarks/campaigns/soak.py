@@ -14,7 +14,7 @@ from torch import nn
 
 import loopscale as ls
 from loopscale.study import run_trial
-from loopscale.train import parse_config
+from loopscale.train import make_config
 
 CLAIM = "hundreds of diagnoses, attachments, monitored steps and trials in one process keep memory and open files flat"
 COUNTS = {"diagnoses": 200, "attach and detach": 500, "monitored steps": 2000, "trials": 300}
@@ -111,7 +111,7 @@ def trials() -> Callable[[int], None]:
     }
 
     def once(number: int) -> None:
-        config = parse_config({**values, "train": {**values["train"], "seed": number}})
+        config = make_config({**values, "train": {**values["train"], "seed": number}})
         cell = {"rule": "looped", "loops": 2, "lr": 0.01, "strength": 1.0, "seed": number}
         run_trial(str(number), cell, config.to_dict())
 

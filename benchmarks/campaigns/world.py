@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from loopscale.data import Preparation, prepare_data
-from loopscale.train import parse_config, train_run
+from loopscale.train import make_config, train_run
 
 SMALL = [
     *("--set", "model.width=16", "--set", "model.head_dim=8", "--set", "data.context=8", "--set", "data.batch_size=2"),
@@ -73,7 +73,7 @@ def write_config(path: Path, **sections: dict[str, Any]) -> Any:
     }
     for name, section in sections.items():
         values[name] = {**values.get(name, {}), **section}
-    config = parse_config(values)
+    config = make_config(values)
     path.write_text(config.to_toml())
     return config
 
