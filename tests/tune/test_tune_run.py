@@ -88,14 +88,15 @@ def test_a_finished_tuning_runs_nothing_again(tuned):
     assert tune(settings(), folder, executor=again)["proxy"] == plan["proxy"] and again.ran == []
 
 
-def test_stopped_in_the_middle_it_goes_on_and_repeats_nothing_that_ended(tmp_path):
-    first = Inline(stop_after=6)
+def test_stopped_in_the_middle_it_goes_on_to_the_plan_of_a_tuning_that_nobody_stopped(tmp_path, tuned):
+    first = Inline(stop_after=7)  # past the five points that are drawn by lot
     with pytest.raises(KeyboardInterrupt):
         tune(settings(), tmp_path / "t", executor=first)
     second = Inline()
     plan = tune(settings(), tmp_path / "t", executor=second)
-    assert len(first.ran) == 6 and not set(first.ran) & set(second.ran)
+    assert len(first.ran) == 7 and not set(first.ran) & set(second.ran)
     assert len(set(first.ran + second.ran)) == plan["provenance"]["trials"] >= 12
+    assert first.ran + second.ran == list(Journal(tuned[0]).trials) and plan["proxy"] == tuned[1]["proxy"]
 
 
 def test_a_tuning_goes_on_with_more_trials_seeds_and_a_larger_target(tmp_path):

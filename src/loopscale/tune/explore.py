@@ -14,50 +14,48 @@ AHEAD = 4  # batched executors have much room: at most a quarter of the points i
 Record = dict[str, Any]
 
 
-class Sampler:
-    """Optuna's Gaussian-process sampler, asked and told in memory; `explored` are the trials of earlier calls."""
+def ask(settings: TuneSettings, explored: list[Record], running: list[Values]) -> Values:
+    """Ask Optuna's Gaussian-process sampler for the next point.
 
-    def __init__(self, settings: TuneSettings, explored: list[Record]) -> None:
-        self._optuna = optuna = require("optuna", "sweep")
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        # Said among the trials, and nothing to act on: the search is as good, a suggestion takes a little longer.
-        logging.getLogger("optuna._gp.batched_lbfgsb").addFilter(_not_greenlet)
-        self._ranges = {name: optuna.distributions.FloatDistribution(*ends) for name, ends in bounds(settings).items()}
-        self._study = optuna.create_study(
-            sampler=optuna.samplers.GPSampler(seed=len(explored), n_startup_trials=5, warn_independent_sampling=False)
-        )
-        self._worst = -float("inf")
-        for record in explored:
-            self._study.add_trial(self._frozen(record))
-        if not explored:
-            self._study.enqueue_trial(to_point(start(settings)))
+    It follows from what is known alone, the trials that ended and the points that run, so a tuning that was stopped asks
+    for what it would have asked for.
+    """
+    optuna = require("optuna", "sweep")
+    if not explored and not running:
+        return start(settings)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # Said among the trials, and nothing to act on: the search is as good, a suggestion takes a little longer.
+    logging.getLogger("optuna._gp.batched_lbfgsb").addFilter(_not_greenlet)
+    ranges = {name: optuna.distributions.FloatDistribution(*ends) for name, ends in bounds(settings).items()}
+    seed = len(explored) + len(running)
+    sampler = optuna.samplers.GPSampler(seed=seed, n_startup_trials=5, warn_independent_sampling=False)
+    study = optuna.create_study(sampler=sampler)
 
-    def ask(self) -> tuple[Any, Values]:
-        """Give a new point, and what `tell` wants to hear of it."""
-        trial = self._study.ask(self._ranges)
-        return trial, to_values(dict(trial.params))
+    def add(values: Values, **more: Any) -> None:
+        point = to_point(values)  # values have four digits, so an end of the range may lie just outside
+        inside = {name: min(max(point[name], ends.low), ends.high) for name, ends in ranges.items()}
+        study.add_trial(optuna.trial.create_trial(params=inside, distributions=ranges, **more))
 
-    def tell(self, trial: Any, record: Record) -> None:
-        """Tell how a point was."""
-        self._study.tell(trial, self._value(record))
+    for record, height in zip(explored, _heights(explored), strict=True):
+        add(record["cell"]["values"], value=height)
+    for values in running:
+        add(values, state=optuna.trial.TrialState.RUNNING)
+    return to_values(dict(study.ask(ranges).params))
 
-    def _frozen(self, record: Record) -> Any:
-        point = to_point(record["cell"]["values"])
-        inside = {
-            name: min(max(point[name], ends.low), ends.high) for name, ends in self._ranges.items()
-        }  # values have four digits
-        return self._optuna.trial.create_trial(params=inside, distributions=self._ranges, value=self._value(record))
 
-    def _value(self, record: Record) -> float:
-        """Return the loss; else "bad here": a number above the rest, which the model can use.
+def _heights(explored: list[Record]) -> list[float]:
+    """Return the losses; where there is none, a number above those before, which the model can use.
 
-        Pruned trials it would ask again.
-        """
+    Pruned trials it would ask again.
+    """
+    heights: list[float] = []
+    worst = None
+    for record in explored:
         loss: float | None = record["loss"]
-        if loss is None:
-            return self._worst + 0.02 if self._worst > -float("inf") else 20.0
-        self._worst = max(self._worst, loss)
-        return loss
+        if loss is not None:
+            worst = loss if worst is None else max(worst, loss)
+        heights.append(loss if loss is not None else 20.0 if worst is None else worst + 0.02)
+    return heights
 
 
 class Search:
@@ -68,8 +66,7 @@ class Search:
         self.explored = [record for record in records.values() if record["cell"].get("explored")]
         self._slots = executor.slots
         self._most = max(executor.slots, settings.trials // AHEAD) if executor.batch > 1 else executor.slots
-        self._sampler = Sampler(settings, self.explored)
-        self._running: dict[str, list[Any]] = {}  # the sampler's trials of each key; none for a repeat
+        self._running: dict[str, list[Values]] = {}  # the points asked for, by key; none for a repeat
 
     def next_job(self) -> Job | None:
         """Give out the next trial; None when there is none before a running one has ended."""
@@ -80,24 +77,21 @@ class Search:
     def ended(self, record: Record) -> None:
         """Hear of a trial that ended."""
         self.records[record["key"]] = record
-        for trial in self._running.pop(record["key"]):
-            self._tell(trial, record)
-
-    def _tell(self, trial: Any, record: Record) -> None:
-        self._sampler.tell(trial, record)
-        self.explored.append(record)
+        self.explored += [record] * len(self._running.pop(record["key"]))
 
     def _explore(self) -> Job | None:
         wanted = self.budget.explores(list(self.records.values()), self._slots, self.settings.trials)
-        while len(self._running) < self._most and len(self.explored) + sum(map(len, self._running.values())) < wanted:
-            trial, values = self._sampler.ask()
+        while len(self._running) < self._most:
+            asked = [values for points in self._running.values() for values in points]
+            if len(self.explored) + len(asked) >= wanted:
+                break
+            values = ask(self.settings, self.explored, asked)
             job = self._job(values, 0, True)
             if job[0] in self.records:
-                self._tell(trial, self.records[job[0]])  # it counts as explored, and is not run again
-            elif job[0] in self._running:  # asked for twice at once
-                self._running[job[0]].append(trial)
-            else:
-                self._running[job[0]] = [trial]
+                self.explored.append(self.records[job[0]])  # it counts as explored, and is not run again
+                continue
+            self._running.setdefault(job[0], []).append(values)
+            if len(self._running[job[0]]) == 1:  # else it was asked for twice at once
                 return job
         return None
 
