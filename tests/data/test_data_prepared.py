@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import time
@@ -345,8 +346,9 @@ def test_a_second_process_is_kept_out_and_a_refused_source_leaves_nothing(source
     ):
         prepare_data(str(source), out, ASKED)
     (tmp_path / "none.json").write_text("{}")
-    for asked in (Preparation(tokenizer_from=str(tmp_path / "none.json")), Preparation(text_field="txt")):
-        with pytest.raises(UserError):
+    none = str(tmp_path / "none.json")
+    for asked, said in ((Preparation(tokenizer_from=none), re.escape(none)), (Preparation(text_field="txt"), "txt")):
+        with pytest.raises(UserError, match=said):
             prepare_data(str(source), tmp_path / "a/b", asked)
         assert not (tmp_path / "a").exists()
 

@@ -255,7 +255,7 @@ def _tokenizer(out: Path, source: Source, settings: Preparation) -> Tokenizer:
         given = given / WORDS if given.is_dir() else given
         try:
             words = tokenizer_from_json(read_bounded(given))
-        except (OSError, UnicodeDecodeError):
+        except (OSError, UnicodeDecodeError, UserError):
             raise UserError(f"cannot read the tokenizer {given}: name a tokenizer.json of a run or folder") from None
     else:
         reading = Reading(settings.tokenizer, settings.vocab_size, text_field=settings.text_field)
