@@ -18,7 +18,7 @@ def ask(settings: TuneSettings, explored: list[Record], running: list[Values]) -
     """Ask Optuna's Gaussian-process sampler for the next point.
 
     It follows from what is known alone, the trials that ended and the points that run, so a tuning that was stopped asks
-    for what it would have asked for.
+    for what it would have asked for. With several workers the order in which trials end decides too.
     """
     optuna = require("optuna", "sweep")
     if not explored and not running:
