@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from heldout.measure import modules
 
 RECORD = json.loads((Path(__file__).parents[2] / "records" / "diagnosis_heldout.json").read_text())["batches"]
-QUICK = {"reasoners:restart", "assorted:not_a_number", "adapters:copies"}
+QUICK = {"reasoners:restart", "assorted:not_a_number", "adapters:copies", "graph:residual", "recurrences:linear"}
 LATEST = {
     (batch, row["case"]): row
     for batch, sights in RECORD.items()
