@@ -20,6 +20,7 @@ from loopscale import (
     UserError,
     residual_scale,
 )
+from loopscale.nn.layers import attend
 
 PRE_NORM = [rule.name for rule in RULES.values() if rule.keeps_start]
 TOKENS = torch.randint(0, 50, (2, 12), generator=torch.Generator().manual_seed(0))
@@ -263,3 +264,19 @@ def test_a_tied_stream_enters_with_rms_one_as_an_untied_does(width):
         logits = model(torch.arange(97)[None])
         assert entered[0].square().mean().sqrt().item() == pytest.approx(1.0, abs=0.1)
         assert 0.3 < logits.std().item() < 3
+
+
+def test_attention_in_bf16_on_a_cpu_is_that_of_fp32_rounded_once():
+    q, k, v = (torch.randn(2, 4, 9, 16, generator=torch.Generator().manual_seed(i)).bfloat16() for i in range(3))
+    taken = [x.clone().requires_grad_() for x in (q, k, v)]
+    with torch.autocast("cpu", torch.bfloat16):  # which would send the kernel back to bf16
+        out = attend(*taken, is_causal=True)
+    whole = [x.float().requires_grad_() for x in (q, k, v)]
+    expected = nn.functional.scaled_dot_product_attention(*whole, is_causal=True)
+    assert torch.equal(out, expected.bfloat16())
+    for ours, theirs in zip(
+        torch.autograd.grad(out.float().square().sum(), taken),
+        torch.autograd.grad(expected.bfloat16().float().square().sum(), whole),
+        strict=True,
+    ):
+        assert torch.equal(ours, theirs.bfloat16())

@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from loopscale.nn.layers import attend
 
 
 class _Folded(torch.autograd.Function):
@@ -17,7 +18,7 @@ class _Folded(torch.autograd.Function):
 
     @staticmethod
     def forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, gqa: bool) -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=gqa)
+        return attend(q, k, v, is_causal=causal, enable_gqa=gqa)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -29,7 +30,7 @@ class _Folded(torch.autograd.Function):
     ) -> tuple[Tensor, int]:
         K = info.batch_size
         q, k, v = (_front(x, dim, K).flatten(0, 1) for x, dim in zip((q, k, v), in_dims, strict=False))
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=gqa)
+        mixed = attend(q, k, v, is_causal=causal, enable_gqa=gqa)
         return mixed.view(K, -1, *mixed.shape[1:]), 0
 
 
