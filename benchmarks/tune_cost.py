@@ -4,9 +4,14 @@ python benchmarks/tune_cost.py STUDY_FOLDER [--out records/tune_cost.json]
 
 Stop it anywhere and start it again: every trial that ended is kept. For each optimizer and data set it runs, at d = 64:
 
-tune     rate and strength at N = 1 and, apart from that, at N = 2; then verification at N = 4 and 8
-direct   a sweep over (rate, strength) at N = 32: factor-2 steps, extended until the best cell has four worse neighbours
+tune     rate, strength and outer rate at N = 1 and, apart from that, at N = 2; then verification at N = 4 and 8
+direct   a sweep over (rate, strength, outer rate) at N = 32: factor-2 steps, extended until the best cell has six worse
+         neighbours; the outer rate itself is on the axis, and stays where it is while the hidden rate moves
 shots    the tuned values at N = 32, under the rule `looped`, and under `sqrt` and `none`, side by side
+
+The best cell and the tuned values are trained with the same SEEDS, and their difference is paired over them.
+Limits, written before the first trial of this form: the regret is at most 0.01 nats, or the half width of its 95 %
+interval where that is more; tuning and verification take at most a tenth of the FLOPs of as many trials at N = 32.
 
 Cost is held against as many trials at N = 32 as tuning took, and against the direct sweep as it was run, which is coarser.
 """
@@ -18,9 +23,11 @@ import itertools
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
+
+import scipy.stats
 
 from loopscale.errors import UserError
 from loopscale.files import write_json, write_text
@@ -31,8 +38,31 @@ from loopscale.transfer import Arm, Cell, StudyPlan
 from loopscale.tune.regret import TOLERANCE
 
 CENTER_LOG2_LR = {"adamw": -6, "muon": -5}
-TARGET, PROXIES = 32, (1, 2)
-Point = tuple[int, int]  # log2 rate, log2 strength
+CENTER_LOG2_OUTER = -4  # the same for both: AdamW trains embedding and readout under Muon too
+TARGET, PROXIES, SEEDS = 32, (1, 2), range(4)
+CHECKED = (4, 8)
+
+
+class Point(NamedTuple):
+    """A cell of the sweep, in octaves: hidden rate, strength, outer rate."""
+
+    rate: int
+    strength: int
+    outer: int
+
+    def cell(self, seed: int) -> dict[str, Any]:
+        """Give the trial of this cell at N = 32 with a seed."""
+        return at_target("looped", 2.0**self.rate, 2.0**self.strength, 2.0**self.outer, seed)
+
+    def around(self) -> list[Point]:
+        """List this cell and its six neighbours."""
+        moves = [tuple(step * (axis == i) for i in range(3)) for axis in range(3) for step in (-1, 1)]
+        return [self, *(Point(*(at + move for at, move in zip(self, moved, strict=True))) for moved in moves)]
+
+
+def at_target(rule: str, lr: float, strength: float, outer_rate: float, seed: int) -> dict[str, Any]:
+    """Give a trial at N = 32 as the journal keeps it."""
+    return {"rule": rule, "strength": strength, "loops": TARGET, "lr": lr, "outer_rate": outer_rate, "seed": seed}
 
 
 def english(folder: Path) -> Path:
@@ -70,112 +100,111 @@ class Setting:
             trial = kept.model_dump()
             self.trials[name_of(trial["cell"])] = trial
 
-    def loss(self, rule: str, loops: int, point: Point, seed: int) -> float | None:
-        trial = self.trials.get(name_of(as_json(cell(rule, loops, point, seed))))
-        if trial is None:
-            return None
-        return math.inf if trial["diverged"] else float(trial["loss"])
+    def loss(self, cell: dict[str, Any]) -> float | None:
+        """Give the loss of a trial, infinite if it diverged; None: it did not run."""
+        trial = self.trials.get(name_of(cell))
+        return None if trial is None else _loss(trial)
 
-    def run(self, wanted: Callable[[], list[Cell]], workers: int | None) -> None:
+    def config(self, cell: dict[str, Any]) -> dict[str, Any]:
+        """Give the config of a trial."""
+        arm = Arm(cell["rule"], cell["strength"], cell["loops"])
+        return self.plan.config(Cell(arm, cell["lr"], cell["seed"]), cell["outer_rate"]).model_dump(mode="json")
+
+    def run(self, wanted: Callable[[], list[dict[str, Any]]], workers: int | None) -> None:
         given = set[str]()
 
         def next_job() -> Any:
-            for name, c in ((name_of(as_json(c)), c) for c in wanted()):
+            for cell in wanted():
+                name = name_of(cell)
                 if name not in self.trials and name not in given:
                     given.add(name)
-                    return name, as_json(c), self.plan.config(c).model_dump(mode="json")
+                    return name, cell, self.config(cell)
             return None
 
         def keep(trial: dict[str, Any]) -> None:
             self.journal.append(Trial.model_validate(trial))
             self.trials[name_of(trial["cell"])] = trial
             at = trial["cell"]
-            print(self.name, at["rule"], at["loops"], at["lr"], at["strength"], at["seed"], trial["loss"], flush=True)
+            print(self.name, name_of(at), trial["loss"], flush=True)
 
         drive(LocalProcesses(workers), next_job, keep)
 
 
-def as_json(cell: Cell) -> dict[str, Any]:
-    return {**asdict(cell.arm), "lr": cell.lr, "seed": cell.seed}
-
-
 def name_of(cell: dict[str, Any]) -> str:
     """What a trial is called here: a later version with more config keys still finds it."""
-    return "{rule}-N{loops}-lr{lr:.6g}-s{strength:.6g}-seed{seed}".format(**cell)
+    return "{rule}-N{loops}-lr{lr:.6g}-s{strength:.6g}-outer{outer_rate:.6g}-seed{seed}".format(**cell)
 
 
-def cell(rule: str, loops: int, point: Point, seed: int) -> Cell:
-    return Cell(Arm(rule, 2.0 ** point[1], loops), 2.0 ** point[0], seed)
-
-
-def direct(setting: Setting) -> list[Cell]:
+def direct(setting: Setting) -> list[dict[str, Any]]:
     """The cells of the sweep at N = 32 that are wanted now, in the coordinates of the rule `looped`."""
-    center = (CENTER_LOG2_LR[setting.optimizer], 0)
+    center = Point(CENTER_LOG2_LR[setting.optimizer], 0, CENTER_LOG2_OUTER)
     while True:
-        around = [center, *((center[0] + a, center[1] + b) for a, b in ((-1, 0), (1, 0), (0, -1), (0, 1)))]
-        losses = {p: setting.loss("looped", TARGET, p, 0) for p in around}
-        missing = [p for p in around if losses[p] is None]
+        losses = {point: setting.loss(point.cell(0)) for point in center.around()}
+        missing = [point.cell(0) for point, loss in losses.items() if loss is None]
         if missing:
-            return [cell("looped", TARGET, p, 0) for p in missing]
-        best = min(around, key=lambda p: losses[p] if losses[p] is not None else math.inf)
+            return missing
+        best = min(losses, key=lambda point: losses[point] or math.inf)
         if best == center:
-            return [cell("looped", TARGET, center, 1)]
+            return [center.cell(seed) for seed in SEEDS]
         center = best
 
 
 def tuned(setting: Setting, loops: int, workers: int | None) -> dict[str, Any]:
     """Tune at `loops` and verify at N = 4 and 8, within a tenth of a sweep of as many trials at N = 32."""
-    from loopscale.tune import Checks, Size, TuneSettings, tune, verify
+    from loopscale.tune import Budget, Checks, Size, TuneSettings, tune, verify
 
     first = setting.plan.base.model_dump(mode="json")
     # The search starts where a user might: a rate four times too low, so that an optimum at the start proves nothing.
     first["optim"]["lr"] = 2.0 ** (CENTER_LOG2_LR[setting.optimizer] - 2)
     first["model"]["loops"] = loops
     proxy = Size(loops, 1, 64, 100, 8)
-    settings = TuneSettings(make_config(first), proxy, proxy.replace(loops=TARGET), trials=15)
+    settings = TuneSettings(
+        make_config(first), proxy, proxy.replace(loops=TARGET), ("lr", "strength", "outer_lr"), trials=24
+    )
     folder = setting.folder / f"tune{loops}"
-    plan = tune(settings, folder, executor=LocalProcesses(workers))
+    plan = tune(settings, folder, executor=LocalProcesses(workers), budget=Budget(pays=0))
     if "verification" not in plan:
         try:
-            plan["verification"] = verify(folder, Checks(loops=(4, 8)), executor=LocalProcesses(workers))
+            plan["verification"] = verify(folder, Checks(loops=CHECKED), executor=LocalProcesses(workers))
         except UserError as problem:  # a tenth of a sweep holds no check
             spent = plan["cost"]["tune_flops"] / plan["cost"]["direct_flops"]
             plan["verification"] = {"sentence": str(problem), "share_of_direct": spent, "not_verified": ["all"]}
     return plan
 
 
-def shots(setting: Setting, plan: dict[str, Any]) -> list[Cell]:
-    """The tuned values at N = 32, untouched: under `looped` with two seeds, under `sqrt` and `none` with one."""
+def shots(plan: dict[str, Any]) -> list[dict[str, Any]]:
+    """The tuned values at N = 32, untouched: under `looped` with all seeds, under `sqrt` and `none` with one."""
     values = plan["proxy"]["values"]
-    return [
-        Cell(Arm(rule, values["strength"], TARGET), values["lr"], seed)
-        for rule, seed in (("looped", 0), ("looped", 1), ("sqrt", 0), ("none", 0))
-    ]
+    rows = [*(("looped", seed) for seed in SEEDS), ("sqrt", 0), ("none", 0)]
+    outer_rate = values["lr"] * values["outer_lr"]
+    return [at_target(rule, values["lr"], values["strength"], outer_rate, seed) for rule, seed in rows]
 
 
-def wanted(setting: Setting, plans: dict[int, dict[str, Any]]) -> list[Cell]:
+def wanted(setting: Setting, plans: dict[int, dict[str, Any]]) -> list[dict[str, Any]]:
     """All trials at N = 32 that are wanted now."""
-    return direct(setting) + [c for plan in plans.values() for c in shots(setting, plan)]
+    return direct(setting) + [cell for plan in plans.values() for cell in shots(plan)]
 
 
-def swept(setting: Setting) -> dict[tuple[float, float], list[float]]:
-    """(rate, strength) -> losses of seeds 0 and 1 of the direct sweep at N = 32."""
-    cells: dict[tuple[float, float], list[float]] = {}
+def swept(setting: Setting) -> dict[tuple[float, float, float], list[float]]:
+    """(rate, strength, outer rate) -> losses of the seeds of the direct sweep at N = 32."""
+    cells: dict[tuple[float, float, float], list[float]] = {}
     for trial in sorted(setting.trials.values(), key=lambda t: t["cell"]["seed"]):
         at = trial["cell"]
-        if at["loops"] == TARGET and at["rule"] == "looped" and _on_grid(at) and at["seed"] < 2:
-            cells.setdefault((at["lr"], at["strength"]), []).append(_loss(trial))
+        values = at["lr"], at["strength"], at["outer_rate"]
+        if at["rule"] == "looped" and all(math.log2(value) == round(math.log2(value)) for value in values):
+            cells.setdefault(values, []).append(_loss(trial))
     return cells
 
 
 def summary(setting: Setting, loops: int, plan: dict[str, Any]) -> dict[str, Any]:
     """What the record keeps of one tuning; the sweep's best cell and the tuned values are compared on equal seeds."""
     cells = swept(setting)
-    best = min((at for at, losses in cells.items() if len(losses) == 2), key=lambda at: sum(cells[at]))
+    best = min((at for at, losses in cells.items() if len(losses) == len(SEEDS)), key=lambda at: sum(cells[at]))
     shot = {
-        rule: [_loss(setting.trials[name_of(as_json(c))]) for c in shots(setting, plan) if c.arm.rule == rule]
+        rule: [_loss(setting.trials[name_of(cell)]) for cell in shots(plan) if cell["rule"] == rule]
         for rule in ("looped", "sqrt", "none")
     }
+    regret, low, high = paired([mine - swept for mine, swept in zip(shot["looped"], cells[best], strict=True)])
     proxy, found, cost = plan["proxy"], plan["verification"], plan["cost"]
     noise, trials = proxy["seed_noise"], plan["provenance"]["trials"]
     direct = sum(map(len, cells.values()))
@@ -184,9 +213,11 @@ def summary(setting: Setting, loops: int, plan: dict[str, Any]) -> dict[str, Any
         "setting": setting.name,
         "tuned_at": loops,
         "tuned": {**proxy["values"], "intervals": proxy["intervals"], "loss": proxy["loss"]},
-        "swept_at_32": {"lr": best[0], "strength": best[1], "losses": cells[best], "cells": len(cells)},
+        "swept_at_32": dict(zip(("lr", "strength", "outer_rate"), best, strict=True))
+        | {"losses": cells[best], "cells": len(cells)},
         "one_shot_at_32": shot,
-        "regret": (sum(shot["looped"]) - sum(cells[best])) / 2,
+        "regret": regret,
+        "regret_interval": [low, high],
         "allowed": TOLERANCE,
         "seed_noise": noise,
         "regret_of_other_rules": {rule: shot[rule][0] - first for rule in ("sqrt", "none")},
@@ -203,16 +234,15 @@ def flops_at_target(plan: dict[str, Any]) -> float:
     return float(plan["cost"]["direct_flops"]) / int(plan["provenance"]["trials"])
 
 
-def _at(trial: dict[str, Any]) -> tuple[float, float]:
-    return trial["cell"]["lr"], trial["cell"]["strength"]
-
-
-def _on_grid(at: dict[str, Any]) -> bool:
-    return all(math.log2(at[name]) == round(math.log2(at[name])) for name in ("lr", "strength"))
+def paired(differences: list[float]) -> tuple[float, float, float]:
+    """Return the mean of paired differences and its 95 % interval by Student's t."""
+    mean, error = fmean(differences), stdev(differences) / len(differences) ** 0.5
+    half = float(scipy.stats.t.ppf(0.975, len(differences) - 1)) * error
+    return mean, mean - half, mean + half
 
 
 def _loss(trial: dict[str, Any]) -> float:
-    return math.inf if trial["loss"] is None else float(trial["loss"])
+    return math.inf if trial["loss"] is None or trial["diverged"] else float(trial["loss"])
 
 
 def write_record(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -222,7 +252,7 @@ def write_record(path: Path, rows: list[dict[str, Any]]) -> None:
         "tune at N = 1 or 2, verify at N = 4, 8: share of the FLOPs of as many trials at N = 32, regret in nats there"
     )
     identity = "rule none at strength s, N loops, is rule looped at strength s N; sqrt: s sqrt(N): one sweep serves all"
-    model = "d = 64, L = 1, context 64, 8 sequences, 100 steps, linear decay; n = 2 seeds at N = 32"
+    model = "d = 64, L = 1, context 64, 8 sequences, 100 steps, linear decay; 4 seeds at N = 32, paired"
     write_json(path, {"claim": claim, "model": model, "note": identity, "rows": rows, "provenance": provenance()})
 
 
