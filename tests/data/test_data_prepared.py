@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from loopscale import UserError
 from loopscale.cli import main
 from loopscale.data import Preparation, load_data, prepare, prepare_data, verify
-from loopscale.data.order import shuffled
-from loopscale.data.shard import BLOCK, Shard, write_shard
+from loopscale.data.dataset import shuffled
+from loopscale.data.prepared import BLOCK, Shard, write_shard
 from loopscale.data.tokenizer import ByteTokenizer
 from loopscale.records import Manifest, Preparing, write_record
 

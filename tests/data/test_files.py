@@ -8,7 +8,7 @@ import pytest
 
 from loopscale import UserError
 from loopscale.data import load_data
-from loopscale.data.files import content_hash, local_documents
+from loopscale.data.documents import content_hash, local_documents
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from loopscale import LoopedTransformer, UserError
 from loopscale.cli import main
-from loopscale.nn.recompute import Recompute
+from loopscale.nn.visits import Recompute
 from loopscale.planning import Machine, Shape, memory, plan
 from loopscale.train import fit, make_config, train_run
 from loopscale.train.needs import check_memory, shape_of

@@ -76,7 +76,7 @@ def test_the_command_records_what_it_chose(
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"base": {"train": {"precision": "x"}}}', '{"base": 1}', "[" * 100_000])
 def test_a_damaged_plan_gives_no_precision_and_no_traceback(tmp_path, text):
-    from loopscale.study.precision import _recorded
+    from loopscale.study.design import _recorded
 
     (tmp_path / "study.json").write_text(text)
     assert _recorded(tmp_path / "study.json") is None

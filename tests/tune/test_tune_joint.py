@@ -8,8 +8,8 @@ import pytest
 from loopscale.study import LocalProcesses, content_hash, drive
 from loopscale.train import make_config
 from loopscale.tune import Size, TuneSettings, tune
-from loopscale.tune.race import paired_noise
 from loopscale.tune.regret import TOLERANCE
+from loopscale.tune.search import paired_noise
 
 PROXY = Size(1, 1, 32, 100, 8)
 TARGET = PROXY.replace(loops=16, layers=2, width=64)

@@ -10,14 +10,12 @@ import pytest
 from loopscale.study import UserCode
 from loopscale.train import parse_values
 from loopscale.tune import TuneSettings, extrapolate, fit_surface, nats, read_local, spoken
-from loopscale.tune.advice import about_looping, after_tuning, after_verifying
-from loopscale.tune.findings import _overall, _pays, exponents, known_noise
+from loopscale.tune.advice import about_looping, after_tuning, after_verifying, in_seed_noise
+from loopscale.tune.findings import Probe, _overall, _pays, exponents, known_noise
 from loopscale.tune.plan import at_lower_end, decide, sentence
-from loopscale.tune.probes import Probe
-from loopscale.tune.race import PairedNoise, beaten, leader, paired_noise
 from loopscale.tune.regret import as_json, verdict
+from loopscale.tune.search import PairedNoise, beaten, leader, paired_noise
 from loopscale.tune.settings import Size
-from loopscale.tune.words import in_seed_noise
 
 RNG = np.random.Generator(np.random.PCG64(7))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, Literal, NamedTuple, Self
 
@@ -13,12 +13,24 @@ from torch import nn
 
 from loopscale.adapt.branch_hook import drop_compiled, hook_of, remove
 from loopscale.adapt.branches import Branch
-from loopscale.adapt.undo import Undo
 from loopscale.errors import UserError
 from loopscale.optim.roles_of import taken_as_hidden, tell_roles, tied_names
 from loopscale.parameterization import Depth, Role, Rule, Width
 from loopscale.parameterization.depth import check_strength, relative_layers
 from loopscale.speaker import forget, handle_of, leave
+
+
+class Undo:
+    """Steps back, in reverse order. Partials, not closures: a deepcopy of the model then undoes itself."""
+
+    def __init__(self) -> None:
+        self.steps: list[Callable[[], None]] = []
+
+    def run(self) -> None:
+        """Take every change back; a step that raises is tried again by the next call."""
+        while self.steps:
+            self.steps[-1]()
+            self.steps.pop()
 
 
 class Scaling(NamedTuple):

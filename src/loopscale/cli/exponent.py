@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loopscale.cli.executors import Where, placed
 from loopscale.cli.options import (
     COUNTS,
     DATA,
@@ -17,9 +16,11 @@ from loopscale.cli.options import (
     OPEN,
     PATH,
     SETS,
+    Where,
     finish,
     list_of,
     parse_axes,
+    placed,
     placed_study,
     rate,
     with_data,

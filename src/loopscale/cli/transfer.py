@@ -8,7 +8,6 @@ from typing import Any
 
 import click
 
-from loopscale.cli.executors import Where, placed
 from loopscale.cli.options import (
     COUNTS,
     DATA,
@@ -18,8 +17,10 @@ from loopscale.cli.options import (
     OPEN,
     PATH,
     SETS,
+    Where,
     finish,
     list_of,
+    placed,
     placed_study,
     rate,
     with_data,

@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loopscale.cli.executors import Where, placed
 from loopscale.cli.options import (
     JSON,
     MODEL,
     OBJECTIVE,
     PATH,
     SETS,
+    Where,
     finish,
     parse_axes,
     parse_seconds,
+    placed,
     placed_study,
 )
 from loopscale.errors import UserError

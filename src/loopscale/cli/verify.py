@@ -7,8 +7,7 @@ from typing import Any
 
 import click
 
-from loopscale.cli.executors import Where, placed
-from loopscale.cli.options import COUNTS, JSON, PATH, finish, parse_seconds
+from loopscale.cli.options import COUNTS, JSON, PATH, Where, finish, parse_seconds, placed
 
 
 @click.command()

@@ -1,8 +1,7 @@
 """Token streams: embedded text, synthetic tasks, a user's own data; batch = f(seed, step)."""
 
-from loopscale.data.dataset import Dataset
+from loopscale.data.dataset import Dataset, Prefetched
 from loopscale.data.load import cache_folder, load_data
-from loopscale.data.prefetch import Prefetched
 from loopscale.data.prepare import Preparation, prepare_data
 from loopscale.data.prepared import verify
 from loopscale.data.stream import Stream

@@ -1,16 +1,53 @@
-"""Batches as a pure function of seed and step, from packed tokens."""
+"""Batches as a pure function of seed and step, from packed tokens; made ahead, while the step before is computed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from loopscale.data.order import shuffled
 from loopscale.data.tokenizer import Tokenizer
 from loopscale.errors import UserError, nearest
+
+ROUNDS = 6
+
+
+def shuffled(first: int, count: int, size: int, seed: int) -> NDArray[np.int64]:
+    """Return elements first .. first + count - 1 of an endless sequence in which each run of `size` is a permutation.
+
+    Element k belongs to epoch k // size, which has a permutation of its own. It is a Feistel network over the next power
+    of four, walked until the value is below `size` (Black and Rogaway 2002), so that nothing is stored and any place is
+    reached at once.
+
+    >>> sorted(shuffled(first=20, count=10, size=10, seed=1).tolist()) == list(range(10))
+    True
+    """
+    index = np.arange(first, first + count, dtype=np.int64)
+    epochs, places = index // size, index % size
+    return np.array([_place(int(k), size, seed, int(epoch)) for k, epoch in zip(places, epochs, strict=True)], np.int64)
+
+
+def _place(k: int, size: int, seed: int, epoch: int) -> int:
+    half = max(1, ((size - 1).bit_length() + 1) // 2)
+    while True:
+        left, right = k >> half, k & ((1 << half) - 1)
+        for number in range(ROUNDS):
+            left, right = right, left ^ (_mixed(right, seed, epoch, number) & ((1 << half) - 1))
+        k = left << half | right
+        if k < size:
+            return k
+
+
+def _mixed(value: int, seed: int, epoch: int, number: int) -> int:
+    """Mix all that decides by the finaliser of splitmix64: every bit of the result depends on every bit given."""
+    mixed = (value * 0x9E3779B97F4A7C15 + seed * 0xBF58476D1CE4E5B9 + epoch * 0x94D049BB133111EB + number) % 2**64
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ mixed >> shift) * factor % 2**64
+    return mixed ^ mixed >> 31
+
 
 ALL = slice(None)
 ORDERS = ("random", "epochs")
@@ -110,3 +147,50 @@ class Dataset:
 def _windows(side: TokenArray, starts: NDArray[np.int64], context: int) -> Batch:
     window = side[starts[:, None] + np.arange(context + 1)].astype(np.int64)
     return window[:, :-1], window[:, 1:]
+
+
+Item = TypeVar("Item")
+
+
+class Prefetched(Generic[Item]):
+    """`make(index)`, with the next `ahead` items made in a thread. Any index may be asked for; the next one is ready.
+
+    One thread does all the work, in order, so `make` needs no lock. An error of `make` is raised where its item is asked
+    for, not before. The item that was asked for last is kept: asking again costs nothing.
+
+    >>> squares = Prefetched(lambda index: index**2, ahead=2)
+    >>> [squares(index) for index in range(4)]
+    [0, 1, 4, 9]
+    >>> squares.close()
+    """
+
+    def __init__(self, make: Callable[[int], Item], ahead: int) -> None:
+        self._make, self._ahead = make, ahead
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
+        self._coming: dict[int, Future[Item]] = {}
+        self._last: tuple[int, Item] | None = None
+
+    def __call__(self, index: int) -> Item:
+        """Return the item of `index`."""
+        if self._last is not None and self._last[0] == index:
+            return self._last[1]
+        future = self._coming.pop(index, None)
+        if future is None:
+            self._forget()
+            future = self._pool.submit(self._make, index)
+        item = future.result()
+        self._last = index, item
+        for later in range(index + 1, index + 1 + self._ahead):
+            if later not in self._coming:
+                self._coming[later] = self._pool.submit(self._make, later)
+        return item
+
+    def close(self) -> None:
+        """Stop the thread; what it has in hand is finished first."""
+        self._forget()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _forget(self) -> None:
+        for future in self._coming.values():
+            future.cancel()
+        self._coming.clear()

@@ -17,8 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from loopscale.data.documents import Source, find_source
-from loopscale.data.files import files_in
+from loopscale.data.documents import Source, files_in, find_source
 from loopscale.data.prepared import (
     MANIFEST,
     PROGRESS,
@@ -27,9 +26,9 @@ from loopscale.data.prepared import (
     is_prepared,
     read_manifest,
     text_sha256,
+    write_shard,
 )
 from loopscale.data.reading import Reading
-from loopscale.data.shard import write_shard
 from loopscale.data.split import split_documents
 from loopscale.data.tokenizer import SEPARATOR, Tokenizer, tokenizer_from_json
 from loopscale.errors import UserError

@@ -24,9 +24,8 @@ from loopscale.records import (
 )
 from loopscale.study import command_of, train_command
 from loopscale.train import TrainConfig
-from loopscale.transfer.estimate import along_loops, over_seeds, paired
-from loopscale.transfer.optimum import complete
-from loopscale.transfer.pays import Beside, does_looping_pay
+from loopscale.transfer.estimate import along_loops, complete, over_seeds, paired
+from loopscale.transfer.verdict import Beside, does_looping_pay
 
 ABOVE, SQRT_BELOW = 0.6, 0.85  # ends of the interval of a that speak for 1/N, and for 1/sqrt(N)
 TARGET = "target.toml"  # in the study's folder: a training at the target

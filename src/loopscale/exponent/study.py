@@ -14,7 +14,7 @@ from loopscale.exponent.search import wanted
 from loopscale.exponent.surface import Surface, fit_surface
 from loopscale.records import Trial
 from loopscale.study import Job, StudyFolder
-from loopscale.transfer.optimum import Losses, Optimum, best_rate, fit_optimum
+from loopscale.transfer.estimate import Losses, Optimum, best_rate, fit_optimum
 
 T = TypeVar("T")
 BEST = "best at this N"  # the way that tunes again at the largest N

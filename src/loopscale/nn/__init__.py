@@ -1,17 +1,15 @@
 """Building blocks: the scaled residual, the loop, and the looped Transformer of the house."""
 
-from loopscale.nn.chunked_loss import chunked_cross_entropy
 from loopscale.nn.compiled import Comparison, compile_checked
 from loopscale.nn.config import ModelConfig
 from loopscale.nn.folded import folded_attention
-from loopscale.nn.gain import apply_branch_gain
-from loopscale.nn.layers import Attention
-from loopscale.nn.loop import Loop
+from loopscale.nn.layers import Attention, chunked_cross_entropy
+from loopscale.nn.loop import Loop, apply_branch_gain
 from loopscale.nn.past import KeyValueCache, Past, last_visit, per_visit
-from loopscale.nn.recompute import Recompute
 from loopscale.nn.residual import PostNormResidual, ScaledResidual, ScaledUpdate
 from loopscale.nn.sampler import FixedLoops
 from loopscale.nn.transformer import LoopedCore, LoopedTransformer, Pace
+from loopscale.nn.visits import Recompute
 
 __all__ = [
     "Attention",

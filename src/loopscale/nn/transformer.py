@@ -18,14 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from loopscale.errors import UserError
-from loopscale.nn.chunked_loss import chunked_cross_entropy
 from loopscale.nn.config import ModelConfig
 from loopscale.nn.initialise import initialise, role_of
-from loopscale.nn.layers import Attention, RMSNorm, SwiGLU, rotary, rotary_at
+from loopscale.nn.layers import Attention, RMSNorm, SwiGLU, chunked_cross_entropy, rotary, rotary_at
 from loopscale.nn.past import Past, Place, Sight, Slot
-from loopscale.nn.recompute import Recompute
 from loopscale.nn.residual import Scale, add_scaled
-from loopscale.nn.visits import ORDERS, check_options, visit_by_options
+from loopscale.nn.visits import ORDERS, Recompute, check_options, visit_by_options
 from loopscale.parameterization import Depth, Role, Width, get_rule
 
 

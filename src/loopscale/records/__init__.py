@@ -1,7 +1,6 @@
 """Say what every record on disk holds, and read and write it through one door."""
 
 from loopscale.records.data import Manifest, Preparing, ShardRow, Sides
-from loopscale.records.estimate import Estimate
 from loopscale.records.exponent import (
     AtTarget,
     CarriedEps,
@@ -29,6 +28,7 @@ from loopscale.records.run import Provenance, Step, read_steps, step_line
 from loopscale.records.study import (
     Applied,
     Cell,
+    Estimate,
     Optimum,
     OuterRate,
     Paired,

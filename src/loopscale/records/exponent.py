@@ -6,9 +6,8 @@ from typing import Any, ClassVar
 
 from pydantic import Field, FiniteFloat, PositiveFloat, PositiveInt
 
-from loopscale.records.estimate import Estimate
 from loopscale.records.record import Interval, Record
-from loopscale.records.study import Pays, Point
+from loopscale.records.study import Estimate, Pays, Point
 
 
 class ExponentStudyRecord(Record):

@@ -1,19 +1,27 @@
 """Run the trials of a study: one driver per folder, workers on this machine's cores and GPUs, on Ray or on SLURM."""
 
 from loopscale.records import content_hash
-from loopscale.study.again import check_named, command_of, overrides, train_command
 from loopscale.study.batches import Batched
-from loopscale.study.design import Design
+from loopscale.study.design import Design, with_precision
 from loopscale.study.executor import Executor, InThisProcess, Job, drive
 from loopscale.study.fastest import Fastest
-from loopscale.study.folder import Observer, Silent, changes, check_errors, driven, refuse
+from loopscale.study.folder import (
+    Observer,
+    Silent,
+    changes,
+    check_errors,
+    check_named,
+    command_of,
+    driven,
+    overrides,
+    refuse,
+    train_command,
+)
 from loopscale.study.local import LocalProcesses
-from loopscale.study.precision import with_precision
 from loopscale.study.ray_tasks import RayTasks
 from loopscale.study.run import Page, StudyFolder
 from loopscale.study.slurm import SlurmArrays
-from loopscale.study.stopping import thresholds
-from loopscale.study.trial import MOST_SEEDS, job_of, run_trial, trial_key, trial_seconds
+from loopscale.study.trial import MOST_SEEDS, job_of, run_trial, thresholds, trial_key, trial_seconds
 from loopscale.study.user_code import UserCode, objective_values
 
 __all__ = [

@@ -18,8 +18,7 @@ from loopscale.errors import UserError, describe
 from loopscale.records import content_hash
 from loopscale.study.executor import Job
 from loopscale.study.local import LocalProcesses
-from loopscale.study.stopping import stops
-from loopscale.study.trial import config_of, record_of, run_trial, sections
+from loopscale.study.trial import config_of, record_of, run_trial, sections, stops
 
 if TYPE_CHECKING:
     from loopscale.batched import Stack

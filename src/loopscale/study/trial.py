@@ -1,4 +1,4 @@
-"""One trial: train a cell's config, and the record that is kept of it. Runs in a worker process with one thread."""
+"""One trial: train a cell's config, end it early where it is hopeless, and the record that is kept of it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import wait
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from loopscale.errors import UserError, describe
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from multiprocessing.synchronize import Barrier
 
     from loopscale.study.user_code import UserCode
-    from loopscale.train import Fit, TrainConfig
+    from loopscale.train import Fit, StepRecord, TrainConfig
 
 MOST_SEEDS = 1000  # of a study
 
@@ -120,7 +122,6 @@ def record_of(key: str, cell: dict[str, Any], config: dict[str, Any], fit: Fit, 
 
 
 def _fit(config: dict[str, Any]) -> Fit:
-    from loopscale.study.stopping import stops
     from loopscale.study.user_code import judged
     from loopscale.train import fit
 
@@ -160,3 +161,45 @@ def _finite(values: list[float]) -> list[float | None]:
 def _number(value: float) -> float | None:
     """Round for JSON, which has no infinity: a non-finite number is null, the rest keeps six digits."""
     return float(f"{value:.6g}") if abs(value) < float("inf") else None
+
+
+RUNGS = (0.3, 0.6)  # shares of the steps at which a trial is looked at
+NEEDED = 5  # finished trials before anything is stopped
+MARGIN = 0.05  # nats
+
+
+def smoothed(curve: Sequence[Sequence[float | None]], step: int, window: int = 10) -> float | None:
+    """Return the mean training loss over the last recorded points up to `step`; None before the first."""
+    seen = [loss for at, loss in curve if at is not None and at <= step and loss is not None]
+    return fmean(seen[-window:]) if seen else None
+
+
+def thresholds(records: Sequence[dict[str, Any]], steps: int) -> list[list[float]]:
+    """Return [[step, loss], ...]: a trial whose smoothed loss is above `loss` at `step` may stop.
+
+    The threshold is the worst loss at that step of the better half of the finished trials, plus a margin: whoever ended
+    in the better half would not have been stopped. Curves are thinned, so the window of the mean is in recorded points.
+    """
+    whole = sorted((r for r in records if r["loss"] is not None), key=lambda record: record["loss"])
+    if len(whole) < NEEDED:
+        return []
+    better = whole[: max(2, (len(whole) + 1) // 2)]
+    rows = []
+    for share in RUNGS:
+        step = max(1, round(share * steps))
+        seen = [loss for loss in (smoothed(r["curve"], step, 4) for r in better) if loss is not None]
+        if seen:
+            rows.append([step, max(seen) + MARGIN])
+    return rows
+
+
+def stops(rows: Sequence[Sequence[float]]) -> Callable[[StepRecord], bool]:
+    """Give what is shown each step's record and says whether to stop there."""
+    recent: list[float] = []
+
+    def stop(record: StepRecord) -> bool:
+        recent.append(record.loss)
+        del recent[:-10]
+        return any(record.step == at and fmean(recent) > most for at, most in rows)
+
+    return stop

@@ -1,7 +1,6 @@
 """Trackers: the lines of a run's metrics.jsonl shown in TensorBoard, W&B or trackio, live or afterwards, offline."""
 
-from loopscale.trackers.follow import Tracked, check_trackers, following, track_run
+from loopscale.trackers.follow import TRACKERS, Kind, Tracked, check_trackers, following, track_run
 from loopscale.trackers.protocol import Identity, Tracker
-from loopscale.trackers.table import TRACKERS, Kind
 
 __all__ = ["TRACKERS", "Identity", "Kind", "Tracked", "Tracker", "check_trackers", "following", "track_run"]

@@ -15,8 +15,25 @@ from typing import Any, TextIO
 from loopscale.errors import UserError, first_line, nearest, require
 from loopscale.files import alone, disk_error, no_link
 from loopscale.records import read_steps
-from loopscale.trackers.protocol import Tracker, flat, identity
-from loopscale.trackers.table import TRACKERS
+from loopscale.trackers import tensorboard, trackio, wandb
+from loopscale.trackers.protocol import Identity, Tracker, flat, identity
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Needs `module` (of the extra `track`); `place` says where the points are and what shows them."""
+
+    module: str
+    open: Callable[[Identity], Tracker]
+    place: Callable[[Path], str]
+
+
+TRACKERS: dict[str, Kind] = {
+    "tensorboard": Kind("tensorboard", tensorboard.open_tracker, tensorboard.place),
+    "trackio": Kind("trackio", trackio.open_tracker, trackio.place),
+    "wandb": Kind("wandb", wandb.open_tracker, wandb.place),
+}
+
 
 Line = dict[str, Any]
 

@@ -4,7 +4,7 @@ from loopscale.train.agreement import disagreements
 from loopscale.train.config import TrainConfig
 from loopscale.train.fit import Fit, fit
 from loopscale.train.generate import generate
-from loopscale.train.load import load_config, make_config, parse_values, read_toml
+from loopscale.train.load import load_config, make_config, parse_values, read_toml, with_tuned
 from loopscale.train.loop import Outcome, resume_run, train_run
 from loopscale.train.needs import equal_steps, trial_flops
 from loopscale.train.parallel import shard_looped
@@ -13,7 +13,6 @@ from loopscale.train.profile import Profile
 from loopscale.train.provenance import provenance
 from loopscale.train.run import Run, open_run
 from loopscale.train.task import StepRecord, Task
-from loopscale.train.tuned import with_tuned
 from loopscale.train.user import UserModel, default_loss, takes, user_model
 from loopscale.train.world import World, joined
 

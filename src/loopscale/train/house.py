@@ -14,8 +14,7 @@ from loopscale.data import Dataset
 from loopscale.errors import UserError
 from loopscale.nn import LoopedTransformer, Recompute
 from loopscale.train.config import TrainConfig
-from loopscale.train.task import Task
-from loopscale.train.visits import Visits
+from loopscale.train.task import Task, Visits
 
 
 def house_task(config: TrainConfig, dataset: Dataset, rows: slice, device: torch.device) -> Task:

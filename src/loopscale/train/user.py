@@ -34,8 +34,7 @@ from loopscale.train.agreement import disagreements
 from loopscale.train.config import TrainConfig
 from loopscale.train.house import token_batches
 from loopscale.train.place import fingerprint, load_place
-from loopscale.train.task import Task, buffers_kept, length, rows_of, to_device
-from loopscale.train.visits import Visits
+from loopscale.train.task import Task, Visits, buffers_kept, length, rows_of, to_device
 
 
 @dataclass(frozen=True)

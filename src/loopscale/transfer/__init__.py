@@ -11,17 +11,13 @@ from loopscale.lazy import on_first_use
 
 if TYPE_CHECKING:
     from loopscale.records import Estimate
-    from loopscale.transfer.estimate import over_seeds, paired, student95
+    from loopscale.transfer.estimate import Optimum, best_rate, complete, fit_optimum, over_seeds, paired, student95
     from loopscale.transfer.law import stream_growth
-    from loopscale.transfer.optimum import Optimum, best_rate, complete, fit_optimum
-    from loopscale.transfer.pays import Beside, does_looping_pay
     from loopscale.transfer.plan import Arm, Cell, StudyPlan, seeds_by_cost
     from loopscale.transfer.presets import PRESETS, Preset, get_preset
-    from loopscale.transfer.result import Curves, failed, summarise
-    from loopscale.transfer.run import run_study
-    from loopscale.transfer.search import wanted
-    from loopscale.transfer.study import Study
-    from loopscale.transfer.verdict import fit_slope, judge, one_shot_regret
+    from loopscale.transfer.result import Curves, failed, run_study, summarise
+    from loopscale.transfer.study import Study, wanted
+    from loopscale.transfer.verdict import Beside, does_looping_pay, fit_slope, judge, one_shot_regret
 
 __all__ = [
     "PRESETS",
@@ -57,15 +53,11 @@ __getattr__ = on_first_use(
     __name__,
     {
         "plan": "Arm Cell StudyPlan seeds_by_cost",
-        "pays": "Beside does_looping_pay",
-        "result": "Curves failed summarise",
-        "estimate": "Estimate over_seeds paired student95",
-        "optimum": "Optimum best_rate complete fit_optimum",
+        "result": "Curves failed run_study summarise",
+        "estimate": "Estimate Optimum best_rate complete fit_optimum over_seeds paired student95",
         "presets": "PRESETS Preset get_preset",
-        "study": "Study",
-        "verdict": "fit_slope judge one_shot_regret",
-        "run": "run_study",
+        "study": "Study wanted",
+        "verdict": "Beside does_looping_pay fit_slope judge one_shot_regret",
         "law": "stream_growth",
-        "search": "wanted",
     },
 )

@@ -10,8 +10,7 @@ from pathlib import Path
 from loopscale.parameterization import get_rule
 from loopscale.records import Estimate
 from loopscale.study import UserCode, command_of
-from loopscale.transfer.estimate import student95
-from loopscale.transfer.optimum import WINDOW, Losses, Optimum, best_rate
+from loopscale.transfer.estimate import WINDOW, Losses, Optimum, best_rate, student95
 from loopscale.transfer.verdict import REGRET_TOLERANCE, SLOPE_TOLERANCE, Verdict
 
 MOST_SEEDS = 32  # more than these are not advised: longer training or a larger N decides sooner

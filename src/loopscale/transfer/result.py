@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from loopscale.parameterization import get_rule
-from loopscale.records import Estimate, Interval
-from loopscale.study import overrides
+from loopscale.records import Estimate, Interval, Result, write_record
+from loopscale.study import Executor, Observer, Page, overrides
 from loopscale.transfer.advice import Commands, missing_rates, next_step
-from loopscale.transfer.estimate import paired
-from loopscale.transfer.optimum import Losses, Optimum, best_rate, fit_optimum
-from loopscale.transfer.pays import Beside, does_looping_pay
-from loopscale.transfer.plan import Arm
+from loopscale.transfer.estimate import Losses, Optimum, best_rate, fit_optimum, paired
+from loopscale.transfer.plan import Arm, StudyPlan
 from loopscale.transfer.presets import get_preset
 from loopscale.transfer.study import Study
-from loopscale.transfer.verdict import Verdict, fit_slope, judge, one_shot_regret, sentence, unbracketed
+from loopscale.transfer.verdict import (
+    Beside,
+    Verdict,
+    does_looping_pay,
+    fit_slope,
+    judge,
+    one_shot_regret,
+    sentence,
+    unbracketed,
+)
 
 
 @dataclass(frozen=True)
@@ -248,3 +256,27 @@ def _by_strength(study: Study) -> dict[str, dict[str, dict[str, Any]]]:
         if optimum is not None:
             table.setdefault(arm.rule, {}).setdefault(str(arm.loops), {})[f"{arm.strength:g}"] = _optimum_json(optimum)
     return table
+
+
+def run_study(
+    plan: StudyPlan,
+    folder: Path,
+    *,
+    executor: Executor | None = None,
+    observer: Observer | None = None,
+    page: Callable[[Study], Page] | None = None,
+) -> dict[str, Any]:
+    """Run or continue the study in `folder` and write `result.json`; returns its content.
+
+    `page` makes the picture of the running study, such as `loopscale.report.StudyPage`.
+
+    Stop it anywhere and call it again, with more rules, loops, rates, strengths or seeds if you like: finished trials are
+    read from disk.
+
+    Raises `UserError` for a folder of another study or one that another process drives, bad data, workers that keep dying,
+    or when every trial raises.
+    """
+    with Study.run(folder, plan, executor, observer, page) as (study, provenance):
+        result = summarise(study, provenance)
+        write_record(folder / "result.json", Result.model_validate(result))
+    return result

@@ -1,6 +1,6 @@
 """Tune once on a small proxy, carry the values to the target, verify in between."""
 
-from loopscale.tune.advice import about_looping
+from loopscale.tune.advice import about_looping, nats, spoken
 from loopscale.tune.beside import SHARE
 from loopscale.tune.plan import transfer_plan
 from loopscale.tune.regret import Local, extrapolate, read_local
@@ -9,7 +9,6 @@ from loopscale.tune.search import Budget
 from loopscale.tune.settings import TUNABLE, Size, TuneSettings
 from loopscale.tune.surface import Vertex, fit_surface
 from loopscale.tune.verify import Checks, share_of, verify
-from loopscale.tune.words import nats, spoken
 
 __all__ = [
     "SHARE",

@@ -10,7 +10,7 @@ from typing import Any
 from loopscale.records import Journal, Pays, Trial
 from loopscale.study import Executor, Job, Observer, check_errors, drive
 from loopscale.train import TrainConfig, equal_steps, trial_flops
-from loopscale.transfer.pays import Beside, does_looping_pay
+from loopscale.transfer.verdict import Beside, does_looping_pay
 from loopscale.tune.plan import at_lower_end, at_target
 from loopscale.tune.settings import Size, TuneSettings
 

@@ -8,11 +8,10 @@ from statistics import fmean, stdev
 from typing import Any
 
 from loopscale.errors import UserError
-from loopscale.tune.race import beaten, leader, paired_noise
-from loopscale.tune.search import Values, candidates, losses_of, surface
+from loopscale.tune.advice import spoken
+from loopscale.tune.search import Values, beaten, candidates, leader, losses_of, paired_noise, surface
 from loopscale.tune.settings import TuneSettings, bounds, to_point, to_values
 from loopscale.tune.surface import Vertex, needed
-from loopscale.tune.words import spoken
 
 BATCH = "arXiv:2205.10287"
 HORIZON = "arXiv:2409.19913"

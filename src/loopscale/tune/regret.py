@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loopscale.tune.race import PairedNoise
+from loopscale.tune.search import PairedNoise
 
 Array = NDArray[np.float64]
 DRAWS = 2000

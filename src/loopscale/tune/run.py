@@ -40,10 +40,9 @@ from loopscale.train.load import stored_config
 from loopscale.tune.advice import after_tuning
 from loopscale.tune.beside import NAME as BESIDE
 from loopscale.tune.beside import Comparison, Records, plain, run_listed
-from loopscale.tune.explore import Search
 from loopscale.tune.mirror import Mirror
 from loopscale.tune.plan import transfer_plan
-from loopscale.tune.search import Budget
+from loopscale.tune.search import Budget, Search
 from loopscale.tune.settings import TuneSettings, start
 
 NAME = "tune.json"

@@ -2,15 +2,77 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from loopscale.tune.race import Table, beaten, leader, paired_noise
-from loopscale.tune.settings import TuneSettings, bounds, to_point, to_values
+from loopscale.errors import require
+from loopscale.study import Executor, Job, thresholds
+from loopscale.transfer.estimate import student95
+from loopscale.tune.settings import TuneSettings, bounds, start, to_point, to_values
 from loopscale.tune.surface import Vertex, fit_surface
+
+Table = dict[int, float]  # seed -> loss, inf when diverged
+
+
+@dataclass(frozen=True)
+class PairedNoise:
+    """Standard deviation in nats of the difference of two trials of one seed; `freedom` is how well it is known."""
+
+    size: float
+    freedom: int
+
+    def error(self, count: int) -> float:
+        """Return half of the 95 % interval of a mean difference over `count` seeds."""
+        return student95(self.freedom) * self.size / math.sqrt(count)
+
+
+def paired_noise(tables: Sequence[Table]) -> PairedNoise | None:
+    """Return the noise of candidates that share seeds: sqrt(2 sum r^2 / freedom).
+
+    r = loss - candidate's mean - seed's mean + mean of all, freedom = (candidates - 1)(seeds - 1): what all candidates owe
+    to a seed cancels. Candidates that diverged take no part. None when fewer than two candidates share two seeds.
+
+    >>> round(paired_noise([{0: 2.0, 1: 2.1}, {0: 2.0, 1: 2.3}]).size, 4)
+    0.1414
+    """
+    best: PairedNoise | None = None
+    whole = [table for table in tables if table and all(map(math.isfinite, table.values()))]
+    for count in sorted({len(table) for table in whole if len(table) > 1}):
+        rows = [[table[seed] for seed in sorted(table)[:count]] for table in whole if len(table) >= count]
+        freedom = (len(rows) - 1) * (count - 1)
+        if freedom > (best.freedom if best else 0):
+            best = PairedNoise(math.sqrt(2 * _residuals(rows) / freedom), freedom)
+    return best
+
+
+def _residuals(rows: list[list[float]]) -> float:
+    columns = [fmean(column) for column in zip(*rows, strict=True)]
+    whole = fmean(columns)
+    return sum((x - fmean(row) - column + whole) ** 2 for row in rows for x, column in zip(row, columns, strict=True))
+
+
+def beaten(table: Table, leader: Table, noise: PairedNoise | None) -> bool:
+    """Say whether the leader is better for certain: paired over the seeds both have, at 95 %, or this one diverged."""
+    if not all(map(math.isfinite, table.values())):
+        return True
+    shared = [seed for seed in table if math.isfinite(leader.get(seed, math.inf))]
+    if noise is None or len(shared) < 2:
+        return False
+    gap = fmean(table[seed] - leader[seed] for seed in shared)
+    return gap > max(noise.error(len(shared)), 1e-9)
+
+
+def leader(tables: Sequence[Table]) -> Table:
+    """Return the table with the smallest mean among those with the most seeds; one that diverged only if all did."""
+    whole = [table for table in tables if all(map(math.isfinite, table.values()))] or tables
+    most = max(len(table) for table in whole)
+    return min((table for table in whole if len(table) == most), key=lambda table: fmean(table.values()))
+
 
 CANDIDATES = 3
 LEAST = 3
@@ -121,3 +183,108 @@ def wanted_repeats(
             v for v, table in zip(racing, tables, strict=True) if table is first or not beaten(table, first, noise)
         ]
     return []
+
+
+AHEAD = 4  # batched executors have much room: at most a quarter of the points is asked for before any of them is known
+Record = dict[str, Any]
+
+
+def ask(settings: TuneSettings, explored: list[Record], running: list[Values]) -> Values:
+    """Ask Optuna's Gaussian-process sampler for the next point.
+
+    It follows from what is known alone, the trials that ended and the points that run, so a tuning that was stopped asks
+    for what it would have asked for. With several workers the order in which trials end decides too.
+    """
+    optuna = require("optuna", "sweep")
+    if not explored and not running:
+        return start(settings)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # Said among the trials, and nothing to act on: the search is as good, a suggestion takes a little longer.
+    logging.getLogger("optuna._gp.batched_lbfgsb").addFilter(_not_greenlet)
+    ranges = {name: optuna.distributions.FloatDistribution(*ends) for name, ends in bounds(settings).items()}
+    seed = len(explored) + len(running)
+    sampler = optuna.samplers.GPSampler(seed=seed, n_startup_trials=5, warn_independent_sampling=False)
+    study = optuna.create_study(sampler=sampler)
+
+    def add(values: Values, **more: Any) -> None:
+        point = to_point(values)  # values have four digits, so an end of the range may lie just outside
+        inside = {name: min(max(point[name], ends.low), ends.high) for name, ends in ranges.items()}
+        study.add_trial(optuna.trial.create_trial(params=inside, distributions=ranges, **more))
+
+    for record, height in zip(explored, _heights(explored), strict=True):
+        add(record["cell"]["values"], value=height)
+    for values in running:
+        add(values, state=optuna.trial.TrialState.RUNNING)
+    return to_values(dict(study.ask(ranges).params))
+
+
+def _heights(explored: list[Record]) -> list[float]:
+    """Return the losses; where there is none, a number above those before, which the model can use.
+
+    Pruned trials it would ask again.
+    """
+    heights: list[float] = []
+    worst = None
+    for record in explored:
+        loss: float | None = record["loss"]
+        if loss is not None:
+            worst = loss if worst is None else max(worst, loss)
+        heights.append(loss if loss is not None else 20.0 if worst is None else worst + 0.02)
+    return heights
+
+
+class Search:
+    """Gives out both phases' trials while the budget lasts; `records` are those of earlier calls, by key."""
+
+    def __init__(self, settings: TuneSettings, records: dict[str, Record], budget: Budget, executor: Executor) -> None:
+        self.settings, self.records, self.budget = settings, records, budget
+        self.explored = [record for record in records.values() if record["cell"].get("explored")]
+        self._slots = executor.slots
+        self._most = max(executor.slots, settings.trials // AHEAD) if executor.batch > 1 else executor.slots
+        self._running: dict[str, list[Values]] = {}  # the points asked for, by key; none for a repeat
+
+    def next_job(self) -> Job | None:
+        """Give out the next trial; None when there is none before a running one has ended."""
+        if not self.budget.allows(list(self.records.values()), len(self._running), self._slots):
+            return None
+        return self._explore() or self._repeat()
+
+    def ended(self, record: Record) -> None:
+        """Hear of a trial that ended."""
+        self.records[record["key"]] = record
+        self.explored += [record] * len(self._running.pop(record["key"]))
+
+    def _explore(self) -> Job | None:
+        wanted = self.budget.explores(list(self.records.values()), self._slots, self.settings.trials)
+        while len(self._running) < self._most:
+            asked = [values for points in self._running.values() for values in points]
+            if len(self.explored) + len(asked) >= wanted:
+                break
+            values = ask(self.settings, self.explored, asked)
+            job = self._job(values, 0, True)
+            if job[0] in self.records:
+                self.explored.append(self.records[job[0]])  # it counts as explored, and is not run again
+                continue
+            self._running.setdefault(job[0], []).append(values)
+            if len(self._running[job[0]]) == 1:  # else it was asked for twice at once
+                return job
+        return None
+
+    def _repeat(self) -> Job | None:
+        if any(self._running.values()):
+            return None  # the candidates are known only when every point is explored
+        for values, seed in wanted_repeats(self.settings, self.explored, list(self.records.values())):
+            job = self._job(values, seed, False)
+            if job[0] not in self._running:
+                self._running[job[0]] = []
+                return job
+        return None
+
+    def _job(self, values: Values, seed: int, explored: bool) -> Job:
+        config = self.settings.config(self.settings.proxy, values, seed)
+        key, cell, record = self.settings.job(config, values, explored=explored)
+        return key, cell, {**record, "stop": thresholds(self.explored, config.train.steps) if explored else []}
+
+
+def _not_greenlet(record: logging.LogRecord) -> bool:
+    return "'greenlet' package is unavailable" not in record.getMessage()

@@ -13,8 +13,7 @@ from loopscale.records import Plan, write_record
 from loopscale.study import Executor, LocalProcesses, Observer, Silent, UserCode, check_named, driven
 from loopscale.tune.advice import after_verifying
 from loopscale.tune.beside import SHARE, run_listed
-from loopscale.tune.findings import findings
-from loopscale.tune.probes import Probe, flops_of, jobs_of, probes
+from loopscale.tune.findings import Probe, findings, flops_of, jobs_of, probes
 from loopscale.tune.run import NAME, read_plan
 from loopscale.tune.settings import TuneSettings
 
