@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from loopscale.nn import LoopedTransformer
 from loopscale.optim import param_groups
 from loopscale.parameterization import Depth, Width, prescription
+from loopscale.records import Cell, Trial
 from loopscale.train import fit, make_config, with_tuned
 from loopscale.tune import Size, TuneSettings, transfer_plan
 from loopscale.tune.plan import at_target
@@ -46,11 +47,9 @@ def settings(rule="looped", optimizer="adamw", proxy=SMALL, **target):
 def plan(chosen):
     """The plan of a tuning in which `VALUES` won."""
     points = [VALUES, {**VALUES, "lr": 0.04}, {**VALUES, "strength": 2.8}]
-    records = [
-        {"key": str(n), "cell": {"values": values, "seed": 0, "explored": True}, "loss": 2.0 + n / 10}
-        for n, values in enumerate(points)
-    ]
-    return transfer_plan(chosen, records)
+    cells = [Cell(rule="looped", loops=1, lr=one["lr"], values=one, seed=0, explored=True) for one in points]
+    trials = [Trial(key=str(n), cell=cell, loss=2.0 + n / 10, diverged=False) for n, cell in enumerate(cells)]
+    return transfer_plan(chosen, trials)
 
 
 def rows_of(chosen):

@@ -83,7 +83,7 @@ def test_a_trial_that_the_tuning_stopped_early_is_trained_to_its_end(tmp_path):
     ran = Made()
     cell = one.cell.model_dump(mode="json", exclude_unset=True)
     records = run_listed(tmp_path / "other", "beside", {one.key: (cell, one.config)}, ran, Silent())
-    assert ran.ran == [one.key] and not records[one.key].get("stopped")
+    assert ran.ran == [one.key] and not records[one.key].stopped
 
 
 def test_a_target_of_one_loop_has_nothing_to_compare(tmp_path):

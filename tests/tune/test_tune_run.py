@@ -16,7 +16,7 @@ import pytest
 from loopscale import UserError
 from loopscale.cli import main
 from loopscale.cli.tune import _between, sizes
-from loopscale.records import Journal
+from loopscale.records import Cell, Journal, Trial
 from loopscale.study import InThisProcess, UserCode
 from loopscale.train import load_config, make_config, parse_values, with_tuned
 from loopscale.tune import Budget, Checks, Size, TuneSettings, read_plan, share_of, tune, verify
@@ -208,7 +208,8 @@ def test_start_up_counts_against_the_budget_and_three_trials_begin_all_the_same(
     began = time.monotonic() - 100
     late = tune(settings(), tmp_path / "late", executor=Inline(), budget=Budget(50, started=began))
     assert late["provenance"]["trials"] == 3
-    seen = [{"seconds": 2.0}] * 5
+    cell = Cell(rule="looped", loops=1, lr=0.01, seed=0)
+    seen = [Trial(cell=cell, loss=2.0, diverged=False, seconds=2.0)] * 5
     assert Budget(120, 2.0, began).allows(seen, 0, 1) and not Budget(101, 2.0, began).allows(seen, 0, 1)
     assert not Budget(120, 2.0, began, earlier=40).allows(seen, 0, 2), (
         "what an earlier call took counts, spread over cores"

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from loopscale.records import Cell, Trial
 from loopscale.study import UserCode
 from loopscale.train import parse_values
 from loopscale.tune import TuneSettings, extrapolate, fit_surface, nats, read_local, spoken
@@ -208,7 +209,8 @@ def tuning(points, losses):
     records = []
     for i, ((rate, strength), loss) in enumerate(zip(points, losses, strict=True)):
         values = {"lr": 2.0 ** (rate - 6), "strength": 2.0**strength}
-        records.append({"key": str(i), "loss": loss, "cell": {"values": values, "seed": 0, "explored": True}})
+        cell = Cell(rule="looped", loops=1, lr=values["lr"], values=values, seed=0, explored=True)
+        records.append(Trial(key=str(i), loss=loss, diverged=loss is None, cell=cell))
     return settings, records
 
 

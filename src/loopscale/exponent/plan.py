@@ -148,12 +148,16 @@ class ExponentPlan(Design):
 
     def config(self, cell: Cell) -> TrainConfig:
         """Return the full config of one trial: the outer rate stays where it is while the hidden rate moves."""
-        base = self.base
-        model = replaced(
-            base, "model", rule=cell.rule, strength=cell.strength, loops=cell.loops, base_layers=self.base_layers
+        return self.base.updated(
+            model={
+                "rule": cell.rule,
+                "strength": cell.strength,
+                "loops": cell.loops,
+                "base_layers": self.base_layers,
+            },
+            optim={"lr": cell.lr, "outer_lr": cell.outer_rate / cell.lr},
+            train={"seed": cell.seed, "steps": round(cell.longer * self.base.train.steps)},
         )
-        optim = replaced(model, "optim", lr=cell.lr, outer_lr=cell.outer_rate / cell.lr)
-        return replaced(optim, "train", seed=cell.seed, steps=round(cell.longer * base.train.steps))
 
     def job_config(self, cell: Cell) -> dict[str, Any]:
         """Return the trial as plain JSON: the config, and the user's model when there is one."""
@@ -180,13 +184,6 @@ class ExponentPlan(Design):
         lr = self.base.optim.lr
         near, far = (self.config(Cell(loops, 1.0, lr, lr, 0)) for loops in (min(self.loops), max(self.loops)))
         return near, far
-
-
-def replaced(config: TrainConfig, section: str, **values: Any) -> TrainConfig:
-    """Return a copy of the config with values of a section changed, checked."""
-    return TrainConfig.model_validate(
-        {**config.model_dump(mode="json"), section: {**getattr(config, section).model_dump(mode="json"), **values}}
-    )
 
 
 def powers(way: str) -> tuple[float, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Callable
 from functools import cached_property
@@ -32,13 +31,13 @@ class ExponentStudy(StudyFolder):
 
     def __init__(self, folder: Path, plan: ExponentPlan) -> None:
         super().__init__(folder, plan)
-        self._losses = {_cell(trial): _loss(trial) for trial in self.trials.values()}
+        self._losses = {_cell(trial): trial.height for trial in self.trials.values()}
         self._asked: deque[Cell] | None = None
         self._memo: dict[tuple[str, int], Any] = {}  # what follows from the losses at one N (0: at all)
 
     def _note(self, trial: Trial) -> None:
         cell = _cell(trial)
-        self._losses[cell] = _loss(trial)
+        self._losses[cell] = trial.height
         self._asked = None
         if cell.seed not in self.plan.fresh_seeds:  # those change nothing of what is asked
             self._memo = {at: value for at, value in self._memo.items() if at[1] not in (0, cell.loops)}
@@ -242,7 +241,3 @@ def _cell(trial: Trial) -> Cell:
     at = trial.cell
     values = at.values
     return Cell(at.loops, values["strength"], values["lr"], values["outer_rate"], at.seed, values["longer"], at.rule)
-
-
-def _loss(trial: Trial) -> float:
-    return math.inf if trial.diverged or trial.loss is None else trial.loss

@@ -110,6 +110,11 @@ class Trial(Record):
     curve: tuple[tuple[int, FiniteFloat | None], ...] = ()
     stream_rms: dict[str, tuple[float | None, ...] | None] = Field(default_factory=dict)
 
+    @property
+    def height(self) -> float:
+        """The loss; infinite where there is none."""
+        return math.inf if self.diverged or self.loss is None else self.loss
+
 
 class Optimum(Record):
     """The fitted optimum at one number of loops: the learning rate, its interval, and the loss there (nats)."""

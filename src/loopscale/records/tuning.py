@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from pydantic import Field, FiniteFloat, PositiveInt
@@ -12,16 +13,44 @@ from loopscale.records.study import Pays
 FIX = "run `loopscale tune` again on this folder, its trials are kept"
 
 
+@dataclass(frozen=True)
+class Size:
+    """Loops N, layers L, width d, and how long and on how much: what differs between proxy and target.
+
+    >>> str(Size(32, 8, 1024, 1000, 64))
+    'N = 32, L = 8, d = 1024, 1000 steps of 64 sequences'
+    """
+
+    loops: int
+    layers: int
+    width: int
+    steps: int
+    batch: int
+
+    def __str__(self) -> str:
+        return f"N = {self.loops}, L = {self.layers}, d = {self.width}, {self.steps} steps of {self.batch} sequences"
+
+    @classmethod
+    def of(cls, config: Any) -> Size:
+        """Return the size that a `TrainConfig` states."""
+        model = config.model
+        return cls(model.loops, model.layers, model.width, config.train.steps, config.data.batch_size)
+
+    def replace(self, **axes: int) -> Size:
+        """Return the same with some axes changed."""
+        return replace(self, **axes)
+
+
 class TuneRecord(Record):
-    """tune.json: what the tuning asks; `proxy` and `target` are sizes."""
+    """tune.json: what the tuning asks."""
 
     SCHEMA: ClassVar[int] = 3
     OLDER: ClassVar[tuple[int | None, ...]] = (1, 2)
     FIX: ClassVar[str] = "restore it, or give the tuning a new folder with --out"
 
     base: dict[str, Any]
-    proxy: dict[str, int]
-    target: dict[str, int]
+    proxy: Size
+    target: Size
     tuned: tuple[str, ...]
     trials: PositiveInt
     seeds: PositiveInt

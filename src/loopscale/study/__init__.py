@@ -19,7 +19,7 @@ from loopscale.study.folder import (
 )
 from loopscale.study.local import LocalProcesses
 from loopscale.study.ray_tasks import RayTasks
-from loopscale.study.run import Page, StudyFolder
+from loopscale.study.run import Page, StudyFolder, holding, run_trials
 from loopscale.study.slurm import SlurmArrays
 from loopscale.study.trial import MOST_SEEDS, job_of, run_trial, thresholds, trial_key, trial_seconds
 from loopscale.study.user_code import UserCode, objective_values
@@ -47,11 +47,13 @@ __all__ = [
     "content_hash",
     "drive",
     "driven",
+    "holding",
     "job_of",
     "objective_values",
     "overrides",
     "refuse",
     "run_trial",
+    "run_trials",
     "thresholds",
     "train_command",
     "trial_key",

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 from loopscale.errors import UserError
 from loopscale.files import alone, new_folder
-from loopscale.records import flat
+from loopscale.records import Trial, flat
 from loopscale.study.local import refuse_import
 from loopscale.study.user_code import UserCode
 from loopscale.train import TrainConfig
@@ -96,10 +96,11 @@ def refuse(folder: Path, noun: str, changed: list[str]) -> None:
         raise UserError(f"{folder} holds another {noun} ({', '.join(changed[:3])}{more}): give this one its own --out")
 
 
-def check_errors(errors: Sequence[str], trials: int, least: int = ENOUGH) -> None:
+def check_errors(trials: Collection[Trial], least: int = ENOUGH) -> None:
     """Raise `UserError` when every trial raised, and there are at least so many: then there is nothing to judge."""
-    if trials >= least and len(errors) == trials:
-        raise UserError(f"all {trials} trials raised, the first {errors[0]}: mend it, and name a new --out")
+    if len(trials) >= least and all(trial.error is not None for trial in trials):
+        first = next(iter(trials)).error
+        raise UserError(f"all {len(trials)} trials raised, the first {first}: mend it, and name a new --out")
 
 
 MADE = "the study in {} was made"

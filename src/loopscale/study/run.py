@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
@@ -26,10 +26,47 @@ class Page(Protocol):
         """Look at the study again; called before the first trial and after each."""
 
 
+def run_trials(
+    trials: Mapping[str, Trial],
+    executor: Executor,
+    next_job: Callable[[], Job | None],
+    record: Callable[[Trial], tuple[int, int | None]],
+    observer: Observer,
+) -> None:
+    """Run jobs until `next_job` has none.
+
+    `record` keeps a trial that has ended, on disk first and then in `trials`; it gives how many have ended and how many are
+    known to be left, for the observer.
+
+    Raises `UserError` as `drive` does, and when every trial raises.
+    """
+
+    def keep(found: dict[str, Any]) -> None:
+        finished, left = record(Trial.model_validate(found))
+        check_errors(trials.values())
+        observer.ended(found, finished, left)
+
+    drive(executor, next_job, keep)
+
+
+@contextmanager
+def holding(folder: Path, plan: Design, noun: str) -> Iterator[None]:
+    """Hold a folder for the trials of a plan, and write the plan: more of the same kind of trials may be asked.
+
+    Raises `UserError` when a value changed that gives equal cells a different meaning, and as `driven` does.
+    """
+    with driven(folder, plan.FILE, noun):
+        path, record = folder / plan.FILE, plan.to_record()
+        old = read_record(path, plan.RECORD) if path.exists() else None
+        if old is not None and old != record:
+            refuse(folder, noun, changes(plan.from_record(old).meaning(), plan.meaning()))
+        if old != record:
+            write_record(path, record)
+        yield
+
+
 class StudyFolder(ABC):
     """A design and its trials: `open` the folder to run it, `load` it to look at it, `run` it to its end.
-
-    `errors`: what trials raised in which the user's code failed; they count as diverged.
 
     Raises `UserError` when the folder holds another study, something else, or a damaged record.
     """
@@ -39,7 +76,6 @@ class StudyFolder(ABC):
 
     def __init__(self, folder: Path, plan: Any) -> None:
         self.folder, self.plan, self.journal = folder, plan, Journal(folder)
-        self.errors = [trial.error for trial in self.trials.values() if trial.error is not None]
         self._given, self._running = set[Any](), 0
 
     @property
@@ -50,17 +86,8 @@ class StudyFolder(ABC):
     @classmethod
     @contextmanager
     def open(cls, folder: Path, plan: Any) -> Iterator[Self]:
-        """Create the folder or continue it, as its only driver: more of the same kind of trials may be asked.
-
-        Raises `UserError` when a value changed that gives equal cells a different meaning, and as `driven` does.
-        """
-        with driven(folder, cls.DESIGN.FILE, cls.NOUN):
-            path, record = folder / cls.DESIGN.FILE, plan.to_record()
-            old = read_record(path, cls.DESIGN.RECORD) if path.exists() else None
-            if old is not None and old != record:
-                refuse(folder, cls.NOUN, changes(cls.DESIGN.from_record(old).meaning(), plan.meaning()))
-            if old != record:
-                write_record(path, record)
+        """Create the folder or continue it, as its only driver; raises `UserError` as `holding` does."""
+        with holding(folder, plan, cls.NOUN):
             yield cls(folder, plan)
 
     @classmethod
@@ -97,20 +124,18 @@ class StudyFolder(ABC):
         update = page(self).update if page else lambda: None
         update()
 
-        def keep(record: dict[str, Any]) -> None:
-            self.record(Trial.model_validate(record))
-            check_errors(self.errors, len(self.trials))
-            observer.ended(record, len(self.trials), self.left())
+        def record(trial: Trial) -> tuple[int, int]:
+            self.record(trial)
             update()
+            return len(self.trials), self.left()
 
-        drive(executor, self.next_job, keep)
-        check_errors(self.errors, len(self.trials), least=1)
+        run_trials(self.trials, executor, self.next_job, record, observer)
+        check_errors(self.trials.values(), least=1)
 
     def record(self, trial: Trial) -> None:
         """Keep a finished trial, on disk first; once."""
         self.journal.append(trial)
         self._running -= 1
-        self.errors += [] if trial.error is None else [trial.error]
         self._note(trial)
 
     def provenance(self, data: dict[str, Any], started: float) -> dict[str, Any]:
@@ -118,6 +143,7 @@ class StudyFolder(ABC):
         from loopscale.train import provenance
 
         values = self.plan.base.model_dump(mode="json")
+        errors = [trial.error for trial in self.trials.values() if trial.error is not None]
         try:
             before = float(json.loads((self.folder / "result.json").read_text())["provenance"]["seconds"])
         except (OSError, ValueError, KeyError, TypeError):
@@ -128,7 +154,7 @@ class StudyFolder(ABC):
             **{section: values[section] for section in ("model", "optim", "train")},
             "seconds": round(time.monotonic() - started + before, 1),
             "trials": len(self.trials),
-            **({"errors": self.errors} if self.errors else {}),
+            **({"errors": errors} if errors else {}),
             "trial_seconds": round(sum(trial.seconds for trial in self.trials.values()), 1),
         }
 

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from multiprocessing.connection import wait
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -174,20 +174,20 @@ def smoothed(curve: Sequence[Sequence[float | None]], step: int, window: int = 1
     return fmean(seen[-window:]) if seen else None
 
 
-def thresholds(records: Sequence[dict[str, Any]], steps: int) -> list[list[float]]:
+def thresholds(trials: Iterable[Trial], steps: int) -> list[list[float]]:
     """Return [[step, loss], ...]: a trial whose smoothed loss is above `loss` at `step` may stop.
 
     The threshold is the worst loss at that step of the better half of the finished trials, plus a margin: whoever ended
     in the better half would not have been stopped. Curves are thinned, so the window of the mean is in recorded points.
     """
-    whole = sorted((r for r in records if r["loss"] is not None), key=lambda record: record["loss"])
+    whole = sorted((trial for trial in trials if trial.loss is not None), key=lambda trial: trial.height)
     if len(whole) < NEEDED:
         return []
     better = whole[: max(2, (len(whole) + 1) // 2)]
     rows = []
     for share in RUNGS:
         step = max(1, round(share * steps))
-        seen = [loss for loss in (smoothed(r["curve"], step, 4) for r in better) if loss is not None]
+        seen = [loss for loss in (smoothed(trial.curve, step, 4) for trial in better) if loss is not None]
         if seen:
             rows.append([step, max(seen) + MARGIN])
     return rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tomli_w
@@ -211,7 +212,14 @@ class TrainConfig(Section):
         """Give the same training of the model that `factory` ("file.py:make_model") builds; None: of the house model."""
         return self.replaced("model", factory=factory)
 
+    def updated(self, **sections: Mapping[str, Any]) -> TrainConfig:
+        """Give a copy with values of some sections changed, checked; raises `ValidationError`."""
+        values = self.model_dump(mode="json")
+        for name, changed in sections.items():
+            values[name].update(changed)
+        return TrainConfig.model_validate(values)
+
     def replaced(self, section: str, **values: Any) -> TrainConfig:
-        """Give a copy with some values of a section replaced."""
+        """Give a copy with some values of a section replaced, unchecked."""
         changed = getattr(self, section).model_copy(update=values)
         return self.model_copy(update={section: changed})

@@ -155,17 +155,21 @@ class StudyPlan(Design):
 
         `base_layers` defaults to the model's layers: L is fixed in a study.
         """
-        base = self.base.model_dump(mode="json")
-        model = base["model"]
-        model.update(rule=cell.arm.rule, strength=cell.arm.strength, loops=cell.arm.loops)
-        model["base_layers"] = model.get("base_layers") or model["layers"]
+        size, optim = self.base.model, self.base.optim
         if cell.arm.swept == "outer_lr":
-            base["optim"].update(lr=self.center_lr, outer_lr=cell.lr / self.center_lr)
+            rates = {"lr": self.center_lr, "outer_lr": cell.lr / self.center_lr}
         else:
-            base["optim"]["lr"] = cell.lr
-            base["optim"]["outer_lr"] *= 1.0 if outer is None else outer / cell.lr
-        base["train"].update(seed=cell.seed, steps=cell.arm.steps or base["train"]["steps"])
-        return TrainConfig.model_validate(base)
+            rates = {"lr": cell.lr, "outer_lr": optim.outer_lr * (1.0 if outer is None else outer / cell.lr)}
+        return self.base.updated(
+            model={
+                "rule": cell.arm.rule,
+                "strength": cell.arm.strength,
+                "loops": cell.arm.loops,
+                "base_layers": size.base_layers or size.layers,
+            },
+            optim=rates,
+            train={"seed": cell.seed, "steps": cell.arm.steps or self.base.train.steps},
+        )
 
     def key(self, cell: Cell) -> str:
         """Return the content hash of the trial's config: equal configs are one trial, whatever study asks for them."""

@@ -170,8 +170,7 @@ class Study(StudyFolder):
             self._ended.setdefault(arm, set()).add((cell.lr, cell.seed))
             self._given.discard(Cell(arm, cell.lr, cell.seed))
         else:
-            loss = math.inf if trial.diverged or trial.loss is None else trial.loss
-            self._losses.setdefault(arm, {})[cell.lr, cell.seed] = loss
+            self._losses.setdefault(arm, {})[cell.lr, cell.seed] = trial.height
         if arm == self.plan.pilot and (outer := self.outer_rate()) is not None:
             # The pilot's trial at the rate that it found is one of the study's own.
             known = self._losses.setdefault(self.plan.same_network(replace(arm, swept="lr")), {})
@@ -246,8 +245,7 @@ class Study(StudyFolder):
             return []
         if arm not in self._rows:
             found = [trial for trial in self.trials.values() if trial.cell.seed == 0 and self._arm(trial) == arm]
-            records = [{"loss": trial.loss, "curve": trial.curve} for trial in found]
-            self._rows[arm] = thresholds(records, plan.base.train.steps)
+            self._rows[arm] = thresholds(found, plan.base.train.steps)
         return self._rows[arm]
 
     @staticmethod

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from loopscale.records import Journal, Pays, Trial
-from loopscale.study import Executor, Job, Observer, check_errors, drive
+from loopscale.study import Executor, Observer, run_trials
 from loopscale.train import TrainConfig, equal_steps, trial_flops
 from loopscale.transfer.verdict import Beside, does_looping_pay
 from loopscale.tune.plan import at_lower_end, at_target
@@ -17,7 +18,6 @@ from loopscale.tune.settings import Size, TuneSettings
 NAME = "beside"  # of the journal; what it holds counts for `verify` too
 SHARE = 0.1  # of the FLOPs of a direct sweep: what tuning, this and verifying may take together
 FEWEST = 2  # seeds: one shows no noise, so it decides nothing
-Records = dict[str, dict[str, Any]]
 Jobs = dict[str, tuple[Any, Any]]
 
 
@@ -64,10 +64,10 @@ class Comparison:
         fit = min(self.settings.seeds, math.floor(left / self.price(1)))
         return fit if fit >= FEWEST else 0
 
-    def told(self, records: Records, seeds: int) -> Pays:
+    def told(self, trials: Mapping[str, Trial], seeds: int) -> Pays:
         """Compare their losses; every trial has ended."""
-        target, short = ([_loss(records[key]) for key in self.jobs(size, seeds)] for size in (self.target, self.short))
-        long = [] if self.long is None else [_loss(records[key]) for key in self.jobs(self.long, seeds)]
+        target, short = ([trials[key].height for key in self.jobs(size, seeds)] for size in (self.target, self.short))
+        long = [] if self.long is None else [trials[key].height for key in self.jobs(self.long, seeds)]
         size = self.settings.proxy
         beside = Beside(
             self.target.loops,
@@ -83,39 +83,18 @@ class Comparison:
         return does_looping_pay(beside)
 
 
-def _loss(record: dict[str, Any]) -> float:
-    return math.inf if record["loss"] is None else record["loss"]
-
-
-def plain(*journals: Journal) -> Records:
-    """Return the finished trials of journals as plain values, by key."""
-    return {
-        key: trial.model_dump(mode="json", exclude_unset=True)
-        for journal in journals
-        for key, trial in journal.trials.items()
-    }
-
-
-def run_listed(folder: Path, name: str, wanted: Jobs, executor: Executor, observer: Observer) -> Records:
-    """Run what is missing into the journal `name`; return the records of all trials here, stopped ones left out."""
+def run_listed(folder: Path, name: str, wanted: Jobs, executor: Executor, observer: Observer) -> dict[str, Trial]:
+    """Run what is missing into the journal `name`; return all trials here by key, stopped ones left out."""
     journal = Journal(folder, name)
     others = [Journal(folder, other) for other in ("trials", NAME, "verify") if other != name]
-    records = {key: record for key, record in plain(*others, journal).items() if not record.get("stopped")}
-    missing = [key for key in wanted if key not in records]
-    jobs, errors, finished = iter(missing), list[str](), len(wanted) - len(missing)
+    trials = {key: t for one in (*others, journal) for key, t in one.trials.items() if not t.stopped}
+    jobs = iter([(key, *job) for key, job in wanted.items() if key not in trials])
 
-    def next_job() -> Job | None:
-        key = next(jobs, None)
-        return None if key is None else (key, *wanted[key])
+    def record(trial: Trial) -> tuple[int, int]:
+        journal.append(trial)
+        trials[trial.key] = trial
+        finished = len(wanted.keys() & trials.keys())
+        return finished, len(wanted) - finished
 
-    def keep(record: dict[str, Any]) -> None:
-        nonlocal finished
-        journal.append(Trial.model_validate(record))
-        records[record["key"]] = record
-        finished += 1
-        errors.extend([record["error"]] if "error" in record else [])
-        check_errors(errors, finished)
-        observer.ended(record, finished, len(wanted) - finished)
-
-    drive(executor, next_job, keep)
-    return records
+    run_trials(journal.trials, executor, lambda: next(jobs, None), record, observer)
+    return trials

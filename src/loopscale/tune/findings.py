@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
 from loopscale.errors import UserError
+from loopscale.records import Trial
 from loopscale.train import trial_flops
 from loopscale.transfer.verdict import Beside, does_looping_pay
 from loopscale.tune.advice import in_seed_noise, nats
@@ -92,7 +93,7 @@ def flops_of(settings: TuneSettings, probe: Probe, center: Values, vocab_size: i
 
 
 Rows = list[list[float]]  # per seed: losses below, at and above the plan; inf where training diverged
-Records = dict[str, dict[str, Any]]
+Trials = Mapping[str, Trial]
 
 
 def findings(
@@ -100,13 +101,13 @@ def findings(
     taken: list[Probe],
     left: list[tuple[Probe, float]],
     seeds: int,
-    records: Records,
+    trials: Trials,
     share: float,
 ) -> dict[str, Any]:
     """Read the report off the trials of the probes that were taken; those `left` did not fit the budget."""
     settings = TuneSettings.from_json(plan["settings"])
     center, seed_noise = dict(plan["proxy"]["values"]), plan["proxy"]["seed_noise"]
-    tables = {probe: _table(settings, probe, center, seeds, records) for probe in taken}
+    tables = {probe: _table(settings, probe, center, seeds, trials) for probe in taken}
     noise, source = known_noise(plan, list(tables.values()))
     reads = {probe: read_local(rows, noise, seed) for seed, (probe, rows) in enumerate(tables.items())}
     local = [
@@ -157,11 +158,10 @@ def _pays(settings: TuneSettings, tables: dict[Probe, Rows], values: dict[str, f
     return {"pays": does_looping_pay(beside).model_dump(mode="json", exclude_unset=True)}
 
 
-def _table(settings: TuneSettings, probe: Probe, center: dict[str, float], seeds: int, records: Records) -> Rows:
+def _table(settings: TuneSettings, probe: Probe, center: dict[str, float], seeds: int, trials: Trials) -> Rows:
     rows: Rows = [[] for _ in range(seeds)]
     for key, (cell, _) in jobs_of(settings, probe, center, seeds).items():
-        loss = records[key]["loss"]
-        rows[cell["seed"]].append(math.inf if loss is None else loss)
+        rows[cell["seed"]].append(trials[key].height)
     return rows
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from loopscale.errors import UserError, require
+from loopscale.records import Trial
 from loopscale.tune.settings import TuneSettings, bounds, to_point
 
 
@@ -34,23 +33,23 @@ class Mirror:
         except Exception as cause:  # of SQLAlchemy, of its driver or of Optuna: many kinds, one fix
             raise self._away("cannot reach", cause) from None
 
-    def add(self, record: dict[str, Any]) -> None:
+    def add(self, trial: Trial) -> None:
         """Show a finished trial, once."""
-        if record["key"] in self._held:
+        if trial.key in self._held:
             return
-        self._held.add(record["key"])
+        self._held.add(trial.key)
         states = self._optuna.trial.TrialState
-        state = states.PRUNED if record.get("stopped") else states.FAIL if record["loss"] is None else states.COMPLETE
-        point = to_point(record["cell"]["values"])
-        trial = self._optuna.trial.create_trial(
+        state = states.PRUNED if trial.stopped else states.FAIL if trial.loss is None else states.COMPLETE
+        point = to_point(trial.cell.values)
+        shown = self._optuna.trial.create_trial(
             state=state,
-            value=record["loss"],
+            value=trial.loss,
             params={name: min(max(point[name], ends.low), ends.high) for name, ends in self._ranges.items()},
             distributions=self._ranges,
-            user_attrs={"key": record["key"], "seed": record["cell"]["seed"], "explored": record["cell"]["explored"]},
+            user_attrs={"key": trial.key, "seed": trial.cell.seed, "explored": trial.cell.explored},
         )
         try:
-            self._study.add_trial(trial)
+            self._study.add_trial(shown)
         except Exception as cause:
             raise self._away("lost", cause) from None
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from statistics import fmean, stdev
 from typing import Any
 
 from loopscale.errors import UserError
+from loopscale.records import Trial
 from loopscale.tune.advice import spoken
 from loopscale.tune.search import Values, beaten, candidates, leader, losses_of, paired_noise, surface
 from loopscale.tune.settings import TuneSettings, bounds, to_point, to_values
@@ -19,20 +21,20 @@ DECAY = "arXiv:2405.13698"
 EDGE = 0.1  # of the range: an optimum nearer than this to its end is a bound
 
 
-def decide(settings: TuneSettings, records: list[dict[str, Any]]) -> dict[str, Any]:
+def decide(settings: TuneSettings, trials: Sequence[Trial]) -> dict[str, Any]:
     """Return the values tuned on the proxy, their intervals and the seed noise.
 
     Raises `UserError` when no trial finished.
     """
-    explored = [record for record in records if record["cell"]["explored"]]
+    explored = [trial for trial in trials if trial.cell.explored]
     racing = candidates(settings, explored)
     if not racing:
-        errors = [record["error"] for record in records if "error" in record]
+        errors = [trial.error for trial in trials if trial.error is not None]
         why = (
             f"the first raised {errors[0]}: mend it, and name a new --out" if errors else "all diverged: lower optim.lr"
         )
-        raise UserError(f"none of the {len(records)} trials finished, {why}")
-    known = losses_of(records)
+        raise UserError(f"none of the {len(trials)} trials finished, {why}")
+    known = losses_of(trials)
     named = [tuple(sorted(values.items())) for values in racing]
     tables = [known.get(name, {}) for name in named]
     best = leader([table for table in tables if table])
@@ -69,7 +71,7 @@ def _decided(seeds: int, raced: int, rivals: list[Values]) -> str:
     return f"{seeds} seeds, paired, tell it from the other {raced - 1} candidates (95 %)" if raced > 1 else "no rival"
 
 
-def _intervals(settings: TuneSettings, explored: list[dict[str, Any]], best: Values) -> dict[str, Any]:
+def _intervals(settings: TuneSettings, explored: Sequence[Trial], best: Values) -> dict[str, Any]:
     vertex, edges = surface(settings, explored), []
     ranges, point = bounds(settings), to_point(best)
     for name, (start, end) in ranges.items():
@@ -78,7 +80,7 @@ def _intervals(settings: TuneSettings, explored: list[dict[str, Any]], best: Val
             edges.append(name)
     nothing = {"intervals": dict.fromkeys(ranges), "open": {}, "edges": edges, "surface": None}
     if vertex is None:
-        finite = sum(record["loss"] is not None for record in explored)
+        finite = sum(trial.loss is not None for trial in explored)
         why = f"{finite} of {len(explored)} explored points finished, a surface needs {needed(len(ranges))}"
         return {**nothing, "interval_note": f"no intervals: {why}"}
     low = to_values(dict(zip(ranges, vertex.low, strict=True)))
@@ -151,9 +153,9 @@ def _moved(name: str, factor: float, axis: str, why: str, source: str) -> dict[s
     return {"name": name, "factor": factor, "axis": axis, "why": why, "source": source}
 
 
-def transfer_plan(settings: TuneSettings, records: list[dict[str, Any]]) -> dict[str, Any]:
+def transfer_plan(settings: TuneSettings, trials: Sequence[Trial]) -> dict[str, Any]:
     """Return the whole plan, as `plan.json` keeps it."""
-    decision = decide(settings, records)
+    decision = decide(settings, trials)
     values, moved = at_target(settings, decision["values"])
     config = settings.config(settings.target, values)
     return {

@@ -11,6 +11,7 @@ TUNING/
 from __future__ import annotations
 
 import time
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -25,12 +26,9 @@ from loopscale.study import (
     Observer,
     Silent,
     UserCode,
-    changes,
-    check_errors,
     check_named,
-    drive,
-    driven,
-    refuse,
+    holding,
+    run_trials,
     train_command,
     trial_seconds,
 )
@@ -39,7 +37,7 @@ from loopscale.train import TrainConfig, provenance, trial_flops
 from loopscale.train.load import stored_config
 from loopscale.tune.advice import after_tuning
 from loopscale.tune.beside import NAME as BESIDE
-from loopscale.tune.beside import Comparison, Records, plain, run_listed
+from loopscale.tune.beside import Comparison, run_listed
 from loopscale.tune.mirror import Mirror
 from loopscale.tune.plan import transfer_plan
 from loopscale.tune.search import Budget, Search
@@ -71,34 +69,31 @@ def tune(
     budget = budget if budget.started is not None else replace(budget, started=time.monotonic())
     runner, observer = executor or LocalProcesses(), observer or Silent()
     require("optuna", "sweep")
-    with driven(folder, NAME, "tuning"):
-        check_folder(folder, settings)
-        description = settings.check(runner)
-        vocab_size = description.get("vocab_size", 256)
-        observer.checked(description)
-        journal = Journal(folder)
-        records = plain(journal)
-        earlier = sum(record["seconds"] for record in records.values())
-        one = first_estimate(settings, records, budget.seconds, runner.slots)
-        mirror = None if storage is None else Mirror(storage, settings)
-        write_record(folder / NAME, settings.to_record())
-        search = Search(settings, records, replace(budget, trial_seconds=one, earlier=earlier), runner)
+    description = settings.check(runner)
+    observer.checked(description)
+    journal = Journal(folder)
+    earlier = sum(trial.seconds for trial in journal.trials.values())
+    one = first_estimate(settings, journal.trials.values(), budget.seconds, runner.slots)
+    mirror = None if storage is None else Mirror(storage, settings)
+    with holding(folder, settings, "tuning"):
+        journal.read()
+        trials = journal.trials
+        search = Search(settings, trials, replace(budget, trial_seconds=one, earlier=earlier), runner)
 
-        def keep(record: dict[str, Any]) -> None:
-            journal.append(Trial.model_validate(record))  # the file comes first: nothing is lost with the storage
-            search.ended(record)
-            check_errors([each["error"] for each in records.values() if "error" in each], len(records))
+        def record(trial: Trial) -> tuple[int, None]:
+            journal.append(trial)  # the file comes first: nothing is lost with the storage
+            search.ended(trial)
             if mirror is not None:
-                mirror.add(record)
-            observer.ended(record, len(records), None)
+                mirror.add(trial)
+            return len(trials), None
 
-        drive(runner, search.next_job, keep)
-        if mirror is not None:
-            for record in records.values():
-                mirror.add(record)
-        plan = transfer_plan(settings, list(records.values()))
-        plan["cost"] = costs(settings, list(records.values()), vocab_size)
-        plan["provenance"] = {**provenance(), "data": description, "trials": len(records), **_errors(records)}
+        run_trials(trials, runner, search.next_job, record, observer)
+        for trial in trials.values() if mirror is not None else ():
+            mirror.add(trial)
+        plan = transfer_plan(settings, list(trials.values()))
+        plan["cost"] = costs(settings, list(trials.values()), description.get("vocab_size", 256))
+        errors = [trial.error for trial in trials.values() if trial.error is not None]
+        plan["provenance"] = {**provenance(), "data": description, "trials": len(trials), "errors": errors}
         plan["next"] = after_tuning(folder, settings, plan)
         _compare_with_one_loop(settings, plan, folder, runner, observer, budget)
         _keep_verification(folder, plan)
@@ -121,32 +116,33 @@ def _compare_with_one_loop(
         return
     compared = Comparison(settings, plan)
     plan["cost"]["pays_share"] = compared.price(settings.seeds)
-    known = {key: one for key, one in plain(Journal(folder), Journal(folder, BESIDE)).items() if not one.get("stopped")}
-    ran = next((n for n in range(settings.seeds, 0, -1) if compared.wanted(n).keys() <= known.keys()), 0)
+    journals = Journal(folder), Journal(folder, BESIDE)
+    known = {key for journal in journals for key, trial in journal.trials.items() if not trial.stopped}
+    ran = next((n for n in range(settings.seeds, 0, -1) if compared.wanted(n).keys() <= known), 0)
     seeds = budget.pays
     if seeds is None:
         seeds = max(ran, compared.affordable() if budget.seconds is None else 0)
     if seeds:
-        records = run_listed(folder, BESIDE, compared.wanted(seeds), runner, observer)
-        plan["pays"] = compared.told(records, seeds).model_dump(mode="json", exclude_unset=True)
+        trials = run_listed(folder, BESIDE, compared.wanted(seeds), runner, observer)
+        plan["pays"] = compared.told(trials, seeds).model_dump(mode="json", exclude_unset=True)
 
 
-def first_estimate(settings: TuneSettings, records: Records, budget_seconds: float | None, slots: int) -> float:
+def first_estimate(settings: TuneSettings, trials: Collection[Trial], seconds: float | None, slots: int) -> float:
     """Estimate the seconds of one trial: of those that ran, else measured; 0 without a budget, which then costs nothing.
 
     Raises `UserError` when the budget holds not even one trial.
     """
-    if budget_seconds is None:
+    if seconds is None:
         return 0.0
-    if records:
-        return float(fmean(record["seconds"] for record in records.values()))
+    if trials:
+        return fmean(trial.seconds for trial in trials)
     one = trial_seconds(settings.config(settings.proxy, start(settings)), settings.user_code)
-    check_budget(budget_seconds, one, slots)
+    if seconds < one:
+        raise UserError(
+            f"a budget of {seconds:g} s is too small: one trial takes about {one:.1f} s here, and a useful tuning "
+            f"{20 * one / slots:.0f} s: raise --budget, or make the proxy smaller"
+        )
     return one
-
-
-def _errors(records: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
-    return {"errors": [record["error"] for record in records.values() if "error" in record]}
 
 
 def _heading(settings: TuneSettings, folder: Path, plan: dict[str, Any]) -> str:
@@ -188,41 +184,23 @@ def kept_settings(folder: Path, named: UserCode | None) -> TuneSettings:
     return settings
 
 
-def check_budget(seconds: float | None, one: float, slots: int) -> None:
-    """Raise `UserError` when the budget holds not even one trial."""
-    if seconds is not None and seconds < one:
-        raise UserError(
-            f"a budget of {seconds:g} s is too small: one trial takes about {one:.1f} s here, and a useful tuning "
-            f"{20 * one / slots:.0f} s: raise --budget, or make the proxy smaller"
-        )
-
-
-def check_folder(folder: Path, settings: TuneSettings) -> None:
-    """Raise `UserError` when the folder's trials are those of another tuning: more trials, seeds and targets are none."""
-    if (folder / NAME).exists():
-        old = TuneSettings.from_record(read_record(folder / NAME, TuneRecord))
-        refuse(folder, "tuning", changes(old.meaning(), settings.meaning()))
-
-
-def costs(settings: TuneSettings, records: list[dict[str, Any]], vocab_size: int) -> dict[str, Any]:
+def costs(settings: TuneSettings, trials: Sequence[Trial], vocab_size: int) -> dict[str, Any]:
     """Count the FLOPs spent, and those of a sweep of as many trials at the target."""
-    seconds = sum(record["seconds"] for record in records)
-    users = settings.user_code is not None
-    spent = sum(_flops_of(record, vocab_size, users) for record in records)
+    seconds, users = sum(trial.seconds for trial in trials), settings.user_code is not None
+    spent = sum(_flops_of(trial, vocab_size, users) for trial in trials)
     target = trial_flops(settings.config(settings.target, start(settings)), vocab_size, users)
     return {
         "vocab_size": vocab_size,
         "tune_flops": spent,
         "target_trial_flops": target,
-        "direct_flops": target * len(records),
-        "share_of_direct": spent / (target * len(records)),
-        "trial_seconds": round(seconds / len(records), 3),
+        "direct_flops": target * len(trials),
+        "share_of_direct": spent / (target * len(trials)),
+        "trial_seconds": round(seconds / len(trials), 3),
         "seconds": round(seconds, 3),
         "counted": "N L d^2, for ratios only" if users else "matrix products, forward and backward",
     }
 
 
-def _flops_of(record: dict[str, Any], vocab_size: int, users: bool) -> float:
-    config = stored_config(sections(record["config"])[1], f"trial {record['key']} in trials.jsonl", Trial.FIX)
-    steps = record["steps"] if record["loss"] is None else None
-    return trial_flops(config, vocab_size, users, steps)
+def _flops_of(trial: Trial, vocab_size: int, users: bool) -> float:
+    config = stored_config(sections(trial.config)[1], f"trial {trial.key} in trials.jsonl", Trial.FIX)
+    return trial_flops(config, vocab_size, users, trial.steps if trial.loss is None else None)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
 from loopscale.errors import require
+from loopscale.records import Trial
 from loopscale.study import Executor, Job, thresholds
 from loopscale.transfer.estimate import student95
 from loopscale.tune.settings import TuneSettings, bounds, start, to_point, to_values
@@ -94,59 +95,54 @@ class Budget:
     earlier: float = 0.0
     pays: int | None = None
 
-    def one(self, records: list[dict[str, Any]]) -> float:
+    def one(self, trials: Collection[Trial]) -> float:
         """Return seconds of one trial: of those that ended, once there are three."""
-        whole = [record["seconds"] for record in records if not record.get("stopped")]
+        whole = [trial.seconds for trial in trials if not trial.stopped]
         return fmean(whole) if len(whole) > 2 else self.trial_seconds
 
-    def allows(self, records: list[dict[str, Any]], running: int, slots: int) -> bool:
+    def allows(self, trials: Collection[Trial], running: int, slots: int) -> bool:
         """Say whether one more trial fits: all that ran and runs, spread over the slots."""
         if self.seconds is None:
             return True
-        counted = (_seconds(records) + (running + 1) * self.one(records)) / slots
-        clock = self._clock(slots) + self.one(records) if len(records) + running >= LEAST else 0.0
+        counted = (_seconds(trials) + (running + 1) * self.one(trials)) / slots
+        clock = self._clock(slots) + self.one(trials) if len(trials) + running >= LEAST else 0.0
         return max(counted, clock) <= self.seconds
 
     def _clock(self, slots: int) -> float:
         return 0.0 if self.started is None else self.earlier / slots + time.monotonic() - self.started
 
-    def explores(self, records: list[dict[str, Any]], slots: int, most: int) -> int:
-        """Say how many points to explore.
-
-        Seven tenths of what start-up left of the budget, at least 3 and at most `most`.
-        """
+    def explores(self, trials: Collection[Trial], slots: int, most: int) -> int:
+        """Say how many points to explore: seven tenths of what start-up left of the budget, from 3 to `most`."""
         if self.seconds is None:
             return most
-        left = self.seconds - max(0.0, self._clock(slots) - _seconds(records) / slots)
-        return min(most, max(LEAST, int(0.7 * left * slots / max(self.one(records), 1e-6))))
+        left = self.seconds - max(0.0, self._clock(slots) - _seconds(trials) / slots)
+        return min(most, max(LEAST, int(0.7 * left * slots / max(self.one(trials), 1e-6))))
 
 
-def _seconds(records: list[dict[str, Any]]) -> float:
-    return float(sum(record["seconds"] for record in records))
+def _seconds(trials: Iterable[Trial]) -> float:
+    return float(sum(trial.seconds for trial in trials))
 
 
-def losses_of(records: list[dict[str, Any]]) -> dict[tuple[tuple[str, float], ...], Table]:
+def losses_of(trials: Iterable[Trial]) -> dict[tuple[tuple[str, float], ...], Table]:
     """Return values -> seed -> loss, inf when diverged or stopped."""
     table: dict[tuple[tuple[str, float], ...], Table] = {}
-    for record in records:
-        values = tuple(sorted(record["cell"]["values"].items()))
-        loss = math.inf if record["loss"] is None else record["loss"]
-        table.setdefault(values, {})[record["cell"]["seed"]] = loss
+    for trial in trials:
+        table.setdefault(tuple(sorted(trial.cell.values.items())), {})[trial.cell.seed] = trial.height
     return table
 
 
-def surface(settings: TuneSettings, explored: list[dict[str, Any]]) -> Vertex | None:
+def surface(settings: TuneSettings, explored: Sequence[Trial]) -> Vertex | None:
     """Return the quadratic surface over the explored points; a point that was asked for twice counts once."""
     names = list(bounds(settings))
-    finite = {record["key"]: record for record in explored if record["loss"] is not None}.values()
-    points = [[to_point(record["cell"]["values"])[name] for name in names] for record in finite]
-    return fit_surface(points, [record["loss"] for record in finite]) if finite else None
+    finite = {trial.key: trial for trial in explored if trial.loss is not None}.values()
+    points = [[to_point(trial.cell.values)[name] for name in names] for trial in finite]
+    return fit_surface(points, [trial.height for trial in finite]) if finite else None
 
 
-def candidates(settings: TuneSettings, explored: list[dict[str, Any]]) -> list[Values]:
+def candidates(settings: TuneSettings, explored: Sequence[Trial]) -> list[Values]:
     """Return the minimum of the fitted surface, and the best explored points."""
-    ranked = sorted((r for r in explored if r["loss"] is not None), key=lambda record: record["loss"])
-    best = [dict(record["cell"]["values"]) for record in ranked]
+    ranked = sorted((trial for trial in explored if trial.loss is not None), key=lambda trial: trial.height)
+    best = [dict(trial.cell.values) for trial in ranked]
     vertex = surface(settings, explored)
     if vertex is not None and vertex.predicts:
         at = to_values(dict(zip(bounds(settings), vertex.at, strict=True)))
@@ -164,14 +160,14 @@ def _apart(a: Values, b: Values) -> bool:
 
 
 def wanted_repeats(
-    settings: TuneSettings, explored: list[dict[str, Any]], records: list[dict[str, Any]]
+    settings: TuneSettings, explored: Sequence[Trial], trials: Iterable[Trial]
 ) -> list[tuple[Values, int]]:
     """Return the (values, seed) to run next: a round a seed over the candidates that are still in the race.
 
     A candidate is out when the leader is better for certain (`beaten`). The winner alone still gets its other seeds: they
     are the noise that regrets are measured in.
     """
-    known, racing = losses_of(records), candidates(settings, explored)
+    known, racing = losses_of(trials), candidates(settings, explored)
     for seed in range(settings.seeds if racing else 0):
         tables = [known.get(tuple(sorted(values.items())), {}) for values in racing]
         missing = [(values, seed) for values, table in zip(racing, tables, strict=True) if seed not in table]
@@ -186,10 +182,9 @@ def wanted_repeats(
 
 
 AHEAD = 4  # batched executors have much room: at most a quarter of the points is asked for before any of them is known
-Record = dict[str, Any]
 
 
-def ask(settings: TuneSettings, explored: list[Record], running: list[Values]) -> Values:
+def ask(settings: TuneSettings, explored: Sequence[Trial], running: list[Values]) -> Values:
     """Ask Optuna's Gaussian-process sampler for the next point.
 
     It follows from what is known alone, the trials that ended and the points that run, so a tuning that was stopped asks
@@ -211,59 +206,52 @@ def ask(settings: TuneSettings, explored: list[Record], running: list[Values]) -
         inside = {name: min(max(point[name], ends.low), ends.high) for name, ends in ranges.items()}
         study.add_trial(optuna.trial.create_trial(params=inside, distributions=ranges, **more))
 
-    for record, height in zip(explored, _heights(explored), strict=True):
-        add(record["cell"]["values"], value=height)
+    for trial, height in zip(explored, _heights(explored), strict=True):
+        add(trial.cell.values, value=height)
     for values in running:
         add(values, state=optuna.trial.TrialState.RUNNING)
     return to_values(dict(study.ask(ranges).params))
 
 
-def _heights(explored: list[Record]) -> list[float]:
-    """Return the losses; where there is none, a number above those before, which the model can use.
-
-    Pruned trials it would ask again.
-    """
-    heights: list[float] = []
-    worst = None
-    for record in explored:
-        loss: float | None = record["loss"]
-        if loss is not None:
-            worst = loss if worst is None else max(worst, loss)
-        heights.append(loss if loss is not None else 20.0 if worst is None else worst + 0.02)
+def _heights(explored: Sequence[Trial]) -> list[float]:
+    """Return the losses; where there is none, a number above those before, so that it is not asked for again."""
+    heights, worst = list[float](), -math.inf
+    for trial in explored:
+        worst = worst if trial.loss is None else max(worst, trial.loss)
+        heights.append(trial.loss if trial.loss is not None else 20.0 if worst == -math.inf else worst + 0.02)
     return heights
 
 
 class Search:
-    """Gives out both phases' trials while the budget lasts; `records` are those of earlier calls, by key."""
+    """Gives out both phases' trials while the budget lasts; `trials` are those that ended, by key, as they end."""
 
-    def __init__(self, settings: TuneSettings, records: dict[str, Record], budget: Budget, executor: Executor) -> None:
-        self.settings, self.records, self.budget = settings, records, budget
-        self.explored = [record for record in records.values() if record["cell"].get("explored")]
+    def __init__(self, settings: TuneSettings, trials: dict[str, Trial], budget: Budget, executor: Executor) -> None:
+        self.settings, self.trials, self.budget = settings, trials, budget
+        self.explored = [trial for trial in trials.values() if trial.cell.explored]
         self._slots = executor.slots
         self._most = max(executor.slots, settings.trials // AHEAD) if executor.batch > 1 else executor.slots
         self._running: dict[str, list[Values]] = {}  # the points asked for, by key; none for a repeat
 
     def next_job(self) -> Job | None:
         """Give out the next trial; None when there is none before a running one has ended."""
-        if not self.budget.allows(list(self.records.values()), len(self._running), self._slots):
+        if not self.budget.allows(self.trials.values(), len(self._running), self._slots):
             return None
         return self._explore() or self._repeat()
 
-    def ended(self, record: Record) -> None:
+    def ended(self, trial: Trial) -> None:
         """Hear of a trial that ended."""
-        self.records[record["key"]] = record
-        self.explored += [record] * len(self._running.pop(record["key"]))
+        self.explored += [trial] * len(self._running.pop(trial.key))
 
     def _explore(self) -> Job | None:
-        wanted = self.budget.explores(list(self.records.values()), self._slots, self.settings.trials)
+        wanted = self.budget.explores(self.trials.values(), self._slots, self.settings.trials)
         while len(self._running) < self._most:
             asked = [values for points in self._running.values() for values in points]
             if len(self.explored) + len(asked) >= wanted:
                 break
             values = ask(self.settings, self.explored, asked)
             job = self._job(values, 0, True)
-            if job[0] in self.records:
-                self.explored.append(self.records[job[0]])  # it counts as explored, and is not run again
+            if job[0] in self.trials:
+                self.explored.append(self.trials[job[0]])  # it counts as explored, and is not run again
                 continue
             self._running.setdefault(job[0], []).append(values)
             if len(self._running[job[0]]) == 1:  # else it was asked for twice at once
@@ -273,7 +261,7 @@ class Search:
     def _repeat(self) -> Job | None:
         if any(self._running.values()):
             return None  # the candidates are known only when every point is explored
-        for values, seed in wanted_repeats(self.settings, self.explored, list(self.records.values())):
+        for values, seed in wanted_repeats(self.settings, self.explored, self.trials.values()):
             job = self._job(values, seed, False)
             if job[0] not in self._running:
                 self._running[job[0]] = []

@@ -4,44 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 
-from loopscale.errors import UserError, between, describe, nearest
+from loopscale.errors import UserError, between, nearest
 from loopscale.parameterization import Depth, Width, get_rule
-from loopscale.records import TuneRecord, checked
+from loopscale.records import Size, TuneRecord, checked
 from loopscale.study import MOST_SEEDS, Design, Job, UserCode, job_of, trial_key
 from loopscale.train import TrainConfig
 
 TUNABLE = ("lr", "strength", "outer_lr", "weight_decay", "warmup", "batch")
+IN_OPTIM = ("lr", "outer_lr", "weight_decay", "warmup")
 MOST_TRIALS = 1000  # of the exploration: its model of the losses takes time with their cube
-
-
-@dataclass(frozen=True)
-class Size:
-    """Loops N, layers L, width d, and how long and on how much: what differs between proxy and target.
-
-    >>> str(Size(32, 8, 1024, 1000, 64))
-    'N = 32, L = 8, d = 1024, 1000 steps of 64 sequences'
-    """
-
-    loops: int
-    layers: int
-    width: int
-    steps: int
-    batch: int
-
-    def __str__(self) -> str:
-        return f"N = {self.loops}, L = {self.layers}, d = {self.width}, {self.steps} steps of {self.batch} sequences"
-
-    @classmethod
-    def of(cls, config: TrainConfig) -> Size:
-        """Return the size that a config states."""
-        model = config.model
-        return cls(model.loops, model.layers, model.width, config.train.steps, config.data.batch_size)
-
-    def replace(self, **axes: int) -> Size:
-        """Return the same with some axes changed; raises `UserError` for an unknown axis."""
-        return Size(**{**asdict(self), **axes})
 
 
 @dataclass(frozen=True)
@@ -94,45 +67,39 @@ class TuneSettings(Design):
 
         A tuned batch keeps the tokens: as many sequences in all as the size states.
         """
-        record = self.base.model_dump(mode="json")
         batch = max(1, round(size.batch * values.get("batch", 1.0)))
-        record["model"].update(
-            loops=size.loops,
-            layers=size.layers,
-            width=size.width,
-            base_layers=self.proxy.layers,
-            base_width=self.proxy.width,
-            strength=float(values.get("strength", self.base.model.strength)),
-            rule=rule or self.rule,
-        )
-        record["optim"].update(
-            {name: float(values[name]) for name in ("lr", "outer_lr", "weight_decay", "warmup") if name in values}
-        )
-        record["data"]["batch_size"] = batch
         # As many tokens trained on, and as many evaluated on: losses of two batches stay comparable.
         steps, evals = (
             max(1, round(count * size.batch / batch)) for count in (size.steps, self.base.train.eval_batches)
         )
-        record["train"].update(steps=steps, eval_batches=evals, seed=seed)
-        config = TrainConfig.model_validate(record)
+        config = self.base.updated(
+            model={
+                "loops": size.loops,
+                "layers": size.layers,
+                "width": size.width,
+                "base_layers": self.proxy.layers,
+                "base_width": self.proxy.width,
+                "strength": float(values.get("strength", self.base.model.strength)),
+                "rule": rule or self.rule,
+            },
+            optim={name: float(values[name]) for name in IN_OPTIM if name in values},
+            data={"batch_size": batch},
+            train={"steps": steps, "eval_batches": evals, "seed": seed},
+        )
         if self.user_code is None:
             config.network(256)
         return config
 
-    def job_config(self, config: TrainConfig) -> dict[str, Any]:
-        """Return the config as a job carries it: plain JSON, with the user's code where there is some."""
-        return job_of(config, self.user_code)
-
     def job(self, config: TrainConfig, values: dict[str, float], **more: Any) -> Job:
         """Return the trial of a config in which the tuned values are `values`; its cell also says what `more` holds."""
-        record, model = self.job_config(config), config.model
+        record, model = job_of(config, self.user_code), config.model
         cell = {"rule": model.rule, "loops": model.loops, "lr": config.optim.lr, "strength": model.strength}
         return trial_key(record), {**cell, "seed": config.train.seed, "values": values, **more}, record
 
     def typical_job(self, loops: int = 1) -> dict[str, Any]:
         """Return a job's config at the proxy, or there with more loops, at the values the search begins with."""
         size = self.proxy.replace(loops=max(loops, self.proxy.loops))
-        return self.job_config(self.config(size, start(self)))
+        return job_of(self.config(size, start(self)), self.user_code)
 
     def ends(self) -> tuple[TrainConfig, TrainConfig]:
         """Return proxy and target, at the values the search begins with; what cannot be built is said here."""
@@ -152,45 +119,15 @@ class TuneSettings(Design):
         values = {name: value for name, value in self.to_json().items() if name not in ("trials", "seeds", "target")}
         return {**values.pop("base"), **values}
 
-    def to_record(self) -> TuneRecord:
-        """Return what `tune.json` holds."""
-        return TuneRecord(
-            base=self.base.model_dump(mode="json"),
-            proxy=asdict(self.proxy),
-            target=asdict(self.target),
-            tuned=self.tuned,
-            trials=self.trials,
-            seeds=self.seeds,
-            user_code=None if self.user_code is None else self.user_code.to_json(),
-        )
-
     def to_json(self) -> dict[str, Any]:
-        """Return the same as plain values."""
+        """Return the record as plain values."""
         values: dict[str, Any] = self.to_record().model_dump(mode="json")
         return values
 
     @classmethod
-    def from_json(cls, record: dict[str, Any]) -> TuneSettings:
+    def from_json(cls, record: dict[str, Any]) -> Self:
         """Return the settings that `to_json` gave; raises `UserError` for those of another version."""
         return cls.from_record(checked(TuneRecord, record, "the record of the settings"))
-
-    @classmethod
-    def from_record(cls, record: TuneRecord) -> TuneSettings:
-        """Return the settings that `to_record` gave; raises `UserError` for those of another version."""
-        try:
-            return cls(
-                base=TrainConfig.model_validate(record.base),
-                proxy=Size(**record.proxy),
-                target=Size(**record.target),
-                tuned=record.tuned,
-                trials=record.trials,
-                seeds=record.seeds,
-                user_code=UserCode.from_json(record.user_code),
-            )
-        except (KeyError, TypeError, ValueError) as cause:
-            if isinstance(cause, UserError):
-                raise
-            raise UserError(f"this is no tuning of this version ({describe(cause)}): tune again") from None
 
     @property
     def name(self) -> str:

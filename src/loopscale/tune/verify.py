@@ -73,7 +73,7 @@ def verify(
     allowance = asked.allowance(checks, runner.slots)
     taken, left, spent = asked.affordable(wished, allowance, runner.slots)
     with driven(folder, NAME, "tuning"):
-        records = run_listed(folder, "verify", asked.jobs(taken), runner, observer or Silent())
+        trials = run_listed(folder, "verify", asked.jobs(taken), runner, observer or Silent())
         report = {
             "sizes": checks.sizes(),
             "seeds": checks.seeds,
@@ -81,7 +81,7 @@ def verify(
             "allowed_flops": allowance,
             "share_of_direct": (spent + plan["cost"]["tune_flops"]) / plan["cost"]["direct_flops"],
         }
-        report |= findings(plan, taken, left, checks.seeds, records, report["share_of_direct"])
+        report |= findings(plan, taken, left, checks.seeds, trials, report["share_of_direct"])
         report["next"] = after_verifying(folder, settings, report, *_more_seeds(plan, checks))
         plan["verification"] = report
         write_record(folder / "plan.json", Plan.model_validate(plan))
