@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import importlib
+import inspect
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, TypeVar
@@ -69,8 +71,12 @@ def nearest(word: str, options: Iterable[str]) -> str:
 
     >>> nearest("loped", ["looped", "sqrt"])
     "did you mean 'looped'? known: looped, sqrt"
+    >>> nearest("looped sqrt", ["looped", "sqrt"])
+    'put commas between: looped,sqrt'
     """
-    names = sorted(options)
+    names, several = sorted(options), word.replace(";", " ").split()
+    if len(several) > 1 and set(several) <= set(names):
+        return f"put commas between: {','.join(several)}"
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}known: {', '.join(names)}"
@@ -106,13 +112,50 @@ def transformers() -> ModuleType:
     return module
 
 
-def settings(kind: type[T], given: Mapping[str, Any], where: str) -> T:
-    """Make a dataclass of a call's keywords.
+def settings(kind: type[T], given: Mapping[str, Any], where: Callable[..., Any]) -> T:
+    """Make a dataclass or a typed dict of the further keywords of a call.
 
-    Raises `UserError` naming the nearest keyword for one that the dataclass does not have.
+    Raises `UserError` naming the nearest argument of the function for a keyword that it does not have.
     """
-    known = [one.name for one in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    known = kind.__dataclass_fields__ if dataclasses.is_dataclass(kind) else kind.__annotations__
     for name in given:
         if name not in known:
-            raise UserError(f"{where} has no keyword {name!r}: {nearest(name, known)}")
+            named = [one.name for one in inspect.signature(where).parameters.values() if one.kind != one.VAR_KEYWORD]
+            raise UserError(f"{where.__name__} has no keyword {name!r}: {nearest(name, {*named, *known} - {'self'})}")
     return kind(**given)
+
+
+def spelt(kind: type[T]) -> type[T]:
+    """Let the constructor of a dataclass say in one sentence which value is missing, or which name is not one of its own.
+
+    >>> @spelt
+    ... @dataclasses.dataclass
+    ... class Depth:
+    ...     loops: int
+    >>> Depth(loop=4)
+    Traceback (most recent call last):
+        ...
+    loopscale.errors.UserError: Depth has no value 'loop': did you mean 'loops'? known: loops
+    """
+    make: Callable[..., None] = kind.__init__
+
+    @functools.wraps(make)
+    def checked(self: T, *values: Any, **named: Any) -> None:
+        try:
+            make(self, *values, **named)
+        except TypeError:
+            signature = inspect.signature(make)
+            known = [one for name, one in signature.parameters.items() if name != "self"]
+            names = [one.name for one in known]
+            for name in named:
+                if name not in names:
+                    raise UserError(f"{kind.__name__} has no value {name!r}: {nearest(name, names)}") from None
+            absent = [one.name for one in known[len(values) :] if one.default is one.empty and one.name not in named]
+            if absent:
+                example = ", ".join(f"{one.name}=..." for one in known if one.default is one.empty)
+                missing = " and ".join(absent)
+                raise UserError(f"{kind.__name__} needs {missing}: {kind.__name__}({example})") from None
+            raise
+
+    setattr(kind, "__init__", checked)  # noqa: B010  (mypy knows no other way)
+    return kind

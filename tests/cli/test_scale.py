@@ -41,7 +41,7 @@ def test_the_table_for_people_names_reason_and_source(capsys):
         (["--loops", "2", "--layers", "1", "--base-width", "64"], "--base-width needs --width"),
         (["--loops", "2", "--layers", "1", "--strength", "nan"], "strength must be a finite number"),
         (["--loops", "2"], "--layers"),
-        (["--loops", "x", "--layers", "1"], "'x' is not a valid integer"),
+        (["--loops", "x", "--layers", "1"], "'x' is not a whole number"),
     ],
 )
 def test_mistakes_get_one_sentence(capsys, arguments, words):

@@ -92,7 +92,7 @@ def test_the_same_command_prints_the_same_numbers(source, capsys):
         (["zoo_of_mine.py:good", "--loops", "4"], "takes none: write a factory that does, def make(loops): "),
         (["zoo_of_mine.py:Deep", "--loops", "4", "--loops-arg", "n"], "--loops 4 goes to a factory's argument 'n'"),
         ([".", "--loops", "4"], "and . takes none: write a factory"),
-        (["zoo_of_mine.py:Deep", "--loops", "0"], "invalid value for '--loops': 0 is not in the range"),
+        (["zoo_of_mine.py:Deep", "--loops", "0"], "invalid value for '--loops': 0 is less than 1"),
         (["zoo_of_mine.py:breaks"], "no such weights"),
         (["zoo_of_mine.py:wrong"], "returned a int"),
         (["zoo_of_mine.py"], "write zoo_of_mine.py:factory"),

@@ -218,6 +218,26 @@ class TestLoop:
             make_loop(self.stack())
         assert words in str(caught.value)
 
+    @pytest.mark.parametrize(
+        "make,words",
+        [
+            (lambda: ScaledResidual(8), "branch must be a module, such as nn.Linear"),
+            (
+                lambda: ScaledResidual(nn.Identity(), nn.LayerNorm),
+                "norm must be a module, such as nn.LayerNorm(width), got",
+            ),
+            (lambda: ScaledResidual(nn.Identity(), scale="big"), "scale must be a number, got 'big'"),
+            (
+                lambda: LoopedTransformer(ModelConfig())(torch.zeros(1, 1).long(), loop=2),
+                "forward has no keyword 'loop': did you mean 'loops'?",
+            ),
+        ],
+    )
+    def test_what_is_no_part_of_a_block_or_call_gets_a_sentence(self, make, words):
+        with pytest.raises(UserError) as caught:
+            make()
+        assert words in str(caught.value)
+
     def test_a_branch_that_changes_the_shape_is_named(self):
         with pytest.raises(ValueError, match=r"Linear turned \(2, 8\) into \(2, 4\)"):
             ScaledResidual(nn.Linear(8, 4))(torch.randn(2, 8))
@@ -233,7 +253,9 @@ class TestLoop:
         ({"rule": "Looped"}, "unknown rule 'Looped': did you mean 'looped'?"),
         ({"prelude": -1}, "prelude must be at least 0"),
         ({"mlp_ratio": 0.0}, "mlp_ratio must be a positive number"),
-        ({"vocab_size": 0}, "vocab_size must be at least 1"),
+        ({"vocab_size": 0}, "vocab_size must be a whole number of at least 1"),
+        ({"vocab_size": "64"}, "vocab_size must be a whole number of at least 1, got '64'"),
+        ({"widht": 64}, "ModelConfig has no value 'widht': did you mean 'width'? known: "),
     ],
 )
 def test_a_config_that_makes_no_network_is_refused(change, words):

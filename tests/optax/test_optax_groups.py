@@ -147,6 +147,10 @@ def test_mistakes_get_a_sentence(lo):
     scaling = lo.Scaling(lo.Depth(8, 4))
     with pytest.raises(UserError, match="lr must be a positive number or a schedule, got 0"):
         lo.groups(scaling, 0)
+    with pytest.raises(UserError, match="depth must be a Depth, got 8"):
+        lo.Scaling(8)
+    with pytest.raises(UserError, match="groups needs a Scaling, got Depth"):
+        lo.groups(lo.Depth(8, 4), 0.01)
     with pytest.raises(UserError, match="label 'other' has no group: labels are the names of roles, embedding, hidden"):
         lo.multi_transform({"w": "other"}, lo.groups(scaling, 0.01))
     with pytest.raises(UserError, match="try \\(1, 2, 4, 8\\)"):

@@ -159,6 +159,8 @@ def test_foreign_models_state_their_roles():
         ({"lr": 0}, "lr must be a positive number, got 0"),
         ({"lr": float("nan")}, "lr must be a positive number, got nan"),
         ({"roles": {"weight": Role.HIDDEN}}, "no role for parameter 'bias'"),
+        ({"roles": {"wieght": Role.HIDDEN}}, "roles= names 'wieght', which the model does not have"),
+        ({"weightdecay": 0.1}, "param_groups has no keyword 'weightdecay': did you mean 'weight_decay'?"),
         ({"roles": None}, "does not state its roles: pass roles="),
         ({"depth": None}, "does not state its depth: pass depth="),
     ],

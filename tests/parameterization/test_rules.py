@@ -170,6 +170,8 @@ def test_every_value_says_why_and_whence(rule):
         (lambda: check_roles(["a", "b"], {"a": Role.HIDDEN}), "no role for parameter 'b'"),
         (lambda: check_roles(["a"], {"a": Role.HIDDEN, "c": Role.GAIN}), "roles= names 'c'"),
         (lambda: check_roles(["a"], {"a": "embeding"}), "'embeding' is no role: did you mean 'embedding'? known: "),
+        (lambda: Depth(8), "Depth needs layers: Depth(loops=..., layers=...)"),
+        (lambda: Depth(loop=8, layers=4), "Depth has no value 'loop': did you mean 'loops'?"),
         (lambda: residual_scale(8, 4), "got 8: such as residual_scale(Depth(loops=8, layers=4))"),
         (lambda: prescription(8), "depth must be a Depth, got 8"),
     ],

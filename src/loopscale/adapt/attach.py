@@ -139,7 +139,7 @@ def attach(
 
     Source: arXiv:2606.18524; the skip scale of Post-LN rules is carried by the branch (`Attachment.factor`).
     """
-    chosen = settings(AttachSettings, keywords, "attach")
+    chosen = settings(AttachSettings, keywords, attach)
     refuse(model)
     if loops is None:
         raise UserError(

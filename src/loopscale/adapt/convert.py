@@ -138,7 +138,7 @@ def convert(
 
     Source: damped steps are relaxed fixed-point iteration; the exponents of the step are arXiv:2606.18524's.
     """
-    chosen = settings(ConvertSettings, keywords, "convert")
+    chosen = settings(ConvertSettings, keywords, convert)
     refuse(model)
     if "transformers" in sys.modules and hasattr(getattr(model, "config", None), "to_dict"):
         transformers()

@@ -74,7 +74,14 @@ def _written(text: str, report: dict[str, Any]) -> str:
 
 def _load(source: Path, trusted: bool) -> Any:
     if not (source / "config.json").is_file():
-        raise UserError(f"{source} is no Hugging Face model (it has no config.json): write one with save_pretrained")
+        if not source.is_dir():
+            raise UserError(
+                f"there is no folder {source}: give that of a Hugging Face model, as save_pretrained writes it"
+            )
+        ours = (
+            "loopscale export makes one of a run" if (source / "config.toml").is_file() else "save_pretrained makes one"
+        )
+        raise UserError(f"{source} is no Hugging Face model (it has no config.json): {ours}")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     transformers: Any = require("transformers", "hf")
     transformers.utils.logging.disable_progress_bar()

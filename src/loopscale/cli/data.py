@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from loopscale.cli.lazy import StrictGroup
 from loopscale.cli.options import JSON, PATH
 from loopscale.errors import UserError
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from loopscale.records import Manifest
 
 
-@click.group()
+@click.group(cls=StrictGroup)
 def command() -> None:
     """Prepare data for training, and check what was prepared."""
 

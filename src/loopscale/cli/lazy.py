@@ -12,7 +12,24 @@ import click
 from loopscale.errors import UserError, nearest
 
 
-class LazyGroup(click.Group):
+class StrictGroup(click.Group):
+    """Refuses an option that is given twice: the last would win unseen."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; raises `UserError` for an option with a value that is given twice."""
+        name, command, rest = super().resolve_command(ctx, args)
+        if command is not None:
+            context = click.Context(command, info_name=name, parent=ctx, **command.context_settings)
+            _, _, order = command.make_parser(context).parse_args(list(rest))
+            for one in order:
+                if isinstance(one, click.Option) and not (one.multiple or one.is_flag) and order.count(one) > 1:
+                    raise UserError(f"{one.opts[0]} is given twice: give it once (several values have commas between)")
+        return name, command, rest
+
+
+class LazyGroup(StrictGroup):
     """Knows its commands by place, "module:attribute"; a command whose module is absent is not listed."""
 
     def __init__(self, *args: Any, places: Mapping[str, str], **kwargs: Any) -> None:

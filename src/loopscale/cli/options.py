@@ -60,6 +60,8 @@ def rate(text: str) -> float:
 def parse_axes(text: str, option: str) -> dict[str, int]:
     """Return "loops=32,layers=8" as whole numbers; raises `UserError` that names the nearest axis."""
     found = {}
+    if "," not in text and text.count("=") > 1:
+        raise UserError(f"{option} {text!r} has no commas between: {option} {','.join(text.split())}")
     for part in filter(None, text.split(",")):
         name, equals, number = (word.strip() for word in part.partition("="))
         if name not in AXES:

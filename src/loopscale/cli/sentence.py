@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 import traceback
 from contextlib import suppress
@@ -14,6 +15,12 @@ import click
 from loopscale.errors import LONGEST, UserError, nearest, one_line
 
 _MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "DefaultCPUAllocator")
+_WORDS = (  # what click says, and in plain words
+    ("is not a valid integer", "is not a whole number"),
+    ("is not a valid float", "is not a number"),
+    (r"is not in the range x>=(\S+)", r"is less than \1"),
+    (r"is not in the range (\S+)<=x<=(\S+)", r"is not from \1 to \2"),
+)
 _PLACES = {
     errno.EACCES: "mend its permissions, or name another place",
     errno.EPERM: "mend its permissions, or name another place",
@@ -78,10 +85,25 @@ def usage_sentence(mistake: click.ClickException) -> str:
     if isinstance(mistake, click.NoSuchOption) and context is not None:
         known = [option for parameter in context.command.get_params(context) for option in parameter.opts]
         known = [option for option in known if option.startswith("--")]
-        hint = nearest(mistake.option_name, known)
+        hint = _as_key(mistake.option_name.lstrip("-").replace("-", "_"), known) or nearest(mistake.option_name, known)
         if isinstance(context.command, click.Group):
             hint = f"it takes {', '.join(known)}; others come after a command, such as loopscale scale --loops 3"
         return f"unknown option {mistake.option_name!r} of {context.command_path}: {hint}"
     text = mistake.format_message().strip().rstrip(".")
     text = text[:1].lower() + text[1:]
+    for pattern, words in _WORDS:
+        text = re.sub(pattern, words, text)
+    if "unexpected extra argument" in text and "=" in text:
+        return f"{text}: values of the config go behind --set, such as --set train.steps=100"
     return f"{text}: see {context.command_path} --help" if context is not None else text
+
+
+def _as_key(word: str, known: list[str]) -> str | None:
+    """Say how a key of the config is set by a command that takes it, for an option of that name."""
+    from loopscale.cli.options import AXES
+    from loopscale.teaching import key_rows
+
+    if "--target" in known and word in AXES:
+        return f"write --target {word}=N"
+    keys = [row["name"] for row in key_rows() if row["name"].partition(".")[2] == word]
+    return f"it is a key of the config, --set {keys[0]}=VALUE" if keys and "--set" in known else None

@@ -13,7 +13,7 @@ from loopscale.cli.options import JSON, PATH
 
 @click.command()
 @click.argument("run", type=PATH)
-@click.option("--to", "names", multiple=True, required=True, help="tensorboard, wandb or trackio; may be given again.")
+@click.option("--to", "names", multiple=True, required=True, help="tensorboard, wandb or trackio; several with commas.")
 @JSON
 def command(run: Path, names: tuple[str, ...], as_json: bool) -> None:
     """Send the steps of the run folder RUN that a tracker has not seen. Nothing leaves the machine.
@@ -22,7 +22,7 @@ def command(run: Path, names: tuple[str, ...], as_json: bool) -> None:
     """
     from loopscale.trackers import track_run
 
-    done = track_run(run, names)
+    done = track_run(run, [name.strip() for text in names for name in text.split(",")])
     if as_json:
         click.echo(json.dumps([asdict(tracked) for tracked in done]))
         return

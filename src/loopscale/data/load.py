@@ -50,7 +50,7 @@ def load_data(
     >>> load_data("synthetic:copy").batch(step=0, seed=0, batch_size=2, context=16)[0].shape
     (2, 16)
     """
-    reading = settings(Reading, keywords, "load_data")
+    reading = settings(Reading, keywords, load_data)
     if (name := str(source)).startswith("stream:"):
         return open_stream(name.removeprefix("stream:"), reading)
     if is_prepared(place := Path(name).expanduser()):

@@ -112,7 +112,7 @@ def diagnose(model: nn.Module, batch: Any = None, **keywords: Any) -> Diagnosis:
     >>> diagnose(nn.Sequential(nn.Linear(4, 4))).codes
     {'not-looped'}
     """
-    model, asked = unwrap(model), settings(DiagnoseSettings, keywords, "diagnose")
+    model, asked = unwrap(model), settings(DiagnoseSettings, keywords, diagnose)
     with untouched(model, grads=True), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model.train(asked.training)

@@ -57,7 +57,10 @@ def evaluate_tasks(
     Raises `UserError` for an unknown task, a task whose data are not here, values out of range, and a place that is neither
     kind of folder.
     """
-    chosen = settings(Evaluation, keywords, "evaluate_tasks")
+    chosen = settings(Evaluation, keywords, evaluate_tasks)
+    if not any((Path(place) / name).is_file() for name in ("config.toml", "config.json")):
+        there = "is neither a run nor an exported folder" if Path(place).is_dir() else "is no folder"
+        raise UserError(f"{place} {there}: give what loopscale train or export wrote")
     folders, names = _named(tasks, chosen.include)
     if not chosen.online:
         _go_offline()
@@ -156,14 +159,12 @@ def _model(place: Path, chosen: Evaluation) -> tuple[Any, Any, int]:
         if trained.user is None:
             model.config.loops = loops or model.config.loops
         return model, tokenizer, trained.run.config.data.context
-    if (place / "config.json").is_file():
-        from loopscale.integrations.huggingface import LoopedForCausalLM
+    from loopscale.integrations.huggingface import LoopedForCausalLM
 
-        model = LoopedForCausalLM.from_pretrained(place).eval()
-        model.config.loops = loops or model.config.loops
-        tokenizer = transformers().AutoTokenizer.from_pretrained(place)
-        return model, tokenizer, int(getattr(model.config, "max_position_embeddings", 2048))
-    raise UserError(f"{place} is neither a run nor an exported folder: give what loopscale train or export wrote")
+    model = LoopedForCausalLM.from_pretrained(place).eval()
+    model.config.loops = loops or model.config.loops
+    tokenizer = transformers().AutoTokenizer.from_pretrained(place)
+    return model, tokenizer, int(getattr(model.config, "max_position_embeddings", 2048))
 
 
 def _near(name: str, known: Sequence[str]) -> str:

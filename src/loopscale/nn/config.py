@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
-from loopscale.errors import UserError, nearest
+from loopscale.errors import UserError, nearest, spelt
 from loopscale.nn.choose import choose, number
 from loopscale.nn.injection import INJECTIONS, Injection, NoInjection
 from loopscale.nn.sampler import SAMPLERS, FixedLoops, GrowLoops, Sampler
@@ -23,6 +23,7 @@ SCALES: dict[str, Callable[[int, int], int]] = {
 }
 
 
+@spelt
 @dataclass(frozen=True)
 class ModelConfig:
     """A decoder-only Transformer: prelude -> core (`layers`, looped `loops` times) -> coda -> readout.
@@ -138,8 +139,8 @@ class ModelConfig:
 
 
 def _positive(name: str, value: int) -> None:
-    if value < 1:
-        raise UserError(f"{name} must be at least 1, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UserError(f"{name} must be a whole number of at least 1, got {value!r}")
 
 
 def check_scale(scale: str) -> str:

@@ -36,6 +36,9 @@ class HoldsScale(nn.Module):
 
     def __init__(self, scale: float = 1.0, skip: float = 1.0) -> None:
         super().__init__()
+        for name, number in (("scale", scale), ("skip", skip)):
+            if isinstance(number, str):
+                raise UserError(f"{name} must be a number, got {number!r}")
         self._numbers = (float(scale), float(skip))
         self._told = True  # someone chose the scale; False: it is 1 because nobody did
         self.register_buffer("scale", torch.tensor(self._numbers[0]), persistent=False)
@@ -101,6 +104,7 @@ class ScaledResidual(HoldsScale):
 
     def __init__(self, branch: Callable[..., Any], norm: nn.Module | None = None, scale: float = 1.0) -> None:
         super().__init__(scale)
+        _check_parts(branch, norm)
         self.branch = branch
         self.norm = norm
 
@@ -127,6 +131,7 @@ class PostNormResidual(HoldsScale):
 
     def __init__(self, branch: Callable[..., Any], norm: nn.Module, scale: float = 1.0, skip: float = 1.0) -> None:
         super().__init__(scale, skip)
+        _check_parts(branch, norm)
         self.branch = branch
         self.norm = norm
 
@@ -135,6 +140,13 @@ class PostNormResidual(HoldsScale):
         update, rest = split_update(self.branch, self.branch(x, *args, **kwargs), x)
         normed = self.norm(self.skip * x + self.scale * update).to(x.dtype)
         return (normed, *rest) if rest else normed
+
+
+def _check_parts(branch: Any, norm: Any) -> None:
+    """Raise `UserError` for a branch or norm that is a class, or nothing that can be called."""
+    for name, part, such in (("branch", branch, "nn.Linear(width, width)"), ("norm", norm, "nn.LayerNorm(width)")):
+        if part is not None and (isinstance(part, type) or not callable(part)):
+            raise UserError(f"{name} must be a module, such as {such}, got {part!r}")
 
 
 def split_update(branch: Any, result: Any, x: Tensor) -> tuple[Tensor, tuple[Any, ...]]:

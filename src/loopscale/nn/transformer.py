@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from loopscale.errors import UserError
+from loopscale.errors import UserError, settings
 from loopscale.nn.config import ModelConfig
 from loopscale.nn.initialise import initialise, role_of
 from loopscale.nn.layers import Attention, RMSNorm, SwiGLU, chunked_cross_entropy, rotary, rotary_at
@@ -54,6 +54,9 @@ class Options(TypedDict, total=False):
     scale: str | None
     exit_below: float | None
     paces: Paces | None
+
+
+_OPTIONS = frozenset(Options.__annotations__)
 
 
 class Block(nn.Module):
@@ -267,6 +270,8 @@ class LoopedTransformer(nn.Module):
 
         Raises `UserError` when loops < 1, the scale is another word, or an early exit is asked for with a cache.
         """
+        if not _OPTIONS.issuperset(options):
+            settings(Options, options, LoopedTransformer.forward)
         x_BTD = self.run(tokens_BT, loops, **options)[-1]
         if targets_BT is None:
             return self.read(x_BTD)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from loopscale.nn.transformer import LoopedCore, Pace
 
 
+@spelt
 @dataclass(frozen=True)
 class Recompute:
     """Trade time for memory: `every` visits form a segment of which only the entering stream is kept.

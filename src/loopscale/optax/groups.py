@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from loopscale.errors import UserError, require
-from loopscale.parameterization import Depth, Optimizer, Role, Rule, Width, get_rule
+from loopscale.errors import UserError, require, spelt
+from loopscale.parameterization import Depth, Optimizer, Role, Rule, Width, get_rule, relative_layers
 
 _OUTER = (Role.EMBEDDING, Role.READOUT, Role.OUTER_GAIN)
 Rate = Any  # a number, an array, or an optax schedule: step -> rate
 
 
+@spelt
 @dataclass(frozen=True)
 class Scaling:
     """What a rule needs to know of a network: its depth, and where they matter its width and base.
@@ -29,6 +30,9 @@ class Scaling:
     width: Width | None = None
     base_layers: int | None = None
     outer_lr: float = 1.0
+
+    def __post_init__(self) -> None:
+        relative_layers(self.depth, self.base_layers)
 
     @property
     def eps(self) -> float:
@@ -62,6 +66,8 @@ def groups(
     >>> groups(Scaling(Depth(loops=8, layers=4)), lr=0.01)["hidden"].lr
     0.005
     """
+    if not isinstance(scaling, Scaling):
+        raise UserError(f"groups needs a Scaling, got {scaling!r}: groups(Scaling(Depth(loops=8, layers=4)), lr=0.01)")
     for name, rate in (("lr", lr), ("outer_lr", scaling.outer_lr)):
         if isinstance(rate, (int, float)) and not 0 < rate < float("inf"):
             raise UserError(f"{name} must be a positive number or a schedule, got {rate!r}")

@@ -10,7 +10,7 @@ from typing import Any, Unpack, cast
 import torch
 from torch import nn
 
-from loopscale.errors import UserError, nearest
+from loopscale.errors import UserError, nearest, settings
 from loopscale.optim.groups import Stated, check_partition, param_groups, update_of
 from loopscale.parameterization import OPTIMIZERS, Role
 
@@ -92,6 +92,7 @@ def build_optimizer(
     >>> build_optimizer(LoopedTransformer(ModelConfig()), "muon", lr=0.02).__class__.__name__
     'MuonAdamW'
     """
+    settings(Options, options, build_optimizer)
     if name not in OPTIMIZERS:
         raise UserError(f"unknown optimizer {name!r}: {nearest(str(name), OPTIMIZERS)}")
     betas, momentum = options.pop("betas", (0.9, 0.95)), options.pop("momentum", 0.95)

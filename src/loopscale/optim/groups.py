@@ -9,7 +9,7 @@ from typing import Any, TypedDict, Unpack
 
 from torch import Tensor, nn
 
-from loopscale.errors import UserError
+from loopscale.errors import UserError, settings
 from loopscale.optim.roles_of import roles_of
 from loopscale.parameterization import Depth, Optimizer, Role, Rule, Width, get_rule
 from loopscale.speaker import Speaker, speaker, speakers
@@ -67,6 +67,7 @@ def param_groups(
     >>> next(group["lr"] for group in groups if group["name"] == "hidden")
     0.005
     """
+    settings(Stated, stated, param_groups)
     outer_lr = stated.get("outer_lr", 1.0)
     for name, rate in (("lr", lr), ("outer_lr", outer_lr)):
         if isinstance(rate, str) or not 0 < rate < float("inf"):

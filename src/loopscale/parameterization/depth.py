@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from loopscale.errors import UserError
+from loopscale.errors import UserError, spelt
 
 
+@spelt
 @dataclass(frozen=True)
 class Depth:
     """`loops` (N): how often the stack is applied. `layers` (L): how many unique layers the stack has.
@@ -35,6 +36,7 @@ class Depth:
         return self.loops * self.layers
 
 
+@spelt
 @dataclass(frozen=True)
 class Width:
     """The muP width ratio m_d = width / base_width; without a base width no width rule applies (m_d = 1).

@@ -47,13 +47,13 @@ def check_roles(names: Iterable[str], roles: Mapping[str, Role]) -> dict[str, Ro
     Raises `UserError` naming the parameters without a role, or the roles without a parameter.
     """
     wanted = list(names)
+    extra = sorted(set(roles) - set(wanted))
+    if extra:
+        raise UserError(f"roles= names {_listed(extra)}, which the model does not have: remove or correct the name")
     missing = [name for name in wanted if name not in roles]
     if missing:
         kinds = ", ".join(role.value for role in Role)
         raise UserError(f"no role for parameter {_listed(missing)}: give each one of {kinds} in roles=")
-    extra = sorted(set(roles) - set(wanted))
-    if extra:
-        raise UserError(f"roles= names {_listed(extra)}, which the model does not have: remove or correct the name")
     return {name: Role(roles[name]) for name in wanted}
 
 

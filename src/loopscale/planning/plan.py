@@ -158,7 +158,7 @@ def _changes(work: Work, machine: Machine) -> dict[str, Any]:
 
 
 def _sentence(work: Work, used: Memory, machine: Machine, changes: dict[str, Any]) -> str:
-    need = f"{used.total / 1e9:.3g} GB a device of {machine.memory / 1e9:.3g}"
+    need = f"{used.total / 1e9:.3g} GB of the {machine.memory / 1e9:.3g} GB of a device"
     if used.total <= machine.memory:
         return f"it fits: {need}"
     if changes:

@@ -95,7 +95,7 @@ def render_page(
 
     Figures are numbered in their order. Keywords are those of `PageSettings`.
     """
-    chosen = settings(PageSettings, keywords, "render_page")
+    chosen = settings(PageSettings, keywords, render_page)
     parts = [*sections]
     if provenance:
         parts.append(

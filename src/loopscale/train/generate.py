@@ -75,7 +75,7 @@ def generate(
 
     Raises `UserError` for values out of range, a folder that is no run, or a run without a checkpoint or text.
     """
-    chosen = settings(Sampling, keywords, "generate")
+    chosen = settings(Sampling, keywords, generate)
     between("tokens", tokens, 1, MOST_TOKENS)
     if loops is not None:
         between("loops", loops, 1, MOST_LOOPS)

@@ -67,6 +67,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not valid TOML: {_decapitalized(str(problem))}{model}") from None
     except (OSError, ValueError) as problem:
         reason = getattr(problem, "strerror", None) or str(problem)
+        if path.name.partition(":")[0].endswith(".py") and ":" in path.name:
+            raise UserError(f"{path} is a model of yours, no config: name it by --model {path}") from None
         raise UserError(
             f"cannot read the config {path} ({_decapitalized(reason)}): "
             "give a TOML file, such as one with the line 'model.loops = 4'"

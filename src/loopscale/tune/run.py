@@ -169,7 +169,8 @@ def _keep_verification(folder: Path, plan: dict[str, Any]) -> None:
 def read_plan(folder: Path) -> dict[str, Any]:
     """Read the plan that a tuning wrote; raises `UserError` for none, a damaged one and one of another version."""
     if not (folder / "plan.json").exists():
-        raise UserError(f"{folder} holds no plan.json: name the folder that loopscale tune wrote, and finished")
+        there = "holds no plan.json" if folder.is_dir() else "is no folder"
+        raise UserError(f"{folder} {there}: name the folder that loopscale tune wrote, and finished")
     plan: dict[str, Any] = read_record(folder / "plan.json", Plan).model_dump(mode="json", exclude_unset=True)
     return plan
 
