@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from loopscale.errors import UserError, nearest
+from loopscale.errors import UserError, nearest, spelt
 
 if TYPE_CHECKING:
     from loopscale.nn.past import Place
