@@ -56,9 +56,6 @@ class Options(TypedDict, total=False):
     paces: Paces | None
 
 
-_OPTIONS = frozenset(Options.__annotations__)
-
-
 class Block(nn.Module):
     """One layer: two residual branches, each scaled by the same eps. Its subclasses say where the norms stand."""
 
@@ -270,7 +267,7 @@ class LoopedTransformer(nn.Module):
 
         Raises `UserError` when loops < 1, the scale is another word, or an early exit is asked for with a cache.
         """
-        if not _OPTIONS.issuperset(options):
+        if options.keys() - Options.__annotations__.keys():
             settings(Options, options, LoopedTransformer.forward)
         x_BTD = self.run(tokens_BT, loops, **options)[-1]
         if targets_BT is None:
