@@ -8,7 +8,7 @@ import functools
 import importlib
 import inspect
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, TypeVar
@@ -80,6 +80,15 @@ def nearest(word: str, options: Iterable[str]) -> str:
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}known: {', '.join(names)}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Quote at most four names.
+
+    >>> listed("abcdef")
+    "'a', 'b', 'c', 'd' and 2 more"
+    """
+    return ", ".join(map(repr, names[:4])) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def between(noun: str, value: int, least: int, most: int) -> None:

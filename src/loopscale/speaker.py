@@ -8,10 +8,10 @@ deepcopy of the model has a handle of its own.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from loopscale.errors import UserError
-from loopscale.parameterization import Depth, Role, Rule, Width
+from loopscale.parameterization import Depth, Rule
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,7 +20,7 @@ _MARK = "_loopscale"
 
 
 class Speaker(Protocol):
-    """What a `Loop`, a handle or the house model states; `param_groups` and the diagnosis read no more than this."""
+    """What a `Loop`, the house model or the handle of `attach` or `convert` (`adapt.Handle`) states of a model."""
 
     rule: Rule
     strength: float
@@ -31,31 +31,7 @@ class Speaker(Protocol):
         """N and L."""
 
 
-class Handle(Speaker, Protocol):
-    """What attach and convert leave on a model, which then speaks for it."""
-
-    width_ratio: Width | None
-
-    @property
-    def kind(self) -> Literal["attached", "converted"]:
-        """Which of the two it is: a converted model loops by itself."""
-
-    @property
-    def loops(self) -> int:
-        """N now."""
-
-    @property
-    def residual_scale(self) -> float:
-        """The factor on the branches of the core now."""
-
-    def set_loops(self, loops: int) -> Any:
-        """Scale for this many loops from now on."""
-
-    def roles(self) -> dict[str, Role]:
-        """Return the role of every parameter of the part that the handle is on."""
-
-
-def leave(model: nn.Module, handle: Handle) -> None:
+def leave(model: nn.Module, handle: Speaker) -> None:
     """Let the handle speak for the model from now on."""
     vars(model)[_MARK] = handle
 
@@ -66,7 +42,7 @@ def forget(model: nn.Module) -> None:
         vars(module).pop(_MARK, None)
 
 
-def named_handle(model: Any) -> tuple[str, Handle] | None:
+def named_handle(model: Any) -> tuple[str, Any] | None:
     """Return the handle on the model or on a part of it, with the part's name (DDP and PEFT wrap that part)."""
     parts = model.named_modules() if hasattr(model, "named_modules") else ()
     return next(((name, vars(part)[_MARK]) for name, part in parts if _MARK in vars(part)), None)

@@ -136,7 +136,7 @@ def test_a_tracker_that_fails_does_not_stop_the_training(
         def close(self) -> None:
             pass
 
-    monkeypatch.setitem(TRACKERS, "broken", Kind("json", lambda identity: Broken(), str))
+    monkeypatch.setitem(TRACKERS, "broken", Kind("json", lambda identity: Broken(), "{run}"))
     with pytest.warns(UserWarning, match=r"broken failed at step 3 \(no route\): training goes on without it; later"):
         assert train_run(tracked(config, "broken"), tmp_path / "run").exit_code == 0
     with pytest.warns(UserWarning), pytest.raises(UserError, match=r"took the steps up to 2 and then failed: no route"):

@@ -12,12 +12,13 @@ from torch import nn
 
 from loopscale.adapt.branch_hook import install
 from loopscale.adapt.branches import Branch, by_convention, by_glob, marked_once
-from loopscale.adapt.handle import Handle, Scaling, compare, starred
+from loopscale.adapt.handle import Handle, Scaling, compare
 from loopscale.adapt.present_rules import DepthRuleWarning, factor_in_config, factor_in_modules, in_weights
 from loopscale.adapt.trace import by_trace
 from loopscale.adapt.verify import Verdict, counted, evaluating, layers_of, verify
 from loopscale.errors import UserError, settings
 from loopscale.parameterization import Depth, Rule, get_rule
+from loopscale.parameterization.roles import starred
 from loopscale.probe.batch import prepare
 from loopscale.probe.untouched import refuse_hidden
 from loopscale.speaker import handle_of

@@ -17,6 +17,7 @@ from loopscale.errors import UserError
 from loopscale.optim.roles_of import taken_as_hidden, tell_roles, tied_names
 from loopscale.parameterization import Depth, Role, Rule, Width
 from loopscale.parameterization.depth import check_strength, relative_layers
+from loopscale.parameterization.roles import role_lines, starred
 from loopscale.speaker import forget, handle_of, leave
 
 
@@ -191,7 +192,7 @@ class Handle(ABC):
         roles, unsure = tell_roles(self.model, names)
         self._announced, announce = True, not self._announced
         if announce:
-            rows = dict.fromkeys(f"  {role.value:12}{starred(name)}" for name, role in roles.items())
+            rows = [f"  {line}" for line in role_lines(roles)]
             print("\n".join(["loopscale: roles inferred from modules and names", *rows]), file=sys.stderr)
             for name, first in dict.fromkeys((starred(a), starred(b)) for a, b in tied_names(self.model).items()):
                 print(f"  {name} is {first}: one role", file=sys.stderr)
@@ -232,11 +233,6 @@ def _write_rule(model: nn.Module, rule: dict[str, Any] | None) -> None:
         config.loopscale = rule
     elif config is not None:
         vars(config).pop("loopscale", None)
-
-
-def starred(name: str) -> str:
-    """Return a name with its numbers starred."""
-    return ".".join("*" if part.isdigit() else part for part in name.split("."))
 
 
 def compare(model: nn.Module, wanted: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loopscale.cli.sentence import tell, warn
+from loopscale.parameterization.roles import role_lines
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -147,18 +148,6 @@ def outcome(trial: dict[str, Any]) -> str:
     if trial["loss"] is not None:
         return f"{trial['loss']:.4f}"
     return "stopped early" if trial.get("stopped") else "diverged"
-
-
-def role_lines(roles: dict[str, str]) -> list[str]:
-    """Return a line for each role and kind of name, numbers starred.
-
-    >>> role_lines({"h.0.fc.weight": "hidden", "h.1.fc.weight": "hidden", "head.weight": "readout"})
-    ['hidden      h.*.fc.weight', 'readout     head.weight']
-    """
-    kinds = [
-        (role, ".".join("*" if part.isdigit() else part for part in name.split("."))) for name, role in roles.items()
-    ]
-    return [f"{role:12}{name}" for role, name in dict.fromkeys(kinds)]
 
 
 def _loss(trial: dict[str, Any]) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 
 from loopscale.cli.display import outcome
 from loopscale.errors import UserError
-from loopscale.records import Cell, ExponentResult, Journal, Plan, Result, Trial, clean, read_record
+from loopscale.records import ExponentResult, Journal, Plan, Result, Trial, clean, read_record
 
 ROWS = 300  # the best trials that the page lists
 PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>
@@ -49,7 +49,7 @@ class Live:
             trials, damage = self.trials(), ""
         except UserError as cause:
             trials, damage = [], str(cause)
-        names = sorted({name for trial in trials for name in _values(trial.cell)})
+        names = sorted({name for trial in trials for name in trial.cell.shown})
         columns = ["rule", "loops", *names, "seed", "loss"]
         ranked = sorted(trials, key=lambda trial: float("inf") if trial.loss is None else trial.loss)[:ROWS]
         report = self.folder / "report.html"
@@ -126,14 +126,8 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing on stderr: the page reloads every three seconds."""
 
 
-def _values(cell: Cell) -> dict[str, float]:
-    return cell.values or {
-        name: value for name, value in (("lr", cell.lr), ("strength", cell.strength)) if value is not None
-    }
-
-
 def _cells(trial: Trial, names: list[str]) -> str:
-    cell, values = trial.cell, _values(trial.cell)
+    cell, values = trial.cell, trial.cell.shown
     numbers = [f"{values[name]:.4g}" if name in values else "" for name in names]
     texts = [cell.rule, str(cell.loops), *numbers, str(cell.seed), outcome(trial.model_dump())]
     return "".join(f"<td>{html.escape(text)}</td>" for text in texts)

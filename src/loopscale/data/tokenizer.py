@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,27 +19,27 @@ BPE_SAMPLE = 2000  # documents that a BPE is trained on
 SEPARATOR = 0  # the token between documents; text of ours has no zero bytes
 
 
-class Tokenizer(Protocol):
+class Tokenizer(ABC):
     """What turns text into tokens. `decode(encode(text)) == text` for any text without zero characters."""
 
     name: str
     vocab_size: int
 
     def encode(self, text: str) -> Tokens:
-        """Give the tokens [T] of a text."""
-        ...
+        """Give the tokens [T] of a text, none of which is the separator; a lone surrogate becomes '?'."""
+        return self.encode_batch([text])[0]
 
+    @abstractmethod
     def encode_batch(self, texts: list[str], kind: np.dtype[Any] = INT64) -> list[NDArray[Any]]:
         """Give the tokens of each text, as `encode` does, as numbers of a `kind`; on all cores where that helps."""
-        ...
 
+    @abstractmethod
     def decode(self, tokens: Iterable[int]) -> str:
         """Give the text of tokens; bytes that make no character become U+FFFD."""
-        ...
 
+    @abstractmethod
     def to_json(self) -> str:
         """Give a text from which `tokenizer_from_json` makes it again."""
-        ...
 
 
 # A space or line end between two printable characters: no token of a byte-level BPE reaches over its beginning.
@@ -58,7 +59,7 @@ def _pieces(text: str) -> Iterator[str]:
     yield whole[begin:]
 
 
-class ByteTokenizer:
+class ByteTokenizer(Tokenizer):
     """UTF-8 bytes; the vocabulary is 256, and byte 0 separates documents.
 
     >>> ByteTokenizer().decode(ByteTokenizer().encode("loop"))
@@ -67,10 +68,6 @@ class ByteTokenizer:
 
     name = "bytes"
     vocab_size = 256
-
-    def encode(self, text: str) -> Tokens:
-        """Give one token per byte; lone surrogates are refused by UTF-8 and become '?'."""
-        return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: list[str], kind: np.dtype[Any] = INT64) -> list[NDArray[Any]]:
         """Give the tokens of each text."""
@@ -85,7 +82,7 @@ class ByteTokenizer:
         return json.dumps({"tokenizer": "bytes"})
 
 
-class BPETokenizer:
+class BPETokenizer(Tokenizer):
     """Byte-level BPE by the `tokenizers` library; token 0 separates documents."""
 
     name = "bpe"
@@ -114,10 +111,6 @@ class BPETokenizer:
         )
         model.train_from_iterator((piece for text in documents for piece in _pieces(text)), trainer)
         return cls(model)
-
-    def encode(self, text: str) -> Tokens:
-        """Give the tokens [T]; none of them is the separator. A lone surrogate becomes '?', as with bytes."""
-        return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: list[str], kind: np.dtype[Any] = INT64) -> list[NDArray[Any]]:
         """Give the tokens of each text; the library works on all cores, on pieces that do not grow with the text."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from loopscale.errors import UserError
+from loopscale.errors import UserError, listed
 from loopscale.parameterization import Role, check_roles, role_by_name, spread_roles
 from loopscale.speaker import named_handle, speaker, states_depth
 
@@ -143,18 +143,14 @@ def _unstated(model: nn.Module) -> str:
 
 def taken_as_hidden(names: Sequence[str], how: str) -> str:
     """Say what to say of matrices outside the layers that nothing tells; `how` is where roles can be stated."""
-    told = f"cannot tell the role of {_listed(names)}, taken as hidden"
+    told = f"cannot tell the role of {listed(names)}, taken as hidden"
     return f"{told}: state it with {how} if it maps into or out of the stream"
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(repr(name) for name in names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def _untold(names: list[str]) -> str:
     one = names[0].rpartition(".")[0] or names[0]
     return (
-        f"cannot tell the role of {_listed(names)}, outside the loop: pass roles={{{one!r}: ...}} (or let roles(model) "
+        f"cannot tell the role of {listed(names)}, outside the loop: pass roles={{{one!r}: ...}} (or let roles(model) "
         "beside the factory return it; a module's name stands for all below it) with 'embedding' for what maps the input "
         "into the stream, 'readout' for the stream to the output, 'hidden' for a layer's matrix"
     )

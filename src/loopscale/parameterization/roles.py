@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from enum import Enum
 
-from loopscale.errors import UserError, nearest
+from loopscale.errors import UserError, listed, nearest
 
 
 class Role(str, Enum):
@@ -53,13 +53,8 @@ def check_roles(names: Iterable[str], roles: Mapping[str, Role]) -> dict[str, Ro
     missing = [name for name in wanted if name not in roles]
     if missing:
         kinds = ", ".join(role.value for role in Role)
-        raise UserError(f"no role for parameter {_listed(missing)}: give each one of {kinds} in roles=")
+        raise UserError(f"no role for parameter {listed(missing)}: give each one of {kinds} in roles=")
     return {name: Role(roles[name]) for name in wanted}
-
-
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(repr(name) for name in names[:4])
-    return shown if len(names) <= 4 else f"{shown} and {len(names) - 4} more"
 
 
 def spread_roles(names: Mapping[str, int], roles: Mapping[str, Role]) -> dict[str, Role]:
@@ -76,6 +71,20 @@ def spread_roles(names: Mapping[str, int], roles: Mapping[str, Role]) -> dict[st
         if not below:
             known[key] = role
     return known
+
+
+def starred(name: str) -> str:
+    """Return a parameter's name with its numbers starred."""
+    return ".".join("*" if part.isdigit() else part for part in name.split("."))
+
+
+def role_lines(roles: Mapping[str, Role | str]) -> list[str]:
+    """Return a line for each role and kind of name, numbers starred.
+
+    >>> role_lines({"h.0.fc.weight": "hidden", "h.1.fc.weight": "hidden", "head.weight": "readout"})
+    ['hidden      h.*.fc.weight', 'readout     head.weight']
+    """
+    return list(dict.fromkeys(f"{Role(role).value:12}{starred(name)}" for name, role in roles.items()))
 
 
 # Words of a name's components outside the branches; `_IN`: anywhere in the name.

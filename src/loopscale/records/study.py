@@ -87,6 +87,12 @@ class Cell(Record):
     values: dict[str, FiniteFloat] = Field(default_factory=dict)
     explored: bool = False
 
+    @property
+    def shown(self) -> dict[str, float]:
+        """What to show of it: the tuned values, else rate and strength."""
+        rates = {"lr": self.lr} if self.strength is None else {"lr": self.lr, "strength": self.strength}
+        return self.values or rates
+
 
 class Trial(Record):
     """One finished trial. Its loss is None when it diverged, was stopped early, or raised (`error`).

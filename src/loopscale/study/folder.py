@@ -30,14 +30,8 @@ class Observer(Protocol):
         """Hear of a trial that ended, how many have, and how many are known to be left (None: not known)."""
 
 
-class Silent:
+class Silent(Observer):
     """An observer that says nothing."""
-
-    def checked(self, description: dict[str, Any]) -> None:
-        """Say nothing."""
-
-    def ended(self, record: dict[str, Any], finished: int, left: int | None) -> None:
-        """Say nothing."""
 
 
 @contextmanager

@@ -21,17 +21,21 @@ from loopscale.trackers.protocol import Identity, Tracker, flat, identity
 
 @dataclass(frozen=True)
 class Kind:
-    """Needs `module` (of the extra `track`); `place` says where the points are and what shows them."""
+    """Needs `module` (of the extra `track`); `place` says where the points of a {run} are, and what shows or sends them."""
 
     module: str
     open: Callable[[Identity], Tracker]
-    place: Callable[[Path], str]
+    place: str
 
 
 TRACKERS: dict[str, Kind] = {
-    "tensorboard": Kind("tensorboard", tensorboard.open_tracker, tensorboard.place),
-    "trackio": Kind("trackio", trackio.open_tracker, trackio.place),
-    "wandb": Kind("wandb", wandb.open_tracker, wandb.place),
+    "tensorboard": Kind(
+        "tensorboard",
+        tensorboard.open_tracker,
+        "{run}/trackers/tensorboard: tensorboard --logdir {run}/trackers/tensorboard",
+    ),
+    "trackio": Kind("trackio", trackio.open_tracker, "trackio's own database: trackio show --project loopscale"),
+    "wandb": Kind("wandb", wandb.open_tracker, "{run}/trackers/wandb: wandb sync {run}/trackers/wandb/offline-run-*"),
 }
 
 
@@ -95,7 +99,7 @@ def track_run(run: str | Path, names: Iterable[str]) -> list[Tracked]:
             sink.catch_up()
             if sink.failed:
                 raise UserError(f"{name} took the steps up to {sink.last} and then failed: {sink.failed}")
-            done.append(Tracked(name, sink.sent - before, sink.last, TRACKERS[name].place(run)))
+            done.append(Tracked(name, sink.sent - before, sink.last, TRACKERS[name].place.format(run=run)))
     return done
 
 

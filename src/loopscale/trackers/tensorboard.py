@@ -41,9 +41,3 @@ def _wait_for_a_later_second(folder: Path) -> None:
     ours = [stamp for stamp in stamps if stamp <= time.time() + 1]
     while ours and max(ours) >= int(time.time()):
         time.sleep(0.05)
-
-
-def place(run: Path) -> str:
-    """Say where the points are, and what shows them."""
-    folder = run / "trackers" / "tensorboard"
-    return f"{folder}: tensorboard --logdir {folder}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import redirect_stdout
-from pathlib import Path
 
 from loopscale.trackers.protocol import Identity, Tracker
 
@@ -30,8 +29,3 @@ def open_tracker(identity: Identity) -> Tracker:
             auto_log_cpu=False,
         )
     return Tracker(lambda step, values: trackio.log(dict(values), step=step), finish)
-
-
-def place(run: Path) -> str:
-    """Say where the points are, and what shows them."""
-    return "trackio's own database: trackio show --project loopscale"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 from loopscale.trackers.protocol import Identity, Tracker
@@ -38,9 +37,3 @@ def open_tracker(identity: Identity) -> Tracker:
         settings=settings,
     )
     return Tracker(lambda step, values: run.log(dict(values), step=step), lambda: run.finish(quiet=True))
-
-
-def place(run: Path) -> str:
-    """Say where the points are, and what sends them."""
-    folder = run / "trackers" / "wandb"
-    return f"{folder}: wandb sync {folder}/offline-run-*"
