@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loopscale.cli.user_code import name_of, spelt_rule
+from loopscale.cli.options import name_of, spelt_rule
 from loopscale.errors import UserError
 
 if TYPE_CHECKING:

@@ -17,12 +17,15 @@ from loopscale.cli.options import (
     PATH,
     SETS,
     Where,
+    find_user_code,
     finish,
     list_of,
+    name_of,
     parse_axes,
     placed,
     placed_study,
     rate,
+    tell_again,
     with_data,
 )
 from loopscale.errors import UserError
@@ -78,7 +81,6 @@ def command(
     again: finished trials are kept. With --out alone the study in that folder goes on, with more of what you name.
     """
     from loopscale.cli.display import watching
-    from loopscale.cli.user_code import find_user_code, name_of, tell_again
 
     user_code = find_user_code(model, None)  # a mistake in its arguments is told before the slow imports
     aim = None if target is None else _target(target)

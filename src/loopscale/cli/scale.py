@@ -7,8 +7,7 @@ from typing import Any
 
 import click
 
-from loopscale.cli.options import JSON
-from loopscale.cli.user_code import find_rule
+from loopscale.cli.options import JSON, find_rule
 from loopscale.parameterization import OPTIMIZERS, RULES, Depth, Width, get_rule, prescription
 
 

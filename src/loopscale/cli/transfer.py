@@ -18,11 +18,15 @@ from loopscale.cli.options import (
     PATH,
     SETS,
     Where,
+    find_user_code,
     finish,
     list_of,
+    name_of,
     placed,
     placed_study,
     rate,
+    spelt_rule,
+    tell_again,
     with_data,
 )
 from loopscale.errors import UserError
@@ -80,7 +84,6 @@ def command(
     more of what you name. Exit 1 when a rule that claims transfer drifts.
     """
     from loopscale.cli.display import watching
-    from loopscale.cli.user_code import find_user_code, name_of, spelt_rule, tell_again
 
     code = find_user_code(model, objective)  # a mistake in its arguments is told before the slow imports
     from loopscale.report import StudyPage, write_report

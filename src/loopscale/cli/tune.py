@@ -17,11 +17,14 @@ from loopscale.cli.options import (
     PATH,
     SETS,
     Where,
+    find_user_code,
     finish,
     parse_axes,
     parse_seconds,
     placed,
     placed_study,
+    spelt_rule,
+    tell_again,
 )
 from loopscale.errors import UserError
 from loopscale.factory import CONTRACT
@@ -94,7 +97,6 @@ def command(
     """
     started = time.monotonic()
     from loopscale.cli.display import watching
-    from loopscale.cli.user_code import find_user_code, spelt_rule, tell_again
 
     code = find_user_code(model, objective)  # a mistake in its arguments is told before the slow imports
     from loopscale.report import write_tune_report

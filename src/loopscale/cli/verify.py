@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from loopscale.cli.options import COUNTS, JSON, PATH, Where, finish, parse_seconds, placed
+from loopscale.cli.options import COUNTS, JSON, PATH, Where, find_user_code, finish, parse_seconds, placed
 
 
 @click.command()
@@ -41,7 +41,6 @@ def command(
     Exit codes: 0 it holds or the data do not decide, 1 it fails, 2 a mistake to mend.
     """
     from loopscale.cli.display import watching
-    from loopscale.cli.user_code import find_user_code
     from loopscale.report import write_tune_report
     from loopscale.study import check_named
     from loopscale.tune import Checks, TuneSettings, read_plan, verify

@@ -9,10 +9,12 @@ import platform
 import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from loopscale.data.synthetic import synthetic_documents
+from loopscale.data.tokenizer import BPE_SAMPLE, Tokenizer, make_tokenizer
 from loopscale.errors import UserError, first_line, nearest, require
 from loopscale.files import machine_memory
 
@@ -226,3 +228,32 @@ def _hugging_face(name: str, text_field: str) -> Iterator[str]:
         raise
     except Exception as problem:  # not found, offline, gated: the library's own words are the best
         raise UserError(f"cannot read the Hugging Face data set {name!r}: {first_line(problem)}") from None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What decides the tokens of a source; `load_data` takes each as a keyword.
+
+    max_tokens: read no more than this; the last document is shortened to fit. text_field: of JSONL, parquet and data sets.
+
+    Raises `UserError` for values out of range.
+    """
+
+    tokenizer: str = "bytes"
+    vocab_size: int | None = None
+    validation_fraction: float = 0.05
+    max_tokens: int | None = None
+    text_field: str = "text"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.validation_fraction < 1:
+            raise UserError(f"validation_fraction must lie between 0 and 1, got {self.validation_fraction!r}")
+        if self.max_tokens is not None and self.max_tokens < 2:
+            raise UserError(
+                f"max_tokens must be at least 2, got {self.max_tokens!r}: leave it out to read all of the text"
+            )
+
+    def make_tokenizer(self, source: Source) -> Tokenizer:
+        """Make the tokenizer, from the first documents where it has to be trained."""
+        sample = islice(source.documents(self.text_field), BPE_SAMPLE)
+        return make_tokenizer(self.tokenizer, self.vocab_size, sample)

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from loopscale.data.dataset import Dataset
-from loopscale.data.documents import Source, find_source
+from loopscale.data.documents import Reading, Source, find_source
 from loopscale.data.prepare import WORDS, Writer
 from loopscale.data.prepared import MANIFEST, is_prepared, open_folder, open_prepared
-from loopscale.data.reading import Reading
 from loopscale.data.split import limited, split_documents
 from loopscale.data.stream import open_stream
 from loopscale.errors import UserError, settings

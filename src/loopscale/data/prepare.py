@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from loopscale.data.documents import Source, files_in, find_source
+from loopscale.data.documents import Reading, Source, files_in, find_source
 from loopscale.data.prepared import (
     MANIFEST,
     PROGRESS,
@@ -28,7 +28,6 @@ from loopscale.data.prepared import (
     text_sha256,
     write_shard,
 )
-from loopscale.data.reading import Reading
 from loopscale.data.split import split_documents
 from loopscale.data.tokenizer import SEPARATOR, Tokenizer, tokenizer_from_json
 from loopscale.errors import UserError

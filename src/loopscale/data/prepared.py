@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loopscale.data.dataset import Dataset
-from loopscale.data.reading import Reading
+from loopscale.data.documents import Reading
 from loopscale.data.tokenizer import tokenizer_from_json
 from loopscale.errors import UserError
 from loopscale.files import file_sha256

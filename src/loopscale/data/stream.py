@@ -15,14 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loopscale.data.dataset import ALL, Batch, Dataset
-from loopscale.data.documents import Source, find_source
+from loopscale.data.documents import Reading, Source, find_source
 from loopscale.data.prepared import text_sha256
-from loopscale.data.reading import Reading
 from loopscale.data.split import side_of
 from loopscale.data.tokenizer import SEPARATOR, Tokenizer
 from loopscale.errors import UserError
 
 SCAN = 20_000  # documents that are searched for validation text before training begins
+AT_ONCE = 2**20  # tokens that are passed over at once
 MARKS = 64  # bookmarks kept: of the last steps, so that a checkpoint finds its own although batches are read ahead
 
 
@@ -44,7 +44,8 @@ class Stream(Dataset):
         super().__init__({}, words, description)
         self._marks: dict[int, dict[str, int]] = {0: {"token": 0, "document": 0, "offset": 0}}
         self._cursor: _Cursor | None = None
-        self._held = np.zeros(0, np.int64)
+        self._held: list[NDArray[np.int64]] = []  # the last token that was given: the next step's first input
+        self._begin = 0
 
     def tokens(self, split: str) -> int:
         """Raise `UserError`: a stream does not know its length."""
@@ -67,16 +68,14 @@ class Stream(Dataset):
         if order != "random":
             raise UserError("a stream is read in its own order: leave data.order out")
         size, begin = batch_size * context, step * batch_size * context
-        if self._cursor is None or self._cursor.token != begin:
+        if self._cursor is None or self._begin != begin:
             self._seek(begin)
         assert self._cursor is not None
-        needed = size + 1 - len(self._held)
-        if needed > 0:
-            self._held = np.concatenate([self._held, *self._cursor.take(needed)])
-        window = self._held[: size + 1]
-        self._held = self._held[size:]
-        self._cursor.token = begin + size
+        found = [*self._held, *self._cursor.take(size - sum(map(len, self._held)))]
+        self._begin = begin + size
         self._mark()
+        self._held = self._cursor.take(1)
+        window = np.concatenate([*found, *self._held])
         inputs_BT, targets_BT = window[:-1].reshape(batch_size, context), window[1:].reshape(batch_size, context)
         return inputs_BT[rows].copy(), targets_BT[rows].copy()
 
@@ -109,19 +108,15 @@ class Stream(Dataset):
 
     def _seek(self, token: int) -> None:
         mark = self._marks[max(known for known in self._marks if known <= token)]
-        self._cursor = _Cursor(self, mark)
-        gone = token - mark["token"]
-        self._held = np.zeros(0, np.int64)
-        while gone > 0:
-            pieces = np.concatenate(self._cursor.take(min(gone, 2**20)))
-            self._held, gone = pieces[gone:], gone - len(pieces)
-        self._cursor.token = token
+        self._cursor, self._held, self._begin = _Cursor(self, mark), [], token
+        for left in range(token - mark["token"], 0, -AT_ONCE):
+            self._cursor.take(min(left, AT_ONCE))
 
     def _mark(self) -> None:
-        """Note where the held tokens begin."""
+        """Note where the next step begins."""
         assert self._cursor is not None
-        document, offset = self._cursor.back(len(self._held))
-        self._marks[self._cursor.token] = {"token": self._cursor.token, "document": document, "offset": offset}
+        document, offset = self._cursor.place
+        self._marks[self._begin] = {"token": self._begin, "document": document, "offset": offset}
         for old in sorted(self._marks)[1:-MARKS]:
             del self._marks[old]
 
@@ -145,35 +140,24 @@ class Stream(Dataset):
 
 
 class _Cursor:
-    """Reads on from a bookmark and remembers which documents the last tokens came from."""
+    """Reads on from a bookmark; `place` is the document that the next token is in, and the token of it."""
 
     def __init__(self, stream: Stream, mark: dict[str, int]) -> None:
-        self.token = mark["token"]
-        self._pieces = stream.endless(mark["document"], mark["offset"])
-        self._recent: list[tuple[int, int, int]] = []  # document, first token of it, number of tokens
+        self.place = mark["document"], mark["offset"]
+        self._pieces = stream.endless(*self.place)
+        self._tokens = np.zeros(0, np.int64)
 
     def take(self, count: int) -> list[NDArray[np.int64]]:
-        """Return whole documents with at least `count` tokens together."""
+        """Return the next `count` tokens, in pieces."""
         taken: list[NDArray[np.int64]] = []
         while count > 0:
-            number, first, tokens = next(self._pieces)
-            taken.append(tokens)
-            self._recent.append((number, first, len(tokens)))
-            count -= len(tokens)
+            if not len(self._tokens):
+                number, first, self._tokens = next(self._pieces)
+                self.place = number, first
+            taken.append(self._tokens[:count])
+            self._tokens, count = self._tokens[count:], count - len(taken[-1])
+            self.place = self.place[0], self.place[1] + len(taken[-1])
         return taken
-
-    def back(self, count: int) -> tuple[int, int]:
-        """Return the document, and the token of it, that lies `count` tokens before the end of what was taken.
-
-        At least one.
-        """
-        for index in range(len(self._recent) - 1, -1, -1):
-            number, first, size = self._recent[index]
-            if count <= size:
-                del self._recent[:index]
-                return number, first + size - count
-            count -= size
-        raise AssertionError("more tokens are held than were taken")
 
 
 def open_stream(name: str, reading: Reading) -> Stream:

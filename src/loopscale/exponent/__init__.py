@@ -3,8 +3,7 @@
 from loopscale.exponent.plan import CARRIED, Axis, Cell, ExponentPlan, powers
 from loopscale.exponent.result import at_target, decide, decide_rate, powers_of, summarise
 from loopscale.exponent.run import run_exponent
-from loopscale.exponent.search import wanted
-from loopscale.exponent.study import BEST, ExponentStudy
+from loopscale.exponent.study import BEST, ExponentStudy, wanted
 from loopscale.exponent.surface import Surface, fit_surface
 
 __all__ = [

@@ -8,8 +8,7 @@ from statistics import fmean
 from typing import Any, Literal
 
 from loopscale.exponent.plan import Cell, ExponentPlan, powers, starts_anew
-from loopscale.exponent.search import FARTHEST
-from loopscale.exponent.study import BEST, ExponentStudy
+from loopscale.exponent.study import BEST, FARTHEST, ExponentStudy
 from loopscale.exponent.surface import Surface, by_cell
 from loopscale.records import (
     AtTarget,

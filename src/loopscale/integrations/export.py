@@ -59,7 +59,7 @@ def for_transformers(trained: Trained) -> tuple[Any, Any]:
     if trained.user is not None:
         if isinstance(trained.model, transformers().PreTrainedModel):
             return trained.model, tokenizer
-        from loopscale.integrations.user_causal_lm import UserCausalLM
+        from loopscale.integrations.hf_model import UserCausalLM
 
         return UserCausalLM(trained.model, tokenizer.vocab_size, context), tokenizer
     special = {f"{name}_token_id": 0 for name in ("bos", "eos", "pad")}

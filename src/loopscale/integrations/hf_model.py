@@ -15,6 +15,7 @@ from loopscale.integrations.hf_cache import LoopedCache, slots_of
 from loopscale.integrations.hf_config import LoopedConfig, check_same_rule
 from loopscale.nn import LoopedTransformer, Past, Recompute
 from loopscale.parameterization import Depth, Role, Rule, Width
+from loopscale.train.user import logits_of
 
 _hf = transformers()
 _Output = transformers().modeling_outputs.CausalLMOutputWithPast
@@ -184,3 +185,26 @@ def _stored_config(place: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
     names = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
     stored: dict[str, Any] = LoopedConfig.get_config_dict(place, **{n: kwargs[n] for n in names if n in kwargs})[0]
     return stored
+
+
+class UserCausalLM(_hf.PreTrainedModel, _hf.GenerationMixin):  # type: ignore[misc, name-defined, unused-ignore]
+    """Wrap a model that gives logits [B, T, V] for tokens [B, T]. Padding is on the right, where a causal model is blind.
+
+    >>> UserCausalLM(nn.Embedding(7, 7), 7, 16)(input_ids=torch.zeros(1, 5).long()).logits.shape
+    torch.Size([1, 5, 7])
+    """
+
+    config_class = _hf.PretrainedConfig
+    main_input_name = "input_ids"
+
+    def __init__(self, model: nn.Module, vocab_size: int, context: int) -> None:
+        super().__init__(_hf.PretrainedConfig(vocab_size=vocab_size, max_position_embeddings=context, use_cache=False))
+        self.model = model
+
+    def forward(self, input_ids: Tensor, **options: Any) -> Any:
+        """Give the logits; masks and caches are not passed on."""
+        return _hf.modeling_outputs.CausalLMOutput(logits=logits_of(self.model, input_ids))
+
+    def prepare_inputs_for_generation(self, input_ids: Tensor, **options: Any) -> dict[str, Any]:
+        """Give all tokens again at each step: there is no cache."""
+        return {"input_ids": input_ids}

@@ -2,8 +2,7 @@
 
 from loopscale.nn.compiled import Comparison, compile_checked
 from loopscale.nn.config import ModelConfig
-from loopscale.nn.folded import folded_attention
-from loopscale.nn.layers import Attention, chunked_cross_entropy
+from loopscale.nn.layers import Attention, chunked_cross_entropy, folded_attention
 from loopscale.nn.loop import Loop, apply_branch_gain
 from loopscale.nn.past import KeyValueCache, Past, last_visit, per_visit
 from loopscale.nn.residual import PostNormResidual, ScaledResidual, ScaledUpdate

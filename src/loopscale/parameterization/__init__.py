@@ -1,12 +1,10 @@
 """Pure maths of the parameterization: standard library only, no torch."""
 
 from loopscale.parameterization.depth import Depth, Width, relative_layers
-from loopscale.parameterization.explain import prescription
 from loopscale.parameterization.flat import FLAT, CheckRow, ParameterizationCheck
 from loopscale.parameterization.roles import Role, check_roles, role_by_name, spread_roles
 from loopscale.parameterization.rules import OPTIMIZERS, Optimizer, RoleValues, Rule, Value
-from loopscale.parameterization.spelled import spell
-from loopscale.parameterization.table import RULES, get_rule, residual_scale
+from loopscale.parameterization.table import RULES, get_rule, prescription, residual_scale, spell
 
 __all__ = [
     "FLAT",

@@ -49,7 +49,7 @@ def check_roles(names: Iterable[str], roles: Mapping[str, Role]) -> dict[str, Ro
     wanted = list(names)
     extra = sorted(set(roles) - set(wanted))
     if extra:
-        raise UserError(f"roles= names {_listed(extra)}, which the model does not have: remove or correct the name")
+        raise UserError(f"roles= names {listed(extra)}, which the model does not have: remove or correct the name")
     missing = [name for name in wanted if name not in roles]
     if missing:
         kinds = ", ".join(role.value for role in Role)

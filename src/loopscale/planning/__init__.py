@@ -1,9 +1,8 @@
 """What a training will need, by arithmetic alone: parameters, FLOPs, memory, hours, dollars. Imports no torch."""
 
-from loopscale.planning.memory import Memory, memory
 from loopscale.planning.plan import Machine, Plan, people, plan, study_hours
 from loopscale.planning.shape import Shape
-from loopscale.planning.work import Counted, Work
+from loopscale.planning.work import Counted, Memory, Work, memory
 
 __all__ = [
     "Counted",

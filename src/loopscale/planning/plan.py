@@ -7,9 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from loopscale.errors import UserError
-from loopscale.planning.memory import Memory, memory
 from loopscale.planning.shape import Shape
-from loopscale.planning.work import Work
+from loopscale.planning.work import Memory, Work, memory
 
 
 @dataclass(frozen=True)

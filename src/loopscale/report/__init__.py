@@ -15,9 +15,8 @@ if TYPE_CHECKING:
     from loopscale.report.info import study_info
     from loopscale.report.live_page import StudyPage, write_study_page
     from loopscale.report.page import Section, Table, render_page
-    from loopscale.report.readme import readme_figure
     from loopscale.report.run_page import write_run_report
-    from loopscale.report.study_page import write_figures, write_report
+    from loopscale.report.study_page import readme_figure, write_figures, write_report
     from loopscale.report.tune_page import write_tune_report
     from loopscale.report.valleys import exponent_figure
 
@@ -51,9 +50,8 @@ __getattr__ = on_first_use(
         "figure": "Figure Axis Guide Mark render",
         "page": "Section Table render_page",
         "live_page": "StudyPage write_study_page",
-        "readme": "readme_figure",
         "info": "study_info",
-        "study_page": "write_figures write_report",
+        "study_page": "readme_figure write_figures write_report",
         "run_page": "write_run_report",
         "tune_page": "write_tune_report",
     },

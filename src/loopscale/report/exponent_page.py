@@ -9,9 +9,8 @@ from loopscale.records import CarriedEps, Estimate, ExponentResult, OuterPilot, 
 from loopscale.report.figure import Axis, Figure, Guide, Mark, drawn_files, write_drawn
 from loopscale.report.figures import rule_name
 from loopscale.report.live_page import LivePage
-from loopscale.report.page import Section, Table, escape, render_page, write_page
+from loopscale.report.page import Section, Table, escape, provenance, render_page, write_page
 from loopscale.report.palette import TUNED, Look, interval, looks, number, plain, power, power_ticks
-from loopscale.report.tables import provenance
 from loopscale.report.valleys import READING, Carried, exponent_figure
 
 TITLE = "How fast must eps fall with the number of loops?"

@@ -14,7 +14,7 @@ from typing import Any
 
 from loopscale.errors import settings
 from loopscale.files import write_text
-from loopscale.records import clean
+from loopscale.records import clean, flat
 from loopscale.report.figure import Figure, bundle, one_line
 from loopscale.report.palette import GLYPHS, theme
 
@@ -243,3 +243,28 @@ def _table(table: Table) -> str:
         f'<div class="scroll" tabindex="0" role="region" aria-label="Table: {label}"><table>{caption}'
         f"<thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody></table></div>\n"
     )
+
+
+def split(table: Table) -> tuple[Table, Table]:
+    """Part a table of what was applied: the values that differ from 1, and the rest to unfold."""
+    ones = [row for row in table.rows if row[1 + table.header.index("name")] == "1"]
+    caption = f"{len(ones)} more values that are 1"
+    return Table(table.header, [row for row in table.rows if row not in ones]), Table(table.header, ones, caption)
+
+
+def provenance(record: dict[str, Any]) -> list[tuple[str, str]]:
+    """Flatten a provenance record to rows of (dotted name, value).
+
+    >>> provenance({"data": {"source": "text"}, "seeds": [0, 1]})
+    [('data.source', 'text'), ('seeds', '0, 1')]
+    """
+    return [(name, plainly(value)) for name, value in flat(record).items()]
+
+
+def plainly(value: Any) -> str:
+    """Write a value of a record as text."""
+    if isinstance(value, list):
+        return ", ".join(map(plainly, value))
+    if value is None:
+        return "n/a"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

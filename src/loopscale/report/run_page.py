@@ -14,9 +14,8 @@ from loopscale.errors import UserError
 from loopscale.records import Provenance, clean, content_hash, read_record, read_steps
 from loopscale.report.figure import Axis, Figure, Mark
 from loopscale.report.figures import log_axis, visit_axis
-from loopscale.report.page import Section, Table, render_page, write_page
+from loopscale.report.page import Section, Table, provenance, render_page, write_page
 from loopscale.report.palette import MEASURED, SECOND, Look, number, sequential
-from loopscale.report.tables import provenance
 
 Series = tuple[tuple[int, float], ...]
 

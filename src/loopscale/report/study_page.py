@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-from loopscale.records import RuleRecord
-from loopscale.report.figure import drawn_files, write_drawn
-from loopscale.report.figures import rule_name, study_figures
+from loopscale.records import Result, RuleRecord
+from loopscale.report.figure import drawn_files, render, write_drawn
+from loopscale.report.figures import loss_over_rate, rule_name, study_figures
 from loopscale.report.info import StudyInfo, study_info
-from loopscale.report.page import Section, escape, render_page, write_page
+from loopscale.report.page import Section, Table, escape, plainly, provenance, render_page, split, write_page
 from loopscale.report.palette import VERDICTS, Ink, interval, looks, number
-from loopscale.report.tables import applied, provenance, split
 
 _SIGNS = {"transfers": ("\N{CHECK MARK}", "pass"), "drifts": ("\N{SOUTH EAST ARROW}", "fail")}
 
@@ -82,6 +82,7 @@ def _gauge(rule: RuleRecord, scale: tuple[float, float], tolerance: float) -> st
     )
 
 
+_NB = "\N{NO-BREAK SPACE}"
 TITLES = {
     "paired-differences": "The rules compared",
     "loss-over-rate": "Loss over learning rate",
@@ -168,6 +169,31 @@ def sections(study: StudyInfo) -> list[Section]:
     return parts
 
 
+def applied(study: StudyInfo) -> Table:
+    """Return what each rule set, at every number of loops, and why.
+
+    Rules that set the same for the same reason share a row.
+    """
+    shared: dict[tuple[str, ...], list[str]] = {}
+    for rule, record in study.rules.items():
+        by_name: dict[tuple[str, str, str], list[tuple[int, str]]] = {}
+        for loops, values in sorted(record.applied.items()):
+            for item in values:
+                by_name.setdefault((item.name, item.why, item.source), []).append((loops, plainly(item.value)))
+        for (name, why, source), found in by_name.items():
+            shared.setdefault((name, _over_loops(found), why, source), []).append(rule_name(rule))
+    every = len(study.rules) if len(study.rules) > 1 else 0
+    rows = [("all" if len(rules) == every else ", ".join(rules), *row) for row, rules in shared.items()]
+    return Table(("rule", "name", "value", "why", "source"), rows)
+
+
+def _over_loops(found: list[tuple[int, str]]) -> str:
+    """Return one value if it is the same at every number of loops, else each with its loops, unbroken."""
+    if len({value for _, value in found}) == 1:
+        return found[0][1]
+    return ", ".join(f"{value}{_NB}(N{_NB}={_NB}{loops})" for loops, value in found)
+
+
 def headline(study: StudyInfo) -> str:
     """Return the number that the study was run for: how far the best rate moves with each rule."""
     slopes = {name: rule.slope for name, rule in study.rules.items() if rule.slope is not None}
@@ -208,3 +234,39 @@ def write_figures(study_dir: Path) -> list[Path]:
     Raises as `write_report` does.
     """
     return write_drawn(study_dir / "figures", drawn_files(study_figures(study_info(study_dir))))
+
+
+_LARGE = {"labelFontSize": 15, "titleFontSize": 15, "symbolSize": 130, "columnPadding": 22}
+
+
+def readme_figure(result: Result, stacked: bool = False) -> bytes:
+    """Draw one SVG from a study's result: loss over rate, a panel without transfer and one with."""
+    names = compared(result)
+    study = StudyInfo(result.model_copy(update={"rules": {name: result.rules[name] for name in names}}), ())
+    drawn = loss_over_rate(study)
+    titles = {rule_name(name): _title(result, name) for name in names}
+    marks = [mark._replace(panel=titles[mark.panel]) for mark in drawn.marks]
+    guides = [guide._replace(panel=titles[guide.panel]) for guide in drawn.guides]
+    figure = replace(drawn, marks=marks, guides=guides, panels=list(titles.values()), height=230 if stacked else 300)
+    spec = figure.spec(columns=1 if stacked else 2, width=400 if stacked else 330)
+    config = spec["config"]
+    config["axis"] |= _LARGE
+    config["legend"] |= _LARGE
+    config["header"] |= {"labelFontSize": 16}
+    config["axisY"] |= {"minExtent": 50, "maxExtent": 50}
+    return render(spec)["svg"]
+
+
+def compared(result: Result) -> list[str]:
+    """Return the two rules to show: one that does not claim transfer ("none" if there), then one that does."""
+    rules = result.rules
+    against = sorted((n for n, r in rules.items() if not r.claims_transfer), key=lambda name: name != "none")[:1]
+    chosen = sorted((n for n, r in rules.items() if r.claims_transfer), key=lambda name: name != "looped")[:1]
+    return against + chosen or list(rules)[:1]
+
+
+def _title(result: Result, name: str) -> str:
+    """Return what is seen: how far the best rate moves."""
+    slope = result.rules[name].slope
+    words = "without a scale" if name == "none" else "eps = 1 / (N \N{SQUARE ROOT}L)" if name == "looped" else name
+    return words if slope is None else f"{words}: best rate moves {number(slope, 2)}"

@@ -9,9 +9,8 @@ from statistics import fmean, median
 from loopscale.errors import UserError
 from loopscale.records import Journal, Plan, Proxy, Record, Row, Sweep, Trial, Verification, read_record
 from loopscale.report.figure import Axis, Figure, Mark
-from loopscale.report.page import Section, Table, render_page, write_page
+from loopscale.report.page import Section, Table, provenance, render_page, split, write_page
 from loopscale.report.palette import MEASURED, TUNED, Look, nice_ticks, number, plain, power_ticks, sequential
-from loopscale.report.tables import provenance, split
 
 MOST_POINTS = 600
 _UNVERIFIED = "Nothing of it has been verified yet."

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import FrameType
 
 from loopscale.files import write_text
 from loopscale.train import checkpoint, precision
@@ -21,6 +24,39 @@ from loopscale.train.run import (
 )
 from loopscale.train.training import Training, make_task, spread
 from loopscale.train.world import World
+
+
+class Interrupt:
+    """`signal` is the number of the signal that arrived, or 0."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+
+    def arrived(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal: the first is noted, a second Ctrl-C ends at once."""
+        if self.signal and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = number
+
+
+def signal_name(number: int) -> str:
+    """Say what the person, or the scheduler, did."""
+    return "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+
+
+@contextmanager
+def orderly() -> Iterator[Interrupt]:
+    """Note SIGINT and SIGTERM instead of dying of them; handlers are put back at the end. Main thread only."""
+    interrupt = Interrupt()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupt
+        return
+    old = {number: signal.signal(number, interrupt.arrived) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield interrupt
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
 
 
 def begun(config: TrainConfig, world: World, warn: Warn, new: bool) -> Training:

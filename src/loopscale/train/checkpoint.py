@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from loopscale.errors import UserError
 from loopscale.files import disk_error, file_sha256
-from loopscale.planning.memory import MOMENTS
+from loopscale.planning.work import MOMENTS
 from loopscale.train import sharded
 from loopscale.train.config import TrainConfig
 from loopscale.train.needs import size_of

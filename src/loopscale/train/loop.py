@@ -17,9 +17,8 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from loopscale.data import Prefetched
 from loopscale.errors import UserError
 from loopscale.train import checkpoint, nonfinite
-from loopscale.train.begin import alone, begun, continue_from, lost, shown
+from loopscale.train.begin import Interrupt, alone, begun, continue_from, lost, orderly, shown, signal_name
 from loopscale.train.config import TrainConfig
-from loopscale.train.interrupt import Interrupt, orderly, signal_name
 from loopscale.train.load import make_config
 from loopscale.train.parallel import whole
 from loopscale.train.profile import Profile

@@ -12,8 +12,7 @@ from loopscale.lazy import on_first_use
 if TYPE_CHECKING:
     from loopscale.records import Estimate
     from loopscale.transfer.estimate import Optimum, best_rate, complete, fit_optimum, over_seeds, paired, student95
-    from loopscale.transfer.law import stream_growth
-    from loopscale.transfer.plan import Arm, Cell, StudyPlan, seeds_by_cost
+    from loopscale.transfer.plan import Arm, Cell, StudyPlan, seeds_by_cost, stream_growth
     from loopscale.transfer.presets import PRESETS, Preset, get_preset
     from loopscale.transfer.result import Curves, failed, run_study, summarise
     from loopscale.transfer.study import Study, wanted
@@ -52,12 +51,11 @@ __all__ = [
 __getattr__ = on_first_use(
     __name__,
     {
-        "plan": "Arm Cell StudyPlan seeds_by_cost",
+        "plan": "Arm Cell StudyPlan seeds_by_cost stream_growth",
         "result": "Curves failed run_study summarise",
         "estimate": "Estimate Optimum best_rate complete fit_optimum over_seeds paired student95",
         "presets": "PRESETS Preset get_preset",
         "study": "Study wanted",
         "verdict": "Beside does_looping_pay fit_slope judge one_shot_regret",
-        "law": "stream_growth",
     },
 )
