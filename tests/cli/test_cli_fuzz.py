@@ -21,7 +21,8 @@ import click
 import pytest
 
 from loopscale import cli
-from loopscale.cli import LazyGroup, main
+from loopscale.cli import main
+from loopscale.cli.lazy import LazyGroup
 from loopscale.data import Preparation, prepare_data
 from loopscale.records import content_hash
 from loopscale.report import figure
