@@ -156,7 +156,7 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_memory_without_a_unit_is_in_gigabytes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", EXAMPLE, "--memory", "24", "--gpus", "4"]) == 0
     said = capsys.readouterr().out
-    assert "GB a device of 24" in said
+    assert "of the 24 GB of a device" in said
     # What is priced comes first; small numbers have small units, and no time is 8e-05 seconds.
     assert said.startswith("model       N = 4, L = 2, d = 64, 16 sequences of 64 tokens a step, ")
     assert " MB" in said and "less than a second" in said and "e-0" not in said and "0.000" not in said
