@@ -233,3 +233,159 @@ def test_a_scale_that_falls_faster_than_the_loops_ask_for(power, codes):
 
     found = told(Scaled())
     assert found.codes == codes, found.text()
+
+
+def visits_of(visit, **more):
+    """A loop whose every visit is this function of the model, x, the first x and N."""
+
+    class Made(Toy):
+        def __init__(self, loops=6):
+            super().__init__(loops)
+            for name, part in more.items():
+                setattr(self, name, part)
+
+        def forward(self, tokens):
+            x = first = self.table(tokens)
+            for _ in range(self.passes):
+                x = visit(self, x, first, self.passes)
+            return self.head(x)
+
+    return Made()
+
+
+def fused(eps):
+    weight = nn.Parameter(torch.randn(D, D) / 2)
+    return lambda m, x, _, n: torch.baddbmm(x, m.f(m.norm(x)) * eps(n), weight.expand(len(x), -1, -1)), weight
+
+
+@pytest.mark.parametrize(("eps", "codes"), [(lambda n: 1, {"unscaled-residual"}), (lambda n: 1 / n, set())])
+def test_an_addition_inside_a_product_is_one(eps, codes):
+    visit, weight = fused(eps)
+    found = told(visits_of(visit, weight=weight))
+    assert found.codes == codes and found.layers == 1 and found.effective_scale == pytest.approx(eps(6)), found.text()
+
+
+@pytest.mark.parametrize(("eps", "codes"), [(1, {"unscaled-residual"}), (1 / 6, set())])
+def test_a_sum_over_a_stack_is_an_addition(eps, codes):
+    found = told(visits_of(lambda m, x, _, n: torch.stack([x, m.f(m.norm(x)) * eps]).sum(0)))
+    assert found.codes == codes and found.layers == 1 and found.effective_scale == pytest.approx(eps), found.text()
+
+
+def merged(adds):
+    merge = nn.Linear(2 * D, D, bias=False)
+    if adds:
+        with torch.no_grad():
+            merge.weight.copy_(torch.cat([torch.eye(D), torch.eye(D)], 1))
+
+    def visit(m, x, first, n):
+        x = m.merge(torch.cat([x, first], -1))
+        return x + m.f(m.norm(x)) / n
+
+    return visits_of(visit, merge=merge)
+
+
+def test_an_input_that_a_matrix_adds_is_injected():
+    found = told(merged(adds=True))
+    assert found.codes == {"unscaled-injection"} and found.growth == "linear", found.text()
+    assert "torch.cat([x, first], -1)" in found.findings[0].lines[0] and "then no finding" in found.findings[0].tried
+    assert "unscaled-injection" not in told(merged(adds=False)).codes
+
+
+class Past(Toy):
+    """Each state is made of all states before it: their sum doubles, their mean does not."""
+
+    def __init__(self, mean):
+        super().__init__(6)
+        self.mean = mean
+
+    def forward(self, tokens):
+        states = [self.table(tokens)]
+        for _ in range(self.passes):
+            read = sum(states) / (len(states) if self.mean else 1)
+            states.append(read + self.f(self.norm(read)) / self.passes)
+        return self.head(states[-1])
+
+
+def test_a_sum_of_the_whole_past_compounds():
+    found = told(Past(mean=False))
+    assert found.codes == {"nested-skip"} and found.growth == "exponential", found.text()
+    assert "keep the last state alone" in found.findings[0].lines[0] and "then no finding" in found.findings[0].tried
+    assert not told(Past(mean=True)).at_least("warning")
+
+
+def test_a_branch_that_reads_the_past_leaves_the_stream_alone():
+    class Reads(Toy):
+        def forward(self, tokens):
+            states = [self.table(tokens)]
+            for _ in range(self.passes):
+                read = torch.stack(states).mean(0)
+                states.append(states[-1] + self.f(self.norm(read)) / self.passes)
+            return self.head(states[-1])
+
+    found = told(Reads(6))
+    assert found.codes == set() and found.layers == 1, found.text()
+
+
+@pytest.mark.parametrize("order", [2, 4])
+def test_evaluations_of_one_step_are_one_visit(order):
+    """Heun and Runge-Kutta: what lies between the evaluations is no state, and takes no size away."""
+
+    def step(m, x, _, n):
+        k = [m.f(m.norm(x))]
+        k.append(m.f(m.norm(x + k[0] / n / 2)))
+        if order == 2:
+            return x + k[1] / n
+        k.append(m.f(m.norm(x + k[1] / n / 2)))
+        k.append(m.f(m.norm(x + k[2] / n)))
+        return x + (k[0] + 2 * k[1] + 2 * k[2] + k[3]) / (6 * n)
+
+    found = told(visits_of(step))
+    assert found.codes == set() and found.loops == 6 and found.gain < 1.5, found.text()
+
+
+def test_a_result_that_is_thrown_away_needs_no_gradient():
+    class Stops(Toy):
+        def forward(self, tokens):
+            x = self.table(tokens)
+            for _ in range(12):
+                new = 0.5 * x + 0.1 * torch.tanh(self.f(x))
+                if float((new - x).abs().max()) < 0.02:
+                    break
+                x = new
+            return self.head(x)
+
+    assert "truncated-gradient" not in told(Stops()).codes
+
+
+def test_every_set_of_copies_is_named():
+    class Clones(nn.Module):
+        def __init__(self):
+            super().__init__()
+            one, two = torch.randn(D, D), torch.randn(D, D)
+            self.one = nn.ParameterList(nn.Parameter(one.clone()) for _ in range(3))
+            self.two = nn.ParameterList(nn.Parameter(two.clone()) for _ in range(3))
+
+        def forward(self, x):
+            for a, b in zip(self.one, self.two, strict=True):
+                x = x + torch.relu(x @ a) @ b / 48
+            return x
+
+    found = told(Clones(), torch.randn(4, D))
+    assert found.codes == {"untied"} and {"one.0", "two.0"} <= set(found.findings[0].where.split(", "))
+
+
+def test_a_scale_that_follows_the_limit_of_a_halting_loop_is_no_second_one():
+    class Halts(Toy):
+        def __init__(self):
+            super().__init__()
+            self.max_steps = 12
+
+        def forward(self, tokens):
+            x = self.table(tokens)
+            for n in range(self.max_steps):
+                x = x + self.f(self.norm(x)) / self.max_steps
+                if n == 3:
+                    break
+            return self.head(x)
+
+    assert told(Halts()).codes == {"halts-early"}

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from loopscale.diagnosis.setting import Factors
-from loopscale.diagnosis.stream import BLENDS, SAME, SCATTERS, Step, Stream, strip
+from loopscale.diagnosis.stream import BLENDS, ENTERS, FUSED, SAME, SCATTERS, Step, Stream, strip
 from loopscale.probe.tape import Site, Tape
 from loopscale.probe.walks import ancestors
 
 # Steps that a smaller share of the visits has are left out.
 OFTEN = 0.4
+ADDED = ("branch", *ENTERS)
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,11 @@ class Branch:
     decay_of: tuple[str, ...] = ()
 
     @property
+    def enters(self) -> bool:
+        """Whether it comes from outside the loop, and not from what earlier visits left."""
+        return self.kind in ENTERS and not self.nested
+
+    @property
     def line(self) -> str:
         """File and line of the addition, where Python code made it."""
         return next((str(site) for site in self.sites if site.file), "")
@@ -74,7 +80,7 @@ def wanted(tape: Tape, stream: Stream) -> frozenset[int]:
     for steps in stream.steps:
         for step in steps:
             nodes |= {step.node, step.skip, step.update, step.base}
-            if step.kind in ("branch", "inject"):
+            if step.kind in ADDED:
                 nodes.add(strip(tape.nodes, step.skip)[0])
             for factor in (step.factor, _skip_factor(tape, step)):
                 if isinstance(factor, tuple) and factor[0] == "node":
@@ -100,17 +106,18 @@ def measure(tape: Tape, stream: Stream, values: dict[int, Tensor], factors: Fact
     found = []
     for column in (columns[key] for key in sorted(usual, key=offset.__getitem__)):
         # The second visit tells the kind: in the first, the state and the injected input may be one tensor.
-        kind = column[min(1, len(column) - 1)].kind
-        found.append(_measure(tape, [step for step in column if step.kind == kind], values, factors))
+        told = column[min(1, len(column) - 1)]
+        alike = [step for step in column if (step.kind, step.nested) == (told.kind, told.nested)]
+        found.append(_measure(tape, alike, values, factors))
     return found
 
 
 def _measure(tape: Tape, column: list[Step], values: dict[int, Tensor], factors: Factors) -> Branch:
     first = column[0]
     where = owner(tape, first.base if first.base >= 0 else first.node)
-    if first.kind == "inject":
+    if first.kind in ENTERS:
         where = _injected(tape, first) or where
-    if first.kind not in ("branch", "inject"):
+    if first.kind not in ADDED:
         decay = _decay(tape, first.factor, values) if first.kind == "scale" else None
         scale = _size(values, first.node) / max(_size(values, first.skip), 1e-30) if first.kind == "scale" else 1.0
         sites = _sites(tape, column)
@@ -209,6 +216,9 @@ def _base(tape: Tape, step: Step, values: dict[int, Tensor]) -> float:
         return 0.0
     if tape.nodes[step.node].op.startswith("lerp"):
         return rms(values[step.update].float() - values[step.skip].float())
+    if tape.nodes[step.node].op in FUSED:
+        added = rms(values[step.node].float() - values[step.skip].float())
+        return added * rms(values[step.base]) / max(rms(values[step.update]), 1e-30)
     places = values[step.update].numel() / max(values[step.node].numel(), 1)
     return rms(values[step.base]) * (math.sqrt(places) if tape.nodes[step.node].op in SCATTERS else 1.0)
 
@@ -224,6 +234,8 @@ def _update(tape: Tape, step: Step, values: dict[int, Tensor], factors: Factors)
 
 def _added(tape: Tape, step: Step, values: dict[int, Tensor]) -> Tensor:
     node = tape.nodes[step.node]
+    if step.kind == "join":
+        return values[step.update].float()
     if step.update == step.skip and step.kind == "inject" and values[step.skip].shape != values[step.node].shape:
         return values[step.node].float().detach()
     spelt = any(isinstance(word, (int, float)) for word in node.args)
@@ -257,7 +269,7 @@ def _written(factor: object) -> float:
 
 
 def _skip_factor(tape: Tape, step: Step) -> object:
-    if step.kind not in ("branch", "inject") or step.skip < 0 or not tape.nodes[step.skip].data:
+    if step.kind not in ADDED or step.skip < 0 or not tape.nodes[step.skip].data:
         return None
     return strip(tape.nodes, step.skip)[1]
 

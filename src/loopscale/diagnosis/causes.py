@@ -9,11 +9,11 @@ from statistics import median
 
 from loopscale.diagnosis.branches import Branch
 from loopscale.diagnosis.diagnosis import Finding, finding
-from loopscale.diagnosis.growth import Growth
+from loopscale.diagnosis.growth import Far, Growth
 from loopscale.diagnosis.stated import Stated
 
 # |F(c h)| / |c h| at large c: below, a norm inside the loop sets the size of the stream.
-RESET, CONTRACTIVE = 0.3, 0.97
+RESET = 0.3
 # A branch scale this near a formula is taken to be that formula.
 MATCH = 0.04
 # Branches whose scales differ by more than this are not under one rule.
@@ -45,7 +45,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of the main loop. `far_gain` as in `LoopMap.far_gain`; `scale_power`: a in eps ~ N^-a, if N varies.
+    """What is known of the main loop. `far`: what visits do to a large stream; `scale_power`: a in eps ~ N^-a, if N varies.
 
     `stated`: what the model says of its scale itself; `shown`: what experiments decided.
     """
@@ -56,7 +56,7 @@ class Facts:
     prescribed: float
     branches: tuple[Branch, ...]
     growth: Growth | None
-    far_gain: float | None
+    far: Far | None
     scale_power: float | None = None
     init_ratio: float | None = None
     dtype: str = "float32"
@@ -107,18 +107,16 @@ class Facts:
     @property
     def bounded_by(self) -> str | None:
         """Why the size of the stream cannot grow whatever eps is; None when it can."""
-        if self.far_gain is None:
+        if self.far is None or not self.far.contracts:
             return None
-        if self.far_gain < RESET:
-            return "a norm on the stream itself"
-        return "a contractive carry" if self.far_gain < CONTRACTIVE else None
+        return "a norm on the stream itself" if self.far.visit < RESET else "a contractive carry"
 
     @property
     def nested(self) -> bool:
         """Whether the stream is added to a copy of itself and that compounds: more than e over all visits."""
-        if self.far_gain is None or not any(b.nested for b in self.branches):
+        if self.far is None or not any(b.nested for b in self.branches):
             return False
-        return self.far_gain > 1.02 and self.far_gain**self.loops >= 3.5
+        return self.far.most > 1.02 and self.far.most**self.loops >= 3.5
 
 
 def judge(facts: Facts) -> list[Finding]:
@@ -151,8 +149,8 @@ def _miscounted(facts: Facts) -> Iterator[Finding]:
 
 
 def _nested(facts: Facts) -> Iterator[Finding]:
-    if "nested" in facts.shown.causes and facts.far_gain is not None:
-        factor = facts.far_gain
+    if "nested" in facts.shown.causes and facts.far is not None:
+        factor = facts.far.most
         skips = [b for b in facts.branches if b.nested and b.line]
         yield finding(
             "nested-skip",
@@ -164,11 +162,11 @@ def _nested(facts: Facts) -> Iterator[Finding]:
 
 def _bounded(facts: Facts) -> Iterator[Finding]:
     reason = facts.bounded_by
-    if reason is not None:
+    if reason is not None and facts.far is not None:
         yield finding(
             "norm-bounded",
             facts.where,
-            f"a stream made 1000 times larger leaves a visit {facts.far_gain:.3g} times as large as it came: {reason}",
+            f"a stream made 1000 times larger leaves a visit {facts.far.visit:.3g} times as large as it came: {reason}",
         )
 
 
@@ -235,7 +233,7 @@ def _injection(facts: Facts) -> Iterator[Finding]:
     if "injected" not in facts.shown.causes or facts.growth is None:
         return
     # What is injected is judged together: a position and a time signal are each a part of one thing.
-    added = [b for b in facts.branches if b.kind == "inject" and b.sizes and b.scale * facts.loops > 1.05]
+    added = [b for b in facts.branches if b.enters and b.sizes and b.scale * facts.loops > 1.05]
     sums = [sum(b.sizes) / len(b.sizes) * facts.loops for b in added]
     total, end = sum(sums), facts.growth.norms[-1]
     heavy = [(b, part) for b, part in zip(added, sums, strict=True) if part >= 0.1 * total]
@@ -270,7 +268,7 @@ def _gain(facts: Facts) -> Iterator[Finding]:
 
 
 def _decay(facts: Facts) -> Iterator[Finding]:
-    if facts.far_gain is not None and facts.far_gain < RESET:
+    if facts.far is not None and facts.far.visit < RESET:
         return
     for branch in facts.branches:
         if branch.decay is not None and branch.decay > 0:
@@ -305,7 +303,9 @@ def _double(facts: Facts) -> Iterator[Finding]:
 def _falls_twice(facts: Facts) -> Iterator[Finding]:
     """Return a scale that was seen to fall faster over N than the loops ask for."""
     power = facts.scale_power
-    if power is None or power <= TWICE or facts.scale is None or any(branch.learned for branch in facts.living):
+    if power is None or power <= TWICE or facts.scale is None or "nested" in facts.shown.causes:
+        return
+    if any(branch.learned for branch in facts.living):
         return
     yield finding(
         "double-depth-scale",

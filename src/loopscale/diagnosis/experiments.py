@@ -102,7 +102,7 @@ def slope_over(
         return None
     own = seen.loop.visits
     # What is injected has a factor of its own, whatever law the branches' scale follows.
-    added = {site for b in seen.branches if b.kind == "inject" for site in b.sites}
+    added = {site for b in seen.branches if b.enters for site in b.sites}
 
     def at(count: int) -> Factors:
         others = {site: (place, factor**power) for site, (place, factor) in following(seen, count).items()}
@@ -187,7 +187,9 @@ def _branches(facts: Facts, again: float = 1.0) -> Lever:
 
 def _injected(facts: Facts) -> Lever:
     """Set everything injected at 1/N."""
-    added = [b for b in facts.branches if b.kind == "inject" and b.operand >= 0 and b.sizes]
+    # A map that expands by itself multiplies whatever enters it.
+    kept = facts.far is not None and facts.far.most <= KEPT
+    added = [b for b in facts.branches if b.enters and b.operand >= 0 and b.sizes and (kept or b.kind == "inject")]
     large = [b for b in added if b.scale * facts.loops > 1.05]
     return Lever("injected", tuple((b, b.operand, 1 / (facts.loops * b.scale)) for b in large))
 
@@ -208,11 +210,16 @@ def _skips(setting: Setting, seen: Pass, facts: Facts) -> Lever | None:
         return None
     nested = [b for b in facts.branches if b.nested and b.sites]
     outer = Lever("nested", tuple((b, b.other, 0.0) for b in nested if b.other >= 0))
-    if outer.parts and (far_gain(setting.changed(outer.factors), seen) or 9.0) <= KEPT:
+    past = [b for b in nested if b.kind == "inject"]
+    far = far_gain(setting.changed(outer.factors), seen) if outer.parts and not past else None
+    if far is not None and far.most <= KEPT:
         return outer
     inner = Lever("nested", tuple((b, b.operand, 0.0) for b in nested if b.operand >= 0))
-    kept, full = far_gain(setting.changed(inner.factors), seen), facts.far_gain
-    if inner.parts and kept is not None and full is not None and kept < 1 < full:
+    far = far_gain(setting.changed(inner.factors), seen) if inner.parts else None
+    kept, full = far.most if far else 9.0, facts.far.most if facts.far else 1.0
+    if past and kept <= KEPT:
+        return inner
+    if kept < 1 < full:
         return replace(inner, parts=tuple((b, place, (1 - kept) / (full - kept)) for b, place, _ in inner.parts))
     return Lever("nested", ())
 

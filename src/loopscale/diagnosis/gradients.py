@@ -21,6 +21,7 @@ from loopscale.diagnosis.stream import Stream
 from loopscale.probe.batch import first_float
 from loopscale.probe.passes import record
 from loopscale.probe.tape import Key, Tape, tensors_in
+from loopscale.probe.walks import ancestors
 
 _PRODUCTS = frozenset({"linear", "addmm", "matmul", "__matmul__", "mm", "bmm", "__rmatmul__"})
 # Gradients of other calls (convolutions, recurrent cells, torch's own attention) are formed visit by visit, up to this many
@@ -34,8 +35,8 @@ _BLOCK = 4_000_000
 class Gradients:
     """`kappa` over the shared matrices; `by_parameter`; gradient norm of the stream and of the weights at every visit.
 
-    `left_out` names the shared weights whose gradients are too large to be formed visit by visit. `reached`: the visits
-    that any gradient reaches.
+    `left_out` names the shared weights whose gradients are too large to be formed visit by visit. `reached`: how many
+    visits any gradient reaches, of the `read` ones whose results the answer reads.
     """
 
     kappa: float | None
@@ -44,6 +45,7 @@ class Gradients:
     stream: tuple[float, ...]
     left_out: tuple[str, ...] = ()
     reached: int | None = None
+    read: int = 0
 
 
 def gradients(model: nn.Module, batch: Any, loop: FoundLoop, stream: Stream | None, like: Tape) -> Gradients:
@@ -103,7 +105,15 @@ def _gradients(
         tuple(float(deltas[i].double().norm()) for i in (stream.states if stream else ()) if i in deltas),
         tuple(sorted(names[key][0] for key in beyond)),
         len(told) or None,
+        len(told | _read(tape, output, loop)),
     )
+
+
+def _read(tape: Tape, output: Any, loop: FoundLoop) -> set[int]:
+    """Return the visits that the answer depends on: a halting loop may throw its last result away; all where unknown."""
+    ends = [end for tensor in tensors_in(output) if (end := tape.node_of(tensor)) is not None]
+    before = {tape.known(i) for end in ends for i in ancestors(tape.nodes, end, 0)}
+    return {n for chain in loop.uses.values() for n, i in enumerate(chain) if i in before or not ends}
 
 
 def _backward(

@@ -51,6 +51,11 @@ class Knob:
         store = self._store()
         return None if store is None else int(store[self.name.rpartition(".")[2]])
 
+    @property
+    def allows(self) -> int | None:
+        """The visits that its value gives, where nothing ends the loop before; None for an argument of forward."""
+        return None if self.value is None else self.each * self.value + self.more
+
     def nearest(self, loops: int) -> int:
         """Return the number of visits closest to `loops` that it can give; at least that of the value 1."""
         return self.each * max(1, round((loops - self.more) / self.each)) + self.more

@@ -103,17 +103,3 @@ class LoopMap:
         if found is None:
             raise RuntimeError("no gradient comes back through the visit")
         return found.detach()
-
-    def far_gain(self, factor: float = 1e3) -> float | None:
-        """Return |F(c h)| / |c h| for large c: 1 pre-norm, 0 when a norm resets the stream, 2 nested skip, < 1 contractive.
-
-        None where the stream is zero and has no direction to scale, or where the model goes another way at that size.
-        """
-        if not float(self.point.abs().max()):
-            return None
-        scale = 1e2 if self.point.dtype == torch.float16 else factor
-        try:
-            far = self(self.point * scale).double().norm() / (scale * self.point.double().norm()).clamp_min(1e-30)
-        except LookupError:
-            return None
-        return float(far)

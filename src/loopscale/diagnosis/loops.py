@@ -5,13 +5,16 @@ Names: a *use* is one torch call that reads a parameter; a *visit* is one pass t
 
 from __future__ import annotations
 
-from collections import defaultdict
+from bisect import bisect
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from math import prod
 
 from torch import nn
 
 from loopscale.probe.tape import Key, Tape
+from loopscale.probe.walks import descendants
 
 _ELEMENTWISE = frozenset(
     "add __add__ __radd__ __iadd__ add_ sub __sub__ __rsub__ mul __mul__ __rmul__ __imul__ mul_ div __truediv__ lerp "
@@ -73,10 +76,39 @@ def find_loops(model: nn.Module, tape: Tape) -> list[FoundLoop]:
         for key, chain in chains.items()
         if len(key[2]) >= 2 and not all(tape.nodes[i].op in _ELEMENTWISE for i in chain)
     }
-    groups = _groups(matrices or chains)
+    groups = [_by_step(tape, group) for group in _groups(matrices or chains)]
     loops = [_describe(model, tape, group, groups, chains) for group in groups]
     loops = [_nested(loop, loops) for loop in loops]
     return sorted(loops, key=lambda loop: (-loop.size, -loop.visits, loop.starts[0]))
+
+
+def _by_step(tape: Tape, group: Group) -> Group:
+    """Keep one use for each step of a loop that uses its weights several times in a step, as integrators do.
+
+    Between the uses of one step a value of the step before lives on, past the use between; and each use stands in a place
+    of its own: cycles within cycles come back to theirs.
+    """
+    starts = min(group.values(), key=lambda chain: chain[0])
+    last: dict[int, int] = {}
+    for index, node in enumerate(tape.nodes):
+        last.update(dict.fromkeys(node.parents, index))
+    outlive = [
+        (bisect(starts, i) + 1, bisect(starts, last.get(i, 0)) - 1)
+        for i in descendants(tape.nodes, starts[0], starts[-1])
+    ]
+    opened, closed = Counter(a for a, b in outlive if a <= b), Counter(b + 1 for a, b in outlive if a <= b)
+    alive = list(accumulate(opened[n] - closed[n] for n in range(len(starts))))
+    within = [n for n in range(2, len(starts)) if alive[n]]
+    for size in range(2, len(starts) // 2 + 1):
+        if within == [n for n in range(2, len(starts)) if n % size] and _apart(tape, starts, size):
+            return {key: chain[::size] for key, chain in group.items()}
+    return group
+
+
+def _apart(tape: Tape, starts: tuple[int, ...], size: int) -> bool:
+    """Say whether each of the uses of a step is followed by calls in places where the others have none."""
+    places = [{node.site for node in tape.nodes[a:b]} for a, b in pairwise(starts[: size + 1])]
+    return all(place - set().union(*(other for other in places if other is not place)) for place in places)
 
 
 def _uses(tape: Tape) -> dict[Key, list[int]]:

@@ -6,11 +6,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, nn
 
 from loopscale.diagnosis.arnoldi import Spectrum, leading_eigenvalues
 from loopscale.diagnosis.branches import Branch, measure, rms, wanted
-from loopscale.diagnosis.growth import Growth, growth_law
+from loopscale.diagnosis.growth import Far, Growth, growth_law
 from loopscale.diagnosis.loopmap import LoopMap
 from loopscale.diagnosis.loops import FoundLoop, find_loops
 from loopscale.diagnosis.setting import Setting
@@ -33,7 +34,7 @@ class Pass:
     branches: tuple[Branch, ...]
     growth: Growth | None
     dtype: str
-    far: float | None = None
+    far: Far | None = None
     ends: tuple[Tensor, Tensor] | None = None
 
 
@@ -84,17 +85,17 @@ def _measured(setting: Setting, tape: Tape, loop: FoundLoop, rank: int) -> Pass:
 
 def _growth(seen: Pass, norms: tuple[float, ...], moved: tuple[float, ...]) -> Growth:
     living = [b for b in seen.branches if b.kind == "branch" and not b.dead]
-    large = [b for b in seen.branches if b.kind == "inject" and sum(b.sizes) >= SHARE * norms[-1] > 0]
+    large = [b for b in seen.branches if b.kind == "inject" and not b.nested and sum(b.sizes) >= SHARE * norms[-1] > 0]
     means = [sum(b.scale for b in part) / len(part) for part in (living, large) if part]
     time = max(means) * seen.loop.visits if means else None
     whole = norms[0] + sum(b.sizes[0] / b.scale for b in living + large if b.sizes and b.scale > 0)
     return growth_law(norms, moved, time, seen.far, whole)
 
 
-def with_far_gain(seen: Pass, far: float | None) -> Pass:
+def with_far_gain(setting: Setting, seen: Pass) -> Pass:
     """Return the same pass, its growth law judged with the knowledge of what a visit does to a large stream."""
-    known = replace(seen, far=far)
-    if seen.growth is None or far is None:
+    known = replace(seen, far=far_gain(setting, seen))
+    if seen.growth is None or known.far is None:
         return known
     return replace(known, growth=_growth(known, seen.growth.norms, seen.growth.moved))
 
@@ -121,12 +122,20 @@ def _layer(model: nn.Module, branch: Branch) -> str:
     return branch.sites[0].module if branch.sites else inside
 
 
-def far_gain(setting: Setting, seen: Pass) -> float | None:
-    """Return what a visit does to the size of a very large stream; None where that cannot be told."""
+def far_gain(setting: Setting, seen: Pass) -> Far | None:
+    """Return what the visits do to the size of a very large stream; None where that cannot be told."""
     if seen.stream is None or len(seen.stream.states) < 3:
         return None
+    _, first, *later = seen.stream.states
     try:
-        return LoopMap(setting, seen.tape, seen.stream.states[1], seen.stream.states[2]).far_gain()
+        point = setting.run(keep=frozenset({first}), stop=first, like=seen.tape)[0].values[first]
+        large = point * (1e2 if point.dtype == torch.float16 else 1e3)
+        if not float(large.abs().max()):  # no direction to scale
+            return None
+        how = {"keep": frozenset(later), "stop": later[-1], "replace": {first: lambda _: large.clone()}}
+        values = setting.run(like=seen.tape, **how)[0].values
+        gains = [float(values[node].double().norm() / large.double().norm()) for node in later if node in values]
+        return Far(gains[0], gains[-1], len(gains)) if later[0] in values else None
     except (RuntimeError, LookupError, ValueError):
         return None
 

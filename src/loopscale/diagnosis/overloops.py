@@ -60,18 +60,18 @@ def following(seen: Pass, count: int, beside: Sequence[Branch] = (), kinds: Sequ
     }
 
 
-def over_loops(setting: Setting, knob: Knob, own_pass: Pass, contracts: bool = False) -> OverLoops | None:
+def over_loops(setting: Setting, knob: Knob, own_pass: Pass) -> OverLoops | None:
     """Measure at other numbers of loops; None when it cannot be varied.
 
-    `own_pass` is the one already measured at the model's own N.
-    `contracts`: a norm or a contractive carry is known to set the size of the stream, so that its law is bounded.
+    `own_pass` is the one already measured at the model's own N. Where a norm or a contractive carry is known to set the
+    size of the stream, its law is bounded.
     """
     own = own_pass.loop.visits
     points, moved = _points(setting, knob, own_pass, ())
     if len(points) < 2:
         return None
     law, exponent = law_over_loops([p[0] for p in points], moved)
-    if contracts or max(p[1] for p in points) < STILL:
+    if (own_pass.far is not None and own_pass.far.contracts) or max(p[1] for p in points) < STILL:
         law = "bounded"
     powers = {kind: _power(points, kind) for kind in KINDS}
     frozen = [kind for kind, power in powers.items() if power is not None and abs(power) < FROZEN]
@@ -110,7 +110,11 @@ def _points(setting: Setting, knob: Knob, own_pass: Pass, follow: Sequence[str])
 def passes_at(
     setting: Setting, knob: Knob, own: int, factors: Callable[[int], Factors] | None, known: Pass | None
 ) -> Iterator[tuple[int, Pass, Growth]]:
-    """Give N, the pass and its growth around the model's `own` N, where `known` is the pass if it was already made."""
+    """Give N, the pass and its growth around the model's `own` N, where `known` is the pass if it was already made.
+
+    A loop that ended before what its knob allows is run anew: its scale may follow the knob and not the visits.
+    """
+    known = known if knob.allows in (None, own) else None
     for count, there in at_each(setting, knob, counts_around(own), factors):
         try:
             seen = known if known is not None and count == own else measured_pass(there)

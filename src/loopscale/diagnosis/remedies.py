@@ -21,7 +21,7 @@ from loopscale.diagnosis.diagnosis import Finding
 from loopscale.diagnosis.experiments import Lever, slope_over, tested
 from loopscale.diagnosis.growth import GAIN, OVER
 from loopscale.diagnosis.knob import Knob
-from loopscale.diagnosis.measure import Pass, far_gain, measured_pass, with_far_gain
+from loopscale.diagnosis.measure import Pass, measured_pass, with_far_gain
 from loopscale.diagnosis.setting import Factors, Setting
 from loopscale.probe.batch import LARGE
 
@@ -39,7 +39,6 @@ class Trial:
 
     factors: Mapping[Any, tuple[int, float]]
     gain: float
-    far: float | None
     left: frozenset[str]
     kinds: tuple[tuple[Branch, float], ...]
     slope: float | None = None
@@ -68,8 +67,7 @@ def try_remedies(
         factors = setting.changed(factors).changed(new).factors
         try:
             changed = replace(setting, factors=factors)
-            now = measured_pass(changed, seen.loop, seen.tape)
-            now = with_far_gain(now, far_gain(changed, now))
+            now = with_far_gain(changed, measured_pass(changed, seen.loop, seen.tape))
         except (LookupError, RuntimeError, ValueError):
             return None
         if now.growth is None:
@@ -81,7 +79,7 @@ def try_remedies(
     slope = slope_over(setting, seen, factors, knob, 1 - (facts.scale_power or 0.0), now)
     if not left and (now.growth.beyond or ((slope or 0.0) > OVER and now.growth.gain > GAIN)):
         left = {"growth-unexplained"}
-    return Trial(factors, now.growth.gain, now.far, frozenset(left), tuple(kinds), slope)
+    return Trial(factors, now.growth.gain, frozenset(left), tuple(kinds), slope)
 
 
 def edits(trial: Trial) -> tuple[str, ...]:
@@ -95,6 +93,8 @@ def edits(trial: Trial) -> tuple[str, ...]:
         what = (
             f"multiply what is added by {factor:.4g}" if factor else "leave out the skip: keep the block's result alone"
         )
+        if branch.nested and branch.kind == "inject":
+            what = "leave out what earlier visits left: keep the last state alone"
         if branch.nested and 0 < factor < 1:
             what = (
                 f"multiply the block's result by {factor:.4g}, or read the streams as a mean and add the update alone"

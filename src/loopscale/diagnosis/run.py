@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from loopscale.diagnosis.arnoldi import Spectrum
-from loopscale.diagnosis.causes import CONTRACTIVE, Facts, judge
+from loopscale.diagnosis.causes import Facts, judge
 from loopscale.diagnosis.diagnosis import Diagnosis, Finding, Symptom, finding, merged, verdict
 from loopscale.diagnosis.experiments import Lever, tested
 from loopscale.diagnosis.finite import first_nonfinite
@@ -20,7 +20,7 @@ from loopscale.diagnosis.initial import init_ratio
 from loopscale.diagnosis.knob import Knob, candidates, find_knob
 from loopscale.diagnosis.looprange import LossOf, loop_range, settling
 from loopscale.diagnosis.loops import FoundLoop, find_loops
-from loopscale.diagnosis.measure import Pass, count_layers, far_gain, last_map, main_loop, measured_pass, with_far_gain
+from loopscale.diagnosis.measure import Pass, count_layers, last_map, main_loop, measured_pass, with_far_gain
 from loopscale.diagnosis.modules import table
 from loopscale.diagnosis.onestep import MakeOptimizer, OneStep, one_step_law, train_a_little
 from loopscale.diagnosis.overloops import FROZEN, OverLoops, over_loops
@@ -207,9 +207,8 @@ def _looped(study: _Study) -> Diagnosis:
 def _studied(first: _First) -> _Study:
     """Measure the main loop and those beside it, and test what makes them grow."""
     setting, main, knob = first.setting, main_loop(first.loops, first.tape), first.knob
-    seen = measured_pass(setting, main, first.tape)
-    seen = with_far_gain(seen, far_gain(setting, seen))
-    varied = over_loops(setting, knob, seen, seen.far is not None and seen.far < CONTRACTIVE) if knob else None
+    seen = with_far_gain(setting, measured_pass(setting, main, first.tape))
+    varied = over_loops(setting, knob, seen) if knob else None
     facts = _facts(setting.model, seen, varied, _stated(setting.model, main, first.loops, first.heard))
     others = _beside(first, main)
     facts, levers = tested(setting, seen, _with_siblings(facts, main, others), knob)
@@ -324,10 +323,10 @@ def _expanding(measured: Measured) -> list[Finding]:
 
 
 def _truncated(measured: Measured) -> list[Finding]:
-    grads, loops = measured.grads, measured.facts.loops
-    if grads is None or grads.reached is None or grads.reached >= loops:
+    grads = measured.grads
+    if grads is None or grads.reached is None or grads.reached >= grads.read:
         return []
-    said = f"the gradient reaches {grads.reached} of {loops} visits"
+    said = f"the gradient reaches {grads.reached} of {grads.read} visits"
     return [finding("truncated-gradient", measured.facts.where, said)]
 
 
@@ -368,13 +367,11 @@ def _beside(first: _First, main: FoundLoop) -> list[_Other]:
         if set(loop.modules) <= set(main.modules):
             continue  # weights of the main loop that some visits skip, as routing does
         try:
-            seen = measured_pass(setting, loop, first.tape)
+            seen = with_far_gain(setting, measured_pass(setting, loop, first.tape))
         except (RuntimeError, LookupError):
             continue
-        far = far_gain(setting, seen)
         # Without the far gain a norm around the loop would go unseen, and every such loop be called unscaled.
-        if far is not None:
-            seen = with_far_gain(seen, far)
+        if seen.far is not None:
             found.append(_Other(seen, _facts(setting.model, seen, None)))
     return found
 
@@ -432,8 +429,7 @@ def _after_steps(study: _Study, findings: list[Finding]) -> list[Finding]:
     try:
         trained = study.first.setting.copied()
         train_a_little(trained)
-        again = measured_pass(trained)
-        again = with_far_gain(again, far_gain(trained, again))
+        again = with_far_gain(trained, measured_pass(trained))
         later = judge(tested(trained, again, _facts(trained.model, again, study.varied, study.facts.stated))[0])
     except (RuntimeError, LookupError, TypeError):
         return findings
@@ -472,7 +468,7 @@ def _details(measured: Measured) -> dict[str, Any]:
         "growth_exponent": growth.exponent if growth else None,
         "growth_interval": list(growth.interval) if growth and growth.interval else None,
         "branches": [b.to_json() for b in facts.branches],
-        "far_gain": facts.far_gain,
+        "far_gain": facts.far.visit if facts.far else None,
         "bounded_by": facts.bounded_by,
         "eigenvalue_moduli": [abs(v) for v in spectrum.values] if spectrum else [],
         "singular_value": spectrum.singular_value if spectrum else None,

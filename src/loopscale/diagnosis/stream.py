@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, replace
+from typing import Any, TypeGuard
 
 from loopscale.diagnosis.loops import FoundLoop
 from loopscale.probe.tape import Node, Tape
@@ -18,7 +19,12 @@ SCATTERS = frozenset("scatter_add scatter_add_ index_add index_add_".split())
 ADDS = SCATTERS | frozenset(
     "add __add__ __radd__ __iadd__ add_ sub __sub__ __isub__ sub_ lerp lerp_ addcmul addcmul_".split()
 )
-BLENDS = frozenset("lerp lerp_ addcmul addcmul_".split())
+# Additions of a product: the first tensor is what they add to.
+FUSED = frozenset("addmm addmm_ addbmm addbmm_ baddbmm baddbmm_ addmv addmv_ addr addr_".split())
+BLENDS = FUSED | frozenset("lerp lerp_ addcmul addcmul_".split())
+# Further inputs beside the stream, added or laid beside it for a matrix to read.
+ENTERS = ("inject", "join")
+JOINS = frozenset("cat concat concatenate".split())
 SCALES = frozenset("mul __mul__ __rmul__ __imul__ mul_ div __truediv__ __itruediv__ div_ true_divide multiply".split())
 SAME = frozenset(
     "view reshape to float half bfloat16 type type_as contiguous clone detach dropout unsqueeze squeeze expand flatten "
@@ -37,13 +43,14 @@ NORMS = frozenset("layer_norm rms_norm group_norm normalize instance_norm batch_
 
 @dataclass(frozen=True)
 class Step:
-    """One thing that happens to the stream: kind is branch, inject, scale, norm or map.
+    """One thing that happens to the stream: kind is branch, inject, join, scale, norm or map.
 
     `skip` is the operand that carries the stream, `update` what is added (the skip again where a constant is: it has no
     node), `base` the update before its scale; `factor` is how the scale was spelt; `nested` says that the update carries a
-    copy of the stream itself; `attention` counts attention calls in the branch. `operand` and `other` are the places of
-    the update and of the skip among what the call reads; -1 where no factor can be put on it. `beside`: an addition
-    that an earlier one does not feed, as in blocks side by side. `weighs`: parameters act on the stream itself.
+    copy of the stream itself, or what earlier visits left of it; `attention` counts attention calls in the branch.
+    `operand` and `other` are the places of the update and of the skip among what the call reads; -1 where no factor can be
+    put on it. `beside`: an addition that an earlier one does not feed, as in blocks side by side. `weighs`: parameters act
+    on the stream itself.
     """
 
     kind: str
@@ -77,7 +84,7 @@ def follow(tape: Tape, loop: FoundLoop, rank: int = 0) -> Stream | None:
     middle = [_state(nodes, starts, visit, rank) for visit in range(1, len(starts))]
     if not middle or any(state is None for state in middle):
         return None
-    inner = [state for state in middle if state is not None]
+    inner = _at_one_place(nodes, starts, [state for state in middle if state is not None])
     first = _aligned_input(nodes, inner[0], starts)
     states = ([first] if first is not None else []) + inner
     if first is not None:
@@ -87,8 +94,18 @@ def follow(tape: Tape, loop: FoundLoop, rank: int = 0) -> Stream | None:
     if last is not None:
         states.append(last)
         paths.append(dominators(nodes, states[-2], last))
-    steps = tuple(tuple(_steps(nodes, path)) for path in paths)
+    made = descendants(nodes, starts[0], len(nodes))
+    steps = tuple(tuple(_steps(nodes, path, made)) for path in paths)
     return Stream(tuple(states), steps) if len(states) > 1 else None
+
+
+def _at_one_place(nodes: list[Node], starts: tuple[int, ...], states: list[int]) -> list[int]:
+    """Return the states that stand where the last does, where every visit has one: a last visit hands on less."""
+    site = nodes[states[-1]].site
+    if all(nodes[state].site == site for state in states):
+        return states
+    alike = [[i for i in _crossing(nodes, starts, n) if nodes[i].site == site] for n in range(1, len(starts))]
+    return [places[-1] for places in alike] if all(alike) else states
 
 
 def _state(nodes: list[Node], starts: tuple[int, ...], visit: int, rank: int) -> int | None:
@@ -103,9 +120,19 @@ def _state(nodes: list[Node], starts: tuple[int, ...], visit: int, rank: int) ->
         if candidate not in below or place in own:
             roots.append(candidate)
             below |= descendants(nodes, candidate, starts[visit])
-    roots.sort(key=lambda p: (-_numel(nodes[p].shape), -p))
+    if len(roots) > 1:
+        end = (
+            starts[visit + 1] if visit + 1 < len(starts) else min(len(nodes) - 1, 2 * starts[visit] - starts[visit - 1])
+        )
+        roots.sort(key=lambda p: (not _carries(nodes, p, end), -_numel(nodes[p].shape), -p))
     same = [p for p in roots if nodes[p].shape == nodes[roots[0]].shape]
     return same[min(rank, len(same) - 1)] if same else None
+
+
+def _carries(nodes: list[Node], state: int, end: int) -> bool:
+    """Say whether the value made at the same place in the next visit comes of this one past the block."""
+    linear = _linear(nodes, state, descendants(nodes, state, end))
+    return any(i > state and nodes[i].site == nodes[state].site for i in linear)
 
 
 def _crossing(nodes: list[Node], starts: tuple[int, ...], visit: int) -> list[int]:
@@ -149,7 +176,7 @@ def _aligned_input(nodes: list[Node], state: int, starts: tuple[int, ...]) -> in
                 place = nodes[index].parents.index(state)
                 if place < len(nodes[twin].parents):
                     found = nodes[twin].parents[place]
-                    if nodes[found].shape[-1:] == nodes[state].shape[-1:]:
+                    if found < starts[0] and nodes[found].shape[-1:] == nodes[state].shape[-1:]:
                         return found
     return None
 
@@ -207,7 +234,7 @@ def to_loop_boundary(nodes: list[Node], loop: FoundLoop, states: list[int]) -> l
         if len(way) < back + 2:
             return states
         moved.append(way[-1 - back])
-    return moved
+    return moved if all(a < b for a, b in itertools.pairwise(moved)) else states
 
 
 def _source_of_twin(nodes: list[Node], before: int, inside: set[int], shift: int) -> int | None:
@@ -227,17 +254,21 @@ def _source_of_twin(nodes: list[Node], before: int, inside: set[int], shift: int
     return sources.pop() if len(sources) == 1 else None
 
 
-def _steps(nodes: list[Node], path: list[int]) -> list[Step]:
+def _steps(nodes: list[Node], path: list[int], made: set[int]) -> list[Step]:
     found: list[Step] = []
     for start, end in itertools.pairwise(path):
-        found += _segment(nodes, start, end)
+        found += [_of_the_past(nodes, path[0], made, step) for step in _segment(nodes, start, end)]
     return found
 
 
 def _segment(nodes: list[Node], start: int, end: int) -> list[Step]:
     node, inside = nodes[end], descendants(nodes, start, end)
     carried = [p for p in dict.fromkeys(node.parents) if p in inside]
-    if node.op in ADDS or node.op in MIXES or (node.op in SCALES and len(carried) > 1):
+    beside = [p for p in dict.fromkeys(node.parents) if p not in inside and nodes[p].data]
+    if node.op in JOINS and beside:
+        places = {word[1]: place for place, word in enumerate(_operands(node)) if _is_node(word)}
+        return [Step("join", end, start, p, operand=places.get(p, -1)) for p in beside]
+    if _adds_to(node, inside) or node.op in MIXES or (node.op in SCALES and len(carried) > 1):
         linear = _linear(nodes, start, inside)
         if any(p in linear for p in carried) and end in linear:
             made = _adds(nodes, start, end, linear, inside)
@@ -251,6 +282,23 @@ def _segment(nodes: list[Node], start: int, end: int) -> list[Step]:
         place = next((p for p, word in enumerate(node.args) if word == ("node", carried[0])), -1)
         return [Step("scale", end, start, factor=_factor(node, carried[0]), operand=place)]
     return [_map(nodes, start, end)]
+
+
+def _of_the_past(nodes: list[Node], begin: int, made: set[int], step: Step) -> Step:
+    """Tell what comes of earlier visits (`made`) from an input: added as it was it is nested, else a branch of the loop."""
+    if step.kind != "inject" or step.update == step.skip or step.update not in made:
+        return step
+    waiting = [step.update]
+    while waiting:
+        index = waiting.pop()
+        node = nodes[index]
+        if index not in made or (node.params and node.op not in SCALES):
+            continue
+        if index < begin:
+            return replace(step, nested=True)
+        if node.op in SAME or node.op in SCALES or node.op in MIXES or node.op in ADDS:
+            waiting += node.parents
+    return replace(step, kind="branch")
 
 
 def _map(nodes: list[Node], start: int, end: int) -> Step:
@@ -272,8 +320,9 @@ def _linear(nodes: list[Node], start: int, inside: set[int]) -> dict[int, int]:
         scaled = node.op in SCALES and len(known) == 1
         # A product with a weight is the branch's own; with anything else it is a mixture of what it reads.
         mixed = node.op in MIXES and all(_small(shape, node) for shape in _weights(nodes, node))
-        if known and (node.op in SAME or scaled or mixed or node.op in ADDS):
-            reached[index] = min(reached[p] for p in known) + (node.op in ADDS)
+        added = _adds_to(node, reached)
+        if known and (node.op in SAME or scaled or mixed or added):
+            reached[index] = min(reached[p] for p in known) + added
     return reached
 
 
@@ -306,7 +355,8 @@ def _adds(nodes: list[Node], start: int, end: int, linear: dict[int, int], insid
         skips = [p for p in dict.fromkeys(node.parents) if p in linear]
         if not skips:
             continue
-        if node.op not in ADDS or _gathers(node, linear):
+        beside = node.op == "stack" and len(skips) == 1 and any(p in inside for p in node.parents if p not in skips)
+        if not (beside or _adds_to(node, linear)) or _gathers(node, linear):
             side = side or len(skips) > 1
             waiting += skips
             continue
@@ -328,7 +378,7 @@ def _addition(
     """Return what an addition adds to the stream: a branch of it, an input or a constant; None for a number."""
     node = nodes[index]
     others = [p for p in node.parents if p != skip]
-    places = {word[1]: place for place, word in enumerate(node.args) if _is_node(word)}
+    places = {word[1]: place for place, word in enumerate(_operands(node)) if _is_node(word)}
     if not others:
         constant = next((p for p, word in enumerate(node.args) if _is_constant(word)), None)
         if constant is None or not _numel(nodes[index].shape):
@@ -343,7 +393,23 @@ def _addition(
     operand, other = places.get(update, -1), places.get(skip, -1)
     if node.op.startswith("lerp"):
         operand, other = 2, -1
+    if node.op in FUSED:
+        written = [word for word in node.args if type(word) in (int, float)]
+        base, factor = (base, factor) if factor is not None else (-1, written[-1] if written else None)
     return Step(kind, index, skip, update, base, factor, update in linear, attends, operand, other)
+
+
+def _operands(node: Node) -> tuple[object, ...]:
+    """Return what a call reads one by one: its arguments, or the tensors of the list that it takes."""
+    first = node.args[0] if node.args else None
+    return first if isinstance(first, tuple) and first and not isinstance(first[0], str) else node.args
+
+
+def _adds_to(node: Node, carriers: set[int] | dict[int, int]) -> bool:
+    """Say whether this call adds something to one of these values; a product with a bias does not."""
+    if node.op in FUSED:
+        return bool(node.args) and _is_node(node.args[0]) and node.args[0][1] in carriers
+    return node.op in ADDS
 
 
 def _gathers(node: Node, linear: dict[int, int]) -> bool:
@@ -351,7 +417,7 @@ def _gathers(node: Node, linear: dict[int, int]) -> bool:
     return node.op in SCATTERS and not (node.args and _is_node(node.args[0]) and node.args[0][1] in linear)
 
 
-def _is_node(word: object) -> bool:
+def _is_node(word: Any) -> TypeGuard[tuple[str, int]]:
     return isinstance(word, tuple) and len(word) == 2 and word[0] == "node"
 
 

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 
 from loopscale.diagnosis.arnoldi import Spectrum
-from loopscale.diagnosis.causes import CONTRACTIVE, Facts
+from loopscale.diagnosis.causes import Facts
 from loopscale.diagnosis.diagnosis import Finding, Symptom, finding
 from loopscale.diagnosis.gradients import Gradients
 from loopscale.diagnosis.growth import GAIN, OVER
@@ -128,7 +128,7 @@ def _expansion(seen: Measured) -> Symptom:
     limit = 1 + BESIDE_A_SKIP / facts.loops if skip else EXPANDS
     if spectrum is None:
         return _missing(EXPANSION, limit, seen, "a visit's derivative could not be taken")
-    bounded = facts.far_gain is not None and facts.far_gain < CONTRACTIVE and skip
+    bounded = facts.bounded_by is not None and skip
     said = f"radius {spectrum.radius:.3g} (limit {limit:.3g})"
     return Symptom(EXPANSION, spectrum.radius, limit, spectrum.radius > limit and not bounded, told=said)
 
@@ -137,7 +137,9 @@ def _reach(seen: Measured) -> Symptom:
     grads, loops = seen.grads, seen.facts.loops
     if grads is None or grads.reached is None:
         return _missing(REACH, loops, seen, "the output has no gradient")
-    return Symptom(REACH, grads.reached, loops, grads.reached < loops, told=f"{grads.reached} of {loops} visits")
+    return Symptom(
+        REACH, grads.reached, grads.read, grads.reached < grads.read, told=f"{grads.reached} of {grads.read} visits"
+    )
 
 
 def _finite(seen: Measured) -> Symptom:

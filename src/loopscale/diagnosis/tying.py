@@ -34,11 +34,10 @@ def _found(setting: Setting, tape: Tape, loops: list[FoundLoop]) -> Iterator[Fin
     used = {key for node in tape.nodes for key in node.params}
     copies = _equal_copies(model, used)
     if copies:
-        names = ", ".join(f"`{name}`" for name in copies[0][:3])
+        names = "; ".join(", ".join(f"`{name}`" for name in equal[:3]) for equal in copies[:3])
         said = f"{names} hold equal values in separate memory ({len(copies)} such sets): they drift apart in training"
-        yield finding(
-            "untied", ", ".join(copies[0][:4]), said, cause="a copy was made where the same parameter was meant"
-        )
+        first = [name for equal in copies[:3] for name in equal[: 4 if len(copies) == 1 else 2]]
+        yield finding("untied", ", ".join(first), said, cause="a copy was made where the same parameter was meant")
     twins = _twins(model, tape, loops)
     if twins:
         said = f"{len(twins)} matrices differ from visit to visit beside matrices of the same layers that are shared"

@@ -179,9 +179,9 @@ def _batch_norms(model: nn.Module, loop: FoundLoop, tape: Tape) -> Iterator[str]
 
 def halts(loop: FoundLoop, knob: Knob | None) -> list[Finding]:
     """Find a loop that made fewer visits than the number that sets its most."""
-    if knob is None or knob.value is None or knob.each != 1 or loop.visits >= knob.value + knob.more:
+    if knob is None or knob.allows is None or knob.each != 1 or loop.visits >= knob.allows:
         return []
-    most = f"{knob.name} = {knob.value} allows {knob.value + knob.more}"
+    most = f"{knob.name} = {knob.value} allows {knob.allows}"
     return [finding("halts-early", loop.where, f"the loop made {loop.visits} visits on this batch and {most}")]
 
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import count
+from itertools import count, islice
 from typing import Any, NamedTuple
 
 import torch
@@ -38,14 +38,15 @@ class TooLong(Exception):
 class Site(NamedTuple):
     """The place of a call in the code: the module that was running, the file and line of its frame, the operation.
 
-    `at`: the instruction within the frame's code, which tells two additions on one line apart.
+    `at`: where its expression stands, which tells two additions on one line apart. Not the number of the instruction: of
+    one call that changes while Python warms up.
     """
 
     module: str
     file: str
     line: int
     op: str
-    at: int = 0
+    at: tuple[int | None, ...] = ()
 
     def __str__(self) -> str:
         """Spell it as file:line, the file as seen from here or from where packages are installed."""
@@ -221,7 +222,7 @@ class Tape(TorchFunctionMode):
             if id(tensor) in passed_on or (type(tensor) is not Tensor and isinstance(tensor, nn.Parameter)):
                 continue
             index = self._add(name, parents, tensor, data, params, spelt)
-            known = self._known(index)
+            known = self.known(index)
             replaced = self._handed_on(known, tensor, inplace)
             setattr(replaced, _TAG, (self.serial, index))
             if known in self.keep_inputs and sources:
@@ -293,7 +294,7 @@ class Tape(TorchFunctionMode):
                 parents, params, data = self._sources([*tensors_in(args), *module.parameters()])
                 self.site = self._kept(Site(self.module_names.get(id(module), ""), "", 0, "opaque"))
                 index = self._add("opaque", parents, tensor, data, params, ())
-                known = self._known(index)
+                known = self.known(index)
                 setattr(tensor, _TAG, (self.serial, index))
                 if known in self.keep:
                     self.values[known] = tensor if self.graph else tensor.detach().clone()
@@ -317,14 +318,17 @@ class Tape(TorchFunctionMode):
         code, at = (frame.f_code, frame.f_lasti) if frame is not None else (None, 0)
         known = self._sites.get((module, code, at, op))
         if known is None:
-            place = (code.co_filename, frame.f_lineno, op, at) if code is not None else ("", 0, op)
+            place: tuple[Any, ...] = ("", 0, op)
+            if code is not None:
+                where = next(islice(code.co_positions(), at // 2, None), ())
+                place = (code.co_filename, frame.f_lineno, op, where)
             known = self._sites[module, code, at, op] = self._kept(Site(module, *place))
         return known
 
     def _kept(self, site: Site) -> Site:
         return self.sites.setdefault(site, site)
 
-    def _known(self, index: int) -> int:
+    def known(self, index: int) -> int:
         """Return the number of this node on the tape that numbers are given by; -1 when that tape has no such call."""
         if self.like is None:
             return index
@@ -334,7 +338,11 @@ class Tape(TorchFunctionMode):
         return self.like.places.get((node.site, node.turn), -1)
 
     def _scaled(self, args: tuple[Any, ...], operand: int, factor: float) -> tuple[Any, ...]:
-        """Multiply one operand of a call; an in-place call whose own tensor is meant keeps that tensor."""
+        """Multiply one operand of a call, or of its list; an in-place call whose own tensor is meant keeps it."""
+        if args and type(args[0]) in (list, tuple):
+            return ([*self._scaled(tuple(args[0]), operand, factor)], *args[1:])
+        if "add" in self.site.op and sum(isinstance(part, Tensor) for part in args) < 2:
+            return args  # a sum begins at the number 0
         value = args[operand] if operand < len(args) else None
         if isinstance(value, Tensor):
             # At 0 nothing is left of the value: what stands in for it comes from nowhere.
