@@ -110,8 +110,7 @@ def growth_law(
 
 
 def _law(norms: Sequence[float], gain: float, exponent: float | None, time: float | None, near: bool) -> str:
-    # The last state may stand elsewhere in the visit than those before it.
-    if _compounds(norms, gain) or (len(norms) > 4 and _compounds(norms[:-1], norms[-2] / max(norms[0], 1e-30))):
+    if _compounds(norms, gain):
         return "exponential"
     still = gain < (2 if time is None else 1.1)
     if still or (time is not None and time <= 1.5 and near) or (exponent is not None and exponent < 0.25):

@@ -89,7 +89,11 @@ def _growth(seen: Pass, norms: tuple[float, ...], moved: tuple[float, ...]) -> G
     means = [sum(b.scale for b in part) / len(part) for part in (living, large) if part]
     time = max(means) * seen.loop.visits if means else None
     whole = norms[0] + sum(b.sizes[0] / b.scale for b in living + large if b.sizes and b.scale > 0)
-    return growth_law(norms, moved, time, seen.far, whole)
+    growth = growth_law(norms, moved, time, seen.far, whole)
+    before, last = (seen.tape.nodes[i].site for i in seen.stream.states[-2:]) if seen.stream else (None, None)
+    if before != last and growth_law(norms[:-1], moved[:-1], time, seen.far, whole).law == "exponential":
+        return replace(growth, law="exponential")  # the last state stands elsewhere in the visit
+    return growth
 
 
 def with_far_gain(setting: Setting, seen: Pass) -> Pass:
