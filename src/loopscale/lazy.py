@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 
-def on_first_use(package: str, places: Mapping[str, str]) -> Callable[[str], Any]:
-    """Return the `__getattr__` of a package; `places` maps its modules to the names that they hold, spaces between.
+def on_first_use(package: str, file: str) -> tuple[Callable[[str], Any], list[str]]:
+    """Return `__getattr__` and `__all__` of a package: of the names that the stub beside its file, `__init__.pyi`, imports.
 
-    >>> on_first_use("loopscale", {"parameterization": "Depth Width"})("Depth").__name__
+    Type checkers read the stub instead of the package, so every name stands there, and there alone.
+
+    >>> import loopscale
+    >>> on_first_use("loopscale", loopscale.__file__)[0]("Depth").__name__
     'Depth'
     """
-    homes = {name: module for module, names in places.items() for name in names.split()}
+    stub = ast.parse(Path(file).with_suffix(".pyi").read_text(encoding="utf-8"))
+    homes = {
+        name.name: str(node.module) for node in stub.body if isinstance(node, ast.ImportFrom) for name in node.names
+    }
 
     def load(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(f"{package}.{homes[name]}"), name)
+        return getattr(importlib.import_module(homes[name]), name)
 
-    return load
+    return load, sorted(homes)

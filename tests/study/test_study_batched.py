@@ -193,4 +193,4 @@ def test_the_benchmark_runs_small(tmp_path):
 
 def test_a_verification_in_stacks_needs_a_plan(tmp_path, capsys):
     assert main(["verify", str(tmp_path / "none"), "--executor", "auto", "--loops", "4"]) == 2
-    assert "holds no plan.json: name the folder" in capsys.readouterr().err
+    assert "is no folder: name the folder that loopscale tune wrote" in capsys.readouterr().err

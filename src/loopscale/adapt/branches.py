@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
@@ -52,24 +52,17 @@ def by_convention(model: nn.Module) -> tuple[list[Branch], list[str]]:
             family = _family(member)
             if family is not None:
                 families.append(family.name)
-                for path in _paths(family, member):
-                    branch = f"{name}.{key}.{path}" if name else f"{key}.{path}"
-                    found[branch] = Branch(branch, layer_of(model, branch))
+                for path in (path.lstrip("?") for path in family.branches):
+                    if _has(member, path):
+                        branch = f"{name}.{key}.{path}" if name else f"{key}.{path}"
+                        found[branch] = Branch(branch, layer_of(model, branch))
     order = {name: place for place, name in enumerate(names)}
     return sorted(found.values(), key=lambda branch: order[branch.name]), list(dict.fromkeys(families))
 
 
 def _family(layer: nn.Module) -> Family | None:
-    for family in FAMILIES:
-        if all(_has(layer, path) for path in family.branches if not path.startswith("?")):
-            return family
-    return None
-
-
-def _paths(family: Family, layer: nn.Module) -> Iterator[str]:
-    for path in family.branches:
-        if _has(layer, path.lstrip("?")):
-            yield path.lstrip("?")
+    needed = {family: [path for path in family.branches if not path.startswith("?")] for family in FAMILIES}
+    return next((family for family, paths in needed.items() if all(_has(layer, path) for path in paths)), None)
 
 
 def _has(layer: nn.Module, path: str) -> bool:

@@ -60,21 +60,15 @@ def by_trace(model: nn.Module, batch: Any) -> list[Branch]:
     with evaluating(model), torch.no_grad(), noting(model, note, [name for name, _ in model.named_modules() if name]):
         with tape:
             call_model(model, batch)
-    found = _additions(tape.nodes, outputs, {name for name, m in model.named_modules() if _has_weights(m)})
+    weighted = {name for name, m in model.named_modules() if next(m.parameters(), None) is not None}
+    found = _additions(tape.nodes, outputs, weighted)
     group: dict[str, str] = {}
     for addition in found:
         first = next((group[name] for name in addition.sources if name in group), addition.sources[0])
         group.update(dict.fromkeys(addition.sources, first))
     order = [name for name, _ in model.named_modules() if name in group]
-    return [Branch(name, layer_of(model, name), None, group[name]) for name in order if not _inside(name, order)]
-
-
-def _has_weights(module: nn.Module) -> bool:
-    return next(module.parameters(), None) is not None
-
-
-def _inside(name: str, others: list[str]) -> bool:
-    return any(name.startswith(other + ".") for other in others)
+    outer = [name for name in order if not any(name.startswith(f"{other}.") for other in order)]
+    return [Branch(name, layer_of(model, name), None, group[name]) for name in outer]
 
 
 def _additions(nodes: list[Node], outputs: dict[int, list[str]], weighted: set[str]) -> list[Addition]:

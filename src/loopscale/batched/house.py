@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from loopscale.batched.batched import Member, Stack
 from loopscale.data import Dataset
 from loopscale.nn import Attention, FixedLoops, LoopedTransformer, Pace, folded_attention
 from loopscale.parameterization import Width, get_rule
 from loopscale.train.config import TrainConfig
+from loopscale.train.house import cross_entropy
 from loopscale.train.training import Training, prepare
 
 # What members may differ in; the rule's placement of norms and its multiplier of the logits must agree.
@@ -102,8 +102,5 @@ def _member(training: Training) -> Member:
     model = training.model
     assert isinstance(model, LoopedTransformer)
     outside, core = model.paces(training.config.model.loops)
-    return Member(training, _Logits(model, None), _score, (*map(float, outside[:2]), *map(float, core[:2])))
-
-
-def _score(logits_BTV: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
-    return F.cross_entropy(logits_BTV.float().flatten(0, 1), batch[1].flatten())
+    numbers = (*map(float, outside[:2]), *map(float, core[:2]))
+    return Member(training, _Logits(model, None), lambda logits, batch: cross_entropy(logits, batch[1]), numbers)

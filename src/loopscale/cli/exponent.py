@@ -32,7 +32,6 @@ from loopscale.errors import UserError
 from loopscale.factory import CONTRACT
 
 if TYPE_CHECKING:
-    from loopscale.records import ExponentResult
     from loopscale.train import TrainConfig
 
 
@@ -102,7 +101,8 @@ def command(
         result = run_exponent(plan, folder, executor=runner, observer=observer, page=ExponentPage)
     tell_again(result.provenance)
     page = write_exponent_report(folder)
-    finish(result.model_dump(mode="json"), _told(result, page), as_json, page if open_page else None)
+    said = [result.sentence, *result.says, *([result.next] if result.next else []), f"page: {page}"]
+    finish(result.model_dump(mode="json"), "\n".join(said), as_json, page if open_page else None)
 
 
 def _base(config: Path | None, sets: tuple[str, ...], user: bool) -> TrainConfig:
@@ -120,7 +120,3 @@ def _target(text: str) -> int:
     if set(axes) != {"loops"}:
         raise UserError(f"--target of an exponent is a number of loops, got {text!r}: --target loops=64")
     return axes["loops"]
-
-
-def _told(result: ExponentResult, page: Path) -> str:
-    return "\n".join([result.sentence, *result.says, *([result.next] if result.next else []), f"page: {page}"])

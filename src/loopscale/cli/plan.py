@@ -15,6 +15,7 @@ from loopscale.factory import CONTRACT, peek
 
 if TYPE_CHECKING:
     from loopscale.planning import Machine, Plan, Work
+    from loopscale.study import UserCode
     from loopscale.train import TrainConfig
 
 UNITS = {"": 1e9, "B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -108,20 +109,12 @@ def _work(config: TrainConfig) -> Work:
 def _tuning(config: TrainConfig, machine: Machine, here: bool) -> dict[str, Any]:
     """Price `loopscale tune CONFIG`: 16 trials on its proxy, and at most as many again for more seeds of the best."""
     from loopscale.cli.tune import sizes
-    from loopscale.planning import study_hours
-    from loopscale.study import UserCode, trial_seconds
     from loopscale.tune import TuneSettings
 
     proxy, target = sizes(config, None, None)
-    place = config.model.factory
-    code = None if place is None else UserCode.at(place)
-    settings = TuneSettings(config if place is None else config.using(None), proxy, target, user_code=code)
-    trial = settings.config(proxy, {}).using(place)
-    row: dict[str, Any] = {"trials": 2 * settings.trials, "size": str(proxy)}
-    row["device_hours"] = study_hours([_work(trial)] * 2 * settings.trials, machine)
-    if here:
-        row["cpu_seconds"] = row["trials"] * trial_seconds(settings.config(proxy, {}), code)
-    return row
+    settings = TuneSettings(config.using(None), proxy, target, user_code=_code(config))
+    trial = settings.config(proxy, {})
+    return _priced(str(proxy), config, [(trial, 2 * settings.trials, trial, 1.0)], machine, here)
 
 
 def _exponent(config: TrainConfig, machine: Machine, here: bool) -> dict[str, Any]:
@@ -129,20 +122,39 @@ def _exponent(config: TrainConfig, machine: Machine, here: bool) -> dict[str, An
     from collections import Counter
 
     from loopscale.exponent import ExponentPlan
-    from loopscale.planning import study_hours
-    from loopscale.study import UserCode, trial_seconds
 
-    place = config.model.factory
-    code = None if place is None else UserCode.at(place)
-    plan = ExponentPlan(config if place is None else config.using(None), user_code=code)
+    plan = ExponentPlan(config.using(None), user_code=_code(config))
     kinds = Counter((cell.loops, cell.longer) for cell in plan.expected())
-    trials = {kind: plan.config(plan.sample(*kind)) for kind in kinds}
-    works = [_work(trials[kind].using(place)) for kind, count in kinds.items() for _ in range(count)]
-    sizes = ", ".join(map(str, plan.loops))
-    row: dict[str, Any] = {"trials": len(works), "size": f"N = {sizes}", "device_hours": study_hours(works, machine)}
+    at = {kind: plan.config(plan.sample(*kind)) for kind in kinds}
+    trials = [(at[kind], count, plan.config(plan.sample(kind[0])), kind[1]) for kind, count in kinds.items()]
+    return _priced(f"N = {', '.join(map(str, plan.loops))}", config, trials, machine, here)
+
+
+def _code(config: TrainConfig) -> UserCode | None:
+    from loopscale.study import UserCode
+
+    return None if config.model.factory is None else UserCode.at(config.model.factory)
+
+
+def _priced(
+    size: str,
+    config: TrainConfig,
+    trials: list[tuple[TrainConfig, int, TrainConfig, float]],
+    machine: Machine,
+    here: bool,
+) -> dict[str, Any]:
+    """Price trials: each config, how many of it, and the one to time `here` with how many times its steps are trained."""
+    from loopscale.planning import study_hours
+    from loopscale.study import trial_seconds
+
+    works = [work for trial, count, _, _ in trials for work in [_work(trial.using(config.model.factory))] * count]
+    row: dict[str, Any] = {"trials": len(works), "size": size, "device_hours": study_hours(works, machine)}
     if here:
-        each = {loops: trial_seconds(plan.config(plan.sample(loops)), code) for loops in {kind[0] for kind in kinds}}
-        row["cpu_seconds"] = sum(count * each[loops] * longer for (loops, longer), count in kinds.items())
+        code, timed = _code(config), dict[int, float]()
+        for _, _, sample, _ in trials:
+            if sample.model.loops not in timed:
+                timed[sample.model.loops] = trial_seconds(sample, code)
+        row["cpu_seconds"] = sum(count * timed[one.model.loops] * longer for _, count, one, longer in trials)
     return row
 
 

@@ -26,21 +26,21 @@ def command(folder: Path, open_page: bool, serve: bool, port: int, as_json: bool
         return
     from loopscale.report import write_exponent_report, write_run_report, write_study_page, write_tune_report
 
-    if (folder / "study.json").exists():
-        page = write_study_page(folder)
-    elif (folder / "exponent.json").exists():
-        page = write_exponent_report(folder)
-    elif (folder / "metrics.jsonl").exists():
-        page = write_run_report(folder)
-    elif (folder / "tune.json").exists():
-        page = write_tune_report(folder)
-    elif not folder.is_dir():
+    writers = {
+        "study.json": write_study_page,
+        "exponent.json": write_exponent_report,
+        "metrics.jsonl": write_run_report,
+        "tune.json": write_tune_report,
+    }
+    write = next((writers[name] for name in writers if (folder / name).exists()), None)
+    if not folder.is_dir():
         raise UserError(f"there is no folder {folder}: give the folder of a study, a tuning or a run")
-    else:
+    if write is None:
         raise UserError(
             f"{folder} is neither a study, a tuning nor a run: "
             "it has no study.json, exponent.json, tune.json or metrics.jsonl"
         )
+    page = write(folder)
     click.echo(json.dumps({"page": str(page)}) if as_json else f"page: {page}")
     if open_page:
         click.launch(str(page))

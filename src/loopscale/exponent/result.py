@@ -237,19 +237,15 @@ def _ends_of(study: ExponentStudy, loops: int, surface: Surface | None) -> list[
 def _widened(study: ExponentStudy) -> list[str]:
     """Return the options under which the search begins wide enough for each N whose optimum lies at an end."""
     options = []
-    sides = [_ends_of(study, loops, study.surface(loops)) for loops in study.plan.loops if _is_open(study, loops)]
+    found = {loops: study.surface(loops) for loops in study.plan.loops}
+    sides = [_ends_of(study, loops, one) for loops, one in found.items() if one is None or one.edge]
     for axis, (name, values) in enumerate(zip(("--strengths", "--lrs"), study.plan.axes, strict=True)):
-        found = {row[axis][0] for row in sides}
-        low = -FARTHEST - 2 if -1 in found else 0
-        high = len(values.start) + FARTHEST + 2 if 1 in found else len(values.start)
-        if found - {0}:
+        ends = {row[axis][0] for row in sides}
+        low = -FARTHEST - 2 if -1 in ends else 0
+        high = len(values.start) + FARTHEST + 2 if 1 in ends else len(values.start)
+        if ends - {0}:
             options += [name, ",".join(f"{values.value(k):.6g}" for k in range(low, high))]
     return options
-
-
-def _is_open(study: ExponentStudy, loops: int) -> bool:
-    surface = study.surface(loops)
-    return surface is None or surface.edge
 
 
 def _outer(study: ExponentStudy) -> OuterPilot | None:

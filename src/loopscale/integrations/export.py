@@ -98,12 +98,9 @@ def model_card(trained: Trained) -> str:
     table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows.items())
     if trained.user is not None:
         return _USER_CARD.format(table=table, place=trained.user.place)
-    scales = ", ".join(f"{eps(n):.4g} at N = {n}" for n in _around(Depth(config.loops, 1).loops))
-    return _CARD.format(table=table, loops=config.loops, twice=2 * config.loops, scales=scales)
-
-
-def _around(loops: int) -> list[int]:
-    return sorted({max(1, loops // 2), loops, 2 * loops})
+    loops = config.loops
+    scales = ", ".join(f"{eps(n):.4g} at N = {n}" for n in sorted({max(1, loops // 2), loops, 2 * loops}))
+    return _CARD.format(table=table, loops=loops, twice=2 * loops, scales=scales)
 
 
 def _cell(value: object) -> str:

@@ -22,7 +22,9 @@ def fast_tokenizer(tokenizer: Tokenizer, context: int | None = None) -> Any:
     [108, 111, 111, 112]
     """
     record = json.loads(tokenizer.to_json())
-    model = _bytes() if record["tokenizer"] == "bytes" else _bpe(record["model"])
+    from tokenizers import Tokenizer as Model
+
+    model = _bytes() if record["tokenizer"] == "bytes" else Model.from_str(json.dumps(record["model"]))
     model.encode_special_tokens = True
     return transformers().PreTrainedTokenizerFast(
         tokenizer_object=model,
@@ -48,12 +50,6 @@ def _bytes() -> Any:
     model.decoder = decoders.ByteLevel()
     model.add_special_tokens([AddedToken(SEPARATOR, special=True, normalized=False)])
     return model
-
-
-def _bpe(description: dict[str, Any]) -> Any:
-    from tokenizers import Tokenizer
-
-    return Tokenizer.from_str(json.dumps(description))
 
 
 def _byte_characters() -> list[str]:

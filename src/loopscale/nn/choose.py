@@ -27,12 +27,9 @@ def choose(option: str, kinds: Iterable[type[T]], given: object) -> T:
     known = [field.name for field in dataclasses.fields(cast(Any, cls)) if field.name != "kind"]
     for key in table:
         if key not in known:
-            raise UserError(f"{option} of kind {kind!r} has no key {key!r}: {_keys(str(key), known)}")
+            hint = nearest(str(key), known) if known else "it takes none"
+            raise UserError(f"{option} of kind {kind!r} has no key {key!r}: {hint}")
     return cls(**table)
-
-
-def _keys(key: str, known: list[str]) -> str:
-    return nearest(key, known) if known else "it takes none"
 
 
 def number(option: str, value: object, least: float, most: float = float("inf"), whole: bool = False) -> None:

@@ -101,7 +101,9 @@ def build_optimizer(
     if name == "adamw":
         return torch.optim.AdamW(groups, betas=betas)
     if name == "sgd":
-        return torch.optim.SGD([_without(group, "eps") for group in groups], momentum=momentum)
+        for group in groups:
+            del group["eps"]
+        return torch.optim.SGD(groups, momentum=momentum)
     names = {id(parameter): key for key, parameter in model.named_parameters()}
     matrices = [group for group in groups if _is_muons(group, names)]
     if not matrices:
@@ -115,34 +117,14 @@ def _is_muons(group: dict[str, Any], names: dict[int, str]) -> bool:
     return update_of(Role(group["name"]), names[id(first)], first, "muon") == "muon"
 
 
-def _without(group: dict[str, Any], key: str) -> dict[str, Any]:
-    return {name: value for name, value in group.items() if name != key}
-
-
 _DECAY_SHARE = 0.2  # of the steps, in warm-up-stable-decay
 
 
-def _linear(progress: float) -> float:
-    return 1.0 - progress
-
-
-def _cosine(progress: float) -> float:
-    return 0.5 * (1.0 + math.cos(math.pi * progress))
-
-
-def _constant(progress: float) -> float:
-    return 1.0
-
-
-def _stable_decay(progress: float) -> float:
-    return min(1.0, (1.0 - progress) / _DECAY_SHARE)
-
-
 SCHEDULES: dict[str, Callable[[float], float]] = {
-    "constant": _constant,
-    "linear": _linear,
-    "cosine": _cosine,
-    "wsd": _stable_decay,
+    "constant": lambda progress: 1.0,
+    "linear": lambda progress: 1.0 - progress,
+    "cosine": lambda progress: 0.5 * (1.0 + math.cos(math.pi * progress)),
+    "wsd": lambda progress: min(1.0, (1.0 - progress) / _DECAY_SHARE),
 }
 
 

@@ -82,7 +82,7 @@ def parse_record(raw: dict[str, Any], model: type[R], name: str) -> R:
     if schema not in (model.SCHEMA, *model.OLDER) or isinstance(schema, (bool, float)):
         if type(schema) is int and schema > model.SCHEMA:
             raise UserError(f"{name} has schema {schema}, newer than the {model.SCHEMA} known here: upgrade loopscale")
-        raise UserError(f"{name} has schema {_short(schema)}, this version reads {model.SCHEMA}: {model.FIX}")
+        raise UserError(f"{name} has schema {str(schema)[:40]}, this version reads {model.SCHEMA}: {model.FIX}")
     try:
         text = _canonical({**body, "schema": schema})
     except (ValueError, RecursionError) as cause:  # a number beyond all floats, or nested deeper than Python goes
@@ -152,10 +152,6 @@ def clean(value: Any) -> Any:
     if isinstance(value, dict):
         return {clean(key): clean(item) for key, item in value.items()}
     return value
-
-
-def _short(value: Any) -> str:
-    return str(value)[:40]
 
 
 def _refuse(constant: str) -> float:

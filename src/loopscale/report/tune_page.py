@@ -127,10 +127,10 @@ def _applied(tuning: TuneInfo) -> Table:
 
 def _explored(tuning: TuneInfo, name: str) -> Section:
     """Draw loss over one tuned value; colour shows the next one."""
-    proxy, axis = tuning.plan.proxy, _value_axis(name)
+    proxy, axis = tuning.plan.proxy, Axis(name.replace("_", " "), log=name != "warmup")
     names = list(proxy.values)
     other = names[(names.index(name) + 1) % len(names)]
-    shade = None if other == name else Axis(other.replace("_", " "), log=_log(other))
+    shade = None if other == name else Axis(other.replace("_", " "), log=other != "warmup")
     finished = lowest(
         [t for t in tuning.trials if t.cell.explored and t.loss is not None and name in t.cell.values], name
     )
@@ -168,17 +168,9 @@ def _ceiling(losses: list[float]) -> float:
     return min(max(losses), low + max(5 * (median(losses) - low), 0.02))
 
 
-def _log(name: str) -> bool:
-    return name != "warmup"
-
-
-def _value_axis(name: str) -> Axis:
-    return Axis(name.replace("_", " "), log=_log(name))
-
-
 def _place(name: str, value: float) -> float:
-    """Return where a value stands on its axis."""
-    return math.log2(value) if _log(name) else value
+    """Return where a value stands on its axis, which is logarithmic but for the warm-up."""
+    return value if name == "warmup" else math.log2(value)
 
 
 def lowest(trials: list[Trial], name: str) -> list[Trial]:

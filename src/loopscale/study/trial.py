@@ -53,13 +53,15 @@ def run_trial(key: str, cell: dict[str, Any], config: dict[str, Any]) -> dict[st
 
     What a user model or an objective raises is kept as the record's "error", and the trial counts as diverged.
     """
+    from loopscale.train import Fit
+
     began = time.perf_counter()
     try:
         fit, error = _fit(config), None
     except (Exception, SystemExit) as cause:  # a script's sys.exit is no end of the study
         if sections(config)[0] is None:
             raise
-        fit, error = _failed(), str(cause) if isinstance(cause, UserError) else describe(cause)
+        fit, error = Fit(None, None), str(cause) if isinstance(cause, UserError) else describe(cause)
     record = record_of(key, cell, config, fit, fit.seconds or time.perf_counter() - began)
     return record if error is None else {**record, "error": error}
 
@@ -129,12 +131,6 @@ def _fit(config: dict[str, Any]) -> Fit:
     if code is not None and code.kind == "objective":
         return judged(code.place, config_of(config))
     return fit(config_of(config), stop=stops(rows))
-
-
-def _failed() -> Fit:
-    from loopscale.train import Fit
-
-    return Fit(None, None, [], [], [], 0.0, 0, False, None)
 
 
 def _measured(result: Fit) -> dict[str, Any]:

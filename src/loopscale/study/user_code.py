@@ -107,7 +107,7 @@ def judged(place: str, config: TrainConfig) -> Fit:
         raise UserError(f"{place} returned {type(loss).__name__}: it must return a number, the loss") from None
     value = number if math.isfinite(number) else None
     steps = config.train.steps
-    return Fit(value, None if value is not None else steps, [], [], [], 0.0, steps, False, None)
+    return Fit(value, None if value is not None else steps, steps=steps)
 
 
 def objective_values(config: TrainConfig) -> dict[str, Any]:

@@ -68,11 +68,9 @@ def commands() -> tuple[Interface, ...]:
 
 @cache
 def functions() -> tuple[Interface, ...]:
-    """Read every public function and class of `loopscale`, from the package that its table names."""
-    top = _text("__init__.py")
-    rows = re.findall(r'^        "(\w+)": "([\w ]+)",$', top, flags=re.M)
-    places = {name: package for package, names in rows for name in names.split()}
-    places |= dict.fromkeys(("Depth", "Width", "Role", "Rule", "residual_scale"), "parameterization")
+    """Read every public function and class of `loopscale`, from the package that the stub names."""
+    rows = re.findall(r"^from loopscale\.(\w+) import (\w+) as", _text("__init__.pyi"), flags=re.M)
+    places = {name: package for package, name in rows if name not in ("RULES", "UserError")}
     found = []
     for name, package in sorted(places.items()):
         for path in sorted(files("loopscale").joinpath(package).iterdir(), key=str):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import takewhile
 
 from loopscale.data import Dataset
@@ -77,13 +77,13 @@ class Fit:
 
     val_loss: float | None
     diverged_at: int | None
-    curve: list[list[float]]
-    stream_initial: list[float]
-    stream_final: list[float]
-    seconds: float
-    steps: int
-    stopped: bool
-    train_loss: float | None
+    curve: list[list[float]] = field(default_factory=list)
+    stream_initial: list[float] = field(default_factory=list)
+    stream_final: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    steps: int = 0
+    stopped: bool = False
+    train_loss: float | None = None
 
 
 class Course:

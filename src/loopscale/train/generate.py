@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from loopscale.errors import UserError, between, nearest, settings
 from loopscale.nn import KeyValueCache, Past, last_visit, per_visit
@@ -89,7 +89,7 @@ def generate(
     generator = torch.Generator().manual_seed(seed)
     pick = partial(_pick, temperature=temperature, generator=generator)
     options = {} if user else {"loops": loops, "scale": chosen.scale, "exit_below": chosen.exit_below}
-    called = partial(_of_user, trained.model) if user else trained.model
+    called = (lambda tokens_BT, past: logits_of(trained.model, tokens_BT)) if user else trained.model
     added = continued(called, start, tokens, pick, trained.run.config.data.context, chosen.sharing, **options)
     return prompt + trained.tokenizer.decode(added)
 
@@ -120,10 +120,6 @@ def continued(
         known = known if past is None else len(ids)
         ids.append(pick(logits_BTV[0, -1].float()))
     return ids[len(start) :]
-
-
-def _of_user(model: nn.Module, tokens_BT: Tensor, past: None) -> Tensor:
-    return logits_of(model, tokens_BT)
 
 
 def window(length: int, context: int) -> int:

@@ -49,8 +49,12 @@ def next_token_loss(network: nn.Module, batch: tuple[Tensor, Tensor], loops: int
     if rows:
         loss: Tensor = network(inputs_BT, loops=loops, targets_BT=targets_BT, loss_rows=rows)
         return loss
-    logits_BTV = network(inputs_BT, loops=loops)
-    return F.cross_entropy(logits_BTV.float().flatten(0, 1), targets_BT.flatten())
+    return cross_entropy(network(inputs_BT, loops=loops), targets_BT)
+
+
+def cross_entropy(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
+    """Return the mean cross entropy in nats, in fp32."""
+    return F.cross_entropy(logits_BTV.float().flatten(0, -2), targets_BT.flatten())
 
 
 def token_batches(config: TrainConfig, dataset: Dataset, rows: slice) -> Callable[[int], Any]:

@@ -102,15 +102,11 @@ class UserModel:
 FORMAT = "such as {{{!r}: {!r}}}, or call attach(model, loops=loops) in the factory"
 
 
-def _likely(name: str) -> str:
-    """Give the role that a parameter's name suggests."""
-    return (role_by_name(name, False, False) or Role.HIDDEN).value
-
-
 def _stated(place: str, model: nn.Module, state: Callable[[nn.Module], Any]) -> dict[str, Role]:
     """Give what the file's `roles` says, a module's name standing for all below it; around a loop the rest is inferred."""
     shown = next(iter(dict(model.named_parameters())), "weight")
-    form = f"let roles(model) beside the factory give every role, {FORMAT.format(shown, _likely(shown))}"
+    likely = role_by_name(shown, False, False) or Role.HIDDEN
+    form = f"let roles(model) beside the factory give every role, {FORMAT.format(shown, likely.value)}"
     try:
         given = state(model)
         if not isinstance(given, Mapping):

@@ -1,0 +1,32 @@
+from loopscale.adapt import attach as attach
+from loopscale.adapt import attachment as attachment
+from loopscale.adapt import convert as convert
+from loopscale.adapt import detach as detach
+from loopscale.adapt import fold as fold
+from loopscale.adapt import restore as restore
+from loopscale.adapt import unfold as unfold
+from loopscale.diagnosis import Monitor as Monitor
+from loopscale.diagnosis import check_parameterization as check_parameterization
+from loopscale.diagnosis import diagnose as diagnose
+from loopscale.errors import UserError as UserError
+from loopscale.nn import Loop as Loop
+from loopscale.nn import LoopedTransformer as LoopedTransformer
+from loopscale.nn import ModelConfig as ModelConfig
+from loopscale.nn import PostNormResidual as PostNormResidual
+from loopscale.nn import ScaledResidual as ScaledResidual
+from loopscale.nn import ScaledUpdate as ScaledUpdate
+from loopscale.nn import apply_branch_gain as apply_branch_gain
+from loopscale.optim import build_optimizer as build_optimizer
+from loopscale.optim import param_groups as param_groups
+from loopscale.optim import roles_of as roles_of
+from loopscale.optim import schedule as schedule
+from loopscale.parameterization import RULES as RULES
+from loopscale.parameterization import Depth as Depth
+from loopscale.parameterization import Role as Role
+from loopscale.parameterization import Rule as Rule
+from loopscale.parameterization import Width as Width
+from loopscale.parameterization import residual_scale as residual_scale
+from loopscale.probe import watch as watch
+from loopscale.train import shard_looped as shard_looped
+
+__version__: str
