@@ -389,3 +389,22 @@ def test_a_scale_that_follows_the_limit_of_a_halting_loop_is_no_second_one():
             return self.head(x)
 
     assert told(Halts()).codes == {"halts-early"}
+
+
+REMEDIES = {
+    "10 * first": (lambda m, x, first, n: x + 10 * first + m.f(m.norm(x)) / n, "unscaled-injection", 10, 1 / 6),
+    "0.5 * m.f(m.norm(x))": (lambda m, x, _, n: x + 0.5 * m.f(m.norm(x)), "unscaled-residual", 0.5, 1 / 6),
+    "1.25 * x": (lambda m, x, _, n: 1.25 * x + m.f(m.norm(x)) / n, "expanding-map", 1.25, 1.0),
+    "m.f(m.norm(x)) * 2": (lambda m, x, _, n: x + m.f(m.norm(x)) * 2, "unscaled-residual", 2, 1 / 6),
+}
+
+
+@pytest.mark.parametrize("written", REMEDIES)
+def test_the_line_to_edit_and_the_remedy_come_to_one_number(written):
+    """The line gives what to multiply, in the user's own words, and what that comes to: the number of the remedy."""
+    visit, code, before, after = REMEDIES[written]
+    (finding,) = told(visits_of(visit)).findings
+    assert finding.code == code
+    assert f"multiply `{written}` by {after / before:.4g}: {before:.4g} becomes {after:.4g}" in finding.lines[0]
+    assert f"{after:.4g}" in finding.remedy and "then no finding" in finding.tried
+    assert 0.9 < float(finding.tried.partition(" -> ")[2].partition(",")[0]) < 2.1, finding.tried

@@ -159,7 +159,7 @@ def _measure(tape: Tape, column: list[Step], values: dict[int, Tensor], factors:
         first.operand,
         first.other,
         first.beside,
-        _carry(tape, column[-1], values),
+        _carry(tape, column[-1], values, factors),
         _made_of(tape, _skip_factor(tape, first)) if decay else (),
     )
 
@@ -168,12 +168,15 @@ def _sites(tape: Tape, column: list[Step]) -> tuple[Site, ...]:
     return tuple(dict.fromkeys(site for step in column if (site := tape.nodes[step.node].site) is not None))
 
 
-def _carry(tape: Tape, step: Step, values: dict[int, Tensor]) -> float:
-    """Return the factor that the stream takes on the way to an addition, within the operand that carries it."""
+def _carry(tape: Tape, step: Step, values: dict[int, Tensor], factors: Factors) -> float:
+    """Return the factor that the stream takes on the way to an addition, with the one that this pass puts on it."""
     before, factor = strip(tape.nodes, step.skip)
+    site = tape.nodes[step.node].site
+    place, put = factors.get(site, (-1, 1.0)) if site is not None else (-1, 1.0)
+    put = put if place == step.other >= 0 else 1.0
     if factor is None or before < 0 or not _size(values, before):
-        return 1.0
-    return _size(values, step.skip) / _size(values, before)
+        return put
+    return put * _size(values, step.skip) / _size(values, before)
 
 
 def _size(values: dict[int, Tensor], index: int) -> float:

@@ -73,10 +73,21 @@ class Facts:
         return told < self.loops if self.stated.kind == "loop" else told != self.loops
 
     @property
+    def strength(self) -> float:
+        """The strength that the model states; 1 where it states none."""
+        return self.stated.strength if self.stated is not None else 1.0
+
+    @property
+    def right(self) -> float:
+        """The scale that branches should have: the one that remedies name and that experiments try."""
+        return self.prescribed * self.strength
+
+    @property
     def formula(self) -> str:
-        """How `prescribed` is computed, for a sentence."""
+        """How `right` is computed, for a sentence."""
         base = self.stated.base_layers if self.stated is not None else None
-        return "1/(N sqrt(L))" if base is None else f"1/(N sqrt(L / {base}))"
+        strength = "" if self.strength == 1 else f"{self.strength:g} "
+        return f"{strength}1/(N sqrt(L))" if base is None else f"{strength}1/(N sqrt(L / {base}))"
 
     @property
     def living(self) -> list[Branch]:
@@ -188,8 +199,8 @@ def _scales(facts: Facts) -> Iterator[Finding]:
             f"eps = {eps:.3g} at N = {facts.loops}{_only(facts)}, growth {law}, "
             f"updates of the visits have cosine {_cosine(facts)}{_lines(facts.least_scaled)}{more}",
             "error" if grown else "warning",
-            f"multiply every residual branch by {facts.prescribed:.4g} = {facts.formula}, "
-            "and tune its strength at few loops",
+            f"{'multiply' if _near(eps, 1.0) else 'bring'} every residual branch "
+            f"{'by' if _near(eps, 1.0) else 'to'} {facts.right:.4g} = {facts.formula}, and tune its strength at few loops",
         )
     else:
         ratio = facts.init_ratio or 1.0
@@ -200,7 +211,7 @@ def _scales(facts: Facts) -> Iterator[Finding]:
             _places(facts.least_scaled),
             f"eps = {eps:.4g}{by_init}{_only(facts)} at N = {facts.loops}, L = {facts.layers}"
             f"{_over_loops(facts.scale_power)}{more}",
-            remedy=f"use 1/N over loops: {facts.prescribed:.4g} = {facts.formula}{mended}",
+            remedy=f"use 1/N over loops: {facts.right:.4g} = {facts.formula}{mended}",
         )
 
 
@@ -246,8 +257,8 @@ def _injection(facts: Facts) -> Iterator[Finding]:
         ", ".join(names),
         f"{same} at each of {facts.loops} visits, {total:.3g} in all ({shares}) against a stream of "
         f"{end:.3g}{_lines([b for b, _ in heavy])}{facts.shown.share('injected', 'it takes')}",
-        remedy=f"scale it by 1/N = {1 / facts.loops:.4g}, add it once before the loop or to the branch input only, or "
-        "use a contractive carry",
+        remedy=f"bring it to 1/N = {1 / facts.loops:.4g} in all, add it once before the loop or to the branch input only, "
+        "or use a contractive carry",
     )
 
 
@@ -311,7 +322,7 @@ def _falls_twice(facts: Facts) -> Iterator[Finding]:
         "double-depth-scale",
         _places(facts.living),
         f"eps = {facts.scale:.3g} at N = {facts.loops}{_over_loops(power)}{_lines(facts.living)}",
-        remedy=f"keep one factor of N: {facts.prescribed:.4g} = {facts.formula} in all",
+        remedy=f"keep one factor of N: {facts.right:.4g} = {facts.formula} in all",
         cause="a second residual scale stands on top of the first, in the block or around it",
     )
 

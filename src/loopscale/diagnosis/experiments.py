@@ -180,9 +180,8 @@ def _branches(facts: Facts, again: float = 1.0) -> Lever:
         return Lever("branches", ())
     if facts.init_ratio and scale_kind(facts) == "sqrt":
         again = 1 / facts.init_ratio
-    right = facts.prescribed * (facts.stated.strength if facts.stated else 1.0)
-    over = [b for b in facts.living if b.operand >= 0 and b.scale > 0 and (b.scale > 1.05 * right or again > 1)]
-    return Lever("branches", tuple((b, b.operand, right / b.scale * again) for b in over))
+    over = [b for b in facts.living if b.operand >= 0 and b.scale > 0 and (b.scale > 1.05 * facts.right or again > 1)]
+    return Lever("branches", tuple((b, b.operand, facts.right / b.scale * again) for b in over))
 
 
 def _injected(facts: Facts) -> Lever:

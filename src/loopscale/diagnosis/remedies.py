@@ -6,6 +6,7 @@ nested skip, then eps) is one. The numbers before and after stand beside the rem
 
 from __future__ import annotations
 
+import ast
 import copy
 import linecache
 import warnings
@@ -24,6 +25,7 @@ from loopscale.diagnosis.knob import Knob
 from loopscale.diagnosis.measure import Pass, measured_pass, with_far_gain
 from loopscale.diagnosis.setting import Factors, Setting
 from loopscale.probe.batch import LARGE
+from loopscale.probe.tape import Site
 
 MENDED = frozenset(
     "unscaled-residual sqrt-scaled nested-skip unscaled-injection double-depth-scale expanding-map".split()
@@ -40,7 +42,7 @@ class Trial:
     factors: Mapping[Any, tuple[int, float]]
     gain: float
     left: frozenset[str]
-    kinds: tuple[tuple[Branch, float], ...]
+    kinds: tuple[tuple[Branch, int, float], ...]
     slope: float | None = None
 
     def said(self, before: Facts, slope: float | None) -> str:
@@ -56,14 +58,16 @@ def try_remedies(
 ) -> Trial | None:
     """Mend and measure until nothing is found that a factor mends; None where no factor can be put on what is found."""
     factors: Factors = {}
-    kinds: list[tuple[Branch, float]] = []
+    kinds: dict[tuple[Site, int], tuple[Branch, int, float]] = {}
     now, known, levers = seen, facts, first
     for _ in range(ROUNDS):
         step = [part for lever in levers for part in lever.parts]
         if not step:
             break
         new = {site: (operand, factor) for b, operand, factor in step for site in b.sites}
-        kinds += [(b, factor) for b, _, factor in step]
+        for b, operand, factor in step:
+            before = kinds.setdefault((b.sites[0], operand), (b, operand, 1.0))
+            kinds[b.sites[0], operand] = (*before[:2], before[2] * factor)
         factors = setting.changed(factors).changed(new).factors
         try:
             changed = replace(setting, factors=factors)
@@ -79,28 +83,58 @@ def try_remedies(
     slope = slope_over(setting, seen, factors, knob, 1 - (facts.scale_power or 0.0), now)
     if not left and (now.growth.beyond or ((slope or 0.0) > OVER and now.growth.gain > GAIN)):
         left = {"growth-unexplained"}
-    return Trial(factors, now.growth.gain, frozenset(left), tuple(kinds), slope)
+    return Trial(factors, now.growth.gain, frozenset(left), tuple(kinds.values()), slope)
 
 
 def edits(trial: Trial) -> tuple[str, ...]:
-    """Return the lines that the remedies change, in the user's own files: what stands there and what to do with it."""
-    told: dict[str, str] = {}
-    for branch, factor in trial.kinds:
+    """Return the lines that the remedies change, in the user's own files: what stands there and what to do with it.
+
+    The numbers are those that were tried: the factor to write, and what the scale comes to with it.
+    """
+    told: dict[str, list[str]] = {}
+    for branch, place, factor in trial.kinds:
         site = next((s for s in branch.sites if s.file), None)
         if site is None:
             continue
         source = linecache.getline(site.file, site.line).strip()
-        what = (
-            f"multiply what is added by {factor:.4g}" if factor else "leave out the skip: keep the block's result alone"
-        )
-        if branch.nested and branch.kind == "inject":
-            what = "leave out what earlier visits left: keep the last state alone"
-        if branch.nested and 0 < factor < 1:
-            what = (
-                f"multiply the block's result by {factor:.4g}, or read the streams as a mean and add the update alone"
-            )
-        told.setdefault(str(site), f"{source[:90]}   # {what}")
-    return tuple(f"{place}: {edit}" for place, edit in list(told.items())[:6])
+        told.setdefault(f"{site}: {source[:90]}", []).append(_edit(branch, place, factor, site))
+    return tuple(f"{line}   # {'; '.join(dict.fromkeys(what))}" for line, what in list(told.items())[:6])
+
+
+def _edit(branch: Branch, place: int, factor: float, site: Site) -> str:
+    if branch.nested and 0 < factor < 1:
+        return f"multiply the block's result by {factor:.4g}, or read the streams as a mean and add the update alone"
+    if not factor:
+        past = branch.kind == "inject"
+        return "keep the last state alone" if past else "leave out the skip: keep the block's result alone"
+    skip = branch.kind != "scale" and place == branch.other
+    before = branch.carry if skip else branch.scale
+    what = _written(site, place) or (
+        "what it is added to" if skip else "the stream" if branch.kind == "scale" else "what is added"
+    )
+    becomes = "" if abs(before - 1) < 1e-3 else f": {before:.4g} becomes {before * factor:.4g}"
+    return f"multiply {what} by {factor:.4g}{becomes}"
+
+
+def _written(site: Site, place: int) -> str:
+    """Spell the operand of an addition as it stands in the code; empty where that is not told."""
+    end, column, last = (*site.at[1:], None, None, None)[:3]
+    lines = [linecache.getline(site.file, n) for n in range(site.line, (end or 0) + 1)]
+    if not lines or column is None or last is None:
+        return ""
+    lines[-1] = lines[-1].encode()[:last].decode(errors="ignore")
+    text = (
+        lines[0].encode()[column:].decode(errors="ignore") + "".join(lines[1:]) if len(lines) > 1 else lines[0][column:]
+    )
+    try:
+        node: Any = ast.parse(text.strip()).body[0]
+    except (SyntaxError, IndexError, ValueError):
+        return ""
+    node = getattr(node, "value", node) if isinstance(node, ast.Expr) else node
+    operands = [node.target, node.value] if isinstance(node, ast.AugAssign) else []
+    operands = [node.left, node.right] if isinstance(node, ast.BinOp) else operands
+    spelt = ast.unparse(operands[place]) if place < len(operands) else ""
+    return f"`{spelt}`" if 0 < len(spelt) <= 60 else ""
 
 
 def attachable(
@@ -114,10 +148,12 @@ def attachable(
     """
     from loopscale.adapt import attach
 
-    scaled = [(b, factor) for b, factor in trial.kinds if b.kind == "branch" and 0 < factor < 1 and not b.nested]
+    scaled = [
+        b for b, p, factor in trial.kinds if b.kind == "branch" and p != b.other and 0 < factor < 1 and not b.nested
+    ]
     if not scaled or len(scaled) != len(trial.kinds):
         return None
-    names = list(dict.fromkeys([*(b.where for b, _ in scaled), *beside]))
+    names = list(dict.fromkeys([*(b.where for b in scaled), *beside]))
     plain = {"loops": facts.loops, "layers": facts.layers}
     for given in ({**plain, "branches": names}, plain):
         try:
