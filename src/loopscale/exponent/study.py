@@ -128,18 +128,8 @@ class ExponentStudy(StudyFolder):
         if cell.seed not in self.plan.fresh_seeds:  # those change nothing of what is asked
             self._memo = {at: value for at, value in self._memo.items() if at[1] not in (0, cell.loops)}
 
-    def next_job(self) -> Job | None:
-        """Give out the next trial; None when there is none before a running one has ended."""
-        queue = self._queue()
-        while queue:
-            cell = queue.popleft()
-            if cell not in self._given:
-                return self._give(cell, cell.to_json(), self.plan.job_config(cell))
-        return None
-
-    def left(self) -> int:
-        """Count the trials that run or are known to be missing."""
-        return self._running + sum(cell not in self._given for cell in self._queue())
+    def _job(self, cell: Cell) -> Job:
+        return self._give(cell, cell.to_json(), self.plan.job_config(cell))
 
     # --- what the stages found so far
 
@@ -259,10 +249,11 @@ class ExponentStudy(StudyFolder):
 
     # --- what is asked
 
-    def _queue(self) -> deque[Cell]:
+    def _queues(self) -> tuple[deque[Cell]]:
         if self._asked is None:
-            self._asked = deque(cell for cell in self._wanted() if cell not in self._losses)
-        return self._asked
+            known = self._losses.keys() | self._given
+            self._asked = deque(cell for cell in self._wanted() if cell not in known)
+        return (self._asked,)
 
     def _wanted(self) -> list[Cell]:
         missing = self._pilot_wanted()

@@ -8,13 +8,10 @@ from loopscale.study.fastest import Fastest
 from loopscale.study.folder import (
     Observer,
     Silent,
-    changes,
-    check_errors,
     check_named,
     command_of,
     driven,
     overrides,
-    refuse,
     train_command,
 )
 from loopscale.study.local import LocalProcesses
@@ -40,8 +37,6 @@ __all__ = [
     "SlurmArrays",
     "StudyFolder",
     "UserCode",
-    "changes",
-    "check_errors",
     "check_named",
     "command_of",
     "content_hash",
@@ -51,7 +46,6 @@ __all__ = [
     "job_of",
     "objective_values",
     "overrides",
-    "refuse",
     "run_trial",
     "run_trials",
     "thresholds",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
@@ -158,13 +159,26 @@ class StudyFolder(ABC):
             "trial_seconds": round(sum(trial.seconds for trial in self.trials.values()), 1),
         }
 
-    @abstractmethod
     def next_job(self) -> Job | None:
         """Give out the next trial; None when there is none before a running one has ended."""
+        for queue in self._queues():
+            while queue:
+                cell = queue.popleft()
+                if cell not in self._given:
+                    return self._job(cell)
+        return None
 
-    @abstractmethod
     def left(self) -> int:
         """Count the trials that run or are known to be missing."""
+        return self._running + sum(map(len, self._queues()))
+
+    @abstractmethod
+    def _queues(self) -> Iterable[deque[Any]]:
+        """Return the cells that are asked for and not given yet, the first to run first."""
+
+    @abstractmethod
+    def _job(self, cell: Any) -> Job:
+        """Return the job of a cell, by `_give`."""
 
     @abstractmethod
     def _note(self, trial: Trial) -> None:

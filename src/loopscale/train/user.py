@@ -57,34 +57,23 @@ class UserModel:
             return self.make_batch(split, step, seed, batch_size)
 
     @cached_property
-    def _told(self) -> tuple[dict[str, Role], bool, tuple[str, ...]]:
-        """Roles, whether they are inferred, and the names that were no more than guessed."""
+    def told(self) -> tuple[dict[str, Role], bool, list[str]]:
+        """The role of every parameter, whether nobody stated them, and the names that were no more than guessed.
+
+        Raises `UserError` where the model cannot be told.
+        """
         if self.state_roles is not None:
-            return _stated(self.place, self.model, self.state_roles), False, ()
+            return _stated(self.place, self.model, self.state_roles), False, []
         stated = callable(getattr(self.model, "roles", None))
         if stated or speakers(self.model):
-            return roles_of(self.model), not stated, ()
+            return roles_of(self.model), not stated, []
         roles, unsure = tell_roles(self.model)
-        return roles, True, tuple(unsure)
+        return roles, True, unsure
 
     @property
     def roles(self) -> dict[str, Role]:
-        """The role of every parameter: stated, else inferred. Raises `UserError` where the model cannot be told."""
-        return self._told[0]
-
-    @property
-    def inferred(self) -> bool:
-        """Whether nobody stated the roles."""
-        return self._told[1]
-
-    def doubts(self) -> list[str]:
-        """Warn of roles that were no more than guessed."""
-        unsure = self._told[2]
-        return (
-            [taken_as_hidden(unsure, f"roles(model) beside the factory, {FORMAT.format(unsure[0], 'hidden')},")]
-            if unsure
-            else []
-        )
+        """The role of every parameter: stated, else inferred."""
+        return self.told[0]
 
     def try_once(self, batch: Any) -> float:
         """Give the loss on a batch, backward included; buffers and gradients are as before.
@@ -159,19 +148,22 @@ def user_task(config: TrainConfig, dataset: Dataset | None, rows: slice, device:
     user.model.to(device)
     network = _Scored(user)
     data = {"source": f"make_batch of {place}"} if dataset is None else dataset.description
-    origin = {"source": place, "sha256": fingerprint(place), "roles": {n: r.value for n, r in user.roles.items()}}
-    visits = Visits(user.model, user.roles)
+    roles, inferred, unsure = user.told
+    origin = {"source": place, "sha256": fingerprint(place), "roles": {n: r.value for n, r in roles.items()}}
+    visits = Visits(user.model, roles)
     batches = _batches(user, config, rows) if dataset is None else token_batches(config, dataset, rows)
 
     def check(target: TrainConfig | None) -> list[str]:
         with drawing(train.seed):
             user.try_once(to_device(batches(0), device))
-        return [*disagreements(user.model, config, target), *user.doubts()]
+        said = disagreements(user.model, config, target)
+        form = f"roles(model) beside the factory, {FORMAT}"
+        return [*said, taken_as_hidden(unsure, f"{form.format(unsure[0], 'hidden')},")] if unsure else said
 
     return Task(
         config=config,
         model=user.model,
-        roles=user.roles,
+        roles=roles,
         network=network,
         loss=lambda network, batch, loops: network(batch),
         batches=batches,
@@ -180,7 +172,7 @@ def user_task(config: TrainConfig, dataset: Dataset | None, rows: slice, device:
         streams=lambda network, batch: visits.rms(lambda: network(batch)),
         visits=visits,
         dataset=dataset,
-        origin={"data": data, "model": {**origin, "roles_inferred": user.inferred}},
+        origin={"data": data, "model": {**origin, "roles_inferred": inferred}},
         drawing=lambda step: drawing(train.seed, step, 2 + rows.start),
         evaluating=lambda: _evaluating(user.model, train.seed),
         check=check,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -97,23 +97,9 @@ class Study(StudyFolder):
         """Map (rate, seed) to the validation loss of an arm, inf for diverged trials."""
         return self._losses.get(self.plan.same_network(arm), {})
 
-    def next_job(self) -> Job | None:
-        """Give out the next trial; None when there is none before a running one has ended."""
-        for shared in self._open():
-            asked = self._queue(shared)
-            while asked:
-                cell = asked.popleft()
-                if cell not in self._given:
-                    return self._job(cell)
-        return None
-
     def missing(self) -> list[Cell]:
         """List the cells that are asked for now and did not run: running ones too."""
         return [cell for shared in self._open() for cell in self._wanted(shared)]
-
-    def left(self) -> int:
-        """Count the trials that run or are known to be missing."""
-        return self._running + sum(len(self._queue(shared)) for shared in self._open())
 
     def tuned_rate(self, arm: Arm) -> float | None:
         """Return the best rate on the grid at the smallest N of this rule and strength; None until that arm is complete."""
@@ -193,10 +179,11 @@ class Study(StudyFolder):
     def _base(self, arm: Arm) -> Arm:
         return self.plan.same_network(Arm(arm.rule, arm.strength, min(self.plan.loops)))
 
-    def _queue(self, shared: Arm) -> deque[Cell]:
-        if shared not in self._asked:
-            self._asked[shared] = deque(cell for cell in self._wanted(shared) if cell not in self._given)
-        return self._asked[shared]
+    def _queues(self) -> Iterator[deque[Cell]]:
+        for shared in self._open():
+            if shared not in self._asked:
+                self._asked[shared] = deque(cell for cell in self._wanted(shared) if cell not in self._given)
+            yield self._asked[shared]
 
     def _wanted(self, shared: Arm) -> list[Cell]:
         """List what the arms of one network need, then their one-shot trials at the rate tuned at the smallest N."""
