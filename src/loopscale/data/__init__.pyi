@@ -1,0 +1,13 @@
+from loopscale.data.dataset import Dataset as Dataset
+from loopscale.data.dataset import Prefetched as Prefetched
+from loopscale.data.load import cache_folder as cache_folder
+from loopscale.data.load import load_data as load_data
+from loopscale.data.prepare import Preparation as Preparation
+from loopscale.data.prepare import prepare_data as prepare_data
+from loopscale.data.prepared import verify as verify
+from loopscale.data.stream import Stream as Stream
+from loopscale.data.synthetic import TASKS as TASKS
+from loopscale.data.tokenizer import BPETokenizer as BPETokenizer
+from loopscale.data.tokenizer import ByteTokenizer as ByteTokenizer
+from loopscale.data.tokenizer import Tokenizer as Tokenizer
+from loopscale.data.tokenizer import tokenizer_from_json as tokenizer_from_json

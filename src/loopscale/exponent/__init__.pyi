@@ -1,0 +1,16 @@
+from loopscale.exponent.plan import CARRIED as CARRIED
+from loopscale.exponent.plan import Axis as Axis
+from loopscale.exponent.plan import Cell as Cell
+from loopscale.exponent.plan import ExponentPlan as ExponentPlan
+from loopscale.exponent.plan import powers as powers
+from loopscale.exponent.result import at_target as at_target
+from loopscale.exponent.result import decide as decide
+from loopscale.exponent.result import decide_rate as decide_rate
+from loopscale.exponent.result import powers_of as powers_of
+from loopscale.exponent.result import summarise as summarise
+from loopscale.exponent.run import run_exponent as run_exponent
+from loopscale.exponent.study import BEST as BEST
+from loopscale.exponent.study import ExponentStudy as ExponentStudy
+from loopscale.exponent.study import wanted as wanted
+from loopscale.exponent.surface import Surface as Surface
+from loopscale.exponent.surface import fit_surface as fit_surface
