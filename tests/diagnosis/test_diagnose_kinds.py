@@ -408,3 +408,52 @@ def test_the_line_to_edit_and_the_remedy_come_to_one_number(written):
     assert f"multiply `{written}` by {after / before:.4g}: {before:.4g} becomes {after:.4g}" in finding.lines[0]
     assert f"{after:.4g}" in finding.remedy and "then no finding" in finding.tried
     assert 0.9 < float(finding.tried.partition(" -> ")[2].partition(",")[0]) < 2.1, finding.tried
+
+
+def test_a_cell_that_hands_on_two_states_restarts_nothing():
+    class Cell(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell = nn.LSTMCell(D, D)
+
+        def forward(self, x):
+            h = c = torch.zeros_like(x)
+            for _ in range(5):
+                h, c = self.cell(x, (h, c))
+            return h
+
+    assert told(Cell(), torch.randn(3, D)).codes == {"norm-bounded"}
+
+
+def test_a_drawn_number_of_visits_is_seen_where_the_first_draw_is_that_of_evaluation():
+    class Draws(Toy):
+        def count(self):
+            return int(torch.randint(2, 12, ())) if self.training else 6
+
+    torch.manual_seed(0)
+    model = Draws().train()
+    torch.manual_seed(0)
+    assert model.count() == 6
+    (finding,) = told(model.eval()).findings
+    assert finding.code == "train-eval-differ" and "training draws the number of visits (" in finding.evidence
+
+
+def test_one_step_leaves_a_mixture_of_streams_as_it_is():
+    """A rate for a few numbers that multiply the stream N times is none of eps, which is right here."""
+    mix, write = nn.Parameter(torch.eye(4)), nn.Parameter(torch.full((4, 1), 1 / 6))
+
+    class Streams(Toy):
+        def __init__(self):
+            super().__init__(6)
+            self.mix, self.write = mix, write
+
+        def forward(self, tokens):
+            streams = self.table(tokens).unsqueeze(2).expand(-1, -1, 4, -1)
+            for _ in range(self.passes):
+                update = self.f(self.norm(streams.mean(2)))
+                streams = torch.einsum("btnd,nm->btmd", streams, self.mix) + self.write * update.unsqueeze(2)
+            return self.head(streams.mean(2))
+
+    found = diagnose(Streams(), products=8)
+    assert not found.at_least("warning"), found.text()
+    assert found.details["one_step"]["slope_first"] < 0.35

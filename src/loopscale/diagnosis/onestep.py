@@ -17,6 +17,7 @@ from loopscale.diagnosis.knob import Knob
 from loopscale.diagnosis.measure import Pass
 from loopscale.diagnosis.overloops import following
 from loopscale.diagnosis.setting import Setting, at_each
+from loopscale.diagnosis.stream import MIXED
 from loopscale.errors import UserError
 from loopscale.probe.batch import call_model, first_float
 
@@ -54,8 +55,10 @@ def one_step_law(
 ) -> OneStep | None:
     """Train copies of the model for a few steps, at its own N and at N/2 and 2N where N can be set.
 
-    A rate that holds at every N asks for slopes of about 0. With `follow` the scale, which does not follow N in the model,
-    is made to, in these branches of other loops as well. None when the model cannot be copied or has no gradient.
+    A rate that holds at every N asks for slopes of about 0. Gates and mixtures of streams, a few numbers each, stay as they
+    are unless the optimiser is the user's: their rate is none of eps. With `follow` the scale, which does not follow N in
+    the model, is made to, in these branches of other loops as well. None when the model cannot be copied or has no
+    gradient.
     """
     own = seen.loop.visits
     first: dict[int, float] = {}
@@ -65,7 +68,7 @@ def one_step_law(
     counts = sorted({max(own // 2, 2), own, 2 * own}) if knob else [own]
     for count, there in at_each(setting, knob, counts, factors):
         try:
-            changes, without = _changes(there.copied(), optimizer)
+            changes, without = _changes(there.copied(), optimizer or adam(1e-3, MIXED))
         except (RuntimeError, TypeError, IndexError, ValueError):
             continue
         silent = without if count == own else silent
@@ -82,7 +85,7 @@ def _slope(changes: dict[int, float]) -> float | None:
     return fit[0] if fit else None
 
 
-def _changes(setting: Setting, optimizer: MakeOptimizer | None) -> tuple[list[float], tuple[str, ...]]:
+def _changes(setting: Setting, optimizer: MakeOptimizer) -> tuple[list[float], tuple[str, ...]]:
     """Give |y_k - y_0| / |y_0| after one step and after the last, and the parameters without a gradient.
 
     An output that starts at zero, as that of a zero-initialised readout, gives |y_k|.
@@ -139,9 +142,14 @@ def train_a_little(
     return silent
 
 
-def adam(rate: float) -> MakeOptimizer:
-    """Make Adam at a rate from a model."""
-    return lambda model: torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=rate)
+def adam(rate: float, above: int = 0) -> MakeOptimizer:
+    """Make Adam at a rate from a model; where any are, for weights `above` so many numbers alone."""
+
+    def make(model: nn.Module) -> torch.optim.Optimizer:
+        asked = [p for p in model.parameters() if p.requires_grad]
+        return torch.optim.Adam([p for p in asked if p.numel() > above] or asked, lr=rate)
+
+    return make
 
 
 def _output(setting: Setting) -> Any:

@@ -14,7 +14,7 @@ from torch import nn
 from loopscale.diagnosis.branches import rms
 from loopscale.diagnosis.diagnosis import Finding, finding
 from loopscale.diagnosis.knob import Knob, acts, candidates
-from loopscale.diagnosis.loops import FoundLoop
+from loopscale.diagnosis.loops import FoundLoop, find_loops
 from loopscale.diagnosis.measure import Pass, measured_pass
 from loopscale.diagnosis.setting import Setting
 from loopscale.diagnosis.symptoms import LOST
@@ -86,15 +86,14 @@ def _inputs(tape: Tape) -> dict[Key, dict[tuple[int, ...], int]]:
     """Say how often each parameter is used on the same values."""
     same = _same_values(tape)
     found: dict[Key, dict[tuple[int, ...], int]] = defaultdict(lambda: defaultdict(int))
-    before = None
+    call = -1
     for node in tape.nodes:
-        again = before is not None and (node.op, node.parents, node.args) == (before.op, before.parents, before.args)
-        second = again and before is not None and node.shape != before.shape  # another result of one call
+        second = node.call == call  # another result of one call
         if node.params and node.data and node.op not in _LOOKUPS and not second:
             data = tuple(same[p] for p in node.parents if tape.nodes[p].data)
             for key in node.params:
                 found[key][data] += 1
-        before = node
+        call = node.call
     return found
 
 
@@ -145,6 +144,7 @@ def modes(setting: Setting, seen: Pass) -> tuple[Modes | None, list[Finding]]:
     model.train(not mode)
     try:
         other = measured_pass(setting)
+        drawn = {loop.visits for seed in (1, 2) for loop in find_loops(model, setting.run(seed=seed)[0])[:1]}
     except Exception:  # some models cannot run in training mode on this batch
         return None, []
     finally:
@@ -157,6 +157,9 @@ def modes(setting: Setting, seen: Pass) -> tuple[Modes | None, list[Finding]]:
     reasons = []
     if told.loop.visits != seen.loop.visits:
         reasons.append(f"training made {told.loop.visits} visits and evaluation {seen.loop.visits}")
+    elif not mode and drawn - {told.loop.visits}:
+        counts = ", ".join(map(str, sorted(drawn | {told.loop.visits})))
+        reasons.append(f"training draws the number of visits ({counts}) and evaluation made {seen.loop.visits}")
     if norms:
         reasons.append(f"BatchNorm inside the loop ({', '.join(norms[:2])}) shares its running statistics over visits")
     if gain and own and max(gain / own, own / gain) > DIFFER:

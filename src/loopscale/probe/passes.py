@@ -17,7 +17,9 @@ from loopscale.probe.batch import call_model
 from loopscale.probe.tape import Stop, Tape
 
 
-def record(model: nn.Module, batch: Any, extra: Mapping[str, Any] | None = None, **how: Any) -> tuple[Tape, Any]:
+def record(
+    model: nn.Module, batch: Any, extra: Mapping[str, Any] | None = None, seed: int = 0, **how: Any
+) -> tuple[Tape, Any]:
     """Run one forward pass on a tape; give the tape and the model's output (None after an early stop).
 
     `how`: what the tape keeps, replaces and where it stops, the fields of `Tape`. Only to be called inside `untouched`,
@@ -25,8 +27,8 @@ def record(model: nn.Module, batch: Any, extra: Mapping[str, Any] | None = None,
     that forward-mode differentiation can follow on every device.
     """
     # The same random numbers in every pass: a random initial state or number of loops must not differ between them.
-    torch.manual_seed(0)
-    random.seed(0)
+    torch.manual_seed(seed)
+    random.seed(seed)
     tape = Tape(model, batch, **how)
     output = None
     attention = sdpa_kernel(SDPBackend.MATH) if tape.plain else nullcontext()

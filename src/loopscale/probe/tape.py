@@ -60,7 +60,7 @@ class Site(NamedTuple):
 
 @dataclass(slots=True)
 class Node:
-    """One tensor that a torch call made. `params` are the parameters it read, directly or through pure reshaping.
+    """One tensor that a torch call made, the `call`-th. `params`: parameters it read, directly or through pure reshaping.
 
     `turn` counts the nodes of one site: site and turn name the same call in every pass, also where the data decide how
     many calls are made.
@@ -205,6 +205,7 @@ class Tape(TorchFunctionMode):
         made = [out] if isinstance(out, Tensor) else [item for item in out if isinstance(item, Tensor)]
         if not made:
             return out
+        self.call += 1
         sources = tensors_in(args)
         if kwargs:
             sources += tensors_in(kwargs)
