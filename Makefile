@@ -47,7 +47,7 @@ test-hf4: ## the Hugging Face bridge on transformers 4.57, in a place of its own
 
 test-frameworks: ## the scripts of "In your framework", JAX examples too, in a place of their own
 	@test -x .venv-frameworks/bin/python || $(PYTHON) -m venv .venv-frameworks
-	@.venv-frameworks/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[hf,jax,examples,sweep]' 'pytorch-lightning==2.5.5' 'torchtitan==0.2.2' triton pytest pytest-xdist hypothesis
+	@.venv-frameworks/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[hf,jax,examples,sweep]' 'pytorch-lightning==2.6.6' 'torchtitan==0.2.2' triton pytest pytest-xdist hypothesis
 	@OMP_NUM_THREADS=1 .venv-frameworks/bin/python -m pytest -n 2 -m 'slow or not slow' tests/docs/test_docs_frameworks.py tests/optax
 
 docs: $(STAMP_DEV) ## the documentation's site, strict: build/docs/index.html

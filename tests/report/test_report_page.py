@@ -115,6 +115,17 @@ def test_the_readme_figure_stands_side_by_side_and_stacked(study):
     assert readme_figure(read) == readme_figure(read)
 
 
+def test_an_interval_wider_than_the_window_ends_at_its_panel():
+    def width(ends):
+        record = result(("looped",), LOOPS[:2])
+        for best in record["rules"]["looped"]["optima"].values():
+            best["lr_interval"] = ends or best["lr_interval"]
+        figure = study_figures(StudyInfo(Result.model_validate(clean(record)), ()))["loss-over-rate"]
+        return ElementTree.fromstring(render(figure.spec())["svg"]).get("width")
+
+    assert width([2.0**-40, 2.0**20]) == width(None)
+
+
 def nasty_study(name: str, text: str) -> StudyInfo:
     record = result(("looped",), LOOPS[:2])
     record["rules"] = {name: record["rules"]["looped"] | {"verdict": text, "sentence": text}}

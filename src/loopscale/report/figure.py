@@ -116,7 +116,7 @@ def render(spec: Mapping[str, Any]) -> dict[str, bytes]:
     """Draw a specification as {"svg", "png", "pdf"}: the same bytes for the same specification."""
     import vl_convert
 
-    svg = vl_convert.vegalite_to_svg(dict(spec), vl_version=_version())
+    svg = _renumbered(vl_convert.vegalite_to_svg(dict(spec), vl_version=_version()))
     pdf = _in_order(vl_convert.svg_to_pdf(svg))
     return {"svg": svg.encode(), "png": vl_convert.svg_to_png(svg, scale=2), "pdf": pdf}
 
@@ -134,6 +134,12 @@ def write_drawn(folder: Path, drawn: Mapping[str, bytes]) -> list[Path]:
         with replacing(folder / name) as aside:
             aside.write_bytes(content)
     return [folder / name for name in drawn]
+
+
+def _renumbered(svg: str) -> str:
+    """Count the clips of a picture from 0: Vega counts all that its process drew."""
+    names: dict[str, str] = {}
+    return re.sub(r"\bclip\d+\b", lambda found: names.setdefault(found[0], f"clip{len(names)}"), svg)
 
 
 def _in_order(pdf: bytes) -> bytes:
@@ -210,8 +216,9 @@ def _layers(alt: Any, figure: Figure, rows: list[dict[str, Any]], page: bool) ->
         ("guide_y", "note", mark("text", **note, dx=3, dy=-2), {"x": alt.value(0), "y": y("guide_y"), "text": "note:N"}),
         *(("line", name, mark("line", strokeWidth=1.8, strokeDash=dash), {"x": x(), "y": y(), "color": color})
           for name, dash in _DASHES.items()),
-        ("low", "", mark("rule", strokeWidth=1.3), {"x": x(), "y": y("low"), "y2": "high:Q", "color": color}),
-        ("left", "", mark("rule", strokeWidth=1.8), {"x": x("left"), "x2": "right:Q", "y": y(), "color": color}),
+        ("low", "", mark("rule", strokeWidth=1.3, clip=True), {"x": x(), "y": y("low"), "y2": "high:Q", "color": color}),
+        ("left", "", mark("rule", strokeWidth=1.8, clip=True),
+         {"x": x("left"), "x2": "right:Q", "y": y(), "color": color}),
         ("series", "own", mark("point", filled=True, size=42, opacity=1), {"shape": shape, "color": own}),
         ("hollow", "", mark("point", style="hollow", size=48, strokeWidth=1.6), {"shape": shape, "color": color}),
         ("shape", "cross", mark("point", shape=_CROSS, size=42, strokeWidth=1.6), {"color": color}),

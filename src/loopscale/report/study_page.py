@@ -108,10 +108,10 @@ READINGS = {
     ),
     "loss-over-rate": (
         "Each line is one number of loops N, each point the mean over seeds. The upright bars go from the best seed to the "
-        "worst; the large diamond is the fitted optimum and its level bar the 95 % interval of the rate. The dotted line "
-        "stands at the optimum of the fewest loops. Crosses above the window are rates at which a seed diverged; a "
-        "triangle marks a loss above the window. A rule passes when its diamonds stay on the dotted line; it makes good "
-        "use of its loops when the lines sink as N grows."
+        "worst; the large diamond is the fitted optimum and its level bar the 95 % interval of the rate, cut where the "
+        "window ends. The dotted line stands at the optimum of the fewest loops. Crosses above the window are rates at "
+        "which a seed diverged; a triangle marks a loss above the window. A rule passes when its diamonds stay on the "
+        "dotted line; it makes good use of its loops when the lines sink as N grows."
     ),
     "optimum-over-loops": (
         "The fitted best rate of each rule over N, both in powers of two; the bars are 95 % intervals. The dotted line has "
