@@ -50,18 +50,45 @@ def peek(place: str, rule: bool = True) -> None:
 
     Raises `UserError` as `heard` does.
     """
-    where, _, name = place.rpartition(":")
-    path = Path(where if where.endswith(".py") else where.replace(".", "/") + ".py")
-    try:
-        body = ast.parse(path.read_bytes()).body
-    except (OSError, SyntaxError, ValueError):
+    arguments = _arguments(place)
+    if arguments is None:
         return
-    functions = [part for part in body if isinstance(part, ast.FunctionDef) and part.name == name]
-    if not functions or functions[-1].decorator_list or functions[-1].args.kwarg or functions[-1].args.posonlyargs:
-        return
-    arguments = functions[-1].args
     by_position = [argument.arg for argument in arguments.args]
     by_name = [argument.arg for argument in arguments.kwonlyargs]
     required = by_position[: len(by_position) - len(arguments.defaults)]
     required += [key for key, default in zip(by_name, arguments.kw_defaults, strict=True) if default is None]
     heard(place, {*by_position, *by_name}, required, rule)
+
+
+def own_sizes(place: str | None) -> tuple[str, ...]:
+    """Give the factory's own defaults for layers and width, as --set takes them, where its source shows them as numbers.
+
+    They are the size of the model as its author wrote it, where neither a config nor the command line says one.
+    """
+    arguments = _arguments(place) if place is not None else None
+    if arguments is None:
+        return ()
+    last = arguments.args[len(arguments.args) - len(arguments.defaults) :]
+    defaults = [
+        *zip(last, arguments.defaults, strict=True),
+        *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True),
+    ]
+    return tuple(
+        f"model.{argument.arg}={default.value}"
+        for argument, default in defaults
+        if argument.arg in ("layers", "width") and isinstance(default, ast.Constant) and type(default.value) is int
+    )
+
+
+def _arguments(place: str) -> ast.arguments | None:
+    """Read the arguments of the factory from its source; None where that does not tell."""
+    where, _, name = place.rpartition(":")
+    path = Path(where if where.endswith(".py") else where.replace(".", "/") + ".py")
+    try:
+        body = ast.parse(path.read_bytes()).body
+    except (OSError, SyntaxError, ValueError):
+        return None
+    functions = [part for part in body if isinstance(part, ast.FunctionDef) and part.name == name]
+    if not functions or functions[-1].decorator_list or functions[-1].args.kwarg or functions[-1].args.posonlyargs:
+        return None
+    return functions[-1].args

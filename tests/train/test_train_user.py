@@ -15,6 +15,7 @@ from ranks import begin, finish, on_ranks
 from safetensors.torch import load_file
 
 from loopscale.cli import main
+from loopscale.cli.asked import asked_config
 from loopscale.errors import UserError
 from loopscale.train import TrainConfig, fit, open_run, resume_run, train_run, user_model
 
@@ -158,6 +159,15 @@ def test_the_command_trains_without_a_config(tmp_path: Path, monkeypatch: pytest
     assert main(["train", "--model", "mine.py:make_model", *sets]) == 0
     (line, *_) = lines(tmp_path / "runs/mine")
     assert line["step"] == 1 and not (tmp_path / "runs/mine/tokenizer.json").exists()
+
+
+def test_without_a_config_the_factorys_own_size_holds(tmp_path: Path) -> None:
+    place = tmp_path / "mine.py"
+    place.write_text("def make_model(loops, layers=6, *, rule='looped', width=48, vocab_size=SIZE): ...\n")
+    given = dict.fromkeys(("config", "tuned", "rule", "init_from")) | {"model": f"{place}:make_model", "sets": ()}
+    for sets, size in (((), (6, 48)), (("model.layers=2",), (2, 48))):
+        model = asked_config(given | {"sets": sets}, print).model
+        assert (model.layers, model.width) == size
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import click
 
 from loopscale.cli.options import name_of, spelt_rule
 from loopscale.errors import UserError
+from loopscale.factory import own_sizes
 
 if TYPE_CHECKING:
     from loopscale.train import TrainConfig
@@ -45,7 +46,9 @@ def asked_config(given: dict[str, Any], warn: Callable[[str], object]) -> TrainC
     if given["init_from"] is not None:
         sets.append(f"train.init_from={json.dumps(given['init_from'])}")
     if given["config"] is None:
-        return make_config({} if given["tuned"] is None else read_toml(given["tuned"]), sets)
+        if given["tuned"] is None:
+            return make_config({}, (*own_sizes(given["model"]), *sets))
+        return make_config(read_toml(given["tuned"]), sets)
     config = load_config(given["config"], sets)
     if given["tuned"] is not None:
         config, cautions = with_tuned(config, given["tuned"])

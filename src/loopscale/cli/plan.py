@@ -11,7 +11,7 @@ import click
 
 from loopscale.cli.options import JSON, PATH, SETS
 from loopscale.errors import UserError
-from loopscale.factory import CONTRACT, peek
+from loopscale.factory import CONTRACT, own_sizes, peek
 
 if TYPE_CHECKING:
     from loopscale.planning import Machine, Plan, Work
@@ -64,7 +64,7 @@ def command(
     size, peak = _bytes(of_machine.pop("memory")), of_machine.pop("peak_tflops") * 1e12
     machine = Machine(**of_machine, memory=size, peak=peak)
     named = sets if model is None else (*sets, f"model.factory={json.dumps(model)}")
-    values = make_config({}, named) if config is None else load_config(config, named)
+    values = make_config({}, (*own_sizes(model), *named)) if config is None else load_config(config, named)
     if model is None and values.model.factory is not None:
         factory = values.model.factory
         raise UserError(f"{config} trains {factory}, code that runs only where you name it: add --model {factory}")

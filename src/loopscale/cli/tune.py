@@ -27,7 +27,7 @@ from loopscale.cli.options import (
     tell_again,
 )
 from loopscale.errors import UserError
-from loopscale.factory import CONTRACT
+from loopscale.factory import CONTRACT, own_sizes
 
 if TYPE_CHECKING:
     from loopscale.tune import Size
@@ -90,7 +90,8 @@ def command(
 ) -> None:
     """Tune learning rate and strength of CONFIG (TOML) on a small proxy, for a larger target.
 
-    Without CONFIG a model of yours is tuned at the defaults, `loopscale train --keys`; --set changes them.
+    Without CONFIG a model of yours is tuned at its factory's layers and width, and else at the defaults of `loopscale
+    train --keys`; --set changes both.
     Writes tuned.toml and plan.json: `loopscale train target.toml --from tuned.toml`, `loopscale verify FOLDER`.
     Stop it anywhere and start it again: finished trials are kept. Without CONFIG the tuning in --out goes on, with more
     --trials, --seeds, --pays or a larger --target.
@@ -118,7 +119,11 @@ def command(
                 "or with --out the folder of a tuning that goes on"
             )
         rules = where.sets((*sets, f"model.rule={json.dumps(spelt_rule(rule))}") if rule else sets)
-        base = parse_values({}, rules) if config is None else load_config(config, rules, user=code is not None)
+        base = (
+            parse_values({}, (*own_sizes(model), *rules))
+            if config is None
+            else load_config(config, rules, user=code is not None)
+        )
         small, large = sizes(base, proxy, target)
         # An objective of the user's own knows nothing of roles; a model's outer rate matters more than any scale.
         usual = "lr,strength" if objective else "lr,strength,outer_lr"
