@@ -25,9 +25,11 @@ class Observer(Protocol):
 
     def checked(self, description: dict[str, Any]) -> None:
         """Hear, before the first trial, what provenance says of the data or the user's model (`warnings` too)."""
+        return
 
     def ended(self, record: dict[str, Any], finished: int, left: int | None) -> None:
         """Hear of a trial that ended, how many have, and how many are known to be left (None: not known)."""
+        return
 
 
 class Silent(Observer):

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from loopscale.records import Size
 from loopscale.study import command_of
-from loopscale.tune.settings import Size, TuneSettings
+from loopscale.tune.settings import TuneSettings
 
 
 def spoken(value: float, interval: Sequence[float] | None = None) -> str:

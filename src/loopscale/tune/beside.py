@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from loopscale.records import Journal, Pays, Trial
+from loopscale.records import Journal, Pays, Size, Trial
 from loopscale.study import Executor, Observer, run_trials
 from loopscale.train import TrainConfig, equal_steps, trial_flops
 from loopscale.transfer.verdict import Beside, does_looping_pay
 from loopscale.tune.plan import at_lower_end, at_target
-from loopscale.tune.settings import Size, TuneSettings
+from loopscale.tune.settings import TuneSettings
 
 NAME = "beside"  # of the journal; what it holds counts for `verify` too
 SHARE = 0.1  # of the FLOPs of a direct sweep: what tuning, this and verifying may take together

@@ -9,14 +9,14 @@ from statistics import fmean
 from typing import Any
 
 from loopscale.errors import UserError
-from loopscale.records import Trial
+from loopscale.records import Size, Trial
 from loopscale.train import trial_flops
 from loopscale.transfer.verdict import Beside, does_looping_pay
 from loopscale.tune.advice import in_seed_noise, nats
 from loopscale.tune.plan import at_lower_end
 from loopscale.tune.regret import TOLERANCE, Local, as_json, extrapolate, read_local, verdict
 from loopscale.tune.search import PairedNoise, paired_noise
-from loopscale.tune.settings import Size, TuneSettings
+from loopscale.tune.settings import TuneSettings
 
 Values = dict[str, float]
 NEIGHBOURS = (-1.0, 0.0, 1.0)  # octaves

@@ -88,8 +88,9 @@ def tune(
             return len(trials), None
 
         run_trials(trials, runner, search.next_job, record, observer)
-        for trial in trials.values() if mirror is not None else ():
-            mirror.add(trial)
+        if mirror is not None:
+            for trial in trials.values():
+                mirror.add(trial)
         plan = transfer_plan(settings, list(trials.values()))
         plan["cost"] = costs(settings, list(trials.values()), description.get("vocab_size", 256))
         errors = [trial.error for trial in trials.values() if trial.error is not None]
