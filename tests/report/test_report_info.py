@@ -18,7 +18,6 @@ from loopscale.report.info import (
     any_diverged,
     curves,
     drift_line,
-    shares,
     streams,
     strength_curves,
     study_info,
@@ -42,11 +41,11 @@ def test_every_cell_and_every_diverged_seed_is_counted(study):
     info, raw = study_info(study), json.loads((study / "result.json").read_text())
     assert any_diverged(info)
     for name, rule in info.rules.items():
-        cells = shares(rule)
+        cells = [point.lost for curve in curves(rule) for point in curve.points]
         assert len(cells) == len(LOOPS) * len(RATES)
         losses = [loss for row in raw["rules"][name]["points"].values() for p in row for loss in p["losses"]]
-        assert sum(cell.diverged for cell in cells) == losses.count(None)
-        assert sum(cell.seeds for cell in cells) == len(losses)
+        assert sum(diverged for diverged, _ in cells) == losses.count(None)
+        assert sum(seeds for _, seeds in cells) == len(losses)
 
 
 def test_the_window_holds_every_optimum_and_every_rate(study):

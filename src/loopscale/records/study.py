@@ -146,6 +146,18 @@ class Point(Record):
     loss: FiniteFloat | None
     losses: tuple[FiniteFloat | None, ...] = ()
 
+    @property
+    def lost(self) -> tuple[int, int]:
+        """How many seeds diverged, and of how many; a point without seeds counts as one."""
+        losses = self.losses or (self.loss,)
+        return losses.count(None), len(losses)
+
+    @property
+    def ends(self) -> Interval | None:
+        """The smallest and the largest loss of the seeds that finished; None: none did."""
+        finished = [loss for loss in self.losses if loss is not None]
+        return (min(finished), max(finished)) if finished else None
+
 
 class Applied(Record):
     """One number that the rule applied, and why."""

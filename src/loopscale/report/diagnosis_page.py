@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from loopscale.report.figure import Axis, Figure, Mark
+from loopscale.report.figures import log_axis
+from loopscale.report.page import Section, Table, escape, render_page
+from loopscale.report.palette import MEASURED, REFERENCE, looks, whole_ticks
+
 if TYPE_CHECKING:
     from loopscale.diagnosis import Diagnosis, Finding
-    from loopscale.report.figure import Figure
-    from loopscale.report.page import Section, Table
 
 _READINGS = {
     "norms": "The size of the stream before the first visit and after each. Level, or a climb that flattens, is healthy; a "
@@ -51,8 +54,6 @@ _LABELS = {
 
 def page(target: str, found: Diagnosis) -> str:
     """Write the page as HTML."""
-    from loopscale.report.page import Section, render_page
-
     sections = [*_symptoms(found), *(_finding(finding, found) for finding in found.findings)]
     shown = {_FIGURES.get(f.code, "norms") for f in found.findings}
     titles = {
@@ -74,8 +75,6 @@ def page(target: str, found: Diagnosis) -> str:
 
 
 def _finding(finding: Finding, found: Diagnosis) -> Section:
-    from loopscale.report.page import Section, escape
-
     text = f"At {finding.where}. Seen: {finding.evidence}. Cause: {finding.cause}. What to try: {finding.remedy}."
     if finding.tried:
         text += f" Tried on the model's own forward pass {finding.tried}."
@@ -89,8 +88,6 @@ def _finding(finding: Finding, found: Diagnosis) -> Section:
 
 def _symptoms(found: Diagnosis) -> list[Section]:
     """Every figure with its limit, and what was not checked, with the reason."""
-    from loopscale.report.page import Section, Table
-
     checked = [s for s in found.symptoms if s.value is not None]
     missing = [(s.name, s.why or "") for s in found.symptoms if s.value is None]
     made = []
@@ -106,7 +103,6 @@ def _symptoms(found: Diagnosis) -> list[Section]:
 def _modules(found: Diagnosis) -> Section | None:
     """How often each module acts and on what, whose weights are private to a visit, what no gradient or reader reaches."""
     from loopscale.diagnosis.modules import remarks
-    from loopscale.report.page import Section, Table
 
     rows = [
         (row["module"], str(row["visits"]), row["on"], ", ".join(remarks(row)))
@@ -120,10 +116,6 @@ def _modules(found: Diagnosis) -> Section | None:
 
 
 def _chart(kind: str, found: Diagnosis, place: str = "all") -> Figure | None:
-    from loopscale.report.figure import Axis, Figure, Mark
-    from loopscale.report.figures import log_axis
-    from loopscale.report.palette import MEASURED, REFERENCE, looks
-
     lines = [(name, x, y) for name, x, y in _lines(kind, found) if any(value > 0 for value in y)]
     if not lines:
         return None
@@ -152,8 +144,6 @@ def _chart(kind: str, found: Diagnosis, place: str = "all") -> Figure | None:
 
 def _whole(positions: Iterable[float]) -> dict[float, str]:
     """Return ticks at whole numbers: there is no half visit, and no half branch."""
-    from loopscale.report.palette import whole_ticks
-
     inside = list(positions)
     return {float(tick): str(tick) for tick in whole_ticks(min(inside), max(inside)) if tick > 0 or min(inside) <= 0}
 
@@ -207,8 +197,6 @@ def _numbers_in(values: Iterable[float | None]) -> list[float]:
 
 
 def _numbers(found: Diagnosis) -> Table:
-    from loopscale.report.page import Table
-
     data = found.to_json()
     names = (
         "looped",

@@ -211,9 +211,6 @@ class ExponentPage(LivePage):
 
         done, left = len(self.study.trials), self.study.left()
         drawn = figures(summarise(self.study, {})) if done else {}
-        found = [
-            Section("The valleys so far", figure=drawn[name], how_to_read=READING)
-            for name in drawn
-            if name == "exponent"
-        ]
+        valleys = drawn.get("exponent")
+        found = [Section("The valleys so far", figure=valleys, how_to_read=READING)] if valleys else []
         return f"{done} trials have ended, {left} more are known to be needed.", found

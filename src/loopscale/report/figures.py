@@ -14,8 +14,6 @@ from loopscale.report.info import (
     curves,
     drift_line,
     log_bounds,
-    seed_range,
-    share,
     streams,
     strength_curves,
     window,
@@ -132,7 +130,7 @@ def _curve(curve: Curve, panel: str, view: Window) -> list[Mark]:
     for point in curve.points:
         if point.loss is None:
             continue
-        ends, top = seed_range(point), view.loss_high
+        ends, top = point.ends, view.loss_high
         said = _told(panel, curve.loops, point.lr, "tried") | {"loss": number(point.loss, 4)}
         if ends and len(point.losses) > 1:
             said |= {f"{len(point.losses)} seeds": interval(ends, 4)}
@@ -147,12 +145,12 @@ def _curve(curve: Curve, panel: str, view: Window) -> list[Mark]:
 
 def _lost(curve: Curve, panel: str, height: float) -> list[Mark]:
     """Draw a cross for each rate at which a seed diverged."""
-    cells = [cell for cell in (share(curve.loops, point) for point in curve.points) if cell.diverged]
     return [
-        Mark(math.log2(cell.lr), height, f"N = {cell.loops}",
-             _told(panel, cell.loops, cell.lr, "diverged") | {"seeds lost": f"{cell.diverged} of {cell.seeds}"},
+        Mark(math.log2(point.lr), height, f"N = {curve.loops}",
+             _told(panel, curve.loops, point.lr, "diverged") | {"seeds lost": "{} of {}".format(*point.lost)},
              panel, shape="cross")
-        for cell in cells
+        for point in curve.points
+        if point.lost[0]
     ]  # fmt: skip
 
 
@@ -271,12 +269,13 @@ def diverged_cells(study: StudyInfo) -> Figure:
              "every seed diverged": Look(VERDICTS["fail"], "cross")}  # fmt: skip
     marks = []
     for name, rule in study.rules.items():
-        for cell in (share(curve.loops, point) for curve in curves(rule) for point in curve.points):
-            fate = list(fates)[(cell.diverged > 0) + (cell.diverged == cell.seeds)]
-            said = _told(rule_name(name), cell.loops, cell.lr, fate) | {"lost": f"{cell.diverged} of {cell.seeds}"}
-            at = study.loops.index(cell.loops) if cell.loops in study.loops else -1
+        for loops, point in ((curve.loops, point) for curve in curves(rule) for point in curve.points):
+            lost, seeds = point.lost
+            fate = list(fates)[(lost > 0) + (lost == seeds)]
+            said = _told(rule_name(name), loops, point.lr, fate) | {"lost": f"{lost} of {seeds}"}
+            at = study.loops.index(loops) if loops in study.loops else -1
             marks.append(
-                Mark(math.log2(cell.lr), at, fate, said, rule_name(name), shape="cross" * fate.startswith("e"))
+                Mark(math.log2(point.lr), at, fate, said, rule_name(name), shape="cross" * fate.startswith("e"))
             )
     return Figure(
         "diverged-cells",

@@ -66,15 +66,6 @@ class StrengthCurve(NamedTuple):
     losses: tuple[float, ...]
 
 
-class Share(NamedTuple):
-    """Of the seeds at one rule, loops and rate: how many diverged."""
-
-    loops: int
-    lr: float
-    diverged: int
-    seeds: int
-
-
 def study_info(study_dir: Path) -> StudyInfo:
     """Read a study folder.
 
@@ -94,30 +85,9 @@ def curves(rule: RuleRecord) -> tuple[Curve, ...]:
     )
 
 
-def seed_range(point: Point) -> tuple[float, float] | None:
-    """Return the smallest and largest loss over the seeds that finished; None if none did.
-
-    >>> seed_range(Point(lr=0.01, loss=2.5, losses=(2.0, None, 3.0)))
-    (2.0, 3.0)
-    """
-    finished = [loss for loss in point.losses if loss is not None]
-    return (min(finished), max(finished)) if finished else None
-
-
-def share(loops: int, point: Point) -> Share:
-    """Count the diverged seeds of a point; a point without seeds counts as one trial."""
-    losses = point.losses or (point.loss,)
-    return Share(loops, point.lr, sum(loss is None for loss in losses), len(losses))
-
-
-def shares(rule: RuleRecord) -> tuple[Share, ...]:
-    """Return trainability: every (loops, rate) cell of a rule with its number of diverged seeds."""
-    return tuple(share(curve.loops, point) for curve in curves(rule) for point in curve.points)
-
-
 def any_diverged(study: StudyInfo) -> bool:
     """Say whether any trial behind the result diverged."""
-    return any(cell.diverged for rule in study.rules.values() for cell in shares(rule))
+    return any(point.lost[0] for rule in study.rules.values() for row in rule.points.values() for point in row)
 
 
 def window(study: StudyInfo) -> Window:
@@ -129,7 +99,7 @@ def window(study: StudyInfo) -> Window:
     found = [curve for rule in study.rules.values() for curve in curves(rule)]
     rates = [math.log2(p.lr) for curve in found for p in curve.points]
     rates += [math.log2(c.optimum.lr) for c in found if c.optimum]
-    losses = [loss for c in found for p in c.points for loss in (p.loss, *(seed_range(p) or ())) if loss is not None]
+    losses = [loss for c in found for p in c.points for loss in (p.loss, *(p.ends or ())) if loss is not None]
     optima = [c.optimum.loss for c in found if c.optimum]
     if not rates or not losses + optima:
         return Window(-8.0, -4.0, 0.0, 1.0)
