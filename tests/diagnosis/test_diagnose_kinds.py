@@ -457,3 +457,24 @@ def test_one_step_leaves_a_mixture_of_streams_as_it_is():
     found = diagnose(Streams(), products=8)
     assert not found.at_least("warning"), found.text()
     assert found.details["one_step"]["slope_first"] < 0.35
+
+
+@pytest.mark.parametrize("normed", [False, True])
+def test_small_projections_are_a_second_scale_where_they_act(normed):
+    """Behind a norm the size of a projection is no scale at all, whatever formula it agrees with."""
+
+    class Shrunk(Toy):
+        def __init__(self):
+            super().__init__(8)
+            self.after = nn.LayerNorm(D) if normed else nn.Identity()
+            nn.init.normal_(self.f[0].weight, std=0.2)
+            nn.init.normal_(self.f[2].weight, std=0.2 / 4)
+
+        def visit(self, x, n):
+            return x + self.after(self.f(self.norm(x))) / n
+
+    found = told(Shrunk())
+    assert found.codes == (set() if normed else {"double-depth-scale"}), found.text()
+    if not normed:
+        assert found.findings[0].lines[0].startswith("model.get_submodule('f.2').weight.data.mul_(")
+        assert "then no finding" in found.findings[0].tried

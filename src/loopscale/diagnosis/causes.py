@@ -30,12 +30,14 @@ COHERENT = 0.3
 class Shown:
     """What experiments showed: the kinds of levers whose factors make the stream grow, and each one's share of the growth.
 
-    `enlarged`: the gain with branches as large as the stream, where their size at initialisation hides it.
+    `enlarged`: the gain with branches as large as the stream, where their size at initialisation hides it. `projected`:
+    output projections are small by a factor of depth, and branches follow their size.
     """
 
     causes: frozenset[str] = frozenset()
     shares: Mapping[str, float | None] = field(default_factory=dict)
     enlarged: float | None = None
+    projected: bool = False
 
     def share(self, kind: str, what: str) -> str:
         """Spell what becomes of the growth when this is left out; empty where it was not measured."""
@@ -121,6 +123,16 @@ class Facts:
         if self.far is None or not self.far.contracts:
             return None
         return "a norm on the stream itself" if self.far.visit < RESET else "a contractive carry"
+
+    @property
+    def small_by_depth(self) -> bool:
+        """Whether output projections are smaller than the other matrices by a factor of depth, beside an eps."""
+        eps, ratio = self.scale, self.init_ratio
+        if eps is None or ratio is None or eps > 0.9 or self.loops < 2 or ratio > 0.6:
+            return False
+        depths = (self.loops, self.layers, self.loops * self.layers)
+        products = {factor * depth for depth in depths for factor in (1, 2)}
+        return any(_near(ratio, 1 / math.sqrt(product), 0.12) for product in products if product > 2)
 
     @property
     def nested(self) -> bool:
@@ -296,16 +308,13 @@ def _dead(facts: Facts) -> Iterator[Finding]:
 
 
 def _double(facts: Facts) -> Iterator[Finding]:
-    eps, ratio = facts.scale, facts.init_ratio
-    if eps is None or ratio is None or eps > 0.9 or facts.loops < 2 or ratio > 0.6:
-        return
-    depths = (facts.loops, facts.layers, facts.loops * facts.layers)
-    products = {factor * depth for depth in depths for factor in (1, 2)}
-    if any(_near(ratio, 1 / math.sqrt(product), 0.12) for product in products if product > 2):
+    ratio = facts.init_ratio
+    if facts.shown.projected and ratio is not None:
         yield finding(
             "double-depth-scale",
             _places(facts.living),
-            f"eps = {eps:.3g}, and output projections are {ratio:.3g} times as large as the other matrices",
+            f"eps = {facts.scale:.3g}, and output projections are {ratio:.3g} times as large as the other "
+            "matrices: no norm behind them makes up for that",
             remedy=f"initialise output projections like the others (times {1 / ratio:.3g}); eps alone carries the depth",
             cause="an initialisation by 1/sqrt(2 depth), as GPT-2 does, stands on top of the residual scale",
         )

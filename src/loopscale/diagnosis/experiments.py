@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from loopscale.diagnosis.branches import Branch
-from loopscale.diagnosis.causes import COHERENT, Facts, Shown, judge, scale_kind
+from loopscale.diagnosis.causes import COHERENT, Facts, Shown, scale_kind
 from loopscale.diagnosis.growth import GAIN, OVER, Growth, power_fit
 from loopscale.diagnosis.knob import Knob
 from loopscale.diagnosis.measure import Pass, far_gain, measured_pass
@@ -23,6 +23,8 @@ from loopscale.probe.tape import Site
 
 # Branches set right that grow by as much, within this factor, are no cause.
 SAME = 1.5
+# Output projections made this much larger make a branch ten times larger and more, unless a norm stands behind them.
+LARGER, FOLLOWS = 1e6, 10.0
 # What carries the stream past the block may multiply it by this much.
 KEPT = 1.02
 
@@ -43,10 +45,33 @@ class Lever:
 def tested(setting: Setting, seen: Pass, facts: Facts, knob: Knob | None = None) -> tuple[Facts, list[Lever]]:
     """Give the facts with what experiments show of the growth, and the levers that mend it."""
     shown, levers = _experiments(setting, seen, facts, knob)
-    known = replace(facts, shown=shown)
-    if not levers and facts.init_ratio and any(f.code == "double-depth-scale" for f in judge(known)):
-        levers = [_branches(facts, 1 / facts.init_ratio)]
-    return known, [lever for lever in levers if lever.parts]
+    if facts.small_by_depth and _act(setting, seen, facts, _projections(seen, facts, 1 / LARGER)):
+        shown = replace(shown, projected=True)
+        levers = levers or [_projections(seen, facts, facts.init_ratio or 1.0)]
+    return replace(facts, shown=shown), [lever for lever in levers if lever.parts]
+
+
+def _projections(seen: Pass, facts: Facts, ratio: float) -> Lever:
+    """Divide the matrices that write to the stream by their `ratio` to what is right: what they read is multiplied."""
+    tape, parts = seen.tape, []
+    for where in dict.fromkeys(b.where for b in facts.living):
+        keys = {key for key, names in tape.names.items() if f"{where}.weight" in names}
+        uses = [node.site for node in tape.nodes if node.site is not None and node.data and node.params & keys]
+        made = Branch("weights", where, ratio, sites=tuple(dict.fromkeys(uses)))
+        parts += [(made, 0, 1 / made.scale)] if uses else []
+    return Lever("projections", tuple(parts))
+
+
+def _act(setting: Setting, seen: Pass, facts: Facts, lever: Lever) -> bool:
+    """Say whether the branches follow the size of what this lever changes: a norm behind it takes that away."""
+    try:
+        now = measured_pass(setting.changed(lever.factors), seen.loop, seen.tape)
+    except (LookupError, RuntimeError, ValueError):
+        return False
+    pairs = [
+        (a.sizes[0], b.sizes[0]) for a, b in zip(facts.branches, now.branches, strict=False) if a.sizes and b.sizes
+    ]
+    return any(not after < FOLLOWS * before for before, after in pairs)
 
 
 def _experiments(setting: Setting, seen: Pass, facts: Facts, knob: Knob | None) -> tuple[Shown, list[Lever]]:

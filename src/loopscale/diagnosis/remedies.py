@@ -93,6 +93,9 @@ def edits(trial: Trial) -> tuple[str, ...]:
     """
     told: dict[str, list[str]] = {}
     for branch, place, factor in trial.kinds:
+        if branch.kind == "weights":
+            told[f"model.get_submodule({branch.where!r}).weight.data.mul_({factor:.4g})"] = ["once, before training"]
+            continue
         site = next((s for s in branch.sites if s.file), None)
         if site is None:
             continue
