@@ -19,7 +19,7 @@ from loopscale import LoopedTransformer, ModelConfig
 from loopscale.files import write_json
 from loopscale.nn import last_visit, per_visit
 from loopscale.train import provenance
-from loopscale.train.generate import continued
+from loopscale.train.generation import continued
 
 SHAPE = {"width": 128, "layers": 2, "loops": 8, "prompt": 32, "new_tokens": 96}
 

@@ -180,7 +180,7 @@ class Wide(nn.Module):
 )
 def test_a_loop_attach_and_a_factory_tell_the_same_roles(names, tmp_path, capsys):
     from loopscale import attach
-    from loopscale.optim.roles_of import tell_roles
+    from loopscale.optim.roles import tell_roles
 
     def outer(roles):
         return [roles[f"{name}.weight"].value for name in names]
@@ -209,7 +209,7 @@ def test_a_matrix_that_nothing_tells_is_hidden_and_named(capsys):
 def test_a_table_of_biases_over_positions_is_no_embedding():
     from transformers import T5Config, T5ForConditionalGeneration
 
-    from loopscale.optim.roles_of import tell_roles
+    from loopscale.optim.roles import tell_roles
 
     model = T5ForConditionalGeneration(T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2))
     roles, unsure = tell_roles(model)

@@ -11,7 +11,7 @@ from changed import changed
 
 from loopscale.errors import UserError
 from loopscale.train import StepRecord, TrainConfig, fit
-from loopscale.train.fit import PATIENCE, Divergence
+from loopscale.train.fitting import PATIENCE, Divergence
 from loopscale.train.loop import train_step
 from loopscale.train.training import prepare
 

@@ -8,7 +8,7 @@ import torch
 from loopscale import LoopedTransformer, ModelConfig, UserError
 from loopscale.nn import last_visit, per_visit
 from loopscale.train import TrainConfig, generate, train_run
-from loopscale.train.generate import continued, window
+from loopscale.train.generation import continued, window
 
 MODEL = LoopedTransformer(ModelConfig(vocab_size=50, width=32, head_dim=16, layers=2, loops=3))
 

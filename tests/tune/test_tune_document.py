@@ -3,7 +3,6 @@
 import json
 import re
 import shlex
-import sys
 import tomllib
 import urllib.request
 from contextlib import chdir
@@ -71,7 +70,7 @@ def place(tmp_path_factory):
         (folder / name).write_text(source)
     with chdir(folder), pytest.MonkeyPatch.context() as patch:
         patch.setattr(loopscale.study, "LocalProcesses", Inline)  # of the commands; `tune` of the script starts its own
-        patch.setattr(sys.modules["loopscale.tune.verify"], "LocalProcesses", Inline)
+        patch.setattr("loopscale.tune.verification.LocalProcesses", Inline)
         for kind, block in BLOCKS:
             if kind == "bash":
                 for line in block.strip().splitlines():

@@ -14,7 +14,7 @@ from torch import nn
 from loopscale.adapt.branch_hook import drop_compiled, hook_of, remove
 from loopscale.adapt.branches import Branch
 from loopscale.errors import UserError
-from loopscale.optim.roles_of import taken_as_hidden, tell_roles, tied_names
+from loopscale.optim.roles import taken_as_hidden, tell_roles, tied_names
 from loopscale.parameterization import Depth, Role, Rule, Width
 from loopscale.parameterization.depth import check_strength, relative_layers
 from loopscale.parameterization.roles import role_lines, starred

@@ -21,7 +21,7 @@ from torch.func import functional_call
 
 from loopscale.optim import StackedOptimizer
 from loopscale.train.config import TrainConfig
-from loopscale.train.fit import Course, Fit, Stop
+from loopscale.train.fitting import Course, Fit, Stop
 from loopscale.train.task import StepRecord, mapped
 from loopscale.train.training import Training, stream_rms
 

@@ -44,7 +44,7 @@ def command(
     from loopscale.report import write_tune_report
     from loopscale.study import check_named
     from loopscale.tune import Checks, TuneSettings, read_plan, verify
-    from loopscale.tune.verify import MADE
+    from loopscale.tune.verification import MADE
 
     settings, code = TuneSettings.from_json(read_plan(folder)["settings"]), find_user_code(model, objective)
     check_named(folder, settings.user_code, code, MADE)

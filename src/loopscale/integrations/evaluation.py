@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from loopscale.errors import UserError, between, first_line, nearest, require, settings, transformers
-from loopscale.train.generate import MOST_LOOPS
+from loopscale.train.generation import MOST_LOOPS
 from loopscale.train.run import Warn, open_run
 
 _OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")

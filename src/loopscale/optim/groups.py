@@ -10,7 +10,7 @@ from typing import Any, TypedDict, Unpack
 from torch import Tensor, nn
 
 from loopscale.errors import UserError, settings
-from loopscale.optim.roles_of import roles_of
+from loopscale.optim.roles import roles_of
 from loopscale.parameterization import Depth, Optimizer, Role, Rule, Width, get_rule
 from loopscale.speaker import Speaker, speaker, speakers
 from loopscale.speaker import base_layers as stated_base

@@ -1,18 +1,5 @@
 """What a training will need, by arithmetic alone: parameters, FLOPs, memory, hours, dollars. Imports no torch."""
 
-from loopscale.planning.plan import Machine, Plan, people, plan, study_hours
-from loopscale.planning.shape import Shape
-from loopscale.planning.work import Counted, Memory, Work, memory
+from loopscale.lazy import on_first_use
 
-__all__ = [
-    "Counted",
-    "Machine",
-    "Memory",
-    "Plan",
-    "Shape",
-    "Work",
-    "memory",
-    "people",
-    "plan",
-    "study_hours",
-]
+__getattr__, __all__ = on_first_use(__name__, __file__)

@@ -28,7 +28,7 @@ from loopscale.trackers import check_trackers, following
 from loopscale.train import checkpoint
 from loopscale.train.config import TrainConfig
 from loopscale.train.load import load_config
-from loopscale.train.provenance import provenance
+from loopscale.train.origin import provenance
 from loopscale.train.training import Training
 from loopscale.train.world import World
 

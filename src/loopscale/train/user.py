@@ -27,7 +27,7 @@ from loopscale.data import Dataset
 from loopscale.errors import UserError, describe, foreign
 from loopscale.factory import OFFERED, heard
 from loopscale.optim import roles_of
-from loopscale.optim.roles_of import taken_as_hidden, tell_roles
+from loopscale.optim.roles import taken_as_hidden, tell_roles
 from loopscale.parameterization import Role, check_roles, get_rule, role_by_name
 from loopscale.speaker import speakers
 from loopscale.train.agreement import disagreements

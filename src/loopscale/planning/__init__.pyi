@@ -1,0 +1,10 @@
+from loopscale.planning.forecast import Machine as Machine
+from loopscale.planning.forecast import Plan as Plan
+from loopscale.planning.forecast import people as people
+from loopscale.planning.forecast import plan as plan
+from loopscale.planning.forecast import study_hours as study_hours
+from loopscale.planning.shape import Shape as Shape
+from loopscale.planning.work import Counted as Counted
+from loopscale.planning.work import Memory as Memory
+from loopscale.planning.work import Work as Work
+from loopscale.planning.work import memory as memory
