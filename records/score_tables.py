@@ -178,6 +178,9 @@ SIGHTS = {
     "a, first sight": ("a", "first"),
     "a, after the causes were mended": ("a", "now"),
     "b, first sight": ("b", "first"),
+    "b, after the causes were mended": ("b", "now"),
+    "c, first sight": ("c", "first"),
+    "c, after the causes were mended": ("c", "now"),
 }
 
 
@@ -195,7 +198,7 @@ def held_out() -> str:
 def held_out_kinds() -> str:
     """Right of all at first sight, for each kind of model."""
     found: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
-    for batch in ("a", "b"):
+    for batch in ("a", "b", "c"):
         for row in _held(batch, "first"):
             found[row["kind"]][row["level"]].append(not row["wrong"])
     levels = ("easy", "medium", "hard")
@@ -209,7 +212,7 @@ def held_out_kinds() -> str:
 def held_out_wrong() -> str:
     """Each held-out model of which something was wrong at first sight, and whether it is now."""
     lines = ["| model | truth | said at first | wrong in | now |", "|---|---|---|---|---|"]
-    for batch in ("a", "b"):
+    for batch in ("a", "b", "c"):
         now = {row["case"]: row for row in _held(batch, "now")}
         for row in _held(batch, "first"):
             if not row["wrong"]:
