@@ -15,7 +15,7 @@ TEXT = (ROOT / "docs" / "adapt.md").read_text()
 def test_its_blocks_run(capsys):
     pytest.importorskip("transformers")
     blocks = re.findall(r"```python\n(.*?)```", TEXT, flags=re.S)
-    assert len(blocks) == 4
+    assert len(blocks) == 3
     space: dict[str, object] = {"__name__": "document"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
