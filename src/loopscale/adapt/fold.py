@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -121,14 +121,14 @@ def _foreign(handle: Any, loops: int, batch: Any) -> Folded:
         made = prepare(model, batch)
     handle.set_loops(loops)
     folded = Folded(model, loops, handle)
-    reference = _output(model, made)
+    reference = _output(model, lambda: call_model(model, made))
     remove(model)
     try:
         with evaluating(model), foreign("a branch cannot be called by itself, to fold its scale into its weights"):
             for visits in dict.fromkeys(handle.visits(branch) for branch in handle.branches):
                 names = [branch.name for branch in handle.branches if handle.visits(branch) == visits]
                 absorb(model, names, handle.factor(visits), made, folded.kept)
-        folded.verified = check_same(_output(model, made), reference)
+        folded.verified = check_same(_output(model, lambda: call_model(model, made)), reference)
     except BaseException:
         folded.give_up()
         handle.set_loops(before_loops)
@@ -140,9 +140,9 @@ def _foreign(handle: Any, loops: int, batch: Any) -> Folded:
     return folded
 
 
-def _output(model: nn.Module, batch: Any) -> Tensor:
+def _output(model: nn.Module, run: Callable[[], Any]) -> Tensor:
     with evaluating(model), torch.no_grad():
-        out = first_float(call_model(model, batch))
+        out = first_float(run())
     assert out is not None
     return out
 
@@ -152,7 +152,7 @@ def _house(model: LoopedTransformer, loops: int) -> Folded:
     folded, config, rule = Folded(model, loops), model.config, model.rule
     tokens = torch.randint(0, config.vocab_size, (2, 8), generator=torch.Generator().manual_seed(0))
     tokens = tokens.to(model.embedding.weight.device)
-    reference = _tokens_out(model, tokens, loops)
+    reference = _output(model, lambda: model(tokens, loops=loops))
     if config.scale == "freeze" and loops != config.loops:
         raise UserError(f"this model freezes eps at N = {config.loops}: fold it at that, not at {loops}")
     scales = {"core": model.residual_scale(loops), "once": model.residual_scale(1)}
@@ -168,19 +168,13 @@ def _house(model: LoopedTransformer, loops: int) -> Folded:
     folded.plain = config, rule
     model.core.register_forward_pre_hook(OneN(loops), with_kwargs=True)
     try:
-        folded.verified = check_same(_tokens_out(model, tokens, loops), reference)
+        folded.verified = check_same(_output(model, lambda: model(tokens, loops=loops)), reference)
     except BaseException:
         folded.give_up()
         raise
     vars(model)[PLACE] = folded
     drop_compiled()
     return folded
-
-
-def _tokens_out(model: LoopedTransformer, tokens: Tensor, loops: int) -> Tensor:
-    with evaluating(model), torch.no_grad():
-        out: Tensor = model(tokens, loops=loops)
-    return out
 
 
 def _house_outputs(model: LoopedTransformer) -> Iterator[tuple[str, nn.Parameter]]:

@@ -99,7 +99,6 @@ def placed_study(plan: P, asked: TrainConfig, record: Path, where: Where) -> tup
 
     asked: the config as it was typed. record: the file of the study's folder that holds the plan.
     """
-    from loopscale.cli.sentence import tell
     from loopscale.study import with_precision
 
     plan = with_precision(plan, asked.train.precision, record, tell)
@@ -201,11 +200,8 @@ def slurm_options(text: str | None) -> dict[str, str]:
     options = {}
     for part in filter(None, (text or "").split(",")):
         name, equals, value = (word.strip() for word in part.partition("="))
-        if (
-            not (name and equals and value)
-            or (name == "time" and not value.isascii())
-            or (name == "time" and not value.isdigit())
-        ):
+        minutes = value.isascii() and value.isdigit()
+        if not (name and equals and value) or (name == "time" and not minutes):
             raise UserError(f"--slurm {part.strip()!r} is not name=value, such as partition=gpu,time=120 (minutes)")
         options[name] = value
     return options

@@ -215,9 +215,7 @@ def _whole(out: Path, asked: dict[str, Any]) -> Manifest | None:
     if not (out / MANIFEST).is_file():
         return None
     manifest = read_manifest(out)
-    differing = [key for key, value in asked.items() if manifest.asked.get(key) != value]
-    if differing:
-        raise UserError(f"{out} was prepared with another {differing[0]}: name another folder with --out")
+    _same(manifest.asked, asked, f"{out} was prepared")
     check_shards(out, manifest.shards, manifest.tokenizer_sha256)
     return manifest
 
@@ -227,12 +225,14 @@ def _begin(out: Path, asked: dict[str, Any]) -> Preparing:
     if not (out / PROGRESS).is_file():
         return Preparing(identity=asked)
     progress = read_record(out / PROGRESS, Preparing)
-    differing = [key for key, value in asked.items() if progress.identity.get(key) != value]
-    if differing:
-        raise UserError(
-            f"the preparation of {out} was begun with another {differing[0]}: name another folder with --out"
-        )
+    _same(progress.identity, asked, f"the preparation of {out} was begun")
     return progress
+
+
+def _same(made: dict[str, Any], asked: dict[str, Any], told: str) -> None:
+    for key, value in asked.items():
+        if made.get(key) != value:
+            raise UserError(f"{told} with another {key}: name another folder with --out")
 
 
 def _left(file: Path) -> bool:

@@ -87,8 +87,8 @@ class ExponentPlan(Design):
     def __post_init__(self) -> None:
         object.__setattr__(self, "base", self.base.for_study())
         _check_loops(self.loops, self.target)
-        for noun, values, least in (("strengths", self.strengths, 3), ("lrs", self.lrs, 3)):
-            _check_axis(noun, values, least)
+        _check_axis("strengths", self.strengths)
+        _check_axis("lrs", self.lrs)
         if self.outer_rate is not None and not (math.isfinite(self.outer_rate) and self.outer_rate > 0):
             raise UserError(f"an outer rate is a positive number, got {self.outer_rate!r}")
         between("seeds", self.seeds, 1, MOST_SEEDS)
@@ -245,16 +245,14 @@ def _check_loops(loops: Sequence[int], target: int | None) -> None:
         )
 
 
-def _check_axis(noun: str, values: tuple[float, ...] | None, least: int) -> None:
+def _check_axis(noun: str, values: tuple[float, ...] | None) -> None:
     if values is None:
         return
     for value in values:
         if not (math.isfinite(value) and value > 0):
             raise UserError(f"--{noun} lists positive numbers, got {value!r}")
-    if len(set(values)) < least or len(set(values)) != len(values):
-        raise UserError(
-            f"--{noun} needs at least {least} different values, got {len(set(values))}: a minimum has two sides"
-        )
+    if len(set(values)) < 3 or len(set(values)) != len(values):
+        raise UserError(f"--{noun} needs at least 3 different values, got {len(set(values))}: a minimum has two sides")
     ratios = [high / low for low, high in pairwise(sorted(values))]
     if min(ratios) < 1.05:
         raise UserError(f"--{noun} has two values closer than 5 %: leave one out")

@@ -145,8 +145,8 @@ def _measured(result: Fit) -> dict[str, Any]:
     }
 
 
-def _thin(curve: list[Any], most: int = 40) -> list[Any]:
-    stride = max(1, len(curve) // most)
+def _thin(curve: list[Any]) -> list[Any]:
+    stride = max(1, len(curve) // 40)
     return [[step, _number(loss)] for step, loss in curve[::stride]]
 
 

@@ -189,13 +189,10 @@ class StudyPlan(Design):
         config = self.job_config(Cell(Arm(self.rules[0], 1.0, self.loops[0]), 1.0, 0))
         if self.outer_pilot:
             config["optim"]["outer_lr"] = "the study's pilot"
-        of_cell = {"model": ("rule", "strength", "loops"), "optim": ("lr",), "train": ("seed",)}
-        return {
-            section: {name: value for name, value in values.items() if name not in of_cell.get(section, ())}
-            if isinstance(values, dict)
-            else values
-            for section, values in config.items()
-        }
+        for section, names in (("model", ("rule", "strength", "loops")), ("optim", ("lr",)), ("train", ("seed",))):
+            for name in names:
+                del config[section][name]
+        return config
 
     def ends(self) -> tuple[TrainConfig, TrainConfig]:
         """Return the base's own size, and the largest N."""
