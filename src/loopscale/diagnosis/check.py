@@ -20,6 +20,7 @@ from loopscale.diagnosis.onestep import MakeLoss, MakeOptimizer, adam, train_a_l
 from loopscale.diagnosis.setting import Setting, at_each
 from loopscale.errors import UserError
 from loopscale.parameterization import CheckRow, Depth, ParameterizationCheck, Role, Rule, get_rule
+from loopscale.parameterization.flat import counts_to_check
 from loopscale.probe.batch import prepare
 from loopscale.probe.untouched import untouched, unwrap
 
@@ -51,15 +52,7 @@ def check_parameterization(
     >>> check_parameterization(LoopedTransformer(ModelConfig(vocab_size=17, width=32)), steps=2).passed
     True
     """
-    if isinstance(loops, int):
-        raise UserError(f"loops={loops} is one number, and a slope needs several: try loops=(1, 2, 4, 8)")
-    chosen, counts = get_rule(rule), sorted(set(loops))
-    if len(counts) < 2 or counts[0] < 1:
-        raise UserError(
-            f"loops must be at least two different numbers of at least 1, got {list(loops)}: try (1, 2, 4, 8)"
-        )
-    if steps < 1:
-        raise UserError(f"steps must be at least 1, got {steps}")
+    chosen, counts = get_rule(rule), counts_to_check(loops, steps)
     if isinstance(model_or_factory, nn.Module):
         built, model = None, copy.deepcopy(unwrap(model_or_factory))
     else:

@@ -196,22 +196,31 @@ def _formed_gram(parts: list[Tensor], visits: int) -> Tensor:
     return gram
 
 
+def loss_in(output: Any) -> Tensor | None:
+    """Return the loss that an output holds, a single number; None where it holds none."""
+    own = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    return own if isinstance(own, Tensor) and own.ndim == 0 else None
+
+
+def tokens_told(value: Tensor, batch: Any) -> Tensor | None:
+    """Return the tokens of the batch where the value is their logits; None otherwise."""
+    tokens = next((t for t in tensors_in(batch) if not t.is_floating_point() and t.ndim == 2), None)
+    if tokens is None or value.ndim != 3 or value.shape[:2] != tokens.shape or value.shape[2] <= int(tokens.max()):
+        return None
+    return tokens
+
+
 def pretend_loss(output: Any, batch: Any) -> Tensor | None:
     """Return a scalar to differentiate: `output.loss` if there is one, else made up; None when there is no float output."""
-    own = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
-    if isinstance(own, Tensor) and own.ndim == 0 and own.requires_grad:  # else a placeholder
+    own = loss_in(output)
+    if own is not None and own.requires_grad:  # else a placeholder
         return own
     value = first_float(output)
     if value is None:
         return None
     generator = torch.Generator().manual_seed(2)
-    tokens = next((t for t in tensors_in(batch) if not t.is_floating_point() and t.ndim == 2), None)
-    if (
-        tokens is not None
-        and value.ndim == 3
-        and value.shape[:2] == tokens.shape
-        and value.shape[2] > int(tokens.max())
-    ):
+    tokens = tokens_told(value, batch)
+    if tokens is not None:
         targets = torch.randint(0, value.shape[2], tuple(tokens.shape), generator=generator).to(value.device)
         return F.cross_entropy(value.float().flatten(0, 1), targets.flatten())
     direction = torch.randn(tuple(value.shape), generator=generator).to(value.device)

@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from loopscale.diagnosis.branches import rms
+from loopscale.diagnosis.gradients import loss_in, tokens_told
 from loopscale.diagnosis.knob import Knob
 from loopscale.diagnosis.setting import Setting, at_each
 from loopscale.errors import UserError
 from loopscale.probe.batch import first_float
-from loopscale.probe.tape import TooLong, tensors_in
+from loopscale.probe.tape import TooLong
 
 LossOf = Callable[[Any, Any], Tensor]
 # Within the safe range the output moves by at most a tenth, and the loss rises by at most a twentieth (nats for text).
@@ -130,14 +131,12 @@ def loss_of(output: Any, batch: Any, loss: LossOf | None = None) -> Tensor:
     """
     if loss is not None:
         return loss(output, batch)
-    own = output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
-    if isinstance(own, Tensor) and own.ndim == 0:
+    own, value = loss_in(output), first_float(output)
+    if own is not None:
         return own
-    value = first_float(output)
-    tokens = next((t for t in tensors_in(batch) if not t.is_floating_point() and t.ndim == 2), None)
-    if value is not None and tokens is not None and value.ndim == 3 and value.shape[:2] == tokens.shape:
-        if value.shape[1] > 1 and value.shape[2] > int(tokens.max()):
-            return F.cross_entropy(value[:, :-1].float().flatten(0, 1), tokens[:, 1:].flatten())
+    tokens = None if value is None else tokens_told(value, batch)
+    if value is not None and tokens is not None and value.shape[1] > 1:
+        return F.cross_entropy(value[:, :-1].float().flatten(0, 1), tokens[:, 1:].flatten())
     raise UserError("no loss can be told from the output: pass loss=lambda output, batch: ... with the data")
 
 

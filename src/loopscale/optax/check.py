@@ -7,6 +7,7 @@ from typing import Any
 
 from loopscale.errors import UserError, require
 from loopscale.parameterization import CheckRow, ParameterizationCheck
+from loopscale.parameterization.flat import counts_to_check
 
 
 def check_parameterization(
@@ -25,14 +26,7 @@ def check_parameterization(
 
     Raises `UserError` for fewer than two numbers of loops, for a forward pass that returns neither, and without jax.
     """
-    counts = sorted(set(loops))
-    if len(counts) < 2 or counts[0] < 1:
-        raise UserError(
-            f"loops must be at least two different numbers of at least 1, got {list(loops)}: try (1, 2, 4, 8)"
-        )
-    if steps < 1:
-        raise UserError(f"steps must be at least 1, got {steps}")
-    rows = [_row(forward, params, batch, count, steps, optimizer) for count in counts]
+    rows = [_row(forward, params, batch, count, steps, optimizer) for count in counts_to_check(loops, steps)]
     return ParameterizationCheck.of("the network", steps, rows)
 
 

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from loopscale.errors import UserError
+
 # A slope within this of 0 passes: 1/N gives 0.06 where 1/sqrt(N) gives 0.4 and no scale 0.55 or more.
 FLAT = 0.25
 
@@ -18,6 +20,20 @@ class CheckRow:
     stream: float
     change_first: float
     change_last: float
+
+
+def counts_to_check(loops: Sequence[int], steps: int) -> list[int]:
+    """Return the numbers of loops in order; raises `UserError` for fewer than two, and for no steps."""
+    if isinstance(loops, int):
+        raise UserError(f"loops={loops} is one number, and a slope needs several: try loops=(1, 2, 4, 8)")
+    counts = sorted(set(loops))
+    if len(counts) < 2 or counts[0] < 1:
+        raise UserError(
+            f"loops must be at least two different numbers of at least 1, got {list(loops)}: try (1, 2, 4, 8)"
+        )
+    if steps < 1:
+        raise UserError(f"steps must be at least 1, got {steps}")
+    return counts
 
 
 @dataclass(frozen=True)

@@ -193,10 +193,9 @@ class Tape(TorchFunctionMode):
 
     def _empty(self, args: Any) -> Tensor | None:
         """Give zeros for a call that is not to be made; None where it is."""
-        place = self.like.places.get((self.site, self.turns[self.site])) if self.like is not None else None
-        if self.like is None or place not in self.hollow:
+        place, node = self._twin()
+        if node is None or place not in self.hollow:
             return None
-        node = self.like.nodes[place]
         read = next(iter(tensors_in(args)), None)
         made = torch.zeros(node.shape, dtype=node.dtype, device=None if read is None else read.device)
         return made.new_empty(0).new_empty_strided(node.shape, node.strides).zero_() if node.strides else made
@@ -356,10 +355,15 @@ class Tape(TorchFunctionMode):
             return args
         return (*args[:operand], scaled, *args[operand + 1 :])
 
+    def _twin(self) -> tuple[int, Node | None]:
+        """Return what the call that is being made left on the tape that this one is like, and its number there."""
+        place = -1 if self.like is None else self.like.places.get((self.site, self.turns[self.site]), -1)
+        return place, None if self.like is None or place < 0 else self.like.nodes[place]
+
     def _laid_out(self, out: Tensor) -> Tensor:
         """Give the result of plain attention the strides that the model's own kernel gives."""
-        place = self.like.places.get((self.site, self.turns[self.site])) if self.like is not None else None
-        strides = self.like.nodes[place].strides if self.like is not None and place is not None else ()
+        _, node = self._twin()
+        strides = node.strides if node is not None else ()
         if out.ndim != 4 or not strides or strides == out.stride():
             return out
         return out.transpose(1, 2).contiguous().transpose(1, 2)
