@@ -478,3 +478,97 @@ def test_small_projections_are_a_second_scale_where_they_act(normed):
     if not normed:
         assert found.findings[0].lines[0].startswith("model.get_submodule('f.2').weight.data.mul_(")
         assert "then no finding" in found.findings[0].tried
+
+
+class Stacked(nn.Module):
+    """One parameter that holds the weights of all visits, or one for all."""
+
+    def __init__(self, shared):
+        super().__init__()
+        self.w, self.shared = nn.Parameter(torch.randn(5, D, D) / 8), shared
+
+    def forward(self, x):
+        for i in range(5):
+            x = x + torch.tanh(x @ self.w[0 if self.shared else i]) / 5
+        return x
+
+
+def test_slices_of_one_parameter_are_different_weights():
+    assert told(Stacked(shared=False), torch.randn(4, D)).codes == {"not-looped"}
+    assert told(Stacked(shared=True), torch.randn(4, D)).loops == 5
+
+
+def test_a_norm_at_some_of_the_visits_bounds_the_stream():
+    class Sometimes(Toy):
+        def forward(self, tokens):
+            x = self.table(tokens)
+            for n in range(self.passes):
+                x = x + self.f(self.norm(x))
+                x = self.norm(x) if n % 3 == 2 else x
+            return self.head(x)
+
+    found = told(Sometimes(12))
+    assert found.codes == {"norm-bounded"} and found.growth == "bounded", found.text()
+
+
+def test_uses_at_two_places_of_a_visit_are_one_visit():
+    """A step of a sparse code reads its dictionary twice: A^T (A z - x)."""
+
+    class Sparse(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.A, self.steps = nn.Parameter(torch.randn(8, D) / 8), 6
+
+        def forward(self, x):
+            z = torch.zeros(len(x), D)
+            for _ in range(self.steps):
+                z = torch.nn.functional.softshrink(z - (z @ self.A.T - x) @ self.A, 0.01)
+            return z
+
+    assert told(Sparse(), torch.randn(4, 8)).loops == 6
+
+
+def test_a_loop_whose_every_visit_is_an_answer_is_not_idle():
+    class Memory(Toy):
+        def forward(self, tokens):
+            memory, told = self.table(tokens), []
+            for _ in range(self.passes):
+                memory = memory + 1e-4 * self.f(self.norm(memory))
+                told.append(self.f(self.norm(memory)))
+            return self.head(torch.cat(told, 1))
+
+    assert "idle-loop" not in told(Memory(4)).codes
+
+
+@pytest.mark.parametrize(("start", "codes"), [(1 / 8, {"double-depth-scale"}), (1e-3, set())])
+def test_a_learned_factor_that_starts_at_one_over_n_beside_one_over_n(start, codes):
+    gain = nn.Parameter(torch.full((D,), start))
+    model = visits_of(lambda m, x, _, n: x + m.gain * m.f(m.norm(x)) / n, gain=gain)
+    model.passes = 8
+    assert told(model).codes == codes
+
+
+@pytest.mark.parametrize(("far", "codes"), [(-19.0, {"marginal-decay"}), (0.0, {"norm-bounded"})])
+def test_a_complex_decay_has_a_modulus(far, codes):
+    class Rotates(Toy):
+        def __init__(self):
+            super().__init__(6)
+            self.nu, self.angle = nn.Parameter(torch.full((D // 2,), far)), nn.Parameter(torch.rand(D // 2))
+
+        def visit(self, x, n):
+            turn = torch.polar(torch.exp(-torch.exp(self.nu)), self.angle)
+            state, update = (
+                torch.view_as_complex(t.unflatten(-1, (-1, 2)).contiguous()) for t in (x, self.f(self.norm(x)))
+            )
+            return torch.view_as_real(turn * state + update / n).flatten(-2)
+
+    found = told(Rotates())
+    assert found.codes == codes and found.layers == 1, found.text()
+
+
+def test_a_mask_that_is_drawn_is_a_factor():
+    def drawn(m, x, _, n):
+        return x + 1 / n * (torch.rand_like(x[..., :1]) < 0.5).float() * m.f(m.norm(x))
+
+    found = told(visits_of(drawn))
+    assert found.codes == set() and found.effective_scale < 1 / 6, found.text()

@@ -286,9 +286,10 @@ def _decay(tape: Tape, factor: object, values: dict[int, Tensor]) -> float | Non
         return None
     made = {tape.nodes[i].op for i in ancestors(tape.nodes, factor[1], 0)}
     value = values.get(factor[1])
-    if value is None or not value.is_floating_point() or not made & _BELOW_ONE:
+    if value is None or not (value.is_floating_point() or value.is_complex()) or not made & _BELOW_ONE:
         return None
-    return float(((value.double() - 1).abs() < 1e-6).double().mean())
+    size = value.abs() if value.is_complex() else value
+    return float(((size.double() - 1).abs() < 1e-6).double().mean())
 
 
 def _made_of(tape: Tape, factor: object) -> tuple[str, ...]:

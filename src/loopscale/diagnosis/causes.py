@@ -9,7 +9,7 @@ from statistics import median
 
 from loopscale.diagnosis.branches import Branch
 from loopscale.diagnosis.diagnosis import Finding, finding
-from loopscale.diagnosis.growth import Far, Growth
+from loopscale.diagnosis.growth import CONTRACTIVE, Far, Growth
 from loopscale.diagnosis.stated import Stated
 
 # |F(c h)| / |c h| at large c: below, a norm inside the loop sets the size of the stream.
@@ -122,6 +122,8 @@ class Facts:
         """Why the size of the stream cannot grow whatever eps is; None when it can."""
         if self.far is None or not self.far.contracts:
             return None
+        if self.far.visit >= CONTRACTIVE:
+            return "a norm or a contractive carry at some of the visits"
         return "a norm on the stream itself" if self.far.visit < RESET else "a contractive carry"
 
     @property
@@ -186,10 +188,12 @@ def _nested(facts: Facts) -> Iterator[Finding]:
 def _bounded(facts: Facts) -> Iterator[Finding]:
     reason = facts.bounded_by
     if reason is not None and facts.far is not None:
+        some = facts.far.visit >= CONTRACTIVE
+        what, size = ("the loop", facts.far.last) if some else ("a visit", facts.far.visit)
         yield finding(
             "norm-bounded",
             facts.where,
-            f"a stream made 1000 times larger leaves a visit {facts.far.visit:.3g} times as large as it came: {reason}",
+            f"a stream made 1000 times larger leaves {what} {size:.3g} times as large as it came: {reason}",
         )
 
 
@@ -323,9 +327,11 @@ def _double(facts: Facts) -> Iterator[Finding]:
 def _falls_twice(facts: Facts) -> Iterator[Finding]:
     """Return a scale that was seen to fall faster over N than the loops ask for."""
     power = facts.scale_power
-    if power is None or power <= TWICE or facts.scale is None or "nested" in facts.shown.causes:
+    if power is None or facts.scale is None or "nested" in facts.shown.causes:
         return
-    if any(branch.learned for branch in facts.living):
+    # A learned factor does not follow N: that it starts at 1/N, beside one that does, its value alone tells.
+    learned = any(branch.learned for branch in facts.living)
+    if not (power > 0.85 and _near(facts.scale, facts.prescribed / facts.loops) if learned else power > TWICE):
         return
     yield finding(
         "double-depth-scale",

@@ -30,8 +30,8 @@ class Far:
 
     @property
     def contracts(self) -> bool:
-        """Whether visits take the size of the stream away, one alone and all together."""
-        return self.visit < CONTRACTIVE and self.last < CONTRACTIVE
+        """Whether visits take the size of the stream away: all together, since a norm may act at some of them only."""
+        return self.last < CONTRACTIVE
 
     @property
     def most(self) -> float:

@@ -69,7 +69,7 @@ def find_loops(model: nn.Module, tape: Tape) -> list[FoundLoop]:
 
     A parameter counts when one use depends on the one before: a weight applied to two inputs side by side is no loop.
     """
-    chains = {key: chain for key, uses in _uses(tape).items() if len(chain := _chain(tape, uses)) > 1}
+    chains = {key: chain for key, uses in _uses(tape).items() if len(chain := _by_place(tape, _chain(tape, uses))) > 1}
     # Matrices that only shift or scale (made from a time embedding, a diagonal gate) follow a loop and are none.
     matrices = {
         key: chain
@@ -136,6 +136,14 @@ def _chain(tape: Tape, uses: list[int]) -> tuple[int, ...]:
             else:
                 reached.add(index)
     return tuple(chain)
+
+
+def _by_place(tape: Tape, chain: tuple[int, ...]) -> tuple[int, ...]:
+    """Keep the uses at one place in the code, where a visit uses the parameter at several: keys and values, A and A^T."""
+    places = Counter(tape.nodes[i].site for i in chain)
+    most = max(places.values())
+    body = [site for site, count in places.items() if count == most]
+    return tuple(i for i in chain if tape.nodes[i].site == body[0]) if most > 1 and len(body) > 1 else chain
 
 
 def _groups(chains: Group) -> list[Group]:

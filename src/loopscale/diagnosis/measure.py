@@ -72,6 +72,8 @@ def _measured(setting: Setting, tape: Tape, loop: FoundLoop, rank: int) -> Pass:
     values = again.values
     for index, root in enumerate(again._roots):
         values.setdefault(index, root)
+    # Sizes of complex streams are those of their parts; a complex factor keeps its modulus.
+    values = {i: torch.view_as_real(v) if v.is_complex() and tape.nodes[i].data else v for i, v in values.items()}
     if not wanted(tape, stream) <= values.keys():
         return Pass(tape, loop, None, (), None, "unknown")
     branches = tuple(measure(tape, stream, values, setting.factors))

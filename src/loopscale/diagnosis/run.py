@@ -277,6 +277,10 @@ def _one_step(study: _Study, why: dict[str, str]) -> OneStep | None:
     frozen = facts.scale_power is not None and abs(facts.scale_power) < FROZEN and (facts.scale or 1.0) < 0.9
     beside = [b for other in study.others if other.facts.loops == facts.loops for b in other.facts.branches]
     stepped = None
+    shapes = {seen.tape.nodes[i].shape for i in seen.stream.states} if seen.stream else set()
+    if len(shapes) > 1:
+        why[ONE_STEP] = "the stream has another shape at every visit"
+        return None
     if small or asked.optimizer:
         stepped = one_step_law(first.setting, first.knob, seen, asked.optimizer, beside if frozen else None)
     if stepped is None:

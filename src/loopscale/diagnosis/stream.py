@@ -27,6 +27,7 @@ ENTERS = ("inject", "join")
 JOINS = frozenset("cat concat concatenate".split())
 SCALES = frozenset("mul __mul__ __rmul__ __imul__ mul_ div __truediv__ __itruediv__ div_ true_divide multiply".split())
 SAME = frozenset(
+    "view_as_real view_as_complex "
     "view reshape to float half bfloat16 type type_as contiguous clone detach dropout unsqueeze squeeze expand flatten "
     "unflatten __getitem__ __get__ transpose permute rearrange identity alias view_as expand_as movedim chunk split "
     "unbind".split()
@@ -38,6 +39,7 @@ MIXES = frozenset(
 )
 # A weight of more numbers mixes features or places, not a few streams.
 MIXED = 64
+DRAWN = frozenset("rand_like randn_like randint_like".split())
 NORMS = frozenset("layer_norm rms_norm group_norm normalize instance_norm batch_norm".split())
 
 
@@ -447,12 +449,25 @@ def strip(nodes: list[Node], index: int) -> tuple[int, object]:
         if node.op in SCALES and not node.parents and number:  # a constant times a number: it has no node of its own
             written = 1 / number if "div" in node.op else number
             return -1, written if factor is None else written * factor if isinstance(factor, float) else factor
-        data = [p for p in node.parents if nodes[p].data] or list(node.parents)[:1]
+        data = [p for p in node.parents if nodes[p].data and not _drawn(nodes, p)] or list(node.parents)[:1]
         if node.op in SCALES and len(node.parents) <= 2 and len(data) == 1:
             factor = factor or _factor(node, data[0])
         elif not (node.op in SAME and len(data) == 1 and _numel(nodes[data[0]].shape) == _numel(node.shape)):
             return index, factor
         index = data[0]
+
+
+def _drawn(nodes: list[Node], index: int) -> bool:
+    """Say whether a value is random numbers alone, as a mask is: of the data it has no more than the shape."""
+    waiting, left = [index], 16
+    while waiting:
+        node, left = nodes[waiting.pop()], left - 1
+        if node.op in DRAWN or not node.data:
+            continue
+        if node.params or not node.parents or not left:
+            return False
+        waiting += node.parents
+    return True
 
 
 def _factor(node: Node, carried: int) -> object:

@@ -20,7 +20,7 @@ from loopscale.diagnosis.setting import Setting
 from loopscale.diagnosis.symptoms import LOST
 from loopscale.probe.batch import first_float
 from loopscale.probe.tape import Key, Tape, storage_key
-from loopscale.probe.walks import ancestors
+from loopscale.probe.walks import ancestors, descendants_past
 
 # Leaving the loop out moves the output by less than this share: it is idle.
 IDLE = 1e-3
@@ -48,6 +48,8 @@ def idle(setting: Setting, seen: Pass, output: Any) -> list[Finding]:
     used = {i for chain in seen.loop.uses.values() for i in chain if i > stream.states[0]}
     if not ancestors(seen.tape.nodes, end, 0) & used:
         return [finding("idle-loop", seen.loop.where, "the output is computed without the loop's result")]
+    if len(stream.states) > 2 and end in descendants_past(seen.tape.nodes, stream.states[1], end, {last}):
+        return []  # the output reads earlier visits too: the last state is not all that the loop hands on
     if seen.ends is None or seen.ends[0].shape != seen.ends[1].shape:
         return []
     first = seen.ends[0]

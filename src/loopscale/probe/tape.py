@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import count, islice
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -218,6 +219,10 @@ class Tape(TorchFunctionMode):
         new: dict[int, Tensor] = {}
         passed_on = set() if inplace else {id(source) for source in sources}
         spelt = self._spell(args, kwargs)
+        if not data and params and name in _SLICES:
+            params = (
+                frozenset().union(*(self._slice(tensor, params) for tensor in made[:1])) if len(made) == 1 else params
+            )
         for tensor in made:
             if id(tensor) in passed_on or (type(tensor) is not Tensor and isinstance(tensor, nn.Parameter)):
                 continue
@@ -235,6 +240,17 @@ class Tape(TorchFunctionMode):
         if not new:
             return out
         return new[id(out)] if isinstance(out, Tensor) else type(out)(new.get(id(item), item) for item in out)
+
+    def _slice(self, part: Tensor, params: frozenset[Key]) -> frozenset[Key]:
+        """Give a part of a parameter that was picked by number a key of its own: w[0] and w[1] are different weights."""
+        key = storage_key(part)
+        whole = [one for one in params if one[0] == key[0] and prod(one[2]) > prod(key[2])]
+        if not whole:
+            return params
+        names = self.names.get(whole[0], ["parameter"])
+        number = (key[1] - whole[0][1]) // max(prod(key[2]), 1)
+        self.names.setdefault(key, [f"{name}[{number}]" for name in names])
+        return frozenset({key})
 
     def _write(self, buffer: Tensor, place: Any, value: Any) -> None:
         """Remember what was put where in a buffer, so that reading it back is no more than passing it on."""
@@ -449,6 +465,7 @@ def _in_place(name: str) -> bool:
     return name in _IN_PLACE if dunder else name.endswith("_")
 
 
+_SLICES = frozenset("__getitem__ select narrow".split())
 _IN_PLACE = frozenset(
     "__setitem__ __iadd__ __isub__ __imul__ __itruediv__ __idiv__ __ifloordiv__ __ipow__ __imod__ __iand__ __ior__ "
     "__ixor__".split()
