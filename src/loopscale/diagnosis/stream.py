@@ -123,10 +123,12 @@ def _state(nodes: list[Node], starts: tuple[int, ...], visit: int, rank: int) ->
             roots.append(candidate)
             below |= descendants(nodes, candidate, starts[visit])
     if len(roots) > 1:
-        end = (
-            starts[visit + 1] if visit + 1 < len(starts) else min(len(nodes) - 1, 2 * starts[visit] - starts[visit - 1])
-        )
-        roots.sort(key=lambda p: (not _carries(nodes, p, end), -_numel(nodes[p].shape), -p))
+        # After the last visit nothing is made again: there the visit before tells, by the same place.
+        seen = visit if visit + 1 < len(starts) else max(visit - 1, 1)
+        end = starts[seen + 1] if seen + 1 < len(starts) else min(len(nodes) - 1, 2 * starts[seen] - starts[seen - 1])
+        known = roots if seen == visit else _crossing(nodes, starts, seen)
+        carry = {nodes[p].site for p in known if _carries(nodes, p, end)}
+        roots.sort(key=lambda p: (nodes[p].site not in carry, -_numel(nodes[p].shape), -p))
     same = [p for p in roots if nodes[p].shape == nodes[roots[0]].shape]
     return same[min(rank, len(same) - 1)] if same else None
 
