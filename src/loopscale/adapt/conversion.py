@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from loopscale.adapt.attach import Attachment, attach, find, refuse
+from loopscale.adapt.attaching import Attachment, attach, find, refuse
 from loopscale.adapt.branch_hook import install
 from loopscale.adapt.branches import Branch, by_convention
 from loopscale.adapt.handle import Handle, Scaling, compare

@@ -1,0 +1,11 @@
+from loopscale.adapt.attaching import Attachment as Attachment
+from loopscale.adapt.attaching import attach as attach
+from loopscale.adapt.attaching import attachment as attachment
+from loopscale.adapt.attaching import detach as detach
+from loopscale.adapt.conversion import Conversion as Conversion
+from loopscale.adapt.conversion import convert as convert
+from loopscale.adapt.conversion import restore as restore
+from loopscale.adapt.folding import Folded as Folded
+from loopscale.adapt.folding import fold as fold
+from loopscale.adapt.folding import unfold as unfold
+from loopscale.adapt.handle import Handle as Handle
