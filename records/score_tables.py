@@ -174,13 +174,19 @@ def _held(batch: str, sight: str, truth: str = "wrong") -> Rows:
     return told
 
 
+def _latest(batch: str, sight: str, truth: str = "wrong") -> Rows:
+    """The rows of a sight; what was not run again stands as at first sight (a slow test holds what was said of it)."""
+    again = {row["case"]: row for row in _held(batch, sight, truth)}
+    return [again.get(row["case"], row) for row in _held(batch, "first", truth)] if again else []
+
+
 SIGHTS = {
     "a, first sight": ("a", "first"),
     "a, after the causes were mended": ("a", "now"),
     "b, first sight": ("b", "first"),
-    "b, after the causes were mended": ("b", "now"),
+    "b, the wrong ones again after mends": ("b", "now"),
     "c, first sight": ("c", "first"),
-    "c, after the causes were mended": ("c", "now"),
+    "c, the wrong ones again after mends": ("c", "now"),
 }
 
 
@@ -188,9 +194,9 @@ def held_out() -> str:
     """A row for each batch and sight, by the truths as stated and as corrected."""
     lines = [f"| batch | {_HEAD} by corrected truths |", "|---|" + "---|" * 8]
     for name, (batch, sight) in SIGHTS.items():
-        rows = _held(batch, sight)
-        if rows and len(rows) == len(_held(batch, "first")):
-            right = sum(not row["wrong"] for row in _held(batch, sight, "wrong_corrected"))
+        rows = _latest(batch, sight)
+        if rows:
+            right = sum(not row["wrong"] for row in _latest(batch, sight, "wrong_corrected"))
             lines.append(f"| {name} | {_counted(rows)} | {right} ({right / len(rows):.0%}) |")
     return "\n".join(lines)
 
