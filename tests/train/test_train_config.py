@@ -93,6 +93,10 @@ def test_a_rate_that_is_no_rate_is_refused(rate: float) -> None:
         ("model.layers=-2", "config key 'model.layers' cannot be -2: it must be greater than or equal to 1"),
         ("model.loops=many", "config key 'model.loops' cannot be 'many': it must be a whole number"),
         (
+            "train.trackers=wandb",
+            "config key 'train.trackers' cannot be 'wandb': it must be a list, such as [\"wandb\"]",
+        ),
+        (
             "optim.schedule=cosin",
             "config key 'optim.schedule' cannot be 'cosin': it must be 'constant', 'cosine', 'linear' or 'wsd'",
         ),

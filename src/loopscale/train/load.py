@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -107,6 +108,7 @@ def _sentence(problem: ValidationError) -> str:
     shown = repr(error["input"])
     shown = shown if len(shown) <= 60 else shown[:57] + "..."
     allowed = _decapitalized(error["msg"]).removeprefix("input should be ").replace("a valid integer", "a whole number")
+    allowed = allowed.replace("a valid tuple", f"a list, such as [{json.dumps(error['input'], default=str)}]")
     number = isinstance(error["input"], str) and re.fullmatch(r"-?[\d.]+(e-?\d+)?", error["input"])
     if number and error["type"] in ("int_type", "float_type"):
         allowed += ", without quotes"
