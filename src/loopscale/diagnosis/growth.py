@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-LAWS = ("bounded", "sqrt", "linear", "exponential")
 # The stream may grow by this much over the visits, and by more where its law is bounded; over N by this power.
 GAIN, OVER = 2.0, 0.25
 # |F(c h)| / |c h| at large c: below, something inside the loop sets the size of the stream.
