@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 from outcome import ABOVE, Figure, Line, Outcome, over_seeds
-from search import SETTING, Losses, at_best, base, searched, trained
+from search import FIXED, Losses, at_best, base, fixed, searched, trained
 
 from loopscale.transfer import complete
 
@@ -17,7 +17,7 @@ LOOPS, SEEDS = (1, 2, 4, 8, 16), 16
 
 def _curves(study: str) -> dict[tuple[str, int], Losses]:
     """Losses around the optimum of every rule and N; the curves are the same for both studies that read them."""
-    return searched(study, {(rule, n): base(n, rule=rule) for rule in RULES for n in LOOPS}, SEEDS)
+    return searched(study, {(rule, n): fixed(n, rule=rule) for rule in RULES for n in LOOPS}, SEEDS)
 
 
 def gap_grows() -> Outcome:
@@ -30,7 +30,7 @@ def gap_grows() -> Outcome:
         measured.append(over_seeds(f"added from N = {small} to {large}", added, (0.0, ABOVE)))
     rows = [[float(gaps[n][seed]) for n in LOOPS] for seed in range(SEEDS)]
     figure = Figure("N", "loss of none minus loss of 1/N, nats", [Line("gap", LOOPS, rows)], log_y=False)
-    return Outcome(13, measured, figure, SETTING)
+    return Outcome(13, measured, figure, FIXED)
 
 
 def basin_width() -> Outcome:
@@ -52,7 +52,7 @@ def basin_width() -> Outcome:
         lines.append(Line(f"eps {name}", list(rows), by_seed))
     figure = Figure("learning rate", f"validation loss at N = {last}, nats", lines, log_y=False)
     told = ", ".join(f"{RULES[rule]} {np.mean(values):.3f}" for rule, values in bent.items())
-    return Outcome(15, measured, figure, SETTING, f"Mean curvatures: {told}.")
+    return Outcome(15, measured, figure, FIXED, f"Mean curvatures: {told}.")
 
 
 def _curvatures(losses: Losses) -> list[float]:
@@ -64,7 +64,7 @@ def _curvatures(losses: Losses) -> list[float]:
 def trainability() -> Outcome:
     """Prediction 14: cells that fail, and the largest rate that still trains at N = 16."""
     loops, rates, seeds = (1, 4, 16), [2.0**k for k in range(-9, 3)], 5
-    arms = {(rule, n): base(n, rule=rule) for rule in RULES for n in loops}
+    arms = {(rule, n): fixed(n, rule=rule) for rule in RULES for n in loops}
     grid = [(rate, seed) for rate in rates for seed in range(seeds)]
     losses, limit = trained("14", arms, dict.fromkeys(arms, grid)), byte_entropy()
     failed = {
@@ -100,7 +100,7 @@ def trainability() -> Outcome:
         f"A cell fails when it diverges or ends above {limit:.2f} nats, the entropy of the validation text's bytes: "
         "it learned nothing of the context."
     )
-    return Outcome(14, measured, figure, SETTING + f", N = 1, 4 and 16, rates 2^-9 to 2^2, {seeds} seeds", note)
+    return Outcome(14, measured, figure, FIXED + f", N = 1, 4 and 16, rates 2^-9 to 2^2, {seeds} seeds", note)
 
 
 def byte_entropy() -> float:

@@ -9,7 +9,7 @@ import kept
 import torch
 import torch.nn.functional as F
 from outcome import Figure, Line, Outcome, over_seeds
-from search import base
+from search import base, outer_rate
 
 import loopscale as ls
 
@@ -19,7 +19,8 @@ LIMITS = (0.5, 1.0)  # of N: at least half of the alignment that 1/N is made for
 
 def late_training() -> Outcome:
     """kappa / N before and during 1000 steps, N = 4 and 16."""
-    jobs = [{f"{n}-{seed}": [n, seed]} for n in sorted(LOOPS, reverse=True) for seed in range(SEEDS)]
+    outer = outer_rate()
+    jobs = [{f"{n}-{seed}": [n, seed, outer]} for n in sorted(LOOPS, reverse=True) for seed in range(SEEDS)]
     found = kept.kept("22", kappas, jobs)
     lines, measured = [], []
     for n in LOOPS:
@@ -28,20 +29,21 @@ def late_training() -> Outcome:
         for place, word in ((0, "before training"), (-1, f"after {WATCHED[-1]} steps")):
             measured.append(over_seeds(f"kappa / N {word}, N = {n}", [row[place] for row in rows], LIMITS))
     figure = Figure("step (1: before training)", "kappa / N", lines, log_y=False)
-    setting = f"bytes of Python sources, d = 32, 8 sequences of 32, {WATCHED[-1]} AdamW steps at 2^-6, {SEEDS} seeds"
+    trained = f"{WATCHED[-1]} AdamW steps at 2^-6, outer rate fixed"
+    setting = f"bytes of Python sources, d = 32, 8 sequences of 32, {trained}, {SEEDS} seeds"
     note = "Held to be right for 1/N when at least half of the alignment is there, before training and at its end."
     return Outcome(22, measured, figure, setting, note)
 
 
 def kappas(batch: kept.Batch) -> dict[str, Any]:
-    """kappa at the watched steps, for each [loops, seed]."""
+    """kappa at the watched steps, for each [loops, seed, outer rate]."""
     return {key: _kappas(*job) for key, job in batch.items()}
 
 
-def _kappas(loops: int, seed: int) -> list[float]:
+def _kappas(loops: int, seed: int, outer: float) -> list[float]:
     data = base(loops)(2.0**-6, seed).config.load_data()
     model = ls.LoopedTransformer(ls.ModelConfig(width=32, head_dim=16, loops=loops), seed=seed)
-    optimizer = ls.build_optimizer(model, lr=2.0**-6)
+    optimizer = ls.build_optimizer(model, lr=2.0**-6, outer_lr=outer / 2.0**-6)
     probe = torch.from_numpy(data.batch(10**6, seed, 8, 32)[0])
     found = []
     for step in range(WATCHED[-1] + 1):

@@ -35,13 +35,14 @@ TABLES: dict[str, Callable[[], Table]] = {
     "rules": compare.table,
     "layers": carried.layers,
     "layers-again": carried.layers_again,
+    "width": carried.widths,
     "untied": untied.table,
 }
 STUDIES: dict[str, Callable[[], Outcome | Table]] = {
     **{f"{number:02d}": study for number, study in PREDICTIONS.items()},
     **TABLES,
 }
-LONG = ("rules", "layers", "layers-again", "untied")  # run only by name: together they take longer than all others
+LONG = ("rules", "layers", "layers-again", "width", "untied")  # run only by name: together they take longest
 SHARED = {"13": "gap", "15": "gap", "layers": "11"}  # folders of trials that two studies read
 
 
