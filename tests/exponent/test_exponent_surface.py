@@ -10,7 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from planted import planted_loss
 
-from loopscale.exponent import Axis, Surface, decide, decide_rate, fit_surface, powers_of, wanted
+from loopscale.exponent import (
+    Axis,
+    ExponentPlan,
+    Surface,
+    at_target,
+    bent,
+    decide,
+    decide_rate,
+    fit_surface,
+    powers_of,
+    wanted,
+)
+from loopscale.train import TrainConfig
 from loopscale.transfer import over_seeds
 
 AXES = (Axis(tuple(2.0**k for k in range(-2, 3))), Axis(tuple(2.0 ** (-6.5 + 0.75 * k) for k in (-1, 0, 1))))
@@ -143,3 +155,25 @@ def test_the_rate_stands_still_within_its_limit_and_moves_beyond_it():
 def test_a_surface_at_an_edge_gives_no_power():
     edge = Surface((0.0, 0.0), (2.0,), ((0.0, 0.0),), ((0.0, 0.0),) * 2, ((0.0, 0.0),) * 2, edge=True)
     assert powers_of({2: edge, 8: edge}) is None
+
+
+def valleys(strengths, noise=0.05):
+    """Surfaces whose log2 strengths are those by N, over eight seeds that lie around them."""
+    rng = np.random.default_rng(0)
+    shifts = {n: tuple((float(x), 0.0) for x in noise * rng.standard_normal(8)) for n in strengths}
+    return {
+        n: Surface((at, -6.5), (2.0,) * 8, shifts[n], ((0.0, 0.0),) * 2, ((0.0, 0.0),) * 2)
+        for n, at in strengths.items()
+    }
+
+
+def test_a_power_that_changes_over_the_loops_is_said_and_the_target_follows_the_last():
+    curved = valleys({2: 0.0, 8: 1.0, 32: 1.0})  # eps falls as N^-1/2 from 2 to 8, and as 1/N from 8 to 32
+    first, last = bent(curved)
+    assert first.value == pytest.approx(0.5) and last.value == pytest.approx(1.0)
+    plan = ExponentPlan(TrainConfig(), loops=(2, 8, 32), target=128)
+    assert at_target(plan, curved, 128).strength == pytest.approx(2.0)
+    straight = valleys({2: 0.0, 8: 0.5, 32: 1.0})
+    assert bent(straight) is None
+    assert at_target(plan, straight, 128).strength == pytest.approx(2.0**1.5)
+    assert bent(valleys({2: 0.0, 8: 1.0})) is None, "two numbers of loops cannot tell"

@@ -4,6 +4,7 @@ from loopscale.exponent.plan import Cell as Cell
 from loopscale.exponent.plan import ExponentPlan as ExponentPlan
 from loopscale.exponent.plan import powers as powers
 from loopscale.exponent.result import at_target as at_target
+from loopscale.exponent.result import bent as bent
 from loopscale.exponent.result import decide as decide
 from loopscale.exponent.result import decide_rate as decide_rate
 from loopscale.exponent.result import powers_of as powers_of

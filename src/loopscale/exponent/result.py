@@ -47,6 +47,20 @@ def powers_of(surfaces: Mapping[int, Surface]) -> tuple[Estimate, Estimate] | No
     return a, over_seeds([-slope for slope in rate.by_seed], -rate.value)
 
 
+def bent(surfaces: Mapping[int, Surface]) -> tuple[Estimate, Estimate] | None:
+    """Return the power of eps between the two smallest and between the two largest N, if they differ over the seeds (95 %).
+
+    One power is then a mean of both, and a line through all N is no guide beyond the largest.
+    """
+    loops = sorted(surfaces)
+    if len(loops) < 3 or powers_of(surfaces) is None:
+        return None
+    ends = [powers_of({n: surfaces[n] for n in pair}) for pair in (loops[:2], loops[-2:])]
+    (first, _), (last, _) = (found for found in ends if found is not None)
+    low, high = paired(last, first).ends
+    return (first, last) if low > 0 or high < 0 else None
+
+
 def _line(surfaces: Mapping[int, Surface], axis: int, at: int | None = None) -> Estimate:
     """Estimate the slope of an axis over log2 N, or its value at N = `at`."""
     return along_loops({n: (one.at[axis], [shift[axis] for shift in one.shifts]) for n, one in surfaces.items()}, at)
@@ -100,7 +114,11 @@ def summarise(study: ExponentStudy, provenance: dict[str, Any]) -> ExponentResul
         verdict=verdict,
         rate_verdict=rate,
         sentence=headline(verdict, a, valleys),
-        says=(*_says(plan, (a, g, rate), differences, carried, target, pays), *_spared(study)),
+        says=(
+            *_says_bent(surfaces),
+            *_says(plan, (a, g, rate), differences, carried, target, pays),
+            *_spared(study),
+        ),
         next=next_step(study, verdict, valleys, target),
         a=a,
         g=g,
@@ -122,8 +140,12 @@ def summarise(study: ExponentStudy, provenance: dict[str, Any]) -> ExponentResul
 
 
 def at_target(plan: ExponentPlan, surfaces: Mapping[int, Surface], loops: int) -> AtTarget:
-    """Extrapolate the optimum to N = `loops` along the fitted line, with the seeds' spread there."""
-    strength, rate = (_line(surfaces, axis, loops) for axis in (0, 1))
+    """Extrapolate the optimum to N = `loops` along the fitted line, with the seeds' spread there.
+
+    Where the power of eps is not one number, its line is that through the two largest N.
+    """
+    nearest = {n: surfaces[n] for n in sorted(surfaces)[-2:]} if bent(surfaces) else surfaces
+    strength, rate = _line(nearest, 0, loops), _line(surfaces, 1, loops)
     eps = strength.powered(plan.eps(loops, 1.0))
     return AtTarget(loops=loops, eps=eps, strength=2.0**strength.value, lr=rate.powered())
 
@@ -291,6 +313,21 @@ def headline(verdict: Verdict, a: Estimate | None, valleys: Sequence[Valley]) ->
     }[verdict]
     low, high = a.interval
     return f"The best eps falls as N^{-a.value:.2f} (95 % interval of the power {low:.2f} to {high:.2f}), {spoken}."
+
+
+def _says_bent(surfaces: Mapping[int, Surface]) -> list[str]:
+    """Say where the power changes over N, and what follows from it."""
+    found, loops = bent(surfaces), sorted(surfaces)
+    if found is None:
+        return []
+    told = [
+        f"N^{-one.value:.2f}{one.within('.2f')} from N = {low} to {high}"
+        for one, low, high in zip(found, (loops[0], loops[-2]), (loops[1], loops[-1]), strict=True)
+    ]
+    return [
+        f"The power is not one number: {' and '.join(told)}. Beyond N = {loops[-1]} count on the last, and tune at "
+        f"N = {loops[-2]} rather than at {loops[0]}."
+    ]
 
 
 def _says(
