@@ -92,13 +92,15 @@ def test_mistakes_are_sentences_and_leave_nothing(saved, capsys):
     (saved / "broken").mkdir()
     (saved / "broken" / "config.json").write_text("{")
     (saved / "empty").write_text("")
+    (saved / "none").mkdir()
     cases = [
         ((saved / "in", "--start", 1, "--stop", 9, "--loops", 4), "no range of the 4 layers"),
         ((saved / "in", *span, "--strength", -1), "strength"),
         ((saved / "in", *span, "--rule", "loped"), "did you mean 'looped'"),
         ((saved / "in", *span, "--text", saved / "absent"), "cannot make tokens of"),
         ((saved / "in", *span, "--text", saved / "empty"), "shorter than two tokens"),
-        ((saved / "absent", *span), "no config.json"),
+        ((saved / "absent", *span), "there is no folder"),
+        ((saved / "none", *span), "no config.json"),
         ((saved / "broken", *span), "cannot load the model"),
         ((saved / "bert", "--start", 0, "--stop", 1, "--loops", 2, "--text", saved / "text"), "leave --text out"),
         ((saved / "in", *span, "--stack", "model.layer"), "did you mean 'model.layers'"),

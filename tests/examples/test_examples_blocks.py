@@ -131,7 +131,7 @@ def test_the_study_takes_the_roles_from_the_loop(example, monkeypatch):
     size = {"width": 32, "layers": 1, "loops": 2, "base_layers": 1, "rule": "looped"}
     own = user_model("vit_study:make_model", parse_values({"model": size, "train": {"device": "cpu"}}, ()))
     assert own.roles["patch.weight"] is own.roles["position"] is ls.Role.EMBEDDING
-    assert own.roles["core.stack.0.0.branch.out.weight"] is ls.Role.HIDDEN and own.inferred
+    assert own.roles["core.stack.0.0.branch.out.weight"] is ls.Role.HIDDEN
 
 
 def test_complex_weights_are_diagnosed_too():

@@ -111,8 +111,12 @@ def test_mistakes_get_a_sentence_and_no_folder(
     with pytest.raises(UserError, match="is no run with metrics"):
         track_run(tmp_path, ["tensorboard"])
 
-    def absent(module: str) -> None:
-        raise ImportError(module)
+    found = errors.importlib.import_module
+
+    def absent(module: str) -> Any:
+        if module == "wandb":
+            raise ImportError(module)
+        return found(module)
 
     monkeypatch.setattr(errors.importlib, "import_module", absent)
     with pytest.raises(UserError, match=r"needs 'wandb', which is not installed: pip install 'loopscale\[track\]'"):

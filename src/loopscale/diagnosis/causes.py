@@ -329,9 +329,11 @@ def _falls_twice(facts: Facts) -> Iterator[Finding]:
     power = facts.scale_power
     if power is None or facts.scale is None or "nested" in facts.shown.causes:
         return
-    # A learned factor does not follow N: that it starts at 1/N, beside one that does, its value alone tells.
+    # A learned factor does not follow N: that it starts at 1/N, beside one that does, its value alone tells. It tells
+    # nothing where 1/N is a customary start of LayerScale.
     learned = any(branch.learned for branch in facts.living)
-    if not (power > 0.85 and _near(facts.scale, facts.prescribed / facts.loops) if learned else power > TWICE):
+    second = power > 0.85 and facts.loops not in (10, 100, 1000) and _near(facts.scale, facts.prescribed / facts.loops)
+    if not (second if learned else power > TWICE):
         return
     yield finding(
         "double-depth-scale",
