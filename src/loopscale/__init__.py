@@ -6,8 +6,4 @@ Everything is imported when it is first touched; the maths needs no torch.
 from loopscale.lazy import on_first_use
 
 __version__ = "0.1.0"
-__getattr__, __all__ = on_first_use(__name__, __file__)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__, __all__ = on_first_use(__name__, __file__)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ast
 import importlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 
-def on_first_use(package: str, file: str) -> tuple[Callable[[str], Any], list[str]]:
-    """Return `__getattr__` and `__all__` of a package: of the names that the stub beside its file, `__init__.pyi`, imports.
+def on_first_use(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+    """Return `__getattr__`, `__dir__` and `__all__` of a package, for the names that its stub, `__init__.pyi`, imports.
 
     Type checkers read the stub instead of the package, so every name stands there, and there alone.
 
@@ -28,4 +29,7 @@ def on_first_use(package: str, file: str) -> tuple[Callable[[str], Any], list[st
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         return getattr(importlib.import_module(homes[name]), name)
 
-    return load, sorted(homes)
+    def listed() -> list[str]:
+        return sorted({*vars(sys.modules[package]), *homes})
+
+    return load, listed, sorted(homes)

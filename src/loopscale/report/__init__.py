@@ -5,4 +5,4 @@ Public names load on first use, so that `import loopscale.report` needs neither 
 
 from loopscale.lazy import on_first_use
 
-__getattr__, __all__ = on_first_use(__name__, __file__)
+__getattr__, __dir__, __all__ = on_first_use(__name__, __file__)

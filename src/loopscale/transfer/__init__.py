@@ -5,4 +5,4 @@ Public names load on first use, so that whoever reads a study's numbers needs no
 
 from loopscale.lazy import on_first_use
 
-__getattr__, __all__ = on_first_use(__name__, __file__)
+__getattr__, __dir__, __all__ = on_first_use(__name__, __file__)

@@ -2,4 +2,4 @@
 
 from loopscale.lazy import on_first_use
 
-__getattr__, __all__ = on_first_use(__name__, __file__)
+__getattr__, __dir__, __all__ = on_first_use(__name__, __file__)
