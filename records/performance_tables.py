@@ -197,7 +197,7 @@ def prepare() -> str:
     where = f"torch {origin['torch']}, {origin['hardware']}, {origin['date'][:10]}"
     return (
         f"{record['megabytes']:g} MB with a vocabulary of {record['vocab_size']:,}: {record['ratio_cpu_seconds']:.2f} of "
-        f"the CPU time of a document at a time, the same tokens; in wall time, beside other work that had most cores, "
+        f"the CPU time of a document at a time, the same tokens; in wall time on two quiet cores "
         f"{record['ratio_seconds']:.2f}. The largest memory is {record['peak_over_a_quarter_of_the_text']:.2f} times that "
         f"of a quarter of the text. ({where})"
     )
