@@ -67,6 +67,16 @@ def test_the_trials_of_the_experiment_keep_their_keys():
     assert len(keys) > 20 and all(made == kept for made, kept in keys.items())
 
 
+def test_the_trials_of_the_experiment_give_its_record():
+    """All that the record says, sentences too, follows from its trials; the next command names the folder."""
+    records = Path(__file__).parents[2] / "records"
+    recorded = read_record(records / "exponent.json", ExponentResult)
+    found = summarise(ExponentStudy.load(records / "exponent"), {})
+    apart = {"provenance", "next"}
+    assert found.model_dump(exclude=apart) == recorded.model_dump(exclude=apart)
+    assert recorded.says[0].startswith("The power is not one number: N^-0.51")
+
+
 def _at(trial):
     values = trial.cell.values
     return trial.cell.loops, values["strength"], values["lr"], values["outer_rate"], trial.cell.seed, values["longer"]
