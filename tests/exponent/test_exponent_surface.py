@@ -167,6 +167,28 @@ def valleys(strengths, noise=0.05):
     }
 
 
+@pytest.mark.parametrize("bend", [0.0, 0.2, 0.4])
+@pytest.mark.parametrize("loops", [(2, 8, 32), (2, 4, 8, 16)])
+def test_the_interval_at_the_target_covers_also_where_the_power_changes(loops, bend):
+    rng = np.random.default_rng(0)
+    target, turn, seeds, noise = 4 * loops[-1], math.log2(loops[1]), 8, 0.2
+    plan = ExponentPlan(TrainConfig(), loops=loops, target=target)
+
+    def truth(n):  # log2 of the best eps N: the power is 0.8 up to the second N, and 0.8 + bend from there on
+        return 0.2 * math.log2(n) - bend * max(0.0, math.log2(n) - turn)
+
+    def covered():
+        surfaces = {}
+        for n in loops:
+            places = np.stack([truth(n) + noise * rng.standard_normal(seeds), noise * rng.standard_normal(seeds)], 1)
+            at, nothing = places.mean(0), ((0.0, 0.0), (0.0, 0.0))
+            surfaces[n] = Surface(tuple(at), (2.0,) * seeds, tuple(map(tuple, places - at)), nothing, nothing)
+        low, high = at_target(plan, surfaces, target).eps.interval
+        return low <= 2.0 ** truth(target) * plan.eps(target, 1.0) <= high
+
+    assert 0.92 <= np.mean([covered() for _ in range(400)]) <= 0.985
+
+
 def test_a_power_that_changes_over_the_loops_is_said_and_the_target_follows_the_last():
     curved = valleys({2: 0.0, 8: 1.0, 32: 1.0})  # eps falls as N^-1/2 from 2 to 8, and as 1/N from 8 to 32
     first, last = bent(curved)

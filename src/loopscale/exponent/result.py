@@ -140,12 +140,13 @@ def summarise(study: ExponentStudy, provenance: dict[str, Any]) -> ExponentResul
 
 
 def at_target(plan: ExponentPlan, surfaces: Mapping[int, Surface], loops: int) -> AtTarget:
-    """Extrapolate the optimum to N = `loops` along the fitted line, with the seeds' spread there.
+    """Extrapolate the optimum to N = `loops` along the line through the two largest N, with the seeds' spread there.
 
-    Where the power of eps is not one number, its line is that through the two largest N.
+    A line through all N is narrower, and wrong where the power changes over N by less than `bent` can show: its 95 %
+    interval covers 0.70 to 0.95 of simulated studies, that of the last two 0.94 to 0.96.
     """
-    nearest = {n: surfaces[n] for n in sorted(surfaces)[-2:]} if bent(surfaces) else surfaces
-    strength, rate = _line(nearest, 0, loops), _line(surfaces, 1, loops)
+    nearest = {n: surfaces[n] for n in sorted(surfaces)[-2:]}
+    strength, rate = (_line(nearest, axis, loops) for axis in (0, 1))
     eps = strength.powered(plan.eps(loops, 1.0))
     return AtTarget(loops=loops, eps=eps, strength=2.0**strength.value, lr=rate.powered())
 
