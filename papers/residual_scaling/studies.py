@@ -9,6 +9,7 @@ from typing import Any
 
 import carried
 import compare
+import eight
 import gap
 import initial
 import kept
@@ -36,13 +37,14 @@ TABLES: dict[str, Callable[[], Table]] = {
     "layers": carried.layers,
     "layers-again": carried.layers_again,
     "width": carried.widths,
+    "eight": eight.table,
     "untied": untied.table,
 }
 STUDIES: dict[str, Callable[[], Outcome | Table]] = {
     **{f"{number:02d}": study for number, study in PREDICTIONS.items()},
     **TABLES,
 }
-LONG = ("rules", "layers", "layers-again", "width", "untied")  # run only by name: together they take longest
+LONG = ("rules", "layers", "layers-again", "width", "eight", "untied")  # run only by name: together they take longest
 SHARED = {"13": "gap", "15": "gap", "layers": "11"}  # folders of trials that two studies read
 
 
