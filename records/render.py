@@ -54,6 +54,19 @@ def benchmarks() -> str:
     return "\n".join(rows)
 
 
+def config_keys() -> str:
+    """A row for each key of a training's config."""
+    from loopscale.cli.keys import keys
+
+    rows = ["| key | default | type | meaning |", "|---|---|---|---|"]
+    for key in keys():
+        unit = f" ({key.unit})" if key.unit else ""
+        rows.append(
+            f"| `{key.name}` | {f'`{key.default}`' if key.default else ''} | {key.kind} | {key.meaning}{unit} |"
+        )
+    return "\n".join(rows)
+
+
 def documents() -> dict[str, dict[str, Callable[[], str]]]:
     """Which document shows which blocks. A document joins by adding a row."""
     import adapt_tables
@@ -65,8 +78,6 @@ def documents() -> dict[str, dict[str, Callable[[], str]]]:
     import score_tables
     import tune_tables
     import unbreakable_tables
-
-    from loopscale.cli.keys import markdown
 
     return {
         "README.md": {
@@ -80,7 +91,7 @@ def documents() -> dict[str, dict[str, Callable[[], str]]]:
         "docs/exponent.md": exponent_tables.BLOCKS,
         "docs/performance.md": performance_tables.BLOCKS,
         "docs/learn/rule.md": {"post-norm": pay_tables.post_norm},
-        "docs/reference/config.md": {"keys": markdown},
+        "docs/reference/config.md": {"keys": config_keys},
         "docs/reference/does-looping-pay.md": pay_tables.BLOCKS,
         "docs/reference/known-models.md": score_tables.KNOWN,
         "docs/reference/scoreboard.md": score_tables.BLOCKS,
@@ -92,8 +103,9 @@ def documents() -> dict[str, dict[str, Callable[[], str]]]:
 
 def figures() -> dict[str, bytes]:
     """The pictures that are drawn from the records, by place: README's, side by side and stacked, and the valleys."""
+    from readme_figure import readme_figure
+
     from loopscale.records import ExponentResult, Result
-    from loopscale.report import readme_figure
     from loopscale.report import render as render_figure
     from loopscale.report.exponent_page import figures as exponent_figures
 

@@ -9,7 +9,7 @@ import pytest
 from made_study import write_run
 
 from loopscale.errors import UserError
-from loopscale.report import write_figures, write_report, write_run_report
+from loopscale.report import write_report, write_run_report
 
 
 def set_key(path, keys, value):
@@ -52,8 +52,6 @@ def test_a_damaged_result_is_one_sentence_and_writes_nothing(copied, damage):
     with pytest.raises(UserError, match=r"result\.json") as error:
         write_report(copied)
     is_one_sentence(error)
-    with pytest.raises(UserError):
-        write_figures(copied)
     assert sorted(copied.rglob("*")) == before
 
 

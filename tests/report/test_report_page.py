@@ -5,7 +5,9 @@ from __future__ import annotations
 import html
 import json
 import re
+import sys
 from html.parser import HTMLParser
+from pathlib import Path
 from xml.etree import ElementTree
 
 import altair as alt
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 from made_study import LOOPS, SHAPES, result, trial
 
 from loopscale.records import Result, Trial, clean
-from loopscale.report import Section, Table, readme_figure, render, render_page, study_info, write_figures
+from loopscale.report import Section, Table, render, render_page, study_info, write_report
 from loopscale.report.figures import study_figures
 from loopscale.report.info import StudyInfo
 from loopscale.report.page import embed_json, escape
@@ -103,12 +105,15 @@ def test_a_page_is_small_and_holds_the_drawing_script_once(study):
 def test_the_page_and_the_figures_are_reproducible(study, tmp_path):
     first = {path.name: path.read_bytes() for path in (study / "figures").iterdir()}
     assert len(first) == 18 and {name.rsplit(".", 1)[1] for name in first} == {"svg", "png", "pdf"}
-    write_figures(study)
+    write_report(study)
     assert {path.name: path.read_bytes() for path in (study / "figures").iterdir()} == first
     assert page(study_info(study)) == (study / "report.html").read_text()
 
 
 def test_the_readme_figure_stands_side_by_side_and_stacked(study):
+    sys.path.insert(0, str(Path(__file__).parents[2] / "records"))
+    from readme_figure import readme_figure
+
     read = Result.model_validate_json((study / "result.json").read_text())
     wide, stacked = (ElementTree.fromstring(readme_figure(read, narrow)) for narrow in (False, True))
     assert float(wide.get("width")) > 700 > 500 > float(stacked.get("width"))

@@ -47,17 +47,6 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def markdown() -> str:
-    """Format the keys as a table of the documentation."""
-    rows = ["| key | default | type | meaning |", "|---|---|---|---|"]
-    for key in keys():
-        unit = f" ({key.unit})" if key.unit else ""
-        rows.append(
-            f"| `{key.name}` | {f'`{key.default}`' if key.default else ''} | {key.kind} | {key.meaning}{unit} |"
-        )
-    return "\n".join(rows)
-
-
 def _toml(value: Any) -> str:
     import tomli_w
 

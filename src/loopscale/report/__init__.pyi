@@ -12,8 +12,6 @@ from loopscale.report.page import Section as Section
 from loopscale.report.page import Table as Table
 from loopscale.report.page import render_page as render_page
 from loopscale.report.run_page import write_run_report as write_run_report
-from loopscale.report.study_page import readme_figure as readme_figure
-from loopscale.report.study_page import write_figures as write_figures
 from loopscale.report.study_page import write_report as write_report
 from loopscale.report.tune_page import write_tune_report as write_tune_report
 from loopscale.report.valleys import exponent_figure as exponent_figure

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
-from loopscale.records import Result, RuleRecord
-from loopscale.report.figure import drawn_files, render, write_drawn
-from loopscale.report.figures import loss_over_rate, rule_name, study_figures
+from loopscale.records import RuleRecord
+from loopscale.report.figure import drawn_files, write_drawn
+from loopscale.report.figures import rule_name, study_figures
 from loopscale.report.info import StudyInfo, study_info
 from loopscale.report.page import Section, Table, escape, plainly, provenance, render_page, split, write_page
 from loopscale.report.palette import VERDICTS, Ink, interval, looks, number
@@ -226,47 +225,3 @@ def write_report(study_dir: Path) -> Path:
     text, drawn = page(study), drawn_files(study_figures(study))
     write_drawn(study_dir / "figures", drawn)
     return write_page(study_dir, text)
-
-
-def write_figures(study_dir: Path) -> list[Path]:
-    """Write only the figures of a study, as SVG, PNG and PDF; return their paths.
-
-    Raises as `write_report` does.
-    """
-    return write_drawn(study_dir / "figures", drawn_files(study_figures(study_info(study_dir))))
-
-
-_LARGE = {"labelFontSize": 15, "titleFontSize": 15, "symbolSize": 130, "columnPadding": 22}
-
-
-def readme_figure(result: Result, stacked: bool = False) -> bytes:
-    """Draw one SVG from a study's result: loss over rate, a panel without transfer and one with."""
-    names = compared(result)
-    study = StudyInfo(result.model_copy(update={"rules": {name: result.rules[name] for name in names}}), ())
-    drawn = loss_over_rate(study)
-    titles = {rule_name(name): _title(result, name) for name in names}
-    marks = [mark._replace(panel=titles[mark.panel]) for mark in drawn.marks]
-    guides = [guide._replace(panel=titles[guide.panel]) for guide in drawn.guides]
-    figure = replace(drawn, marks=marks, guides=guides, panels=list(titles.values()), height=230 if stacked else 300)
-    spec = figure.spec(columns=1 if stacked else 2, width=400 if stacked else 330)
-    config = spec["config"]
-    config["axis"] |= _LARGE
-    config["legend"] |= _LARGE
-    config["header"] |= {"labelFontSize": 16}
-    config["axisY"] |= {"minExtent": 50, "maxExtent": 50}
-    return render(spec)["svg"]
-
-
-def compared(result: Result) -> list[str]:
-    """Return the two rules to show: one that does not claim transfer ("none" if there), then one that does."""
-    rules = result.rules
-    against = sorted((n for n, r in rules.items() if not r.claims_transfer), key=lambda name: name != "none")[:1]
-    chosen = sorted((n for n, r in rules.items() if r.claims_transfer), key=lambda name: name != "looped")[:1]
-    return against + chosen or list(rules)[:1]
-
-
-def _title(result: Result, name: str) -> str:
-    """Return what is seen: how far the best rate moves."""
-    slope = result.rules[name].slope
-    words = "without a scale" if name == "none" else "eps = 1 / (N \N{SQUARE ROOT}L)" if name == "looped" else name
-    return words if slope is None else f"{words}: best rate moves {number(slope, 2)}"
