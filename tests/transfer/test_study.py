@@ -21,7 +21,7 @@ from loopscale.records import Journal, StudyRecord, content_hash, write_record
 from loopscale.study import Executor, InThisProcess, LocalProcesses, RayTasks, Silent, SlurmArrays, UserCode
 from loopscale.study.trial import config_of
 from loopscale.train import make_config
-from loopscale.transfer import Arm, Cell, Study, StudyPlan, run_study, seeds_by_cost
+from loopscale.transfer import Arm, Cell, Study, StudyPlan, run_study
 
 BASE = make_config(
     {
@@ -450,15 +450,6 @@ def test_mistakes_on_the_command_line(arguments, words, tmp_path, capsys):
     said = capsys.readouterr()
     assert words in said.err and len(said.err.strip().splitlines()) == 1 and not said.out
     assert not out.exists()
-
-
-def test_cheap_numbers_of_loops_may_have_more_seeds():
-    assert seeds_by_cost((16, 1, 4), 2) == ((1, 8), (4, 4), (16, 2))
-    plan = replace(PLAN, cheap_seeds=seeds_by_cost((1, 2), 2))
-    assert (plan.seeds_at(1), plan.seeds_at(2)) == (3, 2)
-    assert StudyPlan.from_record(read_back(plan)) == plan
-    with pytest.raises(UserError, match="give loops of the study"):
-        replace(PLAN, cheap_seeds=((3, 9),))
 
 
 def test_a_study_of_an_older_version_goes_on(tmp_path):

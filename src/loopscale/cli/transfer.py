@@ -88,7 +88,8 @@ def command(
     code = find_user_code(model, objective)  # a mistake in its arguments is told before the slow imports
     from loopscale.report import StudyPage, write_report
     from loopscale.study import check_named
-    from loopscale.transfer import Study, StudyPlan, failed, get_preset, run_study, seeds_by_cost
+    from loopscale.transfer import Study, StudyPlan, failed, get_preset, run_study
+    from loopscale.transfer.presets import SEEDS
 
     mine = model or objective
     folder = out or Path("runs") / f"transfer-{(preset or 'demo') if mine is None else name_of(mine)}"
@@ -99,24 +100,15 @@ def command(
     if preset is None and not sets and data is None and (folder / "study.json").exists():
         plan = Study.load(folder).plan
         check_named(folder, plan.user_code, code)
-        cheap = () if given.keys() & {"loops", "seeds"} else plan.cheap_seeds
-        plan = replace(plan, **given, cheap_seeds=cheap, beside_one=plan.beside_one and beside_one)
+        plan = replace(plan, **given, beside_one=plan.beside_one and beside_one)
         base, title = plan.base, f"study {folder.name}, which goes on"
     else:
         chosen = get_preset(preset or "demo")
         base = chosen.base(where.sets(with_data(sets, data)), code is not None)
-        loops = given.get("loops", chosen.loops)
-        usual = {
-            "rules": ("looped", "sqrt", "none"),
-            "loops": loops,
-            "seeds": chosen.seeds,
-            "strengths": chosen.strengths,
-        }
         plan = StudyPlan(
             base=base,
             user_code=code,
-            **{**usual, **given},
-            cheap_seeds=seeds_by_cost(loops, chosen.seeds) if "seeds" not in given and chosen.by_cost else (),
+            **{"loops": chosen.loops, "seeds": SEEDS, **given},
             center_lr=chosen.center_lr,
             preset=preset or "demo",
             outer_pilot=objective is None and "outer_lr" not in base.optim.model_fields_set,

@@ -60,7 +60,6 @@ class StudyRecord(Record):
     loops: tuple[PositiveInt, ...]
     lrs: tuple[PositiveFloat, ...] | None
     seeds: PositiveInt
-    cheap_seeds: tuple[tuple[int, int], ...] = ()
     strengths: tuple[FiniteFloat, ...]
     center_lr: PositiveFloat
     preset: str

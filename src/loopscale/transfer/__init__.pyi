@@ -9,7 +9,6 @@ from loopscale.transfer.estimate import student95 as student95
 from loopscale.transfer.plan import Arm as Arm
 from loopscale.transfer.plan import Cell as Cell
 from loopscale.transfer.plan import StudyPlan as StudyPlan
-from loopscale.transfer.plan import seeds_by_cost as seeds_by_cost
 from loopscale.transfer.plan import stream_growth as stream_growth
 from loopscale.transfer.presets import PRESETS as PRESETS
 from loopscale.transfer.presets import Preset as Preset

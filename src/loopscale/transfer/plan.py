@@ -46,9 +46,8 @@ class StudyPlan(Design):
     """The identity of a study: rules x strengths x loops x rates x seeds over one base config.
 
     `lrs` fixes the rate grid; without it the rates are searched on a sqrt(2) grid around `center_lr` until the minimum of
-    every arm lies inside with two points on either side. `cheap_seeds`, pairs of (loops, seeds), gives some numbers of
-    loops more seeds than `seeds`: see `seeds_by_cost`. `spacing`: grid steps between the rates that all seeds get, 1 for
-    five rates and 2 for three, over the same two octaves.
+    every arm lies inside with two points on either side. `spacing`: grid steps between the rates that all seeds get, 1
+    for five rates and 2 for three, over the same two octaves.
 
     `outer_pilot`: embedding, readout and final norm keep one rate while the others are swept, found at the smallest N
     first. `early_end`: on a fixed grid, trials of further seeds that the better half of the first seed's has left behind
@@ -64,7 +63,6 @@ class StudyPlan(Design):
     loops: tuple[int, ...] = (1, 2, 4, 8)
     lrs: tuple[float, ...] | None = None
     seeds: int = 1
-    cheap_seeds: tuple[tuple[int, int], ...] = ()
     strengths: tuple[float, ...] = (1.0,)
     center_lr: float = 2.0**-6
     preset: str = "custom"
@@ -82,11 +80,6 @@ class StudyPlan(Design):
             if not axis or len(set(axis)) != len(axis):
                 raise UserError(f"{name} must list at least one value, each once, got {list(axis)}")
         between("seeds", self.seeds, 1, MOST_SEEDS)
-        for loops, seeds in self.cheap_seeds:
-            if loops not in self.loops or seeds < self.seeds:
-                raise UserError(
-                    f"cheap_seeds has ({loops}, {seeds}): give loops of the study, and at least {self.seeds} seeds"
-                )
         for rule in self.rules:
             get_rule(rule)
             if self.user_code is not None:
@@ -106,10 +99,6 @@ class StudyPlan(Design):
         """Every (rule, strength, loops), the most expensive first so that the cores end together."""
         grid = [Arm(rule, strength, n) for rule in self.rules for strength in self.strengths for n in self.loops]
         return sorted(grid, key=lambda arm: -arm.loops)
-
-    def seeds_at(self, loops: int) -> int:
-        """Say how many seeds a cell gets at this number of loops."""
-        return dict(self.cheap_seeds).get(loops, self.seeds)
 
     def same_network(self, arm: Arm) -> Arm:
         """Return the first arm of the plan that is the same network: at N = 1 and the base L most pre-norm rules are."""
@@ -209,20 +198,6 @@ class StudyPlan(Design):
         arms = (Arm(size.rule, strength, max(self.loops)) for strength in (1.0, 0.125))
         strong, weak = (self.config(Cell(arm, self.center_lr, 0)) for arm in arms)
         return strong, weak
-
-
-def seeds_by_cost(loops: tuple[int, ...], seeds: int) -> tuple[tuple[int, int], ...]:
-    """Return `seeds` at the largest N and more where a trial is cheaper: as 1/sqrt(cost), cost being proportional to N.
-
-    This split of the computing time gives the slope over loops its smallest variance (Neyman's allocation).
-
-    Raises `UserError` for loops below 1.
-
-    >>> seeds_by_cost((1, 4, 16), 2)
-    ((1, 8), (4, 4), (16, 2))
-    """
-    counts = sorted(Depth(n, 1).loops for n in loops)
-    return tuple((n, math.ceil(seeds * math.sqrt(counts[-1] / n))) for n in counts)
 
 
 def grid_rate(index: int) -> float:

@@ -9,20 +9,19 @@ from typing import Any
 from loopscale.errors import UserError, nearest
 from loopscale.train import TrainConfig, make_config, parse_values
 
+SEEDS = 3  # of a cell: fewer say next to nothing of noise
+
 
 @dataclass(frozen=True)
 class Preset:
     """Defaults of `loopscale transfer`: a base config and the axes of the study.
 
-    `by_cost`: `seeds` counts at the largest N, and cheaper numbers of loops get more (`seeds_by_cost`). `spacing`: as in
-    `StudyPlan`; three rates an octave apart tell as much of a slope as five, for their noise is that of whole curves.
+    `spacing`: as in `StudyPlan`; three rates an octave apart tell as much of a slope as five, for their noise is that of
+    whole curves.
     """
 
     config: dict[str, Any]
     loops: tuple[int, ...]
-    seeds: int
-    by_cost: bool
-    strengths: tuple[float, ...]
     center_lr: float
     promise: str
     spacing: int = 1
@@ -58,14 +57,11 @@ def _small(steps: int, layers: int, batch: int, width: int = 64, context: int = 
 
 
 PRESETS = {
-    "demo": Preset(_small(100, 1, 8), (1, 16), 3, False, (1.0,), 2.0**-6, "about 3 minutes on 2 cores", 2),
-    "laptop": Preset(_small(120, 2, 12), (1, 2, 4, 8, 16), 3, False, (1.0,), 2.0**-6, "at most 40 minutes on 2 cores"),
+    "demo": Preset(_small(100, 1, 8), (1, 16), 2.0**-6, "about 3 minutes on 2 cores", 2),
+    "laptop": Preset(_small(120, 2, 12), (1, 2, 4, 8, 16), 2.0**-6, "at most 40 minutes on 2 cores"),
     "gpu": Preset(
         _small(2000, 4, 64, width=512, context=512, device="cuda", precision="bf16"),
         (1, 2, 4, 8, 16),
-        3,
-        False,
-        (1.0,),
         2.0**-9,
         "hours on one GPU; not yet measured",
     ),

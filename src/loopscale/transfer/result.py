@@ -74,11 +74,7 @@ def summarise(study: Study, provenance: dict[str, Any]) -> dict[str, Any]:
         "loops": sorted(plan.loops),
         "strengths": list(plan.strengths),
         "by_strength": _by_strength(study),
-        "provenance": {
-            **provenance,
-            "seeds": list(range(max(map(plan.seeds_at, plan.loops)))),
-            "seeds_at": {str(n): plan.seeds_at(n) for n in sorted(plan.loops)},
-        },
+        "provenance": {**provenance, "seeds": list(range(plan.seeds))},
     }
 
 

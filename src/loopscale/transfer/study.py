@@ -200,12 +200,12 @@ class Study(StudyFolder):
         if arm.steps:
             tuned = self._best(replace(arm, steps=0))
             begin = (tuned or 0.0) * (arm.steps / plan.base.train.steps) ** LONGER
-            return wanted_best(known, plan.seeds_at(max(plan.loops)), begin) if tuned else []
+            return wanted_best(known, plan.seeds, begin) if tuned else []
         if plan.lrs is not None and plan.early_end:
             if first := wanted(known, 1, plan.center_lr, plan.lrs):
                 return first
             known = {**dict.fromkeys(self._ended.get(arm, ()), math.inf), **known}
-        return wanted(known, plan.seeds_at(arm.loops), plan.center_lr, plan.lrs, plan.spacing)
+        return wanted(known, plan.seeds, plan.center_lr, plan.lrs, plan.spacing)
 
     def _one_shot(self, arm: Arm) -> list[tuple[float, int]]:
         if self.plan.lrs is not None and not self._ended.get(self.plan.same_network(arm)):
@@ -213,7 +213,7 @@ class Study(StudyFolder):
         rate, known = self.tuned_rate(arm), self.losses(arm)
         if rate is None:
             return []
-        return [(rate, seed) for seed in range(self.plan.seeds_at(arm.loops)) if (rate, seed) not in known]
+        return [(rate, seed) for seed in range(self.plan.seeds) if (rate, seed) not in known]
 
     def _job(self, cell: Cell) -> Job:
         config = self.plan.job_config(cell, self._outer)
