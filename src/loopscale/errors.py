@@ -7,11 +7,12 @@ import difflib
 import functools
 import importlib
 import inspect
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 T = TypeVar("T")
 
@@ -98,6 +99,19 @@ def between(noun: str, value: int, least: int, most: int) -> None:
     """
     if not least <= value <= most:
         raise UserError(f"{noun} must be from {least} to {most:,}, not {value}")
+
+
+def number(name: str, value: object, least: float, most: float = math.inf, whole: bool = False) -> Any:
+    """Return the value; raise `UserError` unless it is a finite number, or a whole one, in [least, most].
+
+    >>> number("loops", 8, 1, whole=True)
+    8
+    """
+    fits = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    if not fits or not least <= cast(float, value) <= most or value == math.inf:
+        bounds = f"of at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
+        raise UserError(f"{name} must be a {'whole number' if whole else 'number'} {bounds}, got {value!r}")
+    return value
 
 
 def require(module: str, extra: str) -> ModuleType:

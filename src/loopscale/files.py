@@ -63,7 +63,7 @@ def alone(path: Path, busy: str) -> Iterator[None]:
 
     Raises `UserError`, with `busy`, while another process holds it.
     """
-    try:
+    with writing(path):
         while True:
             handle = open(path, "a+", encoding="utf-8", opener=no_link)
             try:
@@ -74,8 +74,6 @@ def alone(path: Path, busy: str) -> Iterator[None]:
             if path.exists() and os.path.samestat(os.fstat(handle.fileno()), path.stat()):
                 break
             handle.close()  # its folder was removed meanwhile
-    except OSError as cause:
-        raise disk_error(path, cause) from cause
     with handle:
         yield
 
@@ -172,10 +170,8 @@ def new_folder(path: Path) -> Iterator[None]:
     """
     made = [folder for folder in (path, *path.absolute().parents) if not folder.exists()]
     try:
-        try:
+        with writing(path):
             path.mkdir(parents=True, exist_ok=True)
-        except OSError as cause:
-            raise disk_error(path, cause) from cause
         yield
     except BaseException:
         with suppress(OSError):
@@ -236,6 +232,15 @@ def disk_error(path: Path, cause: OSError) -> UserError:
     if cause.errno == errno.ENAMETOOLONG:
         return UserError(f"cannot write {path} (a name in it has more than 255 bytes): name a shorter one with --out")
     return UserError(f"cannot write {path} ({cause.strerror or cause}): name another place with --out")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise as `disk_error` what the system refuses inside."""
+    try:
+        yield
+    except OSError as cause:
+        raise disk_error(path, cause) from cause
 
 
 def write_text(path: Path, text: str) -> None:

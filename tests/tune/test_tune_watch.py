@@ -17,7 +17,7 @@ from browsing import PATIENCE
 import loopscale
 from loopscale.cli.display import table
 from loopscale.cli.serving import make_server
-from loopscale.records import Journal
+from loopscale.records import Journal, Trial
 
 FILE = Path(__file__).parent / "valley.py"
 pytestmark = pytest.mark.slow
@@ -112,12 +112,8 @@ def test_the_terminal_shows_the_best_trials_and_the_last():
     from rich.console import Console
 
     def trial(loss, seed, **other):
-        values = {"lr": 0.01, "strength": 1.0}
-        return {
-            "cell": {"rule": "looped", "loops": 1, "seed": seed, "values": values, "lr": 0.01},
-            "loss": loss,
-            **other,
-        }
+        cell = {"rule": "looped", "loops": 1, "seed": seed, "values": {"lr": 0.01, "strength": 1.0}, "lr": 0.01}
+        return Trial(cell=cell, loss=loss, diverged=loss is None, **other)
 
     trials = [trial(2.0 + seed / 100, seed) for seed in range(12)]
     trials += [trial(None, 12, stopped=True), trial(None, 13, error="RuntimeError: no")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,8 @@ from loopscale.parameterization.roles import role_lines
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+    from loopscale.records import Trial
 
 SHOWN = 8  # the best trials
 SIGTERM = 143
@@ -34,7 +36,7 @@ class Display:
         self._title, self._began, self._told = title, time.monotonic(), False
         console = Console(stderr=True)
         self._live = Live(console=console, refresh_per_second=4) if console.is_terminal else None
-        self._best: list[dict[str, Any]] = []
+        self._best: list[Trial] = []
         self._bar: Any = None
 
     def __enter__(self) -> Display:
@@ -67,18 +69,18 @@ class Display:
         for said in description.get("warnings", []):
             warn(said)
 
-    def ended(self, record: dict[str, Any], finished: int, left: int | None) -> None:
+    def ended(self, trial: Trial, finished: int, left: int | None) -> None:
         """Show one more trial of a study."""
         count = f"{finished} trials" if left is None else f"{finished} of {finished + left} trials"
         said = f"{count}, {time.monotonic() - self._began:.0f} s"
-        self._best = sorted([*self._best, record], key=_loss)[:SHOWN]
+        self._best = sorted([*self._best, trial], key=lambda one: one.height)[:SHOWN]
         if not self._told:
             click.echo(f"{self._title}; stop it any time, the same command goes on", err=True)
             self._told = True
         if self._live is None:
-            click.echo(f"{said}: {_row(record)}", err=True)
+            click.echo(f"{said}: {_row(trial)}", err=True)
         else:
-            self._show(table(f"{self._title}: {said}", self._best, record))
+            self._show(table(f"{self._title}: {said}", self._best, trial))
 
     def _show(self, drawn: RenderableType) -> None:
         assert self._live is not None
@@ -125,41 +127,36 @@ def _bar(done: int, steps: int) -> Any:
     return bar
 
 
-def table(title: str, best: list[dict[str, Any]], last: dict[str, Any]) -> RenderableType:
+def table(title: str, best: list[Trial], last: Trial) -> RenderableType:
     """Draw the best trials and the last one as a table of rich's."""
     from rich.console import Group
     from rich.table import Table
 
     drawn = Table()
-    names = list(_values(last))
+    names = list(last.cell.shown)
     for name in ("rank", "rule", "loops", *names, "seed", "loss"):
         drawn.add_column(name, justify="right")
     for rank, trial in [*enumerate(best, start=1), ("last", last)]:
-        cell, values = trial["cell"], _values(trial)
-        numbers = [f"{values[name]:.4g}" for name in names]
-        drawn.add_row(str(rank), str(cell["rule"]), str(cell["loops"]), *numbers, str(cell["seed"]), outcome(trial))
+        drawn.add_row(str(rank), *shown(trial, names))
     return Group(title, drawn)
 
 
-def outcome(trial: dict[str, Any]) -> str:
-    """Say the loss of a trial, or why there is none."""
-    if trial.get("error") is not None:
+def shown(trial: Trial, names: Sequence[str]) -> list[str]:
+    """Return a row of a table of trials: rule, loops, the values of these names, seed, and loss or fate."""
+    cell, values = trial.cell, trial.cell.shown
+    numbers = [f"{values[name]:.4g}" if name in values else "" for name in names]
+    return [cell.rule, str(cell.loops), *numbers, str(cell.seed), _outcome(trial)]
+
+
+def _outcome(trial: Trial) -> str:
+    if trial.error is not None:
         return "raised"
-    if trial["loss"] is not None:
-        return f"{trial['loss']:.4f}"
-    return "stopped early" if trial.get("stopped") else "diverged"
+    if trial.loss is not None:
+        return f"{trial.loss:.4f}"
+    return "stopped early" if trial.stopped else "diverged"
 
 
-def _loss(trial: dict[str, Any]) -> float:
-    return float("inf") if trial["loss"] is None else float(trial["loss"])
-
-
-def _values(trial: dict[str, Any]) -> dict[str, float]:
-    cell = trial["cell"]
-    return cell.get("values") or {name: cell[name] for name in ("lr", "strength") if cell.get(name) is not None}
-
-
-def _row(trial: dict[str, Any]) -> str:
-    cell = trial["cell"]
-    shown = " ".join(f"{name}={value:.4g}" for name, value in _values(trial).items())
-    return f"{cell['rule']} N={cell['loops']} {shown} seed {cell['seed']}: {outcome(trial)}"
+def _row(trial: Trial) -> str:
+    cell = trial.cell
+    values = " ".join(f"{name}={value:.4g}" for name, value in cell.shown.items())
+    return f"{cell.rule} N={cell.loops} {values} seed {cell.seed}: {_outcome(trial)}"

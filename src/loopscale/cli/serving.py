@@ -9,7 +9,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from loopscale.cli.display import outcome
+from loopscale.cli.display import shown
 from loopscale.errors import UserError
 from loopscale.records import ExponentResult, Journal, Plan, Result, Trial, clean, read_record
 
@@ -51,15 +51,15 @@ class Live:
             trials, damage = [], str(cause)
         names = sorted({name for trial in trials for name in trial.cell.shown})
         columns = ["rule", "loops", *names, "seed", "loss"]
-        ranked = sorted(trials, key=lambda trial: float("inf") if trial.loss is None else trial.loss)[:ROWS]
+        ranked = sorted(trials, key=lambda trial: trial.height)[:ROWS]
         report = self.folder / "report.html"
         tuning = (self.folder / "tune.json").exists()
         return PAGE.format(
             title=html.escape(clean(f"{'Tuning' if tuning else 'Study'} {self.folder.resolve().name}")),
             said=html.escape(damage or self._said(len(trials))),
             caption="Trials that ended, best first" + (f" (the best {ROWS})" if len(trials) > ROWS else ""),
-            head="".join(f"<th scope='col'>{html.escape(name)}</th>" for name in columns),
-            rows="".join(f"<tr>{_cells(trial, names)}</tr>" for trial in ranked),
+            head=_joined("th", columns),
+            rows="".join(f"<tr>{_joined('td', shown(trial, names))}</tr>" for trial in ranked),
             link='<p><a href="/report.html">The finished report</a></p>' if report.exists() else "",
         )
 
@@ -126,8 +126,5 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing on stderr: the page reloads every three seconds."""
 
 
-def _cells(trial: Trial, names: list[str]) -> str:
-    cell, values = trial.cell, trial.cell.shown
-    numbers = [f"{values[name]:.4g}" if name in values else "" for name in names]
-    texts = [cell.rule, str(cell.loops), *numbers, str(cell.seed), outcome(trial.model_dump())]
-    return "".join(f"<td>{html.escape(text)}</td>" for text in texts)
+def _joined(tag: str, texts: list[str]) -> str:
+    return "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in texts)

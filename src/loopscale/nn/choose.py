@@ -30,12 +30,3 @@ def choose(option: str, kinds: Iterable[type[T]], given: object) -> T:
             hint = nearest(str(key), known) if known else "it takes none"
             raise UserError(f"{option} of kind {kind!r} has no key {key!r}: {hint}")
     return cls(**table)
-
-
-def number(option: str, value: object, least: float, most: float = float("inf"), whole: bool = False) -> None:
-    """Raise `UserError` unless `value` is a finite number in [least, most]."""
-    kind = "a whole number" if whole else "a number"
-    fits = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-    if not fits or not least <= cast(float, value) <= most or value == float("inf"):
-        bounds = f"of at least {least:g}" if most == float("inf") else f"from {least:g} to {most:g}"
-        raise UserError(f"{option} must be {kind} {bounds}, got {value!r}")

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
-from loopscale.errors import UserError, nearest, spelt
-from loopscale.nn.choose import choose, number
+from loopscale.errors import UserError, nearest, number, spelt
+from loopscale.nn.choose import choose
 from loopscale.nn.injection import INJECTIONS, Injection, NoInjection
 from loopscale.nn.sampler import SAMPLERS, FixedLoops, GrowLoops, Sampler
 from loopscale.nn.visits import ORDERS, STACK
@@ -66,11 +66,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         Depth(self.loops, self.layers)
-        for name in ("vocab_size", "width", "head_dim"):
-            _positive(name, getattr(self, name))
-        for name in ("prelude", "coda"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} must be at least 0, got {getattr(self, name)!r}")
+        for name, least in {"vocab_size": 1, "width": 1, "head_dim": 1, "prelude": 0, "coda": 0}.items():
+            number(name, getattr(self, name), least, whole=True)
         if self.width % self.head_dim:
             raise UserError(f"width {self.width} is not a multiple of head_dim {self.head_dim}: change one of them")
         if self.head_dim % 2:
@@ -136,11 +133,6 @@ class ModelConfig:
     def depth(self) -> Depth:
         """Loops and layers of the core."""
         return Depth(self.loops, self.layers)
-
-
-def _positive(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UserError(f"{name} must be a whole number of at least 1, got {value!r}")
 
 
 def check_scale(scale: str) -> str:

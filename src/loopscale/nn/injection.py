@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from loopscale.nn.choose import number
+from loopscale.errors import number
 from loopscale.nn.residual import Scale, add_scaled
 
 

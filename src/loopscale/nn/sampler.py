@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from loopscale.errors import UserError
-from loopscale.nn.choose import number
+from loopscale.errors import UserError, number
 
 
 @dataclass(frozen=True)

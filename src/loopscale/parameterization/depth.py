@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-from loopscale.errors import UserError, spelt
+from loopscale.errors import UserError, number, spelt
 
 
 @spelt
@@ -25,10 +24,8 @@ class Depth:
     layers: int
 
     def __post_init__(self) -> None:
-        for name in ("loops", "layers"):
-            count = getattr(self, name)
-            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-                raise UserError(f"{name} must be a whole number of at least 1, got {count!r}")
+        number("loops", self.loops, 1, whole=True)
+        number("layers", self.layers, 1, whole=True)
 
     @property
     def executed(self) -> int:
@@ -51,12 +48,9 @@ class Width:
     base_width: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("width", "base_width"):
-            size = getattr(self, name)
-            if name == "base_width" and size is None:
-                continue
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise UserError(f"{name} must be a whole number of at least 1, got {size!r}")
+        number("width", self.width, 1, whole=True)
+        if self.base_width is not None:
+            number("base_width", self.base_width, 1, whole=True)
 
     @property
     def ratio(self) -> float:
@@ -78,8 +72,4 @@ def relative_layers(depth: Depth, base_layers: int | None) -> float:
 
 def check_strength(strength: float) -> float:
     """Return lambda unchanged; raise `UserError` unless it is a finite number of at least 0."""
-    if isinstance(strength, bool) or not isinstance(strength, (int, float)):
-        raise UserError(f"strength must be a number of at least 0, got {strength!r}")
-    if not math.isfinite(strength) or strength < 0:
-        raise UserError(f"strength must be a finite number of at least 0, got {strength!r}")
-    return float(strength)
+    return float(number("strength", strength, 0))

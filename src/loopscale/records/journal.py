@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from loopscale.errors import UserError
-from loopscale.files import disk_error, no_link
+from loopscale.files import no_link, writing
 from loopscale.records.record import parse_json, parse_record, read_record, sealed
 from loopscale.records.study import Trial
 
@@ -59,15 +59,12 @@ class Journal:
         if not self._new(trial):
             return
         line = json.dumps(sealed(trial), separators=(",", ":"), allow_nan=False).encode() + b"\n"
-        try:
-            with open(self.path, "r+b" if self.path.exists() else "wb", opener=no_link) as file:
-                file.truncate(self._end)
-                file.seek(self._end)
-                file.write(line)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as cause:
-            raise disk_error(self.path, cause) from cause
+        with writing(self.path), open(self.path, "r+b" if self.path.exists() else "wb", opener=no_link) as file:
+            file.truncate(self._end)
+            file.seek(self._end)
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
         self._end, self._lines = self._end + len(line), self._lines + 1
         self.trials[trial.key] = trial
 

@@ -27,7 +27,7 @@ class Observer(Protocol):
         """Hear, before the first trial, what provenance says of the data or the user's model (`warnings` too)."""
         return
 
-    def ended(self, record: dict[str, Any], finished: int, left: int | None) -> None:
+    def ended(self, trial: Trial, finished: int, left: int | None) -> None:
         """Hear of a trial that ended, how many have, and how many are known to be left (None: not known)."""
         return
 

@@ -43,9 +43,10 @@ def run_trials(
     """
 
     def keep(found: dict[str, Any]) -> None:
-        finished, left = record(Trial.model_validate(found))
+        trial = Trial.model_validate(found)
+        finished, left = record(trial)
         check_errors(trials.values())
-        observer.ended(found, finished, left)
+        observer.ended(trial, finished, left)
 
     drive(executor, next_job, keep)
 

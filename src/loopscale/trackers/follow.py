@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from loopscale.errors import UserError, first_line, nearest, require
-from loopscale.files import alone, disk_error, no_link
+from loopscale.files import alone, no_link, writing
 from loopscale.records import read_steps
 from loopscale.trackers import tensorboard, trackio, wandb
 from loopscale.trackers.protocol import Identity, Tracker, flat, identity
@@ -151,11 +151,9 @@ class _Sink:
 @contextmanager
 def _sink(run: Path, name: str) -> Iterator[_Sink]:
     path = run / "trackers" / f"{name}.step"
-    try:
+    with writing(path):
         path.parent.mkdir(exist_ok=True)
         mark = open(path, "r+" if path.exists() else "w+", encoding="utf-8", opener=no_link)
-    except OSError as cause:
-        raise disk_error(path, cause) from cause
     busy = f"another process sends {run} to {name} ({{process}}): wait until it ends"
     with mark, alone(path.with_suffix(".lock"), busy):
         sink = _Sink(run, name, mark)

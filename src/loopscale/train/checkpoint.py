@@ -14,8 +14,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from loopscale.errors import UserError
-from loopscale.files import disk_error, file_sha256
+from loopscale.files import file_sha256, writing
 from loopscale.planning.work import MOMENTS
 from loopscale.train import sharded
 from loopscale.train.config import TrainConfig
@@ -54,7 +53,7 @@ def save(folder: Path, training: Training, keep: int) -> Path:
     try:
         with world.together():
             if world.main:
-                with _disk_errors(target):
+                with writing(target):
                     folder.mkdir(exist_ok=True)  # not its parents: the run may have been moved away
                     aside.mkdir()
         sums: dict[str, str] = {}
@@ -64,7 +63,7 @@ def save(folder: Path, training: Training, keep: int) -> Path:
         parts = world.texts(json.dumps(sums))
         with world.together():
             if world.main:
-                with _disk_errors(target):
+                with writing(target):
                     _write_sums(aside, {name: digest for part in parts for name, digest in json.loads(part).items()})
                 _put_in_place(aside, target, training.done, keep)
     finally:
@@ -73,17 +72,9 @@ def save(folder: Path, training: Training, keep: int) -> Path:
     return target
 
 
-@contextmanager
-def _disk_errors(target: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as cause:
-        raise disk_error(target, cause) from cause
-
-
 def _put_in_place(aside: Path, target: Path, done: int, keep: int) -> None:
     folder = target.parent
-    with _disk_errors(target):
+    with writing(target):
         if target.exists():
             shutil.rmtree(target)
         os.rename(aside, target)
@@ -306,7 +297,7 @@ def _write(folder: Path, target: Path, training: Training, ranks: tuple[int, int
     _check_tensors(weights)
     sharded.write_tensors(folder, "model", weights, ranks=ranks)
     sharded.write_tensors(folder, "optimizer", tensors, ranks=ranks)
-    with _disk_errors(target):
+    with writing(target):
         if ranks[0] == 0:
             config = training.config
             bookmark = training.bookmark()

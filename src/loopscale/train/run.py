@@ -17,12 +17,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from torch import nn
 
 from loopscale.errors import UserError
-from loopscale.files import LOCK, alone, disk_error, new_folder, no_link, write_text
+from loopscale.files import LOCK, alone, new_folder, no_link, write_text, writing
 from loopscale.records import Provenance, content_hash, read_record, read_steps, step_line, write_record
 from loopscale.trackers import check_trackers, following
 from loopscale.train import checkpoint
@@ -262,10 +262,15 @@ def metrics_writer(run: Run) -> Iterator[Callable[[dict[str, Any]], None]]:
 
     Raises `UserError` when the disk is full, the folder was moved away, or a tracker is not installed.
     """
-    with _appending(run.metrics) as handle, following(run.path, run.config.train.trackers) as track:
+    # A full disk may be noticed at the close.
+    with (
+        writing(run.metrics),
+        open(run.metrics, "a", encoding="utf-8", opener=no_link) as handle,
+        following(run.path, run.config.train.trackers) as track,
+    ):
 
         def write(line: dict[str, Any]) -> None:
-            try:
+            with writing(run.metrics):
                 if not run.metrics.exists() or not os.path.samestat(os.fstat(handle.fileno()), run.metrics.stat()):
                     raise UserError(
                         f"{run.path} was moved or removed while it was trained: the training ends; if it was moved, "
@@ -273,20 +278,9 @@ def metrics_writer(run: Run) -> Iterator[Callable[[dict[str, Any]], None]]:
                     )
                 handle.write(step_line(line))
                 handle.flush()
-            except OSError as cause:
-                raise disk_error(run.metrics, cause) from cause
             track(line)
 
         yield write
-
-
-@contextmanager
-def _appending(path: Path) -> Iterator[TextIO]:
-    try:
-        with open(path, "a", encoding="utf-8", opener=no_link) as handle:
-            yield handle
-    except OSError as cause:  # a full disk may be noticed at the close
-        raise disk_error(path, cause) from cause
 
 
 def _origin(training: Training) -> dict[str, Any]:
