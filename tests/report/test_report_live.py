@@ -64,7 +64,7 @@ def test_the_page_fills_from_memory_and_is_not_drawn_too_often(tmp_path):
     assert page.update() and not page.update()
     text = (tmp_path / "report.html").read_text()
     assert f"{len(study.trials)} of {len(study.trials) + 7} trials have ended." in text
-    assert "Loss over learning rate so far" in text
+    assert "The losses so far" in text
     marks = shown(tmp_path / "report.html")[1]["spec"]["data"]["values"]
     losses = study.losses(study.plan.arms[-1])
     mean = (losses[RATES[4], 0] + losses[RATES[4], 1]) / 2

@@ -9,20 +9,11 @@ from loopscale.records import CarriedEps, Estimate, ExponentResult, OuterPilot, 
 from loopscale.report.figure import Axis, Figure, Guide, Mark, drawn_files, write_drawn
 from loopscale.report.figures import rule_name
 from loopscale.report.live_page import LivePage
-from loopscale.report.page import Section, Table, escape, provenance, render_page, write_page
+from loopscale.report.page import Section, Table, escape, explained, provenance, render_page, write_page
 from loopscale.report.palette import TUNED, Look, interval, looks, number, plain, power, power_ticks
-from loopscale.report.valleys import READING, Carried, exponent_figure
+from loopscale.report.valleys import Carried, exponent_figure
 
 TITLE = "How fast must eps fall with the number of loops?"
-_COSTS = (
-    "Each row is a way to carry the optimum of the smallest N to the largest, trained there with fresh seeds: the loss "
-    "minus that of the optimum that the grid found there, paired over the seeds; the bars are 95 % intervals. A way is "
-    "good when its bar holds the dotted zero and is short."
-)
-_POWERS = (
-    "The fitted best eps at each N, both in powers of two, with 95 % intervals; the solid line has the fitted power. The "
-    "dotted lines start at the smallest N and fall as each rule says. The hollow mark is the target."
-)
 _OUTER = (
     "The rate of embedding, readout and final norm, found first at the smallest N with the other values at the middle of "
     "the grid; every other trial keeps it while the hidden rate moves."
@@ -55,13 +46,11 @@ def page(result: ExponentResult) -> str:
 def sections(result: ExponentResult) -> list[Section]:
     """Return the parts of the page: the valleys, what carrying costs, the powers, the numbers to use."""
     drawn = figures(result)
-    parts = [Section("Where each rule lands", figure=drawn.get("exponent"), how_to_read=READING)]
-    if "carrying-costs" in drawn:
-        parts.append(Section("What carrying costs", figure=drawn["carrying-costs"], how_to_read=_COSTS))
+    parts = [explained(drawn[name]) for name in ("exponent", "carrying-costs") if name in drawn]
     said = "".join(f"<li>{escape(one)}</li>" for one in (*result.says, result.next) if one)
     parts.append(Section("In words", body_html=f"<ul>{said}</ul>"))
     if "eps-over-loops" in drawn:
-        parts.append(Section("The power of N", figure=drawn["eps-over-loops"], how_to_read=_POWERS))
+        parts.append(explained(drawn["eps-over-loops"]))
     if result.outer is not None and result.outer.points:
         parts.append(Section("The outer rate", _OUTER, table=_pilot(result.outer)))
     parts.append(Section("Numbers", table=_numbers(result)))
@@ -211,6 +200,5 @@ class ExponentPage(LivePage):
 
         done, left = len(self.study.trials), self.study.left()
         drawn = figures(summarise(self.study, {})) if done else {}
-        valleys = drawn.get("exponent")
-        found = [Section("The valleys so far", figure=valleys, how_to_read=READING)] if valleys else []
-        return f"{done} trials have ended, {left} more are known to be needed.", found
+        parts = [explained(drawn["exponent"])] if "exponent" in drawn else []
+        return f"{done} trials have ended, {left} more are known to be needed.", parts

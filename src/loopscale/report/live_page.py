@@ -13,19 +13,14 @@ from loopscale.records import Result
 from loopscale.report.figure import Axis, Figure, Mark
 from loopscale.report.figures import log_axis, loss_over_rate, rule_name
 from loopscale.report.info import StudyInfo
-from loopscale.report.page import Section, render_page, write_page
+from loopscale.report.page import Section, explained, render_page, write_page
 from loopscale.report.palette import looks, number
-from loopscale.report.study_page import READINGS, write_report
+from loopscale.report.study_page import write_report
 
 if TYPE_CHECKING:
     from loopscale.transfer import StudyPlan
 
-_LAW = (
-    "How much the stream has grown when it leaves the last visit, in units of its size at the entry, in the untrained "
-    "networks of this study. A rule holds the law when its line is level: then a visit changes the stream as much at "
-    "many loops as at few, and so does a step of a given rate. A line that climbs lets the best rate fall."
-)
-_SO_FAR = " The fitted optima and the verdicts come when the last trial has ended."
+_SO_FAR = "The losses so far: the fitted optima and the verdicts come when the last trial has ended."
 
 
 def write_study_page(folder: Path) -> Path:
@@ -69,7 +64,6 @@ class LivePage(ABC):
 
     TITLE: ClassVar[str]
     NOUN: ClassVar[str]
-    LAW: ClassVar[str] = ""
 
     def __init__(self, study: Any, every: float = 10.0) -> None:
         self.study, self.every, self._due = study, every, 0.0
@@ -88,7 +82,7 @@ class LivePage(ABC):
         """Write the page as the study stands now; return its path."""
         lead, parts = self.so_far()
         if self.law is not None:
-            parts.insert(0, Section("The law at initialisation", figure=self.law, how_to_read=self.LAW))
+            parts.insert(0, explained(self.law))
         kind = f"loopscale {self.NOUN}, running"
         return write_page(self.study.folder, render_page(self.TITLE, lead, parts, [], kind=kind, refresh=15))
 
@@ -109,14 +103,13 @@ class LivePage(ABC):
 class StudyPage(LivePage):
     """The page of a running study of rules."""
 
-    TITLE, NOUN, LAW = "Does the best learning rate stay put when the loops grow?", "transfer study", _LAW
+    TITLE, NOUN = "Does the best learning rate stay put when the loops grow?", "transfer study"
 
     def so_far(self) -> tuple[str, list[Section]]:
         """Return how many trials ended, and their losses."""
         done, left = len(self.study.trials), len(self.study.missing())
-        reading = READINGS["loss-over-rate"] + _SO_FAR
-        parts = [Section("Loss over learning rate so far", figure=self._losses(), how_to_read=reading)] if done else []
-        return f"{done} of {done + left} trials have ended.", parts
+        lead = f"{done} of {done + left} trials have ended."
+        return lead, [explained(self._losses(), _SO_FAR)] if done else []
 
     def _losses(self) -> Figure:
         from loopscale.transfer import Arm

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -50,6 +51,16 @@ class Section:
     how_to_read: str = ""
     table: Table | None = None
     more: Table | None = None
+
+
+def explained(figure: Figure, text: str = "", words: str = "", **blanks: str) -> Section:
+    """Return the section of a figure, with the title and the reading that words.toml has for it, or for `words`.
+
+    `blanks` fill the braces in both.
+    """
+    row = _words()[words or figure.name]
+    title, reading = (" ".join(row[key].split()).format(**blanks) for key in ("title", "reading"))
+    return Section(title, text, figure=figure, how_to_read=reading)
 
 
 @dataclass(frozen=True)
@@ -109,37 +120,17 @@ def render_page(
         body.append(_section(part, name, number, chosen.files))
     again = f'\n<meta http-equiv="refresh" content="{chosen.refresh}">' if chosen.refresh else ""
     links = "".join(f'<li><a href="#{n}">{escape(p.title)}</a></li>' for p, n in zip(parts, names, strict=True))
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta name="generator" content="loopscale">{again}
-<link rel="icon" href="data:,">
-<title>{escape(title)}</title>
-<style>
-{_asset("page.css")}
-</style>
-</head>
-<body>
-<a class="skip" href="#main">Skip to the content</a>
-<header class="wide">
-<p class="kind">{escape(chosen.kind)}</p>
-<h1>{escape(title)}</h1>
-<p class="lead">{escape(lead)}</p>
-</header>
-<nav class="wide" aria-label="Sections"><ul>{links}</ul></nav>
-<main class="wide" id="main">
-<noscript><p class="note">The figures need JavaScript; the numbers of each stand in the table below it.</p></noscript>
-{"".join(body)}</main>
-<footer class="wide"><p>Made by loopscale. This page is one file and makes no network request.</p></footer>
-<p class="unseen" id="said" aria-live="polite"></p>
-<div id="tip" aria-hidden="true" hidden></div>
-{_scripts(drawn)}</body>
-</html>
-"""
+    return _asset("page.html").format(
+        policy=_POLICY,
+        again=again,
+        title=escape(title),
+        style=_asset("page.css"),
+        kind=escape(chosen.kind),
+        lead=escape(lead),
+        links=links,
+        body="".join(body),
+        scripts=_scripts(drawn),
+    )
 
 
 def write_page(folder: Path, text: str) -> Path:
@@ -175,6 +166,11 @@ def _scripts(figures: Sequence[Figure]) -> str:
 def _identity(number: int, figure: Figure) -> str:
     """Return an id of its own for every figure, so that two sections may show figures of one name."""
     return f"figure-{number}-" + re.sub(r"[^a-z0-9]+", "-", figure.name.lower())
+
+
+@cache
+def _words() -> dict[str, dict[str, str]]:
+    return tomllib.loads(_asset("words.toml"))
 
 
 @cache

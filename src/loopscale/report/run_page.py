@@ -14,7 +14,7 @@ from loopscale.errors import UserError
 from loopscale.records import Provenance, clean, content_hash, read_record, read_steps
 from loopscale.report.figure import Axis, Figure, Mark
 from loopscale.report.figures import log_axis, visit_axis
-from loopscale.report.page import Section, Table, provenance, render_page, write_page
+from loopscale.report.page import Section, Table, explained, provenance, render_page, write_page
 from loopscale.report.palette import MEASURED, SECOND, Look, number, sequential
 
 Series = tuple[tuple[int, float], ...]
@@ -107,15 +107,11 @@ def _config(path: Path, fix: str) -> dict[str, Any]:
         raise UserError(f"{path} is damaged (not valid TOML): {fix}") from cause
 
 
-_PARTS = (
-    ("Gradient norm", "grad_norm", "gradient norm", True,
-     "The norm of the gradient before clipping. A healthy run settles after warm-up; a norm that climbs for long "
-     "precedes divergence."),
-    ("Learning rate", "lr", "learning rate", False,
-     "The rate of the schedule at every step, before the multipliers of the rule."),
-    ("Speed", "tokens_per_second", "tokens per second", False,
-     "Tokens trained per second. A run is undisturbed when the line is level; dips are evaluations and checkpoints."),
-)  # fmt: skip
+_PARTS = (  # name, axis, whether that is logarithmic
+    ("grad_norm", "gradient norm", True),
+    ("lr", "learning rate", False),
+    ("tokens_per_second", "tokens per second", False),
+)
 
 
 def write_run_report(run_dir: Path) -> Path:
@@ -134,13 +130,12 @@ def page(run: RunInfo) -> str:
 def sections(run: RunInfo) -> list[Section]:
     """Return a section for every quantity that the run recorded, then its configuration."""
     parts = [_loss(run)] if run.series["loss"] or run.series["val_loss"] else []
-    for title, name, axis, log, reading in _PARTS:
+    for name, axis, log in _PARTS:
         series = run.series[name]
         if series:
-            height = log_axis(axis, [value for _, value in series]) if log else Axis(axis)
-            marks = _line(axis, series)
-            figure = Figure(name, f"{title} over steps.", Axis("step"), height, {axis: MEASURED}, marks)
-            parts.append(Section(title, figure=figure, how_to_read=reading))
+            height, label = log_axis(axis, [value for _, value in series]) if log else Axis(axis), axis.capitalize()
+            figure = Figure(name, f"{label} over steps.", Axis("step"), height, {axis: MEASURED}, _line(axis, series))
+            parts.append(explained(figure))
     if run.profiles:
         parts.insert(1, _stream(run))
     if run.config:
@@ -163,9 +158,7 @@ def _loss(run: RunInfo) -> Section:
     series = {label: run.series[name] for label, name in (("training", "loss"), ("validation", "val_loss"))}
     marks = [mark for label, values in series.items() for mark in _line(label, values)]
     drawn = {label: look for label, look in (("training", MEASURED), ("validation", SECOND)) if series[label]}
-    figure = Figure("loss", "Loss over steps.", Axis("step"), Axis("loss (nats)"), drawn, marks)
-    reading = "Training goes well when both lines fall together; a widening gap between them is overfitting."
-    return Section("Loss", figure=figure, how_to_read=reading)
+    return explained(Figure("loss", "Loss over steps.", Axis("step"), Axis("loss (nats)"), drawn, marks))
 
 
 def _line(label: str, series: Series) -> list[Mark]:
@@ -197,8 +190,4 @@ def _stream(run: RunInfo) -> Section:
         {f"step {step}": Look(ink) for (step, _), ink in zip(shown, inks, strict=True)},
         marks,
     )
-    reading = (
-        "Root mean square of the residual stream after each visit, from early steps to late ones. The scaling does its "
-        "work when the stream stays of one order over the visits; steady growth means that visits add up unscaled."
-    )
-    return Section("Stream over visits", figure=figure, how_to_read=reading)
+    return explained(figure)

@@ -8,7 +8,7 @@ from loopscale.records import RuleRecord
 from loopscale.report.figure import drawn_files, write_drawn
 from loopscale.report.figures import rule_name, study_figures
 from loopscale.report.info import StudyInfo, study_info
-from loopscale.report.page import Section, Table, escape, plainly, provenance, render_page, split, write_page
+from loopscale.report.page import Section, Table, escape, explained, plainly, provenance, render_page, split, write_page
 from loopscale.report.palette import VERDICTS, Ink, interval, looks, number
 
 _SIGNS = {"transfers": ("\N{CHECK MARK}", "pass"), "drifts": ("\N{SOUTH EAST ARROW}", "fail")}
@@ -82,62 +82,12 @@ def _gauge(rule: RuleRecord, scale: tuple[float, float], tolerance: float) -> st
 
 
 _NB = "\N{NO-BREAK SPACE}"
-TITLES = {
-    "paired-differences": "The rules compared",
-    "loss-over-rate": "Loss over learning rate",
-    "optimum-over-loops": "The optimum over loops",
-    "loss-over-loops": "Loss at the optimum",
-    "stream-over-visits": "The stream at the largest depth",
-    "diverged-cells": "Where training diverged",
-    "loss-over-strength": "Loss over strength",
-}
-
 CRITERION = (
     "A rule transfers when the interval of its slope (octaves of the best rate per doubling of loops) lies within "
     "\N{PLUS-MINUS SIGN}{slope:g}, the shaded band, and the interval of what the rate tuned at the fewest loops costs at "
     "the most loops ends below {regret:g} nats. It drifts when that rate diverges or certainly costs more, or when the "
     "slope's interval excludes 0 and the slope itself lies outside the band; all else is undecided."
 )
-
-READINGS = {
-    "paired-differences": (
-        "The first rule minus each other one, with what the seeds have in common taken out; the bars are 95 % intervals. A "
-        "bar that does not touch the dotted zero is a difference that the seeds agree on: of the slope of the best rate, "
-        "and of the loss that each rule reaches at its own best rate."
-    ),
-    "loss-over-rate": (
-        "Each line is one number of loops N, each point the mean over seeds. The upright bars go from the best seed to the "
-        "worst; the large diamond is the fitted optimum and its level bar the 95 % interval of the rate, cut where the "
-        "window ends. The dotted line stands at the optimum of the fewest loops. Crosses above the window are rates at "
-        "which a seed diverged; a triangle marks a loss above the window. A rule passes when its diamonds stay on the "
-        "dotted line; it makes good use of its loops when the lines sink as N grows."
-    ),
-    "optimum-over-loops": (
-        "The fitted best rate of each rule over N, both in powers of two; the bars are 95 % intervals. The dotted line has "
-        "the fitted slope (where there is none, it joins the marks). Hollow marks lie at the edge of the swept rates "
-        "and are bounds, not optima. A rule passes when its line is flat: slope 0 means that a rate tuned at few loops "
-        "is right at many."
-    ),
-    "loss-over-loops": (
-        "The loss that each rule reaches at its own best rate, so no rule suffers from a badly chosen rate; the bars are "
-        "95 % intervals. At N = 1 "
-        "the rules are the same network and share one point. A rule passes when more loops give a lower, or at least "
-        "no higher, loss."
-    ),
-    "stream-over-visits": (
-        "Root mean square of the residual stream after each visit, in the finished trial nearest to the optimum at the "
-        "largest N. A rule passes when the stream at initialisation stays of the order of its value on entry; growth "
-        "with the visits is what forces the rate down."
-    ),
-    "diverged-cells": (
-        "A dot is a cell of the sweep in which every seed finished, a square one in which some seeds diverged, a cross "
-        "one in which all did. A rule passes when the rates that train at N = 1 train at every N."
-    ),
-    "loss-over-strength": (
-        "The best loss over the swept rates at each strength. A rule passes when the lowest point stays at the same "
-        "strength for every N: then the strength, too, is tuned once."
-    ),
-}
 
 
 def sections(study: StudyInfo) -> list[Section]:
@@ -147,11 +97,9 @@ def sections(study: StudyInfo) -> list[Section]:
     criterion = CRITERION.format(slope=SLOPE_TOLERANCE, regret=REGRET_TOLERANCE)
     verdict = f"{study.result.sentence} {criterion}"
     told = {"paired-differences": " ".join(pair.sentence for pair in study.result.paired)}
-    parts = [
-        Section(TITLES[name], told.get(name, ""), figure=figure, how_to_read=READINGS[name])
-        for name, figure in study_figures(study).items()
-    ]
-    compared = parts[0].title == TITLES["paired-differences"]  # that is the strongest evidence, so it stands first
+    drawn = study_figures(study)
+    parts = [explained(figure, told.get(name, "")) for name, figure in drawn.items()]
+    compared = "paired-differences" in drawn  # that is the strongest evidence, so it stands first
     parts.insert(int(compared), Section("Verdict by rule", verdict, cards_html(study, SLOPE_TOLERANCE)))
     for title, part in (("Does looping pay?", study.result.pays), ("The outer rate", study.result.outer)):
         if part is not None:

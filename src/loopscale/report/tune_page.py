@@ -9,7 +9,7 @@ from statistics import fmean, median
 from loopscale.errors import UserError
 from loopscale.records import Journal, Plan, Proxy, Record, Row, Sweep, Trial, Verification, read_record
 from loopscale.report.figure import Axis, Figure, Mark
-from loopscale.report.page import Section, Table, provenance, render_page, split, write_page
+from loopscale.report.page import Section, Table, explained, provenance, render_page, split, write_page
 from loopscale.report.palette import MEASURED, TUNED, Look, nice_ticks, number, plain, power_ticks, sequential
 
 MOST_POINTS = 600
@@ -19,15 +19,6 @@ _VERDICTS = {
     "fails": "Verified in between: the plan fails.",
     "undecided": "Verified in between: the data do not decide whether the plan holds.",
 }
-_EXPLORED = (
-    "Each point is a trial of the search that finished, one seed each{shade}; the large diamond is the tuned value at its "
-    "mean over seeds, {bar}; a triangle marks a loss above the figure. The tuning is sound when the points fall towards "
-    "the diamond from both sides; one at the end of the points is a bound, not an optimum."
-)
-_SWEPT = (
-    "At each size: the plan and its neighbours an octave below and above, as the difference of loss to the plan, mean over "
-    "seeds. The plan holds when the middle is the lowest, or close to it, at every size."
-)
 
 
 class TuneInfo(Record):
@@ -158,8 +149,7 @@ def _explored(tuning: TuneInfo, name: str) -> Section:
         shade=shade,
     )
     shaded = f", and its colour is {shade.title}" if shade else ""
-    reading = _EXPLORED.format(bar=_bar(name, proxy), shade=shaded)
-    return Section(f"Loss over {name.replace('_', ' ')}", figure=figure, how_to_read=reading)
+    return explained(figure, words="loss-over-value", value=name.replace("_", " "), bar=_bar(name, proxy), shade=shaded)
 
 
 def _ceiling(losses: list[float]) -> float:
@@ -201,7 +191,7 @@ def _verified(found: Verification) -> list[Section]:
     last = ("carried to the target", *header[1:3], "octaves per doubling", "verdict")
     said = f"{found.sentence} {found.next}".strip()
     parts = [
-        Section(f"Verification: {found.verdict}", said, figure=_sweeps(found), how_to_read=_SWEPT),
+        explained(_sweeps(found), said, verdict=found.verdict),
         Section("Regret at each size", table=Table(header, local)),
         Section("Regret at the target", "Extrapolated, not trained.", table=Table(last, carried)),
     ]  # fmt: skip

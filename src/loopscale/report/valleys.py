@@ -16,15 +16,6 @@ BEST = "best eps"
 OUTSIDE = "outside what was tried"
 LOW, ASIDE = 0.1, 0.25  # below the floor, as a share of the height; beyond the ends of a valley, in octaves
 
-READING = (
-    "One panel per number of loops N: the loss over the branch scale eps, as what it lies above the lowest point of that "
-    "panel; the bars are 95 % intervals of that, paired over seeds. The arrow below the floor is the fitted best eps, with "
-    "its 95 % interval. Each large mark is the eps that a rule carries there from the best one at the smallest N. A rule "
-    "holds when its mark lies at the bottom of every valley; the height of the mark is the loss that the rule costs, and a "
-    "hollow mark lies beyond what was tried, where it costs more."
-)
-
-
 Carried = Mapping[str, Mapping[int, float]]  # rule -> N -> the eps that it carries there
 
 
