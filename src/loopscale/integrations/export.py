@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -97,10 +98,14 @@ def model_card(trained: Trained) -> str:
     }
     table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows.items())
     if trained.user is not None:
-        return _USER_CARD.format(table=table, place=trained.user.place)
+        return _card("card_of_user_model.md", table=table, place=trained.user.place)
     loops = config.loops
     scales = ", ".join(f"{eps(n):.4g} at N = {n}" for n in sorted({max(1, loops // 2), loops, 2 * loops}))
-    return _CARD.format(table=table, loops=loops, twice=2 * loops, scales=scales)
+    return _card("card.md", table=table, loops=loops, twice=2 * loops, scales=scales)
+
+
+def _card(name: str, **blanks: object) -> str:
+    return (files("loopscale.integrations") / name).read_text(encoding="utf-8").format(**blanks)
 
 
 def _cell(value: object) -> str:
@@ -113,47 +118,3 @@ def _last_losses(metrics: Path) -> dict[str, str]:
     if not known:
         return {}
     return {"validation loss": f"{known[-1]['val_loss']:.4f} nats per token at step {known[-1]['step']}"}
-
-
-_USER_CARD = """# A looped Transformer
-
-Trained by loopscale. Its code is `{place}`, which is not in this folder; its class in transformers reads the weights.
-
-| | |
-|---|---|
-{table}
-"""
-
-_CARD = """---
-library_name: transformers
-pipeline_tag: text-generation
-tags:
-- looped-transformer
-- loopscale
----
-
-# A looped Transformer
-
-The same layers are applied N times, and every residual branch is scaled by eps = strength / (N sqrt(L)) under the rule
-`looped` (other rules: see the table).
-
-| | |
-|---|---|
-{table}
-
-## Use
-
-```python
-import loopscale.integrations.huggingface  # registers the model type; no remote code
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
-tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
-prompt = tokenizer("def ", return_tensors="pt")
-print(tokenizer.decode(model.generate(**prompt, max_new_tokens=40, do_sample=True)[0]))
-model.generate(**prompt, max_new_tokens=40, loops={twice})  # loops are chosen per call; trained at {loops}
-```
-
-Residual scale by loops: {scales}. At other loops than those of the training the output changes; measure it there:
-`loopscale evaluate path/to/this/folder --tasks ... --loops N`.
-"""

@@ -1,4 +1,5 @@
 from loopscale.report.exponent_page import ExponentPage as ExponentPage
+from loopscale.report.exponent_page import exponent_figure as exponent_figure
 from loopscale.report.exponent_page import write_exponent_report as write_exponent_report
 from loopscale.report.figure import Axis as Axis
 from loopscale.report.figure import Figure as Figure
@@ -14,4 +15,3 @@ from loopscale.report.page import render_page as render_page
 from loopscale.report.run_page import write_run_report as write_run_report
 from loopscale.report.study_page import write_report as write_report
 from loopscale.report.tune_page import write_tune_report as write_tune_report
-from loopscale.report.valleys import exponent_figure as exponent_figure
