@@ -68,7 +68,8 @@ def batch_of(made):
 def tensors(out):
     if torch.is_tensor(out):
         return [out] if out.is_floating_point() else []
-    return [t for part in (out.values() if isinstance(out, dict) else out or []) for t in tensors(part)]
+    parts = out.values() if isinstance(out, dict) else out if isinstance(out, (list, tuple)) else []
+    return [t for part in parts for t in tensors(part)]
 
 
 def made(factory, *n):

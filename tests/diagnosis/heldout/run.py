@@ -32,7 +32,7 @@ ROOT = HERE.parents[2]
 RECORD = ROOT / "records" / "diagnosis_heldout.json"
 
 Row = dict[str, Any]
-STATED = ("codes", "other", "law", "loops", "layers", "place", "mend")
+STATED = ("codes", "other", "others", "may", "law", "loops", "layers", "place", "mend")
 
 
 def severe(codes: list[str]) -> bool:
@@ -70,11 +70,13 @@ def mentions(group: str, path: Path, text: str) -> bool:
 
 
 def compared(truth: Row, path: Path, said: Row, status: int, fixed: str | None) -> list[str]:
-    """The fields that differ from the truth."""
+    """The fields that differ from the truth: `other` and `others` are as right as `codes`, `may` may be said or not."""
     codes = [f["code"] for f in said["findings"]]
-    accepted = [truth["codes"], truth.get("other", truth["codes"])]
-    wrong = [] if sorted(codes) in [sorted(a) for a in accepted] else ["codes"]
-    wrong += ["exit"] if (status == 1) != severe(truth["codes"]) else []
+    told = sorted(code for code in codes if code not in truth.get("may", []))
+    accepted = [truth["codes"], truth.get("other", truth["codes"]), *truth.get("others", [])]
+    right = next((a for a in accepted if sorted(a) in (sorted(codes), told)), None)
+    wrong = ["codes"] if right is None else []
+    wrong += ["exit"] if (status == 1) != severe(truth["codes"] if right is None else right) else []
     wrong += ["loops"] if truth.get("loops") not in (None, said["loops"]) else []
     wrong += (
         ["layers"] if truth.get("layers") is not None and said["looped"] and said["layers"] != truth["layers"] else []
