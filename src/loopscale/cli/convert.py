@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from loopscale.cli.options import JSON, PATH
+from loopscale.cli.options import JSON, PATH, finish
 from loopscale.errors import UserError, foreign, require
 
 _SIDE_FILES = ("token", "vocab", "merges", "special", "added", "chat_template", "preprocessor", "spiece")
@@ -62,7 +62,7 @@ def command(
         report |= {"loss_before": before, "loss_after": _loss(model, source, text, trust_remote_code)}
     _save(model, source, out)
     report["out"] = str(out)
-    click.echo(json.dumps(report, indent=1) if as_json else _written(str(handle), report))
+    finish(report, _written(str(handle), report), as_json)
 
 
 def _written(text: str, report: dict[str, Any]) -> str:

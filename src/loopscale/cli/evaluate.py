@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import click
 
-from loopscale.cli.options import JSON, PATH, TRAINED
+from loopscale.cli.options import JSON, PATH, TRAINED, finish
 
 
 @click.command()
@@ -31,7 +30,7 @@ def command(run: Path, tasks: str, as_json: bool, **options: Any) -> None:
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     with redirect_stdout(sys.stderr):
         found = evaluate_tasks(run, names, **options, warn=warn)
-    click.echo(json.dumps(found) if as_json else _table(found))
+    finish(found, _table(found), as_json)
 
 
 def _table(found: dict[str, Any]) -> str:

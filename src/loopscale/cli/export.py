@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
-from loopscale.cli.options import JSON, PATH, TRAINED
+from loopscale.cli.options import JSON, PATH, TRAINED, finish
 
 
 @click.command()
@@ -25,7 +24,4 @@ def command(run: Path, out: Path, model: str | None, as_json: bool) -> None:
     from loopscale.integrations.export import export_run
 
     done = export_run(run, out, model=model, warn=warn)
-    if as_json:
-        click.echo(json.dumps(done))
-        return
-    click.echo(f"exported step {done['step']} of {run}, {done['parameters']:,} parameters, to {out}")
+    finish(done, f"exported step {done['step']} of {run}, {done['parameters']:,} parameters, to {out}", as_json)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 import click
 
-from loopscale.cli.options import JSON, PATH, TRAINED
+from loopscale.cli.options import JSON, PATH, TRAINED, finish
 
 
 @click.command()
@@ -31,11 +30,6 @@ def command(run: Path, prompt: str, tokens: int, as_json: bool, **options: Any) 
 
     began = time.perf_counter()
     text = generate(run, prompt, tokens, **options, warn=warn)
-    if not as_json:
-        click.echo(text)
-        return
-    seconds = round(time.perf_counter() - began, 3)
-    told = {name: value for name, value in options.items() if name != "model"}
-    click.echo(
-        json.dumps({"run": str(run), "prompt": prompt, "text": text, "tokens": tokens, **told, "seconds": seconds})
-    )
+    told = {"run": str(run), "prompt": prompt, "text": text, "tokens": tokens, **options}
+    del told["model"]
+    finish({**told, "seconds": round(time.perf_counter() - began, 3)}, text, as_json)

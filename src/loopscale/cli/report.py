@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
-from loopscale.cli.options import JSON, OPEN, PATH
+from loopscale.cli.options import JSON, OPEN, PATH, finish
 from loopscale.errors import UserError
 
 
@@ -41,9 +40,7 @@ def command(folder: Path, open_page: bool, serve: bool, port: int, as_json: bool
             "it has no study.json, exponent.json, tune.json or metrics.jsonl"
         )
     page = write(folder)
-    click.echo(json.dumps({"page": str(page)}) if as_json else f"page: {page}")
-    if open_page:
-        click.launch(str(page))
+    finish({"page": str(page)}, f"page: {page}", as_json, page if open_page else None)
 
 
 def _serve(folder: Path, port: int, open_page: bool) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
 
-from loopscale.cli.options import JSON, find_rule
+from loopscale.cli.options import JSON, find_rule, finish
 from loopscale.parameterization import OPTIMIZERS, RULES, Depth, Width, get_rule, prescription
 
 
@@ -30,11 +29,8 @@ def command(
     depth, chosen = Depth(loops, layers), get_rule(find_rule(rule))
     size = None if width is None else Width(width, base_width)
     rows = prescription(depth, size, rule=chosen, **more)
-    if as_json:
-        given = {"rule": rule, "loops": loops, "layers": layers, "width": width, "base_width": base_width, **more}
-        scales = {row["name"]: row["value"] for row in rows if "." not in row["name"]}
-        click.echo(json.dumps({**given, **scales, "values": rows}, indent=1))
-        return
-    click.echo(f"{chosen.name}: {chosen.summary}\nN = {loops} loops, L = {layers} layers\n")
-    for row in rows:
-        click.echo(f"{row['name']:<26}{row['value']:>12.6g}   {row['why']} [{row['source']}]")
+    given = {"rule": rule, "loops": loops, "layers": layers, "width": width, "base_width": base_width, **more}
+    scales = {row["name"]: row["value"] for row in rows if "." not in row["name"]}
+    lines = [f"{chosen.name}: {chosen.summary}", f"N = {loops} loops, L = {layers} layers", ""]
+    lines += [f"{row['name']:<26}{row['value']:>12.6g}   {row['why']} [{row['source']}]" for row in rows]
+    finish({**given, **scales, "values": rows}, "\n".join(lines), as_json)

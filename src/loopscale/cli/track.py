@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 
-from loopscale.cli.options import JSON, PATH
+from loopscale.cli.options import JSON, PATH, finish
 
 
 @click.command()
@@ -23,8 +22,5 @@ def command(run: Path, names: tuple[str, ...], as_json: bool) -> None:
     from loopscale.trackers import track_run
 
     done = track_run(run, [name.strip() for text in names for name in text.split(",")])
-    if as_json:
-        click.echo(json.dumps([asdict(tracked) for tracked in done]))
-        return
-    for tracked in done:
-        click.echo(f"{tracked.tracker}: {tracked.added} new steps, up to step {tracked.step}, in {tracked.place}")
+    lines = [f"{one.tracker}: {one.added} new steps, up to step {one.step}, in {one.place}" for one in done]
+    finish([asdict(one) for one in done], "\n".join(lines), as_json)

@@ -377,8 +377,7 @@ def _spared(study: ExponentStudy) -> list[str]:
 
 
 def _cost(row: CarriedEps) -> str:
-    name = row.way if not row.way.replace(".", "", 1).lstrip("-").isdigit() else f"N^-{row.way}"
-    name = "no scale (rule none)" if name == "none" else name
+    name = "no scale (rule none)" if row.way == "none" else row.spoken
     if row.regret is None:
         return f"{name} diverges or has no comparison" if row.loss is None else name
     ends = "" if row.regret.interval is None else f" ({row.regret.interval[0]:+.3f} to {row.regret.interval[1]:+.3f})"

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, ClassVar, TypeVar, cast
 
 from loopscale.errors import UserError, nearest, number, spelt
-from loopscale.nn.choose import choose
 from loopscale.nn.injection import INJECTIONS, Injection, NoInjection
 from loopscale.nn.sampler import SAMPLERS, FixedLoops, GrowLoops, Sampler
 from loopscale.nn.visits import ORDERS, STACK
@@ -133,6 +132,30 @@ class ModelConfig:
     def depth(self) -> Depth:
         """Loops and layers of the core."""
         return Depth(self.loops, self.layers)
+
+
+T = TypeVar("T")
+
+
+def choose(option: str, kinds: Iterable[type[T]], given: object) -> T:
+    """Turn "poisson", {"kind": "poisson", "mean": 4} or a value into a value; each class states its `kind`.
+
+    Raises `UserError` for an unknown kind or key, naming the nearest, and whatever the value's own check raises.
+    """
+    by_kind = {cast(Any, cls).kind: cls for cls in kinds}
+    if isinstance(given, tuple(by_kind.values())):
+        return cast(T, given)
+    table: dict[str, Any] = dict(given) if isinstance(given, Mapping) else {"kind": given}
+    kind = table.pop("kind", None)
+    if not isinstance(kind, str) or kind not in by_kind:
+        raise UserError(f"{option} has no kind {kind!r}: {nearest(str(kind), by_kind)}")
+    cls = by_kind[kind]
+    known = [one.name for one in fields(cast(Any, cls)) if one.name != "kind"]
+    for key in table:
+        if key not in known:
+            hint = nearest(str(key), known) if known else "it takes none"
+            raise UserError(f"{option} of kind {kind!r} has no key {key!r}: {hint}")
+    return cls(**table)
 
 
 def check_scale(scale: str) -> str:

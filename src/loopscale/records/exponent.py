@@ -62,6 +62,11 @@ class CarriedEps(Record):
     loss: Estimate | None = None
     regret: Estimate | None = None
 
+    @property
+    def spoken(self) -> str:
+        """The way for readers: a bare power of N by what it does."""
+        return f"N^-{self.way}" if self.way.replace(".", "", 1).lstrip("-").isdigit() else self.way
+
 
 class AtTarget(Record):
     """The eps and the hidden rate at the target's N, along the fitted powers; `strength` is that eps as a strength."""

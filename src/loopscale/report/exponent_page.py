@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from loopscale.records import CarriedEps, Estimate, ExponentResult, OuterPilot, Valley, ValleyPoint, read_record
+from loopscale.records import Estimate, ExponentResult, OuterPilot, Valley, ValleyPoint, read_record
 from loopscale.report.figure import Axis, Figure, Guide, Mark, drawn_files, write_drawn
 from loopscale.report.figures import rule_name
 from loopscale.report.live_page import LivePage
@@ -82,7 +82,7 @@ def carried_eps(result: ExponentResult) -> Carried:
     if first.eps is None or first.edge:
         return {}
     return {
-        _spoken(row): {n: first.eps.value * (n / first.loops) ** -row.a for n in result.loops}
+        row.spoken: {n: first.eps.value * (n / first.loops) ** -row.a for n in result.loops}
         for row in result.carried
         if row.a is not None and row.g == 0
     }
@@ -90,7 +90,7 @@ def carried_eps(result: ExponentResult) -> Carried:
 
 def _carrying_costs(result: ExponentResult) -> Figure:
     rows = [row for row in result.carried if row.regret is not None]
-    names = {row.way: rule_name(_spoken(row)) for row in rows}
+    names = {row.way: rule_name(row.spoken) for row in rows}
     marks = [
         Mark(row.regret.value, -at, row.way,
              {"carried by": names[row.way], "eps": plain(row.eps), "hidden rate": plain(row.lr),
@@ -122,7 +122,7 @@ def _eps_over_loops(result: ExponentResult) -> Figure:
     if result.target is not None:
         marks.append(_place(result.target.loops, result.target.eps, BEST, hollow=True))
     first, farthest = result.valleys[0], result.target.loops if result.target else result.loops[-1]
-    ways = {_spoken(row): row.a for row in result.carried if row.a is not None and row.g == 0}
+    ways = {row.spoken: row.a for row in result.carried if row.a is not None and row.g == 0}
     for way, a in ways.items():
         assert first.eps is not None
         for loops in (first.loops, farthest):
@@ -151,11 +151,6 @@ def _place(loops: int, eps: Estimate, series: str, hollow: bool = False) -> Mark
     said |= {"95 % interval": f"[{plain(ends[0])}, {plain(ends[1])}]"} if ends else {}
     said |= {"what": "extrapolated to the target"} if hollow else {"what": "fitted"}
     return Mark(math.log2(loops), math.log2(eps.value), series, said, line="solid", up=up, hollow=hollow)
-
-
-def _spoken(row: CarriedEps) -> str:
-    """Name a way for readers: a bare power of N by what it does."""
-    return f"N^-{row.way}" if row.way.replace(".", "", 1).lstrip("-").isdigit() else row.way
 
 
 def _numbers(result: ExponentResult) -> Table:

@@ -203,13 +203,3 @@ def log_ticks(low: float, high: float) -> list[float]:
     every = max(1, len(decades) // 8)
     ticks = [float(f"{factor}e{decade}") for decade in decades if decade % every == 0 for factor in factors]
     return [tick for tick in ticks if 0.95 * low <= tick <= 1.05 * high]
-
-
-def short(name: str, most: int = 28) -> str:
-    """Shorten a long name for a label; pages and tables show it in full.
-
-    >>> short("a" * 40, most=5)
-    'aaaa…'
-    """
-    line = " ".join(name.split())
-    return line if len(line) <= most else line[: most - 1] + "…"

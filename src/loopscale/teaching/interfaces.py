@@ -4,40 +4,20 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-PAGES = {
-    "In your framework": ("trainer_optimizers", "LoopSampler", "loopscale.optax"),
-    "Any model: attach, convert, fold": ("attach", "attachment", "convert", "detach", "fold", "restore", "unfold"),
-    "Does the rate transfer?": ("transfer", "report"),
-    "How fast must eps fall? The exponent": ("exponent",),
-    "Tune once, train at any number of loops": ("tune", "verify"),
-    "Training: from a laptop to a cluster": ("train", "data", "plan", "generate", "schedule", "shard_looped"),
-    "Hugging Face": ("export", "evaluate"),
-    "Trackers": ("track",),
-    "Diagnose a looped model": ("diagnose", "Monitor", "watch", "check_parameterization"),
-    "All kinds of blocks": (
-        "Loop",
-        "ScaledResidual",
-        "ScaledUpdate",
-        "PostNormResidual",
-        "apply_branch_gain",
-        "roles_of",
-    ),
-    "The parameterization, with its reasons": (
-        "scale",
-        "residual_scale",
-        "Depth",
-        "Width",
-        "Role",
-        "Rule",
-        "param_groups",
-    ),
-    "The house model and its options": ("LoopedTransformer", "ModelConfig"),
-}
-_PAGE_OF = {name: page for page, names in PAGES.items() for name in names}
+
+@cache
+def pages() -> dict[str, list[str]]:
+    """Read which page of the documentation, by its title, holds which commands and functions."""
+    return tomllib.loads(_text("teaching", "pages.toml"))
+
+
+def _page_of(name: str) -> str | None:
+    return next((page for page, names in pages().items() if name in names), None)
 
 
 @dataclass(frozen=True)
@@ -62,7 +42,7 @@ def commands() -> tuple[Interface, ...]:
         node = _definition(_text("cli", f"{name}.py"), "command")
         if node is not None:
             first, rest = _parts(node)
-            found.append(Interface(name, first, rest, f"loopscale {name} --help", _PAGE_OF.get(name)))
+            found.append(Interface(name, first, rest, f"loopscale {name} --help", _page_of(name)))
     return tuple(found)
 
 
@@ -77,7 +57,7 @@ def functions() -> tuple[Interface, ...]:
             node = _definition(path.read_text(encoding="utf-8"), name) if path.name.endswith(".py") else None
             if node is not None:
                 first, rest = _parts(node)
-                found.append(Interface(name, first, rest, _call(node), _PAGE_OF.get(name)))
+                found.append(Interface(name, first, rest, _call(node), _page_of(name)))
                 break
     return tuple(found)
 
