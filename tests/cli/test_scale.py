@@ -39,7 +39,7 @@ def test_the_table_for_people_names_reason_and_source(capsys):
         (["--loops", "2", "--layers", "-1"], "layers must be a whole number of at least 1, got -1"),
         (["--loops", "2", "--layers", "1", "--rule", "loped"], "did you mean 'looped'?"),
         (["--loops", "2", "--layers", "1", "--base-width", "64"], "--base-width needs --width"),
-        (["--loops", "2", "--layers", "1", "--strength", "nan"], "strength must be a finite number"),
+        (["--loops", "2", "--layers", "1", "--strength", "nan"], "strength must be a number of at least 0"),
         (["--loops", "2"], "--layers"),
         (["--loops", "x", "--layers", "1"], "'x' is not a whole number"),
     ],
