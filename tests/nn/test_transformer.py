@@ -251,7 +251,7 @@ class TestLoop:
         ({"kv_heads": 3}, "kv_heads 3 must divide the 2 heads"),
         ({"layers": 0}, "layers must be a whole number"),
         ({"rule": "Looped"}, "unknown rule 'Looped': did you mean 'looped'?"),
-        ({"prelude": -1}, "prelude must be at least 0"),
+        ({"prelude": -1}, "prelude must be a whole number of at least 0"),
         ({"mlp_ratio": 0.0}, "mlp_ratio must be a positive number"),
         ({"vocab_size": 0}, "vocab_size must be a whole number of at least 1"),
         ({"vocab_size": "64"}, "vocab_size must be a whole number of at least 1, got '64'"),
