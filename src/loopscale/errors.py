@@ -78,7 +78,7 @@ def nearest(word: str, options: Iterable[str]) -> str:
     names, several = sorted(options), word.replace(";", " ").split()
     if len(several) > 1 and set(several) <= set(names):
         return f"put commas between: {','.join(several)}"
-    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}known: {', '.join(names)}"
 
@@ -90,6 +90,18 @@ def listed(names: Sequence[str]) -> str:
     "'a', 'b', 'c', 'd' and 2 more"
     """
     return ", ".join(map(repr, names[:4])) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def expect(value: object, fits: bool, noun: str, fix: str) -> None:
+    """Raise `UserError` for an argument of the wrong kind, such as the path of a config in the place of the config.
+
+    >>> expect("a.toml", False, "a TrainConfig", "load_config(path) reads one")
+    Traceback (most recent call last):
+        ...
+    loopscale.errors.UserError: expected a TrainConfig, got str: load_config(path) reads one
+    """
+    if not fits:
+        raise UserError(f"expected {noun}, got {type(value).__name__}: {fix}")
 
 
 def between(noun: str, value: int, least: int, most: int) -> None:

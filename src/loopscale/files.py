@@ -144,6 +144,13 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def check_folder(folder: Path, fix: str) -> None:
+    """Raise `UserError`, with the fix, where there is no folder of this name; a file is said to be one."""
+    if not folder.is_dir():
+        found = f"{folder} is a file, no folder" if folder.exists() else f"there is no folder {folder}"
+        raise UserError(f"{found}: {fix}")
+
+
 def file_sha256(path: Path) -> str:
     """Hash a file's content."""
     with path.open("rb") as file:

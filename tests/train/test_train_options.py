@@ -69,11 +69,12 @@ def test_a_tested_number_of_loops_may_freeze_or_rescale(tmp_path):
 
     assert text(loops=4, scale="freeze") == text() == text(exit_below=0.0)
     assert text(loops=32, scale="freeze") != text(loops=32, scale="rescale")
-    assert text(loops=32, exit_below=10.0) == text(loops=32, exit_below=5.0)
+    assert text(loops=32, exit_below=0.99) == text(loops=32, exit_below=0.9)
     with pytest.raises(UserError, match="did you mean 'freeze'"):
         text(loops=8, scale="frozen")
-    with pytest.raises(UserError, match="exit_below must be a number of at least 0"):
-        text(exit_below=-1.0)
+    for outside in (-1.0, 1.0, float("nan")):
+        with pytest.raises(UserError, match="exit_below is a share of the stream, from 0 to less than 1"):
+            text(exit_below=outside)
 
 
 @pytest.mark.parametrize(

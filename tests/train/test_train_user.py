@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from loopscale.cli import main
 from loopscale.cli.asked import asked_config
 from loopscale.errors import UserError
+from loopscale.optim import param_groups
 from loopscale.train import TrainConfig, fit, open_run, resume_run, train_run, user_model
 
 CODE = Path(__file__).parent / "user_code.py"
@@ -89,6 +90,12 @@ def test_ranks_share_the_training_and_one_continues_it(
         assert ours == pytest.approx(theirs, abs=1e-4)
     first, alone = (lines(tmp_path / run)[0]["stream_rms"] for run in ("ranks", "alone"))
     assert len(first) == 4 and first == pytest.approx(alone, rel=0.05)  # of the rows of both ranks, not of one
+
+
+def test_the_process_of_a_trial_prints_no_roles(mine: TrainConfig, capfd: pytest.CaptureFixture[str]) -> None:
+    user = user_model(f"{CODE}:attached", mine, vocab_size=16)
+    assert user.roles and param_groups(user.model, lr=0.01)
+    assert capfd.readouterr().err == ""
 
 
 def test_ranks_refuse_batches_that_cannot_be_shared(mine: TrainConfig, tmp_path: Path) -> None:

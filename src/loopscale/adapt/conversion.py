@@ -19,7 +19,7 @@ from loopscale.adapt.looped_layers import Core, dismiss, enlist
 from loopscale.adapt.present_rules import DepthRuleWarning, factor_in_modules
 from loopscale.adapt.tie import tie
 from loopscale.adapt.verify import evaluating, verify
-from loopscale.errors import UserError, foreign, nearest, settings, transformers
+from loopscale.errors import UserError, expect, foreign, nearest, settings, transformers
 from loopscale.parameterization import Depth, Rule, get_rule
 from loopscale.parameterization.depth import check_strength
 from loopscale.probe.batch import call_model, first_float, prepare
@@ -303,6 +303,12 @@ def restore(model: nn.Module, **given: Any) -> Attachment | Conversion:
 
     Raises `UserError` when the config holds nothing of the kind.
     """
+    expect(
+        model,
+        isinstance(model, nn.Module),
+        "a torch.nn.Module",
+        "restore(Class.from_pretrained(folder))",
+    )
     stored = getattr(getattr(model, "config", None), "loopscale", None)
     if not isinstance(stored, dict) or "rule" not in stored:
         raise UserError(f"the config of this {type(model).__name__} names no rule: call attach or convert with one")

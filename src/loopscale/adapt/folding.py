@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from loopscale.adapt.branch_hook import drop_compiled, install, remove
 from loopscale.adapt.output_weights import Kept, absorb, check_same, take_out
 from loopscale.adapt.verify import evaluating
-from loopscale.errors import UserError, foreign
+from loopscale.errors import UserError, expect, foreign
 from loopscale.nn import LoopedTransformer, ModelConfig
 from loopscale.nn.sampler import FixedLoops
 from loopscale.parameterization import RULES, Depth, Rule
@@ -83,6 +83,7 @@ def fold(model: nn.Module, loops: int | None = None, *, batch: Any = None) -> Fo
     >>> str(fold(model)).partition(":")[0], model.residual_scale(8)
     ('folded for N = 8', 1.0)
     """
+    expect(model, isinstance(model, nn.Module), "a torch.nn.Module", "pass the model itself")
     if PLACE in vars(model):
         unfold(model)
     if isinstance(model, LoopedTransformer):

@@ -64,7 +64,7 @@ class Handle(ABC):
         self.warnings: list[str] = []
         self.width_ratio: Width | None = None
         self.folded: int | None = None
-        self._announced = False
+        self.announced = False
 
     @property
     @abstractmethod
@@ -190,7 +190,7 @@ class Handle(ABC):
         inside = tuple(f"{part}." if part else "" for part in self._inside())
         names = [name for name, _ in self.model.named_parameters() if name.startswith(inside)]
         roles, unsure = tell_roles(self.model, names)
-        self._announced, announce = True, not self._announced
+        self.announced, announce = True, not self.announced
         if announce:
             rows = [f"  {line}" for line in role_lines(roles)]
             print("\n".join(["loopscale: roles inferred from modules and names", *rows]), file=sys.stderr)

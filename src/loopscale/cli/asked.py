@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 def check_options(given: dict[str, Any]) -> None:
     """Raise `UserError` for options that contradict each other."""
     new = given["config"] is not None or (given["model"] is not None and given["resume"] is None)
+    if not new and given["resume"] is None and given["tuned"] is not None:
+        raise UserError(
+            f"--from takes a model beside it: --model file.py:make_model, or loopscale train {given['tuned']}"
+        )
     if new == (given["resume"] is not None):
         raise UserError(
             "give either a config file (or --model file.py:make_model) or --resume DIR: loopscale train config.toml"

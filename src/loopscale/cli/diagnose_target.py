@@ -94,6 +94,8 @@ def _unpickled(path: Path, what: str, fix: str) -> Any:
 def _file(path: Path) -> nn.Module:
     if path.suffix == ".py":
         raise UserError(f"{path} names no model: write {path}:factory")
+    if path.suffix == ".toml":
+        raise UserError(f"{path} is a config and no model: train it, and name the folder of its run")
     read_weights(path)
     raise UserError(f"{path} holds weights and no model: name the factory as TARGET and pass --weights {path}")
 

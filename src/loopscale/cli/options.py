@@ -71,6 +71,8 @@ def parse_axes(text: str, option: str) -> dict[str, int]:
             raise UserError(f"{option} has no axis {name!r}: {hint}")
         if not equals or not number.isdecimal() or int(number) < 1:
             raise UserError(f"{option} {part.strip()!r} is not axis=whole number, such as loops=32")
+        if name in found:
+            raise UserError(f"{option} names {name} twice: one number for each axis")
         found[name] = int(number)
     return found
 

@@ -8,6 +8,7 @@ import click
 
 from loopscale.cli.options import JSON, OPEN, PATH, finish
 from loopscale.errors import UserError
+from loopscale.files import check_folder
 
 
 @click.command()
@@ -32,8 +33,7 @@ def command(folder: Path, open_page: bool, serve: bool, port: int, as_json: bool
         "tune.json": write_tune_report,
     }
     write = next((writers[name] for name in writers if (folder / name).exists()), None)
-    if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}: give the folder of a study, a tuning or a run")
+    check_folder(folder, "give the folder of a study, a tuning or a run")
     if write is None:
         raise UserError(
             f"{folder} is neither a study, a tuning nor a run: "

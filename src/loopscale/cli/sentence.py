@@ -85,6 +85,9 @@ def usage_sentence(mistake: click.ClickException) -> str:
     if isinstance(mistake, click.NoSuchOption) and context is not None:
         known = [option for parameter in context.command.get_params(context) for option in parameter.opts]
         known = [option for option in known if option.startswith("--")]
+        word = mistake.option_name.lstrip("-").upper()
+        if any(word == parameter.human_readable_name for parameter in context.command.get_params(context)):
+            return f"{word} is an argument of {context.command_path}, not an option: leave {mistake.option_name} out"
         hint = _as_key(mistake.option_name.lstrip("-").replace("-", "_"), known) or nearest(mistake.option_name, known)
         if isinstance(context.command, click.Group):
             hint = f"it takes {', '.join(known)}; others come after a command, such as loopscale scale --loops 3"
@@ -95,6 +98,10 @@ def usage_sentence(mistake: click.ClickException) -> str:
         text = re.sub(pattern, words, text)
     if "unexpected extra argument" in text and "=" in text:
         return f"{text}: values of the config go behind --set, such as --set train.steps=100"
+    if "unexpected extra argument" in text and ".py" in text:
+        return f"{text}: a model of yours is named by --model file.py:make_model"
+    if "unexpected extra argument" in text and ".toml" in text:
+        return f"{text}: it takes no config; --preset and --set model.width=64 change what it trains"
     return f"{text}: see {context.command_path} --help" if context is not None else text
 
 

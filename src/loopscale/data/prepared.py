@@ -24,7 +24,7 @@ from loopscale.data.dataset import Dataset
 from loopscale.data.documents import Reading
 from loopscale.data.tokenizer import tokenizer_from_json
 from loopscale.errors import UserError
-from loopscale.files import file_sha256
+from loopscale.files import check_folder, file_sha256
 from loopscale.records import Manifest, ShardRow, Sides, read_record
 
 BLOCK = 2**16  # bytes under one checksum: a window of 2048 tokens costs about 50 us the first time, nothing later
@@ -182,8 +182,7 @@ def is_prepared(place: Path) -> bool:
 
 def read_manifest(folder: Path) -> Manifest:
     """Read the manifest of a whole folder; raises `UserError` when it is absent, damaged or of a later version."""
-    if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}: make it with loopscale data prepare SOURCE --out {folder}")
+    check_folder(folder, "make it with loopscale data prepare SOURCE --out FOLDER")
     if not (folder / MANIFEST).exists():
         raise UserError(f"the preparation of {folder} is not finished: run the same loopscale data prepare again")
     return read_record(folder / MANIFEST, Manifest)

@@ -17,6 +17,7 @@ from loopscale.train import TrainConfig, equal_steps
 
 RULE = "looped"  # one grid over its strength holds the eps of every pre-norm rule
 CARRIED = ("looped", "0.75", "sqrt", "none", "depth-mup")
+MOST_POWER = 3  # of N to carry by
 PILOT_SEEDS = 2  # of the search for the outer rate
 
 
@@ -91,8 +92,15 @@ class ExponentPlan(Design):
         _check_axis("lrs", self.lrs)
         if self.outer_rate is not None and not (math.isfinite(self.outer_rate) and self.outer_rate > 0):
             raise UserError(f"an outer rate is a positive number, got {self.outer_rate!r}")
+        if self.outer_rate is not None and self.outer_rate > 1 and self.base.optim.optimizer != "sgd":
+            raise UserError(
+                f"an outer rate is the rate of embedding and readout, no factor on the hidden one, and {self.outer_rate:g} "
+                "is above 1: write one such as 2^-5"
+            )
         between("seeds", self.seeds, 1, MOST_SEEDS)
         between("fresh seeds", self.fresh, 1, MOST_SEEDS)
+        if len(set(self.carry)) != len(self.carry):
+            raise UserError(f"--carry lists each way once, got {','.join(self.carry)}")
         for way in self.carry:
             check_way(way, self.user_code)
 
@@ -199,8 +207,8 @@ def powers(way: str) -> tuple[float, float]:
     except ValueError:
         number = None
     if number is not None:
-        if not math.isfinite(number):
-            raise UserError(f"a power of N to carry eps by is a finite number, got {way}")
+        if not 0 <= number <= MOST_POWER:
+            raise UserError(f"eps falls as N^-a, and a to carry by is from 0 to {MOST_POWER}, got {way}: 0.5 is N^-0.5")
         return number, 0.0
     lines = [name for name, rule in RULES.items() if rule.keeps_start]
     if way not in lines:
@@ -236,6 +244,11 @@ def _check_loops(loops: Sequence[int], target: int | None) -> None:
     if len(set(loops)) != len(loops):
         raise UserError(f"loops must list each number once, got {list(loops)}")
     low, high = min(loops), max(loops)
+    if target is not None and target < low:
+        listed = ",".join(map(str, sorted({*loops, target})))
+        raise UserError(
+            f"the target {target} lies below the smallest N of the study, {low}: --loops {listed} measures it"
+        )
     if target is not None and target > high and 2 * math.log2(high / low) < math.log2(target / low):
         least = 2 ** math.ceil(math.log2(low) + math.log2(target / low) / 2)
         listed = ",".join(map(str, sorted({*loops, least})))

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from loopscale.errors import UserError, transformers
+from loopscale.errors import UserError, expect, transformers
 from loopscale.optim import build_optimizer, warn_of_plain_groups
 from loopscale.parameterization import Width
 
@@ -50,6 +50,7 @@ def trainer_optimizers(
 
     Assumption: adapters follow the rate of the weights that they adapt. They are read by all N visits, as those are.
     """
+    expect(args, hasattr(args, "learning_rate"), "TrainingArguments", "trainer_optimizers(model, args)")
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     known = {id(parameter) for parameter in base.parameters()}
     strange = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in known]
@@ -65,8 +66,8 @@ def trainer_optimizers(
         optimizer,
         lr=args.learning_rate,
         weight_decay=args.weight_decay,
-        betas=(args.adam_beta1, args.adam_beta2),
         eps=args.adam_epsilon,
+        **({} if optimizer == "sgd" else {"betas": (args.adam_beta1, args.adam_beta2)}),
         **parameterization,
     )
     return made, None

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from loopscale.errors import UserError
+from loopscale.errors import UserError, expect
 from loopscale.nn.residual import HoldsScale, PostNormResidual
 from loopscale.parameterization import Depth, Rule, get_rule
 
@@ -192,6 +192,7 @@ def apply_branch_gain(loop: Loop, but: Sequence[str] = QUERIES_AND_KEYS) -> list
 
     Source: arXiv:2607.13491 (deeploop), arXiv:2203.00555 (deepnorm).
     """
+    expect(loop, isinstance(loop, Loop), "a Loop", "give the Loop inside the model, such as model.core")
     if loop.rule.norm == "pre" and not loop.rule.keeps_start:
         raise UserError(
             f"rule {loop.rule.name!r} shrinks output projections alone: multiply their initial weights by "

@@ -37,8 +37,8 @@ class HoldsScale(nn.Module):
     def __init__(self, scale: float = 1.0, skip: float = 1.0) -> None:
         super().__init__()
         for name, number in (("scale", scale), ("skip", skip)):
-            if isinstance(number, str):
-                raise UserError(f"{name} must be a number, got {number!r}")
+            if isinstance(number, str) or number < 0:
+                raise UserError(f"{name} must be a number of at least 0, got {number!r}")
         self._numbers = (float(scale), float(skip))
         self._told = True  # someone chose the scale; False: it is 1 because nobody did
         self.register_buffer("scale", torch.tensor(self._numbers[0]), persistent=False)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from loopscale.errors import UserError, settings
+from loopscale.errors import UserError, expect, settings
 from loopscale.nn.config import ModelConfig
 from loopscale.nn.initialise import initialise, role_of
 from loopscale.nn.layers import Attention, RMSNorm, SwiGLU, chunked_cross_entropy, rotary, rotary_at
@@ -222,6 +222,7 @@ class LoopedTransformer(nn.Module):
 
     def __init__(self, config: ModelConfig, seed: int = 0) -> None:
         super().__init__()
+        expect(config, isinstance(config, ModelConfig), "a ModelConfig", "LoopedTransformer(ModelConfig(width=64))")
         self.config, self.rule = config, get_rule(config.rule)
         with torch.random.fork_rng(devices=[]):
             self.embedding = nn.Embedding(config.vocab_size, config.width)

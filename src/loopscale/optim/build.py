@@ -10,7 +10,7 @@ from typing import Any, Unpack, cast
 import torch
 from torch import nn
 
-from loopscale.errors import UserError, nearest, settings
+from loopscale.errors import UserError, expect, nearest, settings
 from loopscale.optim.groups import Stated, check_partition, param_groups, update_of
 from loopscale.parameterization import OPTIMIZERS, Role
 
@@ -73,6 +73,9 @@ class Options(Stated, total=False):
     momentum: float
 
 
+TAKES = {"adamw": {"betas"}, "muon": {"betas", "momentum"}, "sgd": {"momentum"}}  # of `Options`
+
+
 def build_optimizer(
     model: nn.Module,
     name: str = "adamw",
@@ -94,8 +97,12 @@ def build_optimizer(
     """
     settings(Options, options, build_optimizer)
     if name not in OPTIMIZERS:
-        raise UserError(f"unknown optimizer {name!r}: {nearest(str(name), OPTIMIZERS)}")
+        shown = name if isinstance(name, str) else type(name).__name__
+        raise UserError(f"unknown optimizer {shown!r}: {nearest(shown, OPTIMIZERS)}")
+    for strange in {"betas", "momentum"} & options.keys() - TAKES[name]:
+        raise UserError(f"{name} has no {strange}: leave it out, or name an optimizer that has")
     betas, momentum = options.pop("betas", (0.9, 0.95)), options.pop("momentum", 0.95)
+    expect(betas, isinstance(betas, (tuple, list)) and len(betas) == 2, "two betas", "such as betas=(0.9, 0.95)")
     groups = param_groups(model, lr=lr, weight_decay=weight_decay, eps=eps, optimizer=name, **cast(Stated, options))
     check_partition(model, groups)
     if name == "adamw":

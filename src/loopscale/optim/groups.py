@@ -9,7 +9,7 @@ from typing import Any, TypedDict, Unpack
 
 from torch import Tensor, nn
 
-from loopscale.errors import UserError, settings
+from loopscale.errors import UserError, expect, settings
 from loopscale.optim.roles import roles_of
 from loopscale.parameterization import Depth, Optimizer, Role, Rule, Width, get_rule
 from loopscale.speaker import Speaker, speaker, speakers
@@ -72,10 +72,8 @@ def param_groups(
     for name, rate in (("lr", lr), ("outer_lr", outer_lr)):
         if isinstance(rate, str) or not 0 < rate < float("inf"):
             raise UserError(f"{name} must be a positive number, got {rate!r}")
-    if not hasattr(model, "named_parameters"):
-        raise UserError(
-            f"expected a torch.nn.Module, got {type(model).__name__}: roles need names, pass the model itself"
-        )
+    if not 0 <= weight_decay < float("inf"):
+        raise UserError(f"weight_decay must be a number of at least 0, got {weight_decay!r}")
     assigned, said = roles_of(model, stated.get("roles")), speakers(model)
     chosen = get_rule(_stated(model, said, "rule", stated.get("rule")))
     depth, base = _stated(model, said, "depth", stated.get("depth")), stated.get("base_layers")
@@ -128,6 +126,7 @@ def update_of(role: Role, name: str, parameter: Tensor, optimizer: Optimizer) ->
 
 def _width(model: nn.Module, given: Width | None, multiplied: bool | None) -> tuple[Width | None, bool]:
     """Return the width, and whether the logits carry its 1/m_d: stated, or else as said once in a warning."""
+    expect(given, given is None or isinstance(given, Width), "a Width", "such as width=Width(1024, base_width=256)")
     known = getattr(speaker(model), "width_ratio", None)
     if given is None or known is not None or multiplied is not None or given.ratio == 1:
         return (given if given is not None else known), multiplied is not False

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from loopscale.errors import UserError, listed
+from loopscale.errors import UserError, expect, listed
 from loopscale.parameterization import Role, check_roles, role_by_name, spread_roles
 from loopscale.speaker import named_handle, speaker, states_depth
 
@@ -31,6 +31,8 @@ def roles_of(model: nn.Module, roles: Mapping[str, Role] | None = None) -> dict[
     >>> {name: role.value for name, role in roles_of(model).items() if name.endswith("weight")}
     {'stem.weight': 'embedding', 'core.stack.0.branch.weight': 'hidden', 'head.weight': 'readout'}
     """
+    expect(model, hasattr(model, "named_parameters"), "a torch.nn.Module", "roles need names, pass the model itself")
+    expect(roles, roles is None or isinstance(roles, Mapping), "a dict of roles", "such as roles={'head': 'readout'}")
     names = {name: parameter.ndim for name, parameter in model.named_parameters()}
     tied = tied_names(model)
     asked = {tied.get(name, tied.get(f"{name}.weight", name)): role for name, role in (roles or {}).items()}

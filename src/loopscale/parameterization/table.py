@@ -8,7 +8,7 @@ import re
 from dataclasses import MISSING, fields
 from typing import Any
 
-from loopscale.errors import UserError, nearest
+from loopscale.errors import UserError, expect, nearest
 from loopscale.parameterization.depth import Depth, Width
 from loopscale.parameterization.roles import Role
 from loopscale.parameterization.rules import COMPLETEP, PAPER, Optimizer, Rule, Value
@@ -109,6 +109,7 @@ def get_rule(rule: str | Rule) -> Rule:
     """
     if isinstance(rule, Rule):
         return rule
+    expect(rule, isinstance(rule, str), "a rule's name or a Rule", f"known: {', '.join(RULES)}")
     if rule not in RULES:
         if (spelled := parse(rule)) is not None:
             return spelled

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from loopscale.errors import UserError
+from loopscale.errors import UserError, expect
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -20,8 +20,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
     Raises `UserError` when it is not a module, or a scripted one, or has parameters without values.
     """
-    if not isinstance(model, nn.Module):
-        raise UserError(f"expected a torch.nn.Module, got {type(model).__name__}: pass the model itself")
+    expect(model, isinstance(model, nn.Module), "a torch.nn.Module", "pass the model itself")
     while True:
         inner = getattr(model, "_orig_mod", None)
         if inner is None and type(model).__name__ in ("DataParallel", "DistributedDataParallel"):

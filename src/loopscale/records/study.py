@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
 from loopscale.errors import UserError
+from loopscale.files import check_folder
 from loopscale.records.record import USER_CODE, Interval, Record, read_record
 
 
@@ -255,8 +256,7 @@ def read_result(study_dir: Path) -> Result:
     Raises `UserError` when the folder is no study, is unfinished, damaged, or of another schema.
     """
     path = study_dir / "result.json"
-    if not study_dir.is_dir():
-        raise UserError(f"there is no folder {study_dir}: give the folder that `loopscale transfer` wrote")
+    check_folder(study_dir, "give the folder that `loopscale transfer` wrote")
     if not path.exists():
         if (study_dir / "study.json").exists():
             raise UserError(f"the study in {study_dir} has no result yet: run `loopscale transfer` again to finish it")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from loopscale.errors import UserError
+from loopscale.files import check_folder
 from loopscale.records import Provenance, clean, content_hash, read_record, read_steps
 from loopscale.report.figure import Axis, Figure, Mark
 from loopscale.report.figures import log_axis, visit_axis
@@ -41,8 +42,7 @@ def run_info(run_dir: Path) -> RunInfo:
     ignored: that is the state in which a run may be resumed.
     """
     path = run_dir / "metrics.jsonl"
-    if not run_dir.is_dir():
-        raise UserError(f"there is no folder {run_dir}: give the folder that `loopscale train` wrote")
+    check_folder(run_dir, "give the folder that `loopscale train` wrote")
     if not path.exists():
         raise UserError(f"{run_dir} holds no metrics.jsonl: give the folder that `loopscale train` wrote")
     lines = read_steps(path)

@@ -46,8 +46,11 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.cache is not None and self.cache not in CACHES:
             raise UserError(f"unknown cache {self.cache!r}: {nearest(self.cache, CACHES)}")
-        if self.exit_below is not None and not (math.isfinite(self.exit_below) and self.exit_below >= 0):
-            raise UserError(f"exit_below must be a number of at least 0, not {self.exit_below}")
+        if self.exit_below is not None and not 0 <= self.exit_below < 1:
+            raise UserError(
+                f"exit_below is a share of the stream, from 0 to less than 1, not {self.exit_below:g}: 0.01 ends the "
+                "visits once one moves the stream by less than 1 %"
+            )
         for name in ("cache", "scale", "exit_below"):
             if self.model is not None and getattr(self, name) is not None:
                 raise UserError(f"{name} is an option of the house model: leave it out for {self.model}")

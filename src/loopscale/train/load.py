@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from loopscale.errors import UserError, nearest
+from loopscale.errors import UserError, expect, nearest
 from loopscale.files import read_bounded
 from loopscale.train.config import TrainConfig
 
@@ -25,11 +25,13 @@ def load_config(path: str | Path, sets: Iterable[str] = (), *, user: bool = Fals
     Raises `UserError`, one sentence: an unreadable file, an unknown key (names the nearest), a refused value (key,
     value, what is allowed), or values that do not fit together.
     """
+    expect(path, isinstance(path, (str, Path)), "the path of a TOML file", "make_config(values) takes values")
     return (parse_values if user else make_config)(read_toml(Path(path)), sets)
 
 
 def make_config(values: Mapping[str, Any], sets: Iterable[str] = ()) -> TrainConfig:
     """Validate nested plain values after replacing some by `sets`; raises `UserError` as `load_config` does."""
+    expect(values, isinstance(values, Mapping), "nested values", "load_config(path) reads a TOML file")
     config = parse_values(values, sets)
     if config.model.factory is None:
         config.network(vocab_size=256)
@@ -70,6 +72,9 @@ def read_toml(path: Path) -> dict[str, Any]:
         reason = getattr(problem, "strerror", None) or str(problem)
         if path.name.partition(":")[0].endswith(".py") and ":" in path.name:
             raise UserError(f"{path} is a model of yours, no config: name it by --model {path}") from None
+        inside = next((path / name for name in ("tuned.toml", "config.toml") if (path / name).is_file()), None)
+        if inside is not None:
+            raise UserError(f"{path} is a folder, and a config is a file: name {inside}") from None
         raise UserError(
             f"cannot read the config {path} ({_decapitalized(reason)}): "
             "give a TOML file, such as one with the line 'model.loops = 4'"

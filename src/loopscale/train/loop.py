@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from loopscale.data import Prefetched
-from loopscale.errors import UserError
+from loopscale.errors import UserError, expect
 from loopscale.train import checkpoint, nonfinite
 from loopscale.train.begin import Interrupt, alone, begun, continue_from, lost, orderly, shown, signal_name
 from loopscale.train.config import TrainConfig
@@ -113,6 +113,7 @@ def train_run(
     Raises `UserError` when data, model or folder cannot be used, or the disk has no room for the checkpoints; nothing is
     written then. Ctrl-C, SIGTERM and a non-finite loss are outcomes.
     """
+    expect(config, isinstance(config, TrainConfig), "a TrainConfig", "load_config(path) reads one from a file")
     world = World() if world is None else world
     with orderly() as interrupt, noticing_lost_ranks(world, lost(out)):
         world.same("the config", shown(config), "start every rank with the same file and the same --set")

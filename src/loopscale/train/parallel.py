@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from loopscale.errors import UserError
+from loopscale.errors import UserError, expect
 from loopscale.nn import Loop, LoopedCore
 from loopscale.speaker import speakers
 from loopscale.train.config import TrainConfig
@@ -38,7 +38,7 @@ def shard_looped(model: nn.Module, mesh: DeviceMesh, *, param_dtype: torch.dtype
     outside stay fp32, and so does the stream: use it under autocast. Build the optimiser afterwards: the parameters are
     other objects then. `visit_rms` of the house model works on the sharded model too.
 
-    Raises `UserError` when the model has no loop.
+    Raises `UserError` when the model has no loop, or is not given a mesh.
 
     >>> from loopscale.nn import LoopedTransformer, ModelConfig
     >>> shard_looped(nn.Linear(2, 2), None)  # doctest: +ELLIPSIS
@@ -48,14 +48,18 @@ def shard_looped(model: nn.Module, mesh: DeviceMesh, *, param_dtype: torch.dtype
 
     Source: pytorch.org/docs/stable/distributed.fsdp.fully_shard.html; counted in tests/train/test_train_parallel.py.
     """
+    from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
+    expect(model, isinstance(model, nn.Module), "a torch.nn.Module", "shard_looped(model, mesh)")
     units = list(_loops(model))
     if not units and not speakers(model):  # after `attach` the whole model is one unit
         raise UserError(
             f"{type(model).__name__} has no loop to shard: put the shared layers in a Loop, or set owns_loop = True on "
             "the module whose forward applies them again and again"
         )
+    made = 'such as init_device_mesh("cuda", (8,)), in each process that torchrun starts'
+    expect(mesh, isinstance(mesh, DeviceMesh), "a DeviceMesh", made)
     policy = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for unit in units:
         if unit is not model:

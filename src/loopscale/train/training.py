@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from loopscale.data import Dataset
+from loopscale.errors import expect
 from loopscale.nn import LoopedTransformer, compile_checked
 from loopscale.optim import build_optimizer, schedule
+from loopscale.optim.build import TAKES
 from loopscale.train.config import TrainConfig
 from loopscale.train.house import house_task
 from loopscale.train.parallel import Sync, check_share, let_go, parallelize
@@ -101,6 +103,7 @@ def prepare(config: TrainConfig, dataset: Dataset | None = None, world: World | 
 
     Raises `UserError` when they cannot be built; on every rank when it is so on one.
     """
+    expect(config, isinstance(config, TrainConfig), "a TrainConfig", "load_config(path) reads one from a file")
     world = World() if world is None else world
     return spread(make_task(config, dataset, world), world)
 
@@ -156,9 +159,8 @@ def task_optimizer(task: Task) -> torch.optim.Optimizer:
             lr=optim.lr,
             outer_lr=optim.outer_lr,
             weight_decay=optim.weight_decay,
-            betas=optim.betas,
             eps=optim.eps,
-            momentum=optim.momentum,
+            **{name: getattr(optim, name) for name in TAKES[optim.optimizer]},
             rule=size.rule,
             depth=size.depth,
             width=size.width_ratio,

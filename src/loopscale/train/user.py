@@ -29,7 +29,7 @@ from loopscale.factory import OFFERED, heard
 from loopscale.optim import roles_of
 from loopscale.optim.roles import taken_as_hidden, tell_roles
 from loopscale.parameterization import Role, check_roles, get_rule, role_by_name
-from loopscale.speaker import speakers
+from loopscale.speaker import handle_of, speakers
 from loopscale.train.agreement import disagreements
 from loopscale.train.config import TrainConfig
 from loopscale.train.house import token_batches
@@ -64,7 +64,10 @@ class UserModel:
         """
         if self.state_roles is not None:
             return _stated(self.place, self.model, self.state_roles), False, []
-        stated = callable(getattr(self.model, "roles", None))
+        handle, stated = handle_of(self.model), callable(getattr(self.model, "roles", None))
+        if handle is not None:
+            handle.announced = True  # a study prints the roles once, not in the process of every trial
+            return roles_of(self.model), not stated, tell_roles(self.model)[1]
         if stated or speakers(self.model):
             return roles_of(self.model), not stated, []
         roles, unsure = tell_roles(self.model)
