@@ -11,7 +11,6 @@ import click
 
 from loopscale.cli.options import JSON, PATH, finish
 from loopscale.errors import UserError, foreign, require
-from loopscale.files import check_folder
 
 _SIDE_FILES = ("token", "vocab", "merges", "special", "added", "chat_template", "preprocessor", "spiece")
 
@@ -75,6 +74,8 @@ def _written(text: str, report: dict[str, Any]) -> str:
 
 def _load(source: Path, trusted: bool) -> Any:
     if not (source / "config.json").is_file():
+        from loopscale.files import check_folder
+
         check_folder(source, "give that of a Hugging Face model, as save_pretrained writes it")
         ours = (
             "loopscale export makes one of a run" if (source / "config.toml").is_file() else "save_pretrained makes one"

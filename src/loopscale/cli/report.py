@@ -8,7 +8,6 @@ import click
 
 from loopscale.cli.options import JSON, OPEN, PATH, finish
 from loopscale.errors import UserError
-from loopscale.files import check_folder
 
 
 @click.command()
@@ -24,6 +23,7 @@ def command(folder: Path, open_page: bool, serve: bool, port: int, as_json: bool
     if serve:
         _serve(folder, port, open_page)
         return
+    from loopscale.files import check_folder
     from loopscale.report import write_exponent_report, write_run_report, write_study_page, write_tune_report
 
     writers = {
