@@ -25,7 +25,7 @@ class Noise:
     offset: float = 0.02
 
 
-D64 = Noise(0.0072, 0.0032, 0.0102, 0.048)  # the laptop record, `looped`
+D64 = Noise(0.0072, 0.0032, 0.0102, 0.048)  # the laptop record of 2026-11-24, `looped`
 D64_NONE = Noise(0.0134, 0.0246, 0.0096, 0.045)  # and `none`
 D32 = Noise(0.0076, 0.0182, 0.0173, 0.0425)  # prediction 15, 16 seeds
 INDEPENDENT = Noise(0.0085, 0.0, 0.0, 0.048)
