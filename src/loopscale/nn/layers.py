@@ -18,11 +18,11 @@ from loopscale.nn.past import Slot
 
 
 class RMSNorm(nn.Module):
-    """x / RMS(x) * gain over the last axis; `gain=False` leaves the gain out."""
+    """x / RMS(x) * gain over the last axis."""
 
-    def __init__(self, size: int, gain: bool = True) -> None:
+    def __init__(self, size: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(size)) if gain else None
+        self.weight = nn.Parameter(torch.ones(size))
         self.size = (size,)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ class RMSNorm(nn.Module):
         # On CPUs F.rms_norm is not fused; forward and backward of this take 0.79 of its time (d = 256, fp32).
         square = torch.linalg.vecdot(x.float(), x.float())
         normed = x * (square / self.size[0] + 1e-6).rsqrt()[..., None].to(x.dtype)
-        gained: Tensor = normed if self.weight is None else normed * self.weight.to(x.dtype)
+        gained: Tensor = normed * self.weight.to(x.dtype)
         return gained
 
 

@@ -37,8 +37,6 @@ def commands() -> tuple[Interface, ...]:
     names = re.findall(r'^    "(\w+)": "loopscale\.cli\.\w+:command"', _text("cli", "__init__.py"), flags=re.M)
     found = []
     for name in names:
-        if not files("loopscale").joinpath("cli", f"{name}.py").is_file():
-            continue
         node = _definition(_text("cli", f"{name}.py"), "command")
         if node is not None:
             first, rest = _parts(node)

@@ -112,8 +112,3 @@ def alone(run: Run, world: World) -> Iterator[None]:
 def shown(config: TrainConfig) -> dict[str, str]:
     """Give the values of a config as texts, for ranks to compare."""
     return {key: str(value) for key, value in config.flat().items()}
-
-
-def lost(path: Path) -> str:
-    """Say how to go on when a rank was lost."""
-    return f"a rank was lost: continue from the last checkpoint with torchrun ... -m loopscale train --resume {path}"

@@ -17,7 +17,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from loopscale.data import Prefetched
 from loopscale.errors import UserError, expect
 from loopscale.train import checkpoint, nonfinite
-from loopscale.train.begin import Interrupt, alone, begun, continue_from, lost, orderly, shown, signal_name
+from loopscale.train.begin import Interrupt, alone, begun, continue_from, orderly, shown, signal_name
 from loopscale.train.config import TrainConfig
 from loopscale.train.load import make_config
 from loopscale.train.parallel import whole
@@ -115,7 +115,7 @@ def train_run(
     """
     expect(config, isinstance(config, TrainConfig), "a TrainConfig", "load_config(path) reads one from a file")
     world = World() if world is None else world
-    with orderly() as interrupt, noticing_lost_ranks(world, lost(out)):
+    with orderly() as interrupt, noticing_lost_ranks(world, out):
         world.same("the config", shown(config), "start every rank with the same file and the same --set")
         with world.together():
             if world.main:
@@ -152,7 +152,7 @@ def resume_run(
         run = open_run(path)
         run = Run(path, make_config(run.config.to_dict(), sets)) if sets else run
     world.same("the config", shown(run.config), "give every rank the same run folder")
-    with orderly() as interrupt, noticing_lost_ranks(world, lost(path)), alone(run, world):
+    with orderly() as interrupt, noticing_lost_ranks(world, path), alone(run, world):
         training = begun(run.config, world, _silent, new=not checkpoint.listed(run.checkpoints))
         run = Run(path, training.config)
         continue_from(run, training, warn if world.main else _silent)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -165,7 +166,7 @@ def _leave(world: World) -> None:
 
 
 @contextmanager
-def noticing_lost_ranks(world: World, sentence: str) -> Iterator[None]:
+def noticing_lost_ranks(world: World, run: Path) -> Iterator[None]:
     """Turn what torch raises when a rank died into a `UserError`, that one rank reports; other errors pass."""
     try:
         yield
@@ -175,7 +176,8 @@ def noticing_lost_ranks(world: World, sentence: str) -> Iterator[None]:
         if world.size == 1 or not lost:
             raise
         world.lost = True
-        raise (UserError if _speaks_first(world) else AgreedError)(sentence) from cause
+        again = f"continue from the last checkpoint with torchrun ... -m loopscale train --resume {run}"
+        raise (UserError if _speaks_first(world) else AgreedError)(f"a rank was lost: {again}") from cause
 
 
 def _speaks_first(world: World) -> bool:
