@@ -101,16 +101,6 @@ def test_over_layers_scale_and_hidden_rate_move_by_the_exponent(rule, b):
     assert all(far[name] == near[name] for name in untouched)
 
 
-def test_both_exponents_of_the_layers_stand_side_by_side_in_the_plan():
-    half, one = plan(settings(layers=4))["layers"]
-    assert (half["b"], one["b"], half["chosen"], one["chosen"]) == (0.5, 1.0, True, False)
-    for alternative in (half, one):
-        other = rows_of(settings(alternative["rule"], layers=4))
-        said = alternative["per_strength_1"]
-        assert said["residual_scale"] * VALUES["strength"] == pytest.approx(other["residual_scale"])
-        assert said["hidden.lr"] == other["hidden.lr"]
-
-
 def test_over_width_hidden_rate_epsilon_and_logits_move_by_the_ratio():
     near, far = rows_of(settings()), rows_of(settings(width=128))
     quarter = ("hidden.lr", "hidden.adam_eps", "embedding.adam_eps", "readout.adam_eps", "output_multiplier")

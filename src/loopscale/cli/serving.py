@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -11,18 +10,10 @@ from typing import Any
 
 from loopscale.cli.display import shown
 from loopscale.errors import UserError
-from loopscale.records import ExponentResult, Journal, Plan, Result, Trial, clean, read_record
+from loopscale.records import ExponentResult, Journal, Plan, Result, Trial, read_record
+from loopscale.report import Section, Table, render_page
 
 ROWS = 300  # the best trials that the page lists
-PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>
-<meta http-equiv="refresh" content="3"><style>
-body {{ font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem;
-padding: 0 1rem; color-scheme: light dark }}
-table {{ border-collapse: collapse; font-variant-numeric: tabular-nums }}
-th, td {{ padding: .2rem .8rem; text-align: right }}
-thead {{ border-bottom: 1px solid }} tbody tr:first-child {{ font-weight: 600 }}</style></head>
-<body><h1>{title}</h1><p>{said}</p><table><caption>{caption}</caption><thead><tr>{head}</tr></thead>
-<tbody>{rows}</tbody></table>{link}</body></html>"""
 
 
 class Live:
@@ -50,18 +41,13 @@ class Live:
         except UserError as cause:
             trials, damage = [], str(cause)
         names = sorted({name for trial in trials for name in trial.cell.shown})
-        columns = ["rule", "loops", *names, "seed", "loss"]
         ranked = sorted(trials, key=lambda trial: trial.height)[:ROWS]
-        report = self.folder / "report.html"
-        tuning = (self.folder / "tune.json").exists()
-        return PAGE.format(
-            title=html.escape(clean(f"{'Tuning' if tuning else 'Study'} {self.folder.resolve().name}")),
-            said=html.escape(damage or self._said(len(trials))),
-            caption="Trials that ended, best first" + (f" (the best {ROWS})" if len(trials) > ROWS else ""),
-            head=_joined("th", columns),
-            rows="".join(f"<tr>{_joined('td', shown(trial, names))}</tr>" for trial in ranked),
-            link='<p><a href="/report.html">The finished report</a></p>' if report.exists() else "",
-        )
+        columns, rows = ("rule", "loops", *names, "seed", "loss"), [shown(trial, names) for trial in ranked]
+        caption = "Trials that ended, best first" + (f" (the best {ROWS})" if len(trials) > ROWS else "")
+        link = '<p><a href="/report.html">The page of the folder</a></p>' * (self.folder / "report.html").exists()
+        title = f"{'Tuning' if (self.folder / 'tune.json').exists() else 'Study'} {self.folder.resolve().name}"
+        parts = [Section("Trials", body_html=link, table=Table(columns, rows, caption))]
+        return render_page(title, damage or self._said(len(trials)), parts, [], kind="loopscale, live", refresh=3)
 
     def _said(self, count: int) -> str:
         try:
@@ -124,7 +110,3 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing on stderr: the page reloads every three seconds."""
-
-
-def _joined(tag: str, texts: list[str]) -> str:
-    return "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in texts)

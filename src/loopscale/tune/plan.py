@@ -164,7 +164,6 @@ def transfer_plan(settings: TuneSettings, trials: Sequence[Trial]) -> dict[str, 
         "target": {**asdict(settings.target), "values": values, "config": config.model_dump(mode="json")},
         "moved": moved,
         "rows": applied(settings, values, _carried(decision["intervals"], decision["values"], values), moved),
-        "layers": layer_alternatives(settings),
         "headline": f"{_shown(decision)}, tuned at {settings.proxy}, for {settings.target}.",
         "sentence": sentence(settings, decision),
     }
@@ -184,8 +183,8 @@ def applied(
     """Return every number at the target: the tuned ones with their intervals, then all that the rule sets from them."""
     names = {row["name"] for row in moved}
     rows = [_tuned_row(settings, name, value, intervals.get(name), name in names) for name, value in values.items()]
-    size, model = settings.target, settings.config(settings.target, values).model
-    for row in _prescribed(settings, settings.rule, model.strength):
+    size = settings.target
+    for row in settings.config(size, values).prescription():
         if row["name"].endswith(".lr"):
             row = {**row, "rate": row["value"] * values["lr"]}
         rows.append({**row, "interval": None, "axes": f"N = {size.loops}, L = {size.layers}, d = {size.width}"})
@@ -203,20 +202,6 @@ def _tuned_row(
         value = max(1, round(settings.target.batch * value))
         interval = None if interval is None else [settings.target.batch * end for end in interval]
     return {"name": name, "value": value, "interval": interval, "why": why, "source": "this tuning"}
-
-
-def _prescribed(settings: TuneSettings, rule: str, strength: float) -> list[dict[str, Any]]:
-    return settings.config(settings.target, {"strength": strength}, rule=rule).prescription()
-
-
-def layer_alternatives(settings: TuneSettings) -> list[dict[str, Any]]:
-    """Return both exponents of the layer axis side by side: b = 1/2 (`looped`) and b = 1 (`looped-complete`)."""
-    names = {"residual_scale", "hidden.lr", "hidden.weight_decay", "hidden.adam_eps"}
-    rows = []
-    for rule, b in (("looped", 0.5), ("looped-complete", 1.0)):
-        values = {row["name"]: row["value"] for row in _prescribed(settings, rule, 1.0) if row["name"] in names}
-        rows.append({"rule": rule, "b": b, "chosen": rule == settings.rule, "per_strength_1": values})
-    return rows
 
 
 def _shown(decision: dict[str, Any]) -> str:
