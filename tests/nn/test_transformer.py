@@ -226,7 +226,7 @@ class TestLoop:
                 lambda: ScaledResidual(nn.Identity(), nn.LayerNorm),
                 "norm must be a module, such as nn.LayerNorm(width), got",
             ),
-            (lambda: ScaledResidual(nn.Identity(), scale="big"), "scale must be a number, got 'big'"),
+            (lambda: ScaledResidual(nn.Identity(), scale="big"), "scale must be a number of at least 0, got 'big'"),
             (
                 lambda: LoopedTransformer(ModelConfig())(torch.zeros(1, 1).long(), loop=2),
                 "forward has no keyword 'loop': did you mean 'loops'?",
