@@ -1,4 +1,4 @@
-"""The numbers behind every figure of a study page: pure Python, no drawing, the same for both back ends."""
+"""The numbers behind every figure of a study page: pure Python, no drawing."""
 
 from __future__ import annotations
 

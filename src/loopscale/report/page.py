@@ -9,11 +9,10 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib.resources import files
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from loopscale.errors import settings
 from loopscale.files import write_text
 from loopscale.records import clean, flat
 from loopscale.report.figure import Figure, bundle, one_line
@@ -63,19 +62,6 @@ def explained(figure: Figure, text: str = "", words: str = "", **blanks: str) ->
     return Section(title, text, figure=figure, how_to_read=reading)
 
 
-@dataclass(frozen=True)
-class PageSettings:
-    """What surrounds the sections of a page.
-
-    `kind` is the small line above the title ("transfer study"). `files` is the folder beside the page in which each figure
-    lies as SVG, PNG and PDF. A page that changes loads itself again every `refresh` seconds.
-    """
-
-    kind: str = "loopscale"
-    files: str = ""
-    refresh: int = 0
-
-
 def escape(text: object) -> str:
     """Escape any value for HTML text and quoted attributes.
 
@@ -100,13 +86,16 @@ def render_page(
     lead: str,
     sections: Sequence[Section],
     provenance: Sequence[tuple[str, str]],
-    **keywords: Any,
+    *,
+    kind: str = "loopscale",
+    files: str = "",
+    refresh: int = 0,
 ) -> str:
     """Make the page: the lead sentence first and large, then the sections in order, provenance last.
 
-    Figures are numbered in their order. Keywords are those of `PageSettings`.
+    `kind` is the small line above the title ("transfer study"). `files` is the folder beside the page in which each figure
+    lies as SVG, PNG and PDF. A page that changes loads itself again every `refresh` seconds. Figures are numbered.
     """
-    chosen = settings(PageSettings, keywords, render_page)
     parts = [*sections]
     if provenance:
         parts.append(
@@ -117,15 +106,15 @@ def render_page(
     number, body = 0, []
     for part, name in zip(parts, names, strict=True):
         number += part.figure is not None
-        body.append(_section(part, name, number, chosen.files))
-    again = f'\n<meta http-equiv="refresh" content="{chosen.refresh}">' if chosen.refresh else ""
+        body.append(_section(part, name, number, files))
+    again = f'\n<meta http-equiv="refresh" content="{refresh}">' if refresh else ""
     links = "".join(f'<li><a href="#{n}">{escape(p.title)}</a></li>' for p, n in zip(parts, names, strict=True))
     return _asset("page.html").format(
         policy=_POLICY,
         again=again,
         title=escape(title),
         style=_asset("page.css"),
-        kind=escape(chosen.kind),
+        kind=escape(kind),
         lead=escape(lead),
         links=links,
         body="".join(body),
@@ -175,7 +164,7 @@ def _words() -> dict[str, dict[str, str]]:
 
 @cache
 def _asset(name: str) -> str:
-    return (files("loopscale.report") / name).read_text(encoding="utf-8")
+    return (resources.files("loopscale.report") / name).read_text(encoding="utf-8")
 
 
 def _anchors(titles: Sequence[str]) -> list[str]:
