@@ -8,26 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loopscale.cli.options import (
-    COUNTS,
-    DATA,
-    JSON,
-    MODEL,
-    OPEN,
-    PATH,
-    SETS,
-    Where,
-    find_user_code,
-    finish,
-    list_of,
-    name_of,
-    parse_axes,
-    placed,
-    placed_study,
-    rate,
-    tell_again,
-    with_data,
-)
+from loopscale.cli.options import COUNTS, PATH, Asked, asked, list_of, parse_axes, rate, tell_again
 from loopscale.errors import UserError
 from loopscale.factory import CONTRACT
 
@@ -37,7 +18,6 @@ if TYPE_CHECKING:
 
 @click.command(epilog=CONTRACT)
 @click.argument("config", required=False, type=PATH)
-@MODEL
 @click.option("--loops", callback=COUNTS, help="Numbers of loops; default 2,4,8.")
 @click.option("--target", metavar="loops=N", help="Where the eps is wanted, such as loops=64.")
 @click.option("--seeds", type=int, help="Seeds of the grid; default 4.")
@@ -54,24 +34,8 @@ if TYPE_CHECKING:
     callback=list_of(str, "rules or powers of N"),
     help="Ways to carry: pre-norm rules, or powers of N; default looped,0.75,sqrt,none,depth-mup.",
 )
-@DATA
-@SETS
-@placed
-@click.option("--out", type=PATH, help="Folder; default runs/exponent-NAME. Continues if it exists.")
-@OPEN
-@JSON
-def command(
-    config: Path | None,
-    model: str | None,
-    target: str | None,
-    data: str | None,
-    sets: tuple[str, ...],
-    where: Where,
-    out: Path | None,
-    open_page: bool,
-    as_json: bool,
-    **axes: Any,
-) -> None:
+@asked("model", "data", "set", "open", out="Folder; default runs/exponent-NAME. Continues if it exists.")
+def command(asked: Asked, config: Path | None, target: str | None, **axes: Any) -> None:
     """Measure a and g of your model: best eps falls as N^-a, best hidden rate as N^-g, each with a 95 % interval.
 
     One grid over eps and hidden rate at a few N serves every pre-norm rule, since each rule is a line through it.
@@ -81,28 +45,26 @@ def command(
     """
     from loopscale.cli.display import watching
 
-    user_code = find_user_code(model, None)  # a mistake in its arguments is told before the slow imports
+    code = asked.code()  # a mistake in its arguments is told before the slow imports
     aim = None if target is None else _target(target)
     from loopscale.exponent import ExponentPlan, ExponentStudy, run_exponent
     from loopscale.report import ExponentPage, write_exponent_report
     from loopscale.study import check_named
 
     given = {name: value for name, value in {**axes, "target": aim}.items() if value is not None}
-    name = config.stem if config is not None else "demo" if model is None else name_of(model)
-    folder = out or Path("runs") / f"exponent-{name}"
-    if config is None and not sets and data is None and (folder / "exponent.json").exists():
+    name = config.stem if config is not None else None if asked.model else "demo"
+    folder = asked.folder("exponent", name)
+    if config is None and not asked.anew and (folder / "exponent.json").exists():
         plan = replace(ExponentStudy.load(folder).plan, **given)
-        check_named(folder, plan.user_code, user_code)
+        check_named(folder, plan.user_code, code)
     else:
-        base = _base(config, where.sets(with_data(sets, data)), user_code is not None)
-        plan = ExponentPlan(base=base, user_code=user_code, **given)
-    plan, runner = placed_study(plan, plan.base, folder / "exponent.json", where)
-    with watching(f"exponent of {model or name}; its page is {folder / 'report.html'}") as observer:
+        plan = ExponentPlan(base=_base(config, asked.overrides(), code is not None), user_code=code, **given)
+    plan, runner = asked.placed(plan, plan.base, folder)
+    with watching(f"exponent of {asked.model or name}; its page is {folder / 'report.html'}") as observer:
         result = run_exponent(plan, folder, executor=runner, observer=observer, page=ExponentPage)
     tell_again(result.provenance)
-    page = write_exponent_report(folder)
-    said = [result.sentence, *result.says, *([result.next] if result.next else []), f"page: {page}"]
-    finish(result.model_dump(mode="json"), "\n".join(said), as_json, page if open_page else None)
+    said = [result.sentence, *result.says, *([result.next] if result.next else [])]
+    asked.answer(result.model_dump(mode="json"), said, write_exponent_report(folder))
 
 
 def _base(config: Path | None, sets: tuple[str, ...], user: bool) -> TrainConfig:

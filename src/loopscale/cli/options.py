@@ -91,22 +91,6 @@ def parse_seconds(text: str | None) -> float | None:
     return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
 
 
-def with_data(sets: tuple[str, ...], data: str | None) -> tuple[str, ...]:
-    """Add the source of --data to the overrides, which win."""
-    return sets if data is None else (f"data.path={json.dumps(data)}", *sets)
-
-
-def placed_study(plan: P, asked: TrainConfig, record: Path, where: Where) -> tuple[P, Executor]:
-    """Choose what a study is trained in and on: the precision of all its trials, and where they run.
-
-    asked: the config as it was typed. record: the file of the study's folder that holds the plan.
-    """
-    from loopscale.study import with_precision
-
-    plan = with_precision(plan, asked.train.precision, record, tell)
-    return plan, where.make(record.parent, plan.typical_job)
-
-
 def finish(result: Any, text: str, as_json: bool, page: Path | None = None) -> None:
     """Print what a study found, as JSON or in words, and open its page where there is one to open."""
     click.echo(json.dumps(result, indent=1) if as_json else text)
@@ -132,7 +116,7 @@ OPTIONS = (
 
 @dataclass(frozen=True)
 class Where:
-    """What the options of `placed` say."""
+    """Where trials run, as the options above say."""
 
     executor: str
     workers: int | None
@@ -180,17 +164,80 @@ _INSTEAD = {
 }
 
 
-def placed(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options above, as its argument `where`."""
+@dataclass(frozen=True)
+class Asked:
+    """What every study command is asked besides its own axes, and how it answers."""
 
-    @functools.wraps(command)
-    def gathered(*arguments: Any, **named: Any) -> Any:
-        where = Where(**{field.name: named.pop(field.name) for field in fields(Where)})
-        return command(*arguments, where=where, **named)
+    where: Where
+    as_json: bool
+    out: Path | None = None
+    model: str | None = None
+    objective: str | None = None
+    data: str | None = None
+    sets: tuple[str, ...] = ()
+    open_page: bool = False
 
-    for option in reversed(OPTIONS):
-        gathered = option(gathered)
-    return gathered
+    def code(self) -> UserCode | None:
+        """Return the user's code that was named, or None; raises `UserError` when both kinds were."""
+        if self.model is not None and self.objective is not None:
+            raise UserError("give --model or --objective, not both: an objective trains its model itself")
+        if self.model is None and self.objective is None:
+            return None
+        if self.model is not None:
+            peek(self.model)  # before the imports, which take seconds
+        from loopscale.study import UserCode
+
+        return UserCode.at(self.model) if self.model is not None else UserCode.at(str(self.objective), "objective")
+
+    def overrides(self, *more: str) -> tuple[str, ...]:
+        """Return --set, on top of the source of --data and the device of trials that get a GPU."""
+        data = () if self.data is None else (f"data.path={json.dumps(self.data)}",)
+        return self.where.sets((*data, *self.sets, *more))
+
+    @property
+    def anew(self) -> bool:
+        """Whether the config of the trials was named, so that no folder goes on as it is."""
+        return bool(self.sets) or self.data is not None
+
+    def folder(self, command: str, name: str | None) -> Path:
+        """Return --out, or runs/COMMAND-NAME; without a name that of the user's code."""
+        return self.out or Path("runs") / f"{command}-{name or name_of(self.model or self.objective or '')}"
+
+    def placed(self, plan: P, base: TrainConfig, folder: Path) -> tuple[P, Executor]:
+        """Choose the precision of all trials of a study, as `base` asks for it, and where they run."""
+        from loopscale.study import with_precision
+
+        plan = with_precision(plan, base.train.precision, folder / plan.FILE, tell)
+        return plan, self.where.make(folder, plan.typical_job)
+
+    def answer(self, result: Any, lines: list[str], page: Path) -> None:
+        """Print what a study found, as JSON or in words, and open its page if that was asked for."""
+        finish(result, "\n".join([*lines, f"page: {page}"]), self.as_json, page if self.open_page else None)
+
+
+SHARED = {"model": MODEL, "objective": OBJECTIVE, "data": DATA, "set": SETS, "open": OPEN}
+
+
+def asked(*names: str, out: str = "") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command the options of these names, those of where trials run, --json and --out, as its argument `asked`.
+
+    `out`: the help of --out; "": the command has none.
+    """
+    place = [click.option("--out", type=PATH, help=out)] if out else []
+    options = [*(SHARED[name] for name in names), *OPTIONS, *place, JSON]
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def gathered(**given: Any) -> Any:
+            where = Where(**{field.name: given.pop(field.name) for field in fields(Where)})
+            mine = {field.name: given.pop(field.name) for field in fields(Asked) if field.name in given}
+            return command(Asked(where, **mine), **given)
+
+        for option in reversed(options):
+            gathered = option(gathered)
+        return gathered
+
+    return decorate
 
 
 def slurm_options(text: str | None) -> dict[str, str]:
@@ -238,19 +285,6 @@ def _size(name: str) -> tuple[str, int | None]:
 
 
 AGAIN = "delete their lines in trials.jsonl (those with an 'error') to repeat them"
-
-
-def find_user_code(model: str | None, objective: str | None) -> UserCode | None:
-    """Return what was named, or None; raises `UserError` when both were."""
-    if model is not None and objective is not None:
-        raise UserError("give --model or --objective, not both: an objective trains its model itself")
-    if model is None and objective is None:
-        return None
-    if model is not None:
-        peek(model)  # before the imports, which take seconds
-    from loopscale.study import UserCode
-
-    return UserCode.at(model, "model") if model is not None else UserCode.at(str(objective), "objective")
 
 
 def name_of(place: str) -> str:

@@ -3,32 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import click
 
-from loopscale.cli.options import (
-    COUNTS,
-    DATA,
-    JSON,
-    MODEL,
-    OBJECTIVE,
-    OPEN,
-    PATH,
-    SETS,
-    Where,
-    find_user_code,
-    finish,
-    list_of,
-    name_of,
-    placed,
-    placed_study,
-    rate,
-    spelt_rule,
-    tell_again,
-    with_data,
-)
+from loopscale.cli.options import COUNTS, Asked, asked, list_of, rate, spelt_rule, tell_again
 from loopscale.errors import UserError
 from loopscale.factory import CONTRACT
 
@@ -47,37 +26,17 @@ from loopscale.factory import CONTRACT
 )
 @click.option("--strengths", callback=list_of(float, "numbers"), help="Sweep lambda too, such as 0.25,0.5,1.")
 @click.option("--seeds", type=int, help="Seeds per cell; two give wide intervals, three a third of that.")
-@DATA
-@SETS
-@MODEL
-@OBJECTIVE
-@placed
-@click.option(
-    "--out",
-    type=PATH,
-    help="Study folder; default runs/transfer-PRESET (of your own code: its file). Continues if it exists.",
-)
 @click.option(
     "--pays/--no-pays",
     "beside_one",
     default=True,
     help="Does looping pay: train one loop beside the largest N, for as many steps and with as much compute.",
 )
-@OPEN
-@JSON
-def command(
-    preset: str | None,
-    data: str | None,
-    sets: tuple[str, ...],
-    model: str | None,
-    objective: str | None,
-    where: Where,
-    out: Path | None,
-    open_page: bool,
-    as_json: bool,
-    beside_one: bool,
-    **axes: Any,
-) -> None:
+@asked(
+    *("data", "set", "model", "objective", "open"),
+    out="Study folder; default runs/transfer-PRESET (of your own code: its file). Continues if it exists.",
+)
+def command(asked: Asked, preset: str | None, beside_one: bool, **axes: Any) -> None:
     """Train rules x loops x rates x seeds side by side; fit each optimum; say which rule transfers.
 
     Stop it anywhere and start it again: finished trials are kept. With --out alone the study in that folder goes on, with
@@ -85,45 +44,44 @@ def command(
     """
     from loopscale.cli.display import watching
 
-    code = find_user_code(model, objective)  # a mistake in its arguments is told before the slow imports
+    code = asked.code()  # a mistake in its arguments is told before the slow imports
     from loopscale.report import StudyPage, write_report
     from loopscale.study import check_named
     from loopscale.transfer import Study, StudyPlan, failed, get_preset, run_study
     from loopscale.transfer.presets import SEEDS
 
-    mine = model or objective
-    folder = out or Path("runs") / f"transfer-{(preset or 'demo') if mine is None else name_of(mine)}"
+    mine = asked.model or asked.objective
+    folder = asked.folder("transfer", None if mine else preset or "demo")
     given = {name: value for name, value in axes.items() if value is not None}
     _check_loops(given.get("loops"))
     if "rules" in given:
         given["rules"] = tuple(map(spelt_rule, given["rules"]))
-    if preset is None and not sets and data is None and (folder / "study.json").exists():
+    if preset is None and not asked.anew and (folder / "study.json").exists():
         plan = Study.load(folder).plan
         check_named(folder, plan.user_code, code)
         plan = replace(plan, **given, beside_one=plan.beside_one and beside_one)
         base, title = plan.base, f"study {folder.name}, which goes on"
     else:
         chosen = get_preset(preset or "demo")
-        base = chosen.base(where.sets(with_data(sets, data)), code is not None)
+        base = chosen.base(asked.overrides(), code is not None)
         plan = StudyPlan(
             base=base,
             user_code=code,
             **{"loops": chosen.loops, "seeds": SEEDS, **given},
             center_lr=chosen.center_lr,
             preset=preset or "demo",
-            outer_pilot=objective is None and "outer_lr" not in base.optim.model_fields_set,
+            outer_pilot=asked.objective is None and "outer_lr" not in base.optim.model_fields_set,
             beside_one=beside_one,
             early_end=True,
             spacing=chosen.spacing,
         )
-        changed = ", changed" if sets or data is not None or given else f": {chosen.promise}"
+        changed = ", changed" if asked.anew or given else f": {chosen.promise}"
         title = f"study of {mine}" if mine else f"study '{preset or 'demo'}'{changed}"
-    plan, runner = placed_study(plan, base, folder / "study.json", where)
+    plan, runner = asked.placed(plan, base, folder)
     with watching(f"{title}; its page is {folder / 'report.html'}") as observer:
         result = run_study(plan, folder, executor=runner, observer=observer, page=StudyPage)
     tell_again(result["provenance"])
-    page = write_report(folder)
-    finish(result, _told(result, page), as_json, page if open_page else None)
+    asked.answer(result, _told(result), write_report(folder))
     if failed(result):
         click.echo(f"check failed: {', '.join(failed(result))} claims transfer and drifts", err=True)
         raise SystemExit(1)
@@ -135,11 +93,10 @@ def _check_loops(loops: tuple[int, ...] | None) -> None:
         raise UserError(f"a study compares numbers of loops, and --loops {said} is one: --loops 1,4")
 
 
-def _told(result: dict[str, Any], page: Path) -> str:
+def _told(result: dict[str, Any]) -> list[str]:
     lines = [result["sentence"]]
     for rule in result["rules"].values():
         lines += [rule["sentence"], *([f"  {rule['next']}"] if rule["next"] else [])]
     lines += [row["sentence"] for row in result["paired"]]
     lines += [result[name]["sentence"] for name in ("pays", "outer") if name in result]
-    lines += [result["early"]] if "early" in result else []
-    return "\n".join([*lines, f"page: {page}"])
+    return [*lines, *([result["early"]] if "early" in result else [])]

@@ -10,22 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loopscale.cli.options import (
-    JSON,
-    MODEL,
-    OBJECTIVE,
-    PATH,
-    SETS,
-    Where,
-    find_user_code,
-    finish,
-    parse_axes,
-    parse_seconds,
-    placed,
-    placed_study,
-    spelt_rule,
-    tell_again,
-)
+from loopscale.cli.options import PATH, Asked, asked, finish, parse_axes, parse_seconds, spelt_rule, tell_again
 from loopscale.errors import UserError
 from loopscale.factory import CONTRACT, own_sizes
 
@@ -61,16 +46,12 @@ if TYPE_CHECKING:
     "as many of --seeds as stay within a tenth of a sweep at the target, with --budget none.",
 )
 @click.option("--rule", help="The rule that carries the values, or file.py:RULE; default: the config's.")
-@MODEL
-@OBJECTIVE
-@SETS
-@placed
 @click.option(
     "--storage", help="A database that shows the trials to optuna-dashboard: sqlite:///trials.db, postgresql://..."
 )
-@click.option("--out", type=PATH, help="Folder; default runs/tune-NAME. Continues if it exists.")
-@JSON
+@asked("model", "objective", "set", out="Folder; default runs/tune-NAME. Continues if it exists.")
 def command(
+    asked: Asked,
     config: Path | None,
     target: str | None,
     proxy: str | None,
@@ -80,13 +61,7 @@ def command(
     tuned: str | None,
     pays: int | None,
     rule: str | None,
-    model: str | None,
-    objective: str | None,
-    sets: tuple[str, ...],
-    where: Where,
     storage: str | None,
-    out: Path | None,
-    as_json: bool,
 ) -> None:
     """Tune learning rate and strength of CONFIG (TOML) on a small proxy, for a larger target.
 
@@ -99,14 +74,14 @@ def command(
     started = time.monotonic()
     from loopscale.cli.display import watching
 
-    code = find_user_code(model, objective)  # a mistake in its arguments is told before the slow imports
+    code, out = asked.code(), asked.out  # a mistake in its arguments is told before the slow imports
     from loopscale.report import write_tune_report
     from loopscale.train import load_config, parse_values
     from loopscale.tune import Budget, TuneSettings, kept_settings, tune
 
     kept = config is None and out is not None and (out / "tune.json").exists()
     if kept and out is not None:
-        _refuse_others(out, {"--proxy": proxy, "--tune": tuned, "--rule": rule, "--set": sets})
+        _refuse_others(out, {"--proxy": proxy, "--tune": tuned, "--rule": rule, "--set": asked.sets})
         folder, settings = out, kept_settings(out, code)
         base = settings.base
         larger = settings.target if target is None else settings.target.replace(**parse_axes(target, "--target"))
@@ -118,25 +93,25 @@ def command(
                 "name a config, or your code: loopscale tune config.toml, or --model file.py:make_model; "
                 "or with --out the folder of a tuning that goes on"
             )
-        rules = where.sets((*sets, f"model.rule={json.dumps(spelt_rule(rule))}") if rule else sets)
+        rules = asked.overrides(*([f"model.rule={json.dumps(spelt_rule(rule))}"] if rule else []))
         base = (
-            parse_values({}, (*own_sizes(model), *rules))
+            parse_values({}, (*own_sizes(asked.model), *rules))
             if config is None
             else load_config(config, rules, user=code is not None)
         )
         small, large = sizes(base, proxy, target)
         # An objective of the user's own knows nothing of roles; a model's outer rate matters more than any scale.
-        usual = "lr,strength" if objective else "lr,strength,outer_lr"
+        usual = "lr,strength" if asked.objective else "lr,strength,outer_lr"
         names = tuple(name.strip() for name in (tuned or usual).split(",") if name.strip())
         wanted = 16 + 8 * max(0, len(names) - 2) if trials is None else trials
         settings = TuneSettings(base, small, large, names, wanted, 3 if seeds is None else seeds, code)
-        folder = out or Path("runs") / f"tune-{Path(str(config or model or objective).partition(':')[0]).stem}"
+        folder = asked.folder("tune", None if config is None else config.stem)
     limit = Budget(parse_seconds(budget), started=started, pays=pays)
-    settings, runner = placed_study(settings, base, folder / "tune.json", where)
+    settings, runner = asked.placed(settings, base, folder)
     with watching(f"tuning at {settings.proxy}") as observer:
         plan = tune(settings, folder, executor=runner, budget=limit, storage=storage, observer=observer)
     tell_again(plan["provenance"], "their records say why, under 'error'")
-    finish(plan, _said(plan, folder, write_tune_report(folder)), as_json)
+    finish(plan, _said(plan, folder, write_tune_report(folder)), asked.as_json)
 
 
 def _refuse_others(out: Path, fixed: dict[str, Any]) -> None:

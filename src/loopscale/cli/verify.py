@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from loopscale.cli.options import COUNTS, JSON, PATH, Where, find_user_code, finish, parse_seconds, placed
+from loopscale.cli.options import COUNTS, PATH, Asked, asked, parse_seconds
 
 
 @click.command()
@@ -23,17 +23,8 @@ from loopscale.cli.options import COUNTS, JSON, PATH, Where, find_user_code, fin
 @click.option("--share", type=float, default=0.1, show_default=True, help="Of a direct sweep's FLOPs, tuning included.")
 @click.option("--model", metavar="PLACE", help="The model that was tuned: file.py:make_model.")
 @click.option("--objective", metavar="PLACE", help="The objective that was tuned: file.py:objective.")
-@placed
-@JSON
-def command(
-    folder: Path,
-    budget: str | None,
-    model: str | None,
-    objective: str | None,
-    where: Where,
-    as_json: bool,
-    **checks: Any,
-) -> int:
+@asked()
+def command(asked: Asked, folder: Path, budget: str | None, **checks: Any) -> int:
     """Train the plan in FOLDER (`loopscale tune`) beside its neighbours at sizes between proxy and target.
 
     Says the one-shot regret at each, what to expect at the target, and what was not verified.
@@ -46,17 +37,17 @@ def command(
     from loopscale.tune import Checks, TuneSettings, read_plan, verify
     from loopscale.tune.verification import MADE
 
-    settings, code = TuneSettings.from_json(read_plan(folder)["settings"]), find_user_code(model, objective)
+    settings, code = TuneSettings.from_json(read_plan(folder)["settings"]), asked.code()
     check_named(folder, settings.user_code, code, MADE)
-    asked = Checks(**checks, budget_seconds=parse_seconds(budget))
-    runner = where.make(folder, lambda: settings.typical_job(max(asked.loops, default=1)))
+    wished = Checks(**checks, budget_seconds=parse_seconds(budget))
+    runner = asked.where.make(folder, lambda: settings.typical_job(max(wished.loops, default=1)))
     with watching(f"verifying {folder}") as observer:
-        found = verify(folder, asked, user_code=code, executor=runner, observer=observer)
-    finish(found, _said(found, write_tune_report(folder)), as_json)
+        found = verify(folder, wished, user_code=code, executor=runner, observer=observer)
+    asked.answer(found, _said(found), write_tune_report(folder))
     return 1 if found["verdict"] == "fails" else 0
 
 
-def _said(found: dict[str, Any], page: Path) -> str:
+def _said(found: dict[str, Any]) -> list[str]:
     from loopscale.tune import nats
 
     lines = []
@@ -64,11 +55,6 @@ def _said(found: dict[str, Any], page: Path) -> str:
         shown = "the plan diverged" if row["regret"] is None else f"regret {nats(row['regret'], row['interval'])}"
         lines.append(f"{row['label']}: {shown}, {row['verdict']}")
     lines += [f"L = {row['layers']}, b = 1/2 against b = 1 at the plan: {row['says']}" for row in found["exponents"]]
-    lines += [
-        found["sentence"],
-        *([found["next"]] if found["next"] else []),
-        *([found["pays"]["sentence"]] if "pays" in found else []),
-        *(f"not verified: {said}" for said in found["not_verified"]),
-        f"page: {page}",
-    ]
-    return "\n".join(lines)
+    lines += [found["sentence"], *([found["next"]] if found["next"] else [])]
+    lines += [found["pays"]["sentence"]] if "pays" in found else []
+    return [*lines, *(f"not verified: {said}" for said in found["not_verified"])]
