@@ -12,7 +12,7 @@ from loopscale.report.figure import Axis, Figure, Guide, Mark, drawn_files, writ
 from loopscale.report.figures import rule_name
 from loopscale.report.live_page import LivePage
 from loopscale.report.page import Section, Table, escape, explained, provenance, render_page, write_page
-from loopscale.report.palette import MEASURED, TUNED, Look, interval, looks, number, plain, power, power_ticks
+from loopscale.report.palette import ABOVE, MEASURED, TUNED, Look, interval, looks, number, plain, power, power_ticks
 
 TITLE = "How fast must eps fall with the number of loops?"
 _OUTER = (
@@ -260,7 +260,7 @@ def _valley(valley: Valley, top: float) -> list[Mark]:
         height = min(point.loss - lowest, top)
         up = (max(ends[0] - lowest, -LOW * top), min(ends[1] - lowest, top)) if ends else None
         above = point.loss - lowest > top
-        line, shape = ("", "triangle-up") if above else ("solid", "")
+        line, shape = ("", ABOVE) if above else ("solid", "")
         marks.append(
             Mark(math.log2(point.eps), height, VALLEY, said, _panel(valley), line, shape, None if above else up)
         )

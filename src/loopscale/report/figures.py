@@ -19,6 +19,7 @@ from loopscale.report.info import (
     window,
 )
 from loopscale.report.palette import (
+    ABOVE,
     REFERENCE,
     VERDICTS,
     Look,
@@ -125,7 +126,7 @@ def _told(panel: str, loops: int, lr: float, what: str) -> dict[str, str]:
 
 
 def _curve(curve: Curve, panel: str, view: Window) -> list[Mark]:
-    """Draw mean loss with the range over seeds; a loss above the window is drawn at its edge as a triangle."""
+    """Draw mean loss with the range over seeds; a loss above the window is drawn at its edge as an arrow."""
     marks = []
     for point in curve.points:
         if point.loss is None:
@@ -138,7 +139,7 @@ def _curve(curve: Curve, panel: str, view: Window) -> list[Mark]:
         above = point.loss > top
         marks.append(
             Mark(math.log2(point.lr), min(point.loss, top), f"N = {curve.loops}", said, panel, "solid",
-                 "triangle-up" if above else "", up)
+                 ABOVE if above else "", up)
         )  # fmt: skip
     return marks
 

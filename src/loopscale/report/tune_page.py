@@ -10,7 +10,7 @@ from loopscale.errors import UserError
 from loopscale.records import Journal, Plan, Proxy, Record, Row, Sweep, Trial, Verification, read_record
 from loopscale.report.figure import Axis, Figure, Mark
 from loopscale.report.page import Section, Table, explained, provenance, render_page, split, write_page
-from loopscale.report.palette import MEASURED, TUNED, Look, nice_ticks, number, plain, power_ticks, sequential
+from loopscale.report.palette import ABOVE, MEASURED, TUNED, Look, nice_ticks, number, plain, power_ticks, sequential
 
 MOST_POINTS = 600
 _UNVERIFIED = "Nothing of it has been verified yet."
@@ -128,7 +128,7 @@ def _explored(tuning: TuneInfo, name: str) -> Section:
     top = _ceiling([t.loss for t in finished if t.loss is not None] or [proxy.loss])
     marks = [
         Mark(_place(name, t.cell.values[name]), min(t.loss, top), "explored", _told(t),
-             shape="triangle-up" if t.loss > top else "", shade=t.cell.values.get(other) if shade else None)
+             shape=ABOVE if t.loss > top else "", shade=t.cell.values.get(other) if shade else None)
         for t in finished
         if t.loss is not None
     ]  # fmt: skip
