@@ -221,7 +221,7 @@ def _layers(alt: Any, figure: Figure, rows: list[dict[str, Any]], page: bool) ->
          {"x": x("left"), "x2": "right:Q", "y": y(), "color": color}),
         ("series", "own", mark("point", filled=True, size=42, opacity=1), {"shape": shape, "color": own}),
         ("hollow", "", mark("point", style="hollow", size=48, strokeWidth=1.6), {"shape": shape, "color": color}),
-        ("shape", "cross", mark("point", shape=_CROSS, size=42, strokeWidth=1.6), {"color": color}),
+        ("shape", "diverged", mark("point", shape=_CROSS, size=42, strokeWidth=1.6), {"color": color}),
         ("shape", "other", mark("point", style="edged", filled=True, size=150, opacity=1),
          {"shape": other, "color": color}),
         ("said", "at", mark("point", style="ring", size=300, strokeWidth=2, fill="transparent"),
@@ -242,8 +242,8 @@ def _layers(alt: Any, figure: Figure, rows: list[dict[str, Any]], page: bool) ->
 _CHOSEN = {
     "note": "isValid(datum.guide_y) && isValid(datum.note)",
     "own": "isValid(datum.series) && !isValid(datum.shape) && !isValid(datum.hollow)",
-    "cross": "datum.shape === 'cross'",
-    "other": "isValid(datum.shape) && datum.shape !== 'cross' && datum.shape !== 'none'",
+    "diverged": "datum.shape === 'diverged'",
+    "other": "isValid(datum.shape) && datum.shape !== 'diverged' && datum.shape !== 'none'",
 }
 
 
@@ -253,8 +253,8 @@ def _has(row: Mapping[str, Any], key: str, which: str) -> bool:
     return key in row and {
         "note": "note" in row,
         "own": shape is None and "hollow" not in row,
-        "cross": shape == "cross",
-        "other": shape not in (None, "cross", "none"),
+        "diverged": shape == "diverged",
+        "other": shape not in (None, "diverged", "none"),
         **{dash: row.get("line") == dash for dash in _DASHES},
     }.get(which, True)
 

@@ -126,7 +126,7 @@ def _told(panel: str, loops: int, lr: float, what: str) -> dict[str, str]:
 
 
 def _curve(curve: Curve, panel: str, view: Window) -> list[Mark]:
-    """Draw mean loss with the range over seeds; a loss above the window is drawn at its edge as an arrow."""
+    """Draw mean loss with the range over seeds; a loss above the window is drawn at its edge as a chevron."""
     marks = []
     for point in curve.points:
         if point.loss is None:
@@ -149,7 +149,7 @@ def _lost(curve: Curve, panel: str, height: float) -> list[Mark]:
     return [
         Mark(math.log2(point.lr), height, f"N = {curve.loops}",
              _told(panel, curve.loops, point.lr, "diverged") | {"seeds lost": "{} of {}".format(*point.lost)},
-             panel, shape="cross")
+             panel, shape="diverged")
         for point in curve.points
         if point.lost[0]
     ]  # fmt: skip
@@ -276,7 +276,7 @@ def diverged_cells(study: StudyInfo) -> Figure:
             said = _told(rule_name(name), loops, point.lr, fate) | {"lost": f"{lost} of {seeds}"}
             at = study.loops.index(loops) if loops in study.loops else -1
             marks.append(
-                Mark(math.log2(point.lr), at, fate, said, rule_name(name), shape="cross" * fate.startswith("e"))
+                Mark(math.log2(point.lr), at, fate, said, rule_name(name), shape="diverged" * fate.startswith("e"))
             )
     return Figure(
         "diverged-cells",

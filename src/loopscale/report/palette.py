@@ -27,8 +27,8 @@ _KNOWN = {
     "none": Look(Ink("#8a2f9e", "#dd94ee"), "diamond"),
 }
 _OTHERS = (
-    Look(Ink("#4450b8", "#98a4ff"), "cross"),
-    Look(Ink("#1f6fa8", "#74bdf0"), "triangle-down"),
+    Look(Ink("#4450b8", "#98a4ff"), "triangle-down"),
+    Look(Ink("#1f6fa8", "#74bdf0"), "cross"),
     Look(Ink("#a3425b", "#ff9db1"), "triangle-right"),
     Look(Ink("#55701c", "#b3cf6a"), "triangle-left"),
     Look(Ink("#5d5f66", "#b9bcc4"), "triangle-up"),
@@ -36,7 +36,7 @@ _OTHERS = (
 _VIRIDIS = ("#440154", "#472d7b", "#3b528b", "#2c728e", "#21918c", "#28ae80", "#5ec962", "#addc30", "#fde725")
 
 MEASURED = Look(Ink("#1f6fa8", "#74bdf0"), "circle")
-ABOVE = "arrow"  # the mark of a value above the figure, which no rule has
+ABOVE = "M-1,.1L0,-.9L1,.1L1,.9L0,-.1L-1,.9Z"  # of a value above the figure: a chevron, which no rule has
 SECOND = Look(Ink("#a3425b", "#ff9db1"), "square")
 TUNED = Look(Ink("#1a1e22", "#f4f2ec"), "diamond")
 REFERENCE = Look(Ink("#5d646c", "#a3abb3"), "stroke")
