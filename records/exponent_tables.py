@@ -55,12 +55,18 @@ def exponent() -> str:
 
 
 def headline() -> str:
-    """The sentence on the power, and what the ways to carry cost."""
+    """The power, where it changes, what carrying from there costs, and the rate."""
     result = load()
     bent = [said for said in result["says"] if said.startswith("The power is not one number")]
-    costs = [said for said in result["says"] if said.startswith("Carried from")]
     rate = next(said for said in result["says"] if said.startswith("The best hidden rate"))
-    return " ".join([result["sentence"], *bent, rate, *costs])
+    return "\n".join(f"- {said}" for said in [result["sentence"], *bent, carried_again(), rate])
+
+
+def carried_again() -> str:
+    """What 1/N costs at the largest N, carried from either number of loops."""
+    rows = json.loads((RECORD.parent / "paper" / "eight.json").read_text())["table"]
+    costs = [f"{row['minus the optimum there [95 % interval]']} from N = {row['tuned at N']}" for row in rows]
+    return f"Carried to N = {load()['loops'][-1]} by 1/N, in nats above the optimum there: {', '.join(costs)}."
 
 
 def outer() -> str:

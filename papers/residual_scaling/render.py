@@ -218,7 +218,7 @@ def processor_seconds(record: dict[str, Any]) -> float:
     return float(origin.get("processor_seconds", origin.get("seconds", 0.0)))
 
 
-EXTRA = ("limits", "rules", "layers", "layers-again", "width", "untied")
+EXTRA = ("limits", "rules", "layers", "layers-again", "width", "eight", "untied")
 
 
 def blocks() -> dict[str, str]:
