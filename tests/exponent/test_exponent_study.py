@@ -203,7 +203,7 @@ def test_one_loop_stands_beside_the_largest_n_at_equal_steps_and_at_equal_comput
         ({"strengths": (1.0, 1.001, 2.0)}, "closer than 5 %"),
         ({"strengths": (1.0, math.inf, 2.0)}, "positive numbers"),
         ({"carry": ("deepnorm",)}, "cannot carry by 'deepnorm'"),
-        ({"carry": ("nan",)}, "finite"),
+        ({"carry": ("nan",)}, "from 0 to"),
         ({"seeds": 0}, "from 1 to 1,000"),
         ({"fresh": 10**9}, "from 1 to 1,000"),
         ({"outer_rate": -1.0}, "positive"),

@@ -195,6 +195,7 @@ def test_a_power_that_changes_over_the_loops_is_said_and_the_target_follows_the_
     assert first.value == pytest.approx(0.5) and last.value == pytest.approx(1.0)
     plan = ExponentPlan(TrainConfig(), loops=(2, 8, 32), target=128)
     assert at_target(plan, curved, 128).strength == pytest.approx(2.0)
+    assert at_target(plan, curved, 4).strength == pytest.approx(2.0**0.5), "between 2 and 8, their line"
     straight = valleys({2: 0.0, 8: 0.5, 32: 1.0})
     assert bent(straight) is None
     assert at_target(plan, straight, 128).strength == pytest.approx(2.0**1.5)
