@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +13,14 @@ import torch
 from torch import Tensor
 
 from loopscale.diagnosis.setting import Factors
-from loopscale.diagnosis.stream import BLENDS, ENTERS, FUSED, SAME, SCATTERS, Step, Stream, strip
-from loopscale.probe.tape import Site, Tape
+from loopscale.diagnosis.stream import BLENDS, ENTERS, FUSED, SAME, SCALES, SCATTERS, Step, Stream, strip
+from loopscale.probe.tape import HALVES, Site, Tape
 from loopscale.probe.walks import ancestors
 
 # Steps that a smaller share of the visits has are left out.
 OFTEN = 0.4
+# A larger share of a half-precision stream's elements that an addition leaves unchanged is a symptom.
+LOST = 0.2
 ADDED = ("branch", *ENTERS)
 
 
@@ -28,7 +32,8 @@ class Branch:
     `absorbed`: share of the elements that the addition leaves unchanged for want of digits. `learned`: parameters are
     among the factors, as in LayerScale or a gate, or weigh a map of the stream itself. `carry`: the factor on what the
     addition is made to; `decay`: the share of its channels at 1, where it is below 1 by construction, `decay_of`: the
-    parameters that it is made of.
+    parameters that it is made of. `mixes`: streams are mixed on the way to the addition; `factors`: the sizes of those
+    that scale what is added.
     """
 
     kind: str
@@ -49,6 +54,8 @@ class Branch:
     beside: bool = False
     carry: float = 1.0
     decay_of: tuple[str, ...] = ()
+    mixes: bool = False
+    factors: tuple[float, ...] = ()
 
     @property
     def enters(self) -> bool:
@@ -81,7 +88,9 @@ def wanted(tape: Tape, stream: Stream) -> frozenset[int]:
         for step in steps:
             nodes |= {step.node, step.skip, step.update, step.base}
             if step.kind in ADDED:
-                nodes.add(strip(tape.nodes, step.skip)[0])
+                nodes |= {strip(tape.nodes, step.skip)[0], step.begin}
+                made = [p for i in _scaled_by(tape, step) for p in tape.nodes[i].parents if not tape.nodes[p].data]
+                nodes.update(made)
             for factor in (step.factor, _skip_factor(tape, step)):
                 if isinstance(factor, tuple) and factor[0] == "node":
                     nodes.add(factor[1])
@@ -161,6 +170,8 @@ def _measure(tape: Tape, column: list[Step], values: dict[int, Tensor], factors:
         first.beside,
         _carry(tape, column[-1], values, factors),
         _made_of(tape, _skip_factor(tape, first)) if decay else (),
+        column[-1].mixes,
+        factors_of(tape, first, values),
     )
 
 
@@ -170,13 +181,55 @@ def _sites(tape: Tape, column: list[Step]) -> tuple[Site, ...]:
 
 def _carry(tape: Tape, step: Step, values: dict[int, Tensor], factors: Factors) -> float:
     """Return the factor that the stream takes on the way to an addition, with the one that this pass puts on it."""
-    before, factor = strip(tape.nodes, step.skip)
     site = tape.nodes[step.node].site
     place, put = factors.get(site, (-1, 1.0)) if site is not None else (-1, 1.0)
     put = put if place == step.other >= 0 else 1.0
-    if factor is None or before < 0 or not _size(values, before):
+    before = step.begin if step.mixes else strip(tape.nodes, step.skip)[0]
+    if before in (-1, step.skip) or not _size(values, before):
         return put
     return put * _size(values, step.skip) / _size(values, before)
+
+
+def factors_of(tape: Tape, step: Step, values: dict[int, Tensor]) -> tuple[float, ...]:
+    """Return the sizes of the factors between a branch's output and its addition, one by one."""
+    found: list[float] = []
+    for index in _scaled_by(tape, step):
+        node = tape.nodes[index]
+        written = [abs(word) for word in node.args if type(word) in (int, float) and word]
+        made = [rms(values[p]) for p in node.parents if not tape.nodes[p].data and p in values]
+        own = [rms(p) for p in tape.model.parameters() if node.params and tape.keys.get(id(p)) in node.params]
+        sizes = made or own or written
+        found += [1 / size if "div" in node.op else size for size in sizes if size]
+    return tuple(found)
+
+
+def _scaled_by(tape: Tape, step: Step) -> list[int]:
+    """Return the calls that scale a branch's output on the way to its addition."""
+    found, index = [], step.update
+    while index > step.base >= 0:
+        data = [p for p in tape.nodes[index].parents if tape.nodes[p].data]
+        found += [index] if tape.nodes[index].op in SCALES else []
+        if not data:
+            break
+        index = data[0]
+    return found
+
+
+@contextmanager
+def opened(seen: Any) -> Iterator[tuple[str, ...]]:
+    """Set parameters that are zero and alone scale a branch to 1 inside, and give their names; they are put back."""
+    tape, steps = seen.tape, [step for steps in (seen.stream.steps if seen.stream else ()) for step in steps]
+    scaling = [tape.nodes[i] for step in steps if step.kind == "branch" for i in _scaled_by(tape, step)]
+    made = [tape.nodes[p] for node in scaling for p in node.parents if not tape.nodes[p].data]
+    keys = {key for node in [*scaling, *made] for key in node.params}
+    gates = [(n, p) for n, p in tape.model.named_parameters() if tape.keys.get(id(p)) in keys and not bool(p.any())]
+    try:
+        for _, gate in gates:
+            gate.data.fill_(1.0)
+        yield tuple(name for name, _ in gates)
+    finally:
+        for _, gate in gates:
+            gate.data.zero_()
 
 
 def _size(values: dict[int, Tensor], index: int) -> float:
@@ -258,9 +311,9 @@ def _stored(tape: Tape, step: Step) -> torch.dtype:
 
 def _absorbed(step: Step, update: Tensor, values: dict[int, Tensor], stored: torch.dtype) -> float:
     before, after = values[step.skip], values[step.node]
-    if stored in (torch.bfloat16, torch.float16):
+    if stored in HALVES:
         before, after = before.to(stored), after.to(stored)
-    if after.dtype not in (torch.bfloat16, torch.float16) or before.shape != after.shape or before.dtype != after.dtype:
+    if after.dtype not in HALVES or before.shape != after.shape or before.dtype != after.dtype:
         return 0.0
     moving = update != 0
     lost = (before == after) & moving
@@ -326,8 +379,8 @@ def rms(tensor: Tensor) -> float:
 
 
 def cosine(vectors: list[Tensor]) -> float | None:
-    """Return the mean pairwise cosine; None for fewer than two non-zero vectors."""
-    units = [v / v.norm() for v in vectors if float(v.norm()) > 0]
+    """Return the mean pairwise cosine; None for fewer than two non-zero vectors as long as the last."""
+    units = [v / v.norm() for v in vectors if float(v.norm()) > 0 and v.shape == vectors[-1].shape]
     if len(units) < 2:
         return None
     stacked = torch.stack(units)

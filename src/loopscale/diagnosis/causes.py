@@ -283,13 +283,17 @@ def _gain(facts: Facts) -> Iterator[Finding]:
         return
     large = [b for b in facts.branches if max(b.carry, b.scale if b.kind == "scale" else 0.0) > 1.02]
     factor = math.prod(b.scale if b.kind == "scale" else b.carry for b in large)
+    mixed = any(b.mixes and b.kind != "scale" for b in large)
+    what = "streams are mixed into one another, and that" if mixed else "a factor on the stream itself"
     yield finding(
-        "expanding-map",
+        "nested-skip" if mixed else "expanding-map",
         _places(large),
-        f"a factor on the stream itself multiplies it by {factor:.3g} at every visit: {factor**facts.loops:.3g} after "
+        f"{what} multiplies it by {factor:.3g} at every visit: {factor**facts.loops:.3g} after "
         f"{facts.loops}, gain {facts.growth.gain:.3g}{_lines(large)}",
         "error",
-        f"let the factors on the stream multiply to at most 1 (divide by {factor:.4g})",
+        "let what a stream takes of all streams sum to 1"
+        if mixed
+        else f"let the factors on the stream multiply to at most 1 (divide by {factor:.4g})",
         "what carries the stream past the block is larger than 1, so that visits multiply it whatever they add",
     )
 
@@ -327,13 +331,11 @@ def _double(facts: Facts) -> Iterator[Finding]:
 def _falls_twice(facts: Facts) -> Iterator[Finding]:
     """Return a scale that was seen to fall faster over N than the loops ask for."""
     power = facts.scale_power
-    if power is None or facts.scale is None or "nested" in facts.shown.causes:
+    if facts.scale is None or "nested" in facts.shown.causes:
         return
-    # A learned factor does not follow N: that it starts at 1/N, beside one that does, its value alone tells. It tells
-    # nothing where 1/N is a customary start of LayerScale.
-    learned = any(branch.learned for branch in facts.living)
-    second = power > 0.85 and facts.loops not in (10, 100, 1000) and _near(facts.scale, facts.prescribed / facts.loops)
-    if not (second if learned else power > TWICE):
+    # A scale that falls faster is one of an integrator of second order, unless the loop does less at more loops.
+    falls = power is not None and power > TWICE and (facts.over is None or facts.over < -0.4)
+    if not (falls or _two_factors(facts)):
         return
     yield finding(
         "double-depth-scale",
@@ -342,6 +344,17 @@ def _falls_twice(facts: Facts) -> Iterator[Finding]:
         remedy=f"keep one factor of N: {facts.right:.4g} = {facts.formula} in all",
         cause="a second residual scale stands on top of the first, in the block or around it",
     )
+
+
+def _two_factors(facts: Facts) -> bool:
+    """Say whether two factors of a branch are each one of N, written or learned.
+
+    A learned one does not follow N; its value tells, but where 1/N is a customary start of LayerScale.
+    """
+    rules = (1 / facts.loops, facts.prescribed)
+    customary = facts.loops in (10, 100, 1000)
+    pairs = [[f for f in b.factors if any(_near(f, rule) for rule in rules)] for b in facts.living]
+    return facts.loops > 2 and bool(pairs) and not customary and all(len(pair) > 1 for pair in pairs)
 
 
 def _squared(facts: Facts) -> Iterator[Finding]:

@@ -16,7 +16,7 @@ from loopscale.diagnosis.branches import Branch
 from loopscale.diagnosis.causes import COHERENT, Facts, Shown, scale_kind
 from loopscale.diagnosis.growth import GAIN, OVER, Growth, power_fit
 from loopscale.diagnosis.knob import Knob
-from loopscale.diagnosis.measure import Pass, far_gain, measured_pass
+from loopscale.diagnosis.measure import Pass, again, far_gain
 from loopscale.diagnosis.overloops import following, passes_at
 from loopscale.diagnosis.setting import Factors, Setting
 from loopscale.probe.tape import Site
@@ -65,7 +65,7 @@ def _projections(seen: Pass, facts: Facts, ratio: float) -> Lever:
 def _act(setting: Setting, seen: Pass, facts: Facts, lever: Lever) -> bool:
     """Say whether the branches follow the size of what this lever changes: a norm behind it takes that away."""
     try:
-        now = measured_pass(setting.changed(lever.factors), seen.loop, seen.tape)
+        now = again(setting.changed(lever.factors), seen)
     except (LookupError, RuntimeError, ValueError):
         return False
     pairs = [
@@ -100,7 +100,7 @@ def _experiments(setting: Setting, seen: Pass, facts: Facts, knob: Knob | None) 
 def grown(setting: Setting, seen: Pass, factors: Factors) -> Growth | None:
     """Run with these factors and give the growth of the stream; None where the model does not run so."""
     try:
-        now = measured_pass(setting.changed(factors), seen.loop, seen.tape)
+        now = again(setting.changed(factors), seen)
     except (LookupError, RuntimeError, ValueError):
         return None
     return now.growth
@@ -137,7 +137,7 @@ def slope_over(
         }
         return {**others, **changed}
 
-    moved = {count: growth.movement for count, _, growth in passes_at(setting, knob, own, at, here)}
+    moved = {count: growth.movement for count, _, growth in passes_at(setting, knob, seen, at, here)}
     fit = power_fit(list(moved), list(moved.values())) if len(moved) > 1 else None
     return fit[0] if fit else None
 
@@ -184,7 +184,7 @@ def _enlarged(setting: Setting, seen: Pass, facts: Facts, others: list[Lever]) -
             large.update({site: (b.operand, size / whole) for site in b.sites})
     there = setting.changed(_joined(others)).changed(large)
     try:
-        now = measured_pass(there, seen.loop, seen.tape)
+        now = again(there, seen)
     except (LookupError, RuntimeError, ValueError):
         return None
     mended = grown(there, seen, right.factors)
@@ -199,14 +199,14 @@ def _follows(facts: Facts) -> bool:
     return facts.miscounted or (facts.scale_power is not None and facts.scale_power > 0.85)
 
 
-def _branches(facts: Facts, again: float = 1.0) -> Lever:
-    """Set every branch to the prescribed scale, at the strength that the model states; `again` undoes an initialisation."""
+def _branches(facts: Facts, undone: float = 1.0) -> Lever:
+    """Set every branch to the prescribed scale, at the stated strength; `undone`: what an initialisation took away."""
     if facts.miscounted:
         return Lever("branches", ())
     if facts.init_ratio and scale_kind(facts) == "sqrt":
-        again = 1 / facts.init_ratio
-    over = [b for b in facts.living if b.operand >= 0 and b.scale > 0 and (b.scale > 1.05 * facts.right or again > 1)]
-    return Lever("branches", tuple((b, b.operand, facts.right / b.scale * again) for b in over))
+        undone = 1 / facts.init_ratio
+    over = [b for b in facts.living if b.operand >= 0 and b.scale > 0 and (b.scale > 1.05 * facts.right or undone > 1)]
+    return Lever("branches", tuple((b, b.operand, facts.right / b.scale * undone) for b in over))
 
 
 def _injected(facts: Facts) -> Lever:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from loopscale.diagnosis.diagnosis import Finding, finding
-from loopscale.probe.batch import call_model, first_float
-from loopscale.probe.noting import Given, noting
-from loopscale.probe.tape import tensors_in
+from loopscale.diagnosis.setting import Setting
+from loopscale.probe.batch import first_float
+from loopscale.probe.tape import Site, Stop
 
 
-def first_nonfinite(model: nn.Module, batch: Any, output: Any) -> list[Finding]:
+def first_nonfinite(setting: Setting, output: Any) -> list[Finding]:
     """Return one finding, or none when weights and output are finite. Minus infinity in attention masks does not count."""
-    bad = next((n for n, p in model.named_parameters() if p.is_floating_point() and not _finite(p)), None)
+    bad = next((n for n, p in setting.model.named_parameters() if p.is_floating_point() and not _finite(p)), None)
     if bad is not None:
         return [
             _finding(
@@ -29,13 +29,14 @@ def first_nonfinite(model: nn.Module, batch: Any, output: Any) -> list[Finding]:
     value = first_float(output)
     if value is None or _finite(value):
         return []
-    name, visit = _first_module(model, batch)
+    where, said = _first(setting)
     return [
         _finding(
-            name,
-            f"the output of `{name}` at visit {visit} is the first that is not finite",
-            "the stream or an activation left the range of its number format",
-            "look at growth: scale the residual branches by 1/(N sqrt(L)), or keep the stream in fp32",
+            where,
+            f"{said} is the first that is not finite",
+            "the stream or an activation left the range of its number format, or something is divided by nothing",
+            "look at growth: scale the residual branches by 1/(N sqrt(L)), or keep the stream in fp32; rows of a softmax "
+            "that are masked as a whole give NaN",
         )
     ]
 
@@ -52,15 +53,23 @@ def _finite(value: Tensor) -> bool:
     return bool(torch.isfinite(low) & torch.isfinite(high))
 
 
-def _first_module(model: nn.Module, batch: Any) -> tuple[str, int]:
-    visits: Counter[str] = Counter()
-    found: list[tuple[str, int]] = []
+def _first(setting: Setting) -> tuple[str, str]:
+    """Return the module and the value, with its line, from which on what is not finite reaches the answer.
 
-    def note(name: str, _module: nn.Module, _given: Given, out: Any) -> None:
-        visits[name] += 1
-        if not found and any(not _finite(t) for t in tensors_in(out) if t.is_floating_point()):
-            found.append((name or "model", visits[name]))
+    A mask of minus infinity is none: the softmax behind it makes numbers of it.
+    """
+    found: list[Site] = []
 
-    with torch.no_grad(), noting(model, note):
-        call_model(model, batch)
-    return found[0] if found else ("model", 1)
+    def note(value: Tensor, site: Site | None) -> None:
+        if site is not None and value.is_floating_point() and value.numel():
+            if bool(value.isnan().any()) or float(value.detach().double().amax()) == math.inf:
+                found.append(site)
+                raise Stop
+
+    tape, _ = setting.run(note=note)
+    if not found:
+        return "model", "the output"
+    site = found[0]
+    visit = tape.turns[site]
+    name = site.module or "model"
+    return name, f"the result of `{site.op}` in `{name}`{f' at {site}' if site.file else ''}, call {visit},"

@@ -55,6 +55,13 @@ class Growth:
         return self.moved[-1] / max(self.norms[0], 1e-30)
 
     @property
+    def rises(self) -> bool:
+        """Whether the stream moves on at the last visits as at the first, and grows at each of them."""
+        late = self.norms[len(self.norms) // 2 :]
+        grows = len(late) > 2 and all(b > a for a, b in itertools.pairwise(late)) and late[-1] > 1.1 * late[0]
+        return grows and self.exponent is not None and self.exponent > 0.75
+
+    @property
     def beyond(self) -> bool:
         """Whether the stream grows beyond its limit."""
         return self.gain > GAIN and self.law != "bounded"

@@ -14,7 +14,7 @@ from math import prod
 from torch import nn
 
 from loopscale.probe.tape import Key, Tape
-from loopscale.probe.walks import descendants
+from loopscale.probe.walks import ancestors, descendants
 
 _ELEMENTWISE = frozenset(
     "add __add__ __radd__ __iadd__ add_ sub __sub__ __rsub__ mul __mul__ __rmul__ __imul__ mul_ div __truediv__ lerp "
@@ -76,10 +76,19 @@ def find_loops(model: nn.Module, tape: Tape) -> list[FoundLoop]:
         for key, chain in chains.items()
         if len(key[2]) >= 2 and not all(tape.nodes[i].op in _ELEMENTWISE for i in chain)
     }
+    if chains and not matrices and _matrices_within(tape, chains):
+        return []  # layers of their own around one norm
     groups = [_by_step(tape, group) for group in _groups(matrices or chains)]
     loops = [_describe(model, tape, group, groups, chains) for group in groups]
     loops = [_nested(loop, loops) for loop in loops]
     return sorted(loops, key=lambda loop: (-loop.size, -loop.visits, loop.starts[0]))
+
+
+def _matrices_within(tape: Tape, chains: Group) -> bool:
+    """Say whether several matrices, none of which comes again, act among these uses."""
+    first, last = _span(chains)
+    acting = {key for node in tape.nodes[first : last + 1] if node.data for key in node.params if len(key[2]) >= 2}
+    return len(acting - set(chains)) > 1
 
 
 def _by_step(tape: Tape, group: Group) -> Group:
@@ -126,7 +135,7 @@ def _chain(tape: Tape, uses: list[int]) -> tuple[int, ...]:
     """Return the longest greedy run of uses in which each depends on the one before."""
     if len(uses) < 2:
         return tuple(uses)
-    chain, wanted = [uses[0]], set(uses)
+    chain, wanted, live = [uses[0]], set(uses), ancestors(tape.nodes, len(tape.nodes) - 1, uses[0])
     reached = {uses[0]}
     for index in range(uses[0] + 1, uses[-1] + 1):
         if any(parent in reached for parent in tape.nodes[index].parents):
@@ -135,7 +144,15 @@ def _chain(tape: Tape, uses: list[int]) -> tuple[int, ...]:
                 reached = {index}
             else:
                 reached.add(index)
+        elif index in wanted and index in live and chain[-1] not in live and _alike(tape, index, chain[-1]):
+            chain[-1] = index  # the same again, of which the answer is made: the first was thrown away
+            reached = {index}
     return tuple(chain)
+
+
+def _alike(tape: Tape, one: int, other: int) -> bool:
+    """Say whether two uses read the same values."""
+    return tape.nodes[one].parents == tape.nodes[other].parents
 
 
 def _by_place(tape: Tape, chain: tuple[int, ...]) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -10,14 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from loopscale.diagnosis.arnoldi import Spectrum, leading_eigenvalues
-from loopscale.diagnosis.branches import Branch, measure, rms, wanted
-from loopscale.diagnosis.growth import Far, Growth, growth_law
+from loopscale.diagnosis.branches import LOST, Branch, measure, rms, wanted
+from loopscale.diagnosis.growth import CONTRACTIVE, Far, Growth, growth_law
 from loopscale.diagnosis.loopmap import LoopMap
 from loopscale.diagnosis.loops import FoundLoop, find_loops
 from loopscale.diagnosis.setting import Setting
-from loopscale.diagnosis.stream import Stream, follow
+from loopscale.diagnosis.stream import ENTERS, Stream, follow
 from loopscale.probe.tape import Tape
 
+# Values handed on from visit to visit that are looked at.
+VALUES = 4
+# A stream of which no more than this is left after the visits does not rise over all of them.
+FORGOTTEN = 0.1
 # An injection that makes up less than this share of the stream does not tell its law.
 SHARE = 0.3
 # Work that the products with the Jacobian may take, in weights times rows of tokens times visits, and their number.
@@ -26,7 +31,10 @@ WORK, PRODUCTS, LEAST = 2e11, 240, 8
 
 @dataclass(frozen=True)
 class Pass:
-    """One measured forward pass: the loop, its stream and what its steps did; `ends`: its first and last value."""
+    """One measured forward pass: the loop, its stream and what its steps did; `ends`: its first and last value.
+
+    `rank`: which of the values that the loop hands on the stream is.
+    """
 
     tape: Tape
     loop: FoundLoop
@@ -36,6 +44,12 @@ class Pass:
     dtype: str
     far: Far | None = None
     ends: tuple[Tensor, Tensor] | None = None
+    rank: int = 0
+
+    @property
+    def piles_up(self) -> bool:
+        """Whether branches make the stream grow beyond its limit."""
+        return self.growth is not None and self.growth.beyond and any(b.kind == "branch" for b in self.branches)
 
 
 def main_loop(loops: Sequence[FoundLoop], tape: Tape) -> FoundLoop:
@@ -43,7 +57,9 @@ def main_loop(loops: Sequence[FoundLoop], tape: Tape) -> FoundLoop:
     return next((loop for loop in loops if follow(tape, loop) is not None), loops[0])
 
 
-def measured_pass(setting: Setting, loop: FoundLoop | None = None, tape: Tape | None = None) -> Pass:
+def measured_pass(
+    setting: Setting, loop: FoundLoop | None = None, tape: Tape | None = None, rank: int | None = None
+) -> Pass:
     """Run once to find the loop and once to measure its stream; only the latter where loop and tape are given.
 
     Raises `LookupError` when nothing is looped at this setting.
@@ -54,14 +70,37 @@ def measured_pass(setting: Setting, loop: FoundLoop | None = None, tape: Tape | 
         if not loops:
             raise LookupError("not looped at this setting")
         loop = main_loop(loops, tape)
-    first = _measured(setting, tape, loop, 0)
-    if first.growth is not None and first.growth.norms[-1] <= 1e-6 * max(first.growth.norms):
+    first = _measured(setting, tape, loop, rank or 0)
+    if rank is None and first.growth is not None and first.growth.norms[-1] <= 1e-6 * max(first.growth.norms):
         # A momentum that is still zero, not the stream.
         second = _measured(setting, tape, loop, 1)
         first = second if second.growth is not None else first
     if first.growth is not None and not any(first.growth.norms):
         return replace(first, growth=None)
     return first
+
+
+def again(setting: Setting, seen: Pass) -> Pass:
+    """Measure the same stream of the same loop at another setting."""
+    return measured_pass(setting, seen.loop, seen.tape, seen.rank)
+
+
+def carried(setting: Setting, loop: FoundLoop, tape: Tape) -> list[Pass]:
+    """Measure what the loop hands on from visit to visit: the stream, then other values that pile up.
+
+    The stream is the largest of them, unless another one grows beyond its limit and that does not.
+    """
+    seen = [with_far_gain(setting, measured_pass(setting, loop, tape))]
+    for rank in range(VALUES):
+        if rank == seen[0].rank:
+            continue
+        try:
+            other = _measured(setting, tape, loop, rank)
+            other = other if other.stream is None else with_far_gain(setting, other)
+        except (RuntimeError, LookupError, ValueError):
+            continue
+        seen += [other] if other.piles_up else []
+    return seen if seen[0].piles_up or len(seen) < 2 else [*seen[1:2], seen[0], *seen[2:]]
 
 
 def _measured(setting: Setting, tape: Tape, loop: FoundLoop, rank: int) -> Pass:
@@ -79,10 +118,18 @@ def _measured(setting: Setting, tape: Tape, loop: FoundLoop, rank: int) -> Pass:
     branches = tuple(measure(tape, stream, values, setting.factors))
     states = [values[index] for index in stream.states]
     norms = tuple(rms(state) for state in states)
-    moved = tuple(rms(s.float() - states[0].float()) if s.shape == states[0].shape else rms(s) for s in states)
+    moved = tuple(_moved(state, states[0]) for state in states)
     dtype = str(states[0].dtype).removeprefix("torch.")
-    seen = Pass(tape, loop, stream, branches, None, dtype, ends=(states[0], states[-1]))
+    seen = Pass(tape, loop, stream, branches, None, dtype, ends=(states[0], states[-1]), rank=rank)
     return replace(seen, growth=_growth(seen, norms, moved))
+
+
+def _moved(state: Tensor, first: Tensor) -> float:
+    """Return how far a state is from the first, at the places that both have: a sequence may grow or shrink."""
+    if state.ndim != first.ndim:
+        return rms(state)
+    both = tuple(slice(0, min(a, b)) for a, b in zip(state.shape, first.shape, strict=True))
+    return rms(state[both].float() - first[both].float())
 
 
 def _growth(seen: Pass, norms: tuple[float, ...], moved: tuple[float, ...]) -> Growth:
@@ -99,11 +146,30 @@ def _growth(seen: Pass, norms: tuple[float, ...], moved: tuple[float, ...]) -> G
 
 
 def with_far_gain(setting: Setting, seen: Pass) -> Pass:
-    """Return the same pass, its growth law judged with the knowledge of what a visit does to a large stream."""
+    """Return the same pass with what it takes further passes to know: a large stream's fate, what half precision lost."""
     known = replace(seen, far=far_gain(setting, seen))
+    if any(b.absorbed > LOST for b in seen.branches) and _keeps(setting, seen):
+        known = replace(known, branches=tuple(replace(b, absorbed=0.0) for b in seen.branches))
     if seen.growth is None or known.far is None:
         return known
+    if known.far.last < FORGOTTEN and seen.growth.rises:
+        known = replace(known, far=replace(known.far, last=1.0))  # what piles up is kept beside the stream
     return replace(known, growth=_growth(known, seen.growth.norms, seen.growth.moved))
+
+
+def _keeps(setting: Setting, seen: Pass) -> bool:
+    """Say whether the stream moves as it does in float32: what one addition rounds away may come back in the next."""
+    if seen.stream is None or seen.ends is None:
+        return False
+    first, last = seen.stream.states[0], seen.stream.states[-1]
+    try:
+        wide = replace(setting, model=copy.deepcopy(setting.model).float())
+        values = wide.run(keep=frozenset({first, last}), wide=True, like=seen.tape)[0].values
+        exact = values[last].double() - values[first].double()
+        moved = seen.ends[1].double() - seen.ends[0].double()
+    except (RuntimeError, LookupError, TypeError, ValueError):
+        return False
+    return rms(moved - exact) <= LOST * rms(exact)
 
 
 def count_layers(model: nn.Module, loop: FoundLoop, branches: tuple[Branch, ...]) -> int:
@@ -140,10 +206,31 @@ def far_gain(setting: Setting, seen: Pass) -> Far | None:
             return None
         how = {"keep": frozenset(later), "stop": later[-1], "replace": {first: lambda _: large.clone()}}
         values = setting.run(like=seen.tape, **how)[0].values
-        gains = [float(values[node].double().norm() / large.double().norm()) for node in later if node in values]
-        return Far(gains[0], gains[-1], len(gains)) if later[0] in values else None
+        gains = [rms(values[node]) / rms(large) for node in later if node in values]
+        if later[0] not in values:
+            return None
+        far = Far(gains[0], gains[-1], len(gains))
+        return far if not far.contracts or _contracts_from_the_start(setting, seen) else replace(far, last=1.0)
     except (RuntimeError, LookupError, ValueError):
         return None
+
+
+def _contracts_from_the_start(setting: Setting, seen: Pass) -> bool:
+    """Say whether a stream that is large from the start shrinks; True where that cannot be told.
+
+    Put in its place at a later visit it may stand against a second value that was made of the small one, which takes it
+    back: a rounding error that is carried along.
+    """
+    if seen.stream is None or seen.ends is None or any(b.kind in ENTERS for b in seen.branches):
+        return True
+    start, end = seen.stream.states[0], seen.stream.states[-1]
+    if seen.tape.nodes[start].op == "input":
+        return True
+    large = 1e3 * seen.ends[0]
+    values = setting.run(keep=frozenset({end}), stop=end, replace={start: lambda _: large.clone()}, like=seen.tape)[
+        0
+    ].values
+    return end not in values or rms(values[end]) < CONTRACTIVE * rms(large)
 
 
 def last_map(setting: Setting, seen: Pass, products: int | None = None) -> Spectrum | None:

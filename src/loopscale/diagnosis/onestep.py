@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -155,6 +156,9 @@ def adam(rate: float, above: int = 0) -> MakeOptimizer:
 def _output(setting: Setting) -> Any:
     """Return the model's answer; with factors on its additions through a tape, with gradients where they are enabled."""
     if not setting.factors:
+        # What a model draws in its forward is the same before and after a step, as in every pass on a tape.
+        torch.manual_seed(0)
+        random.seed(0)
         return call_model(setting.model, setting.batch, setting.extra)
     return setting.run(graph=torch.is_grad_enabled())[1]
 

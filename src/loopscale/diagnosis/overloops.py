@@ -98,9 +98,8 @@ def _points(setting: Setting, knob: Knob, own_pass: Pass, follow: Sequence[str])
     """Measure at each N, the scales of the kinds `follow` made to follow it."""
     points: list[Point] = []
     moved: list[float] = []
-    own = own_pass.loop.visits
     factors = (lambda count: following(own_pass, count, kinds=follow)) if follow else None
-    for count, seen, growth in passes_at(setting, knob, own, factors, own_pass):
+    for count, seen, growth in passes_at(setting, knob, own_pass, factors, own_pass):
         scales = {k: [b.scale for b in seen.branches if b.kind == k and not b.dead and b.sizes] for k in KINDS}
         moved.append(growth.movement)
         points.append((count, growth.gain, {k: sum(eps) / len(eps) for k, eps in scales.items() if eps}))
@@ -108,16 +107,17 @@ def _points(setting: Setting, knob: Knob, own_pass: Pass, follow: Sequence[str])
 
 
 def passes_at(
-    setting: Setting, knob: Knob, own: int, factors: Callable[[int], Factors] | None, known: Pass | None
+    setting: Setting, knob: Knob, like: Pass, factors: Callable[[int], Factors] | None, known: Pass | None
 ) -> Iterator[tuple[int, Pass, Growth]]:
-    """Give N, the pass and its growth around the model's `own` N, where `known` is the pass if it was already made.
+    """Give N, the pass and its growth around the N of a pass, where `known` is the pass if it was already made.
 
     A loop that ended before what its knob allows is run anew: its scale may follow the knob and not the visits.
     """
+    own = like.loop.visits
     known = known if knob.allows in (None, own) else None
     for count, there in at_each(setting, knob, counts_around(own), factors):
         try:
-            seen = known if known is not None and count == own else measured_pass(there)
+            seen = known if known is not None and count == own else measured_pass(there, rank=like.rank or None)
         except Exception:  # some settings break some models: they count as not varied
             continue
         if seen.growth is not None and seen.loop.visits == count:

@@ -22,7 +22,7 @@ from loopscale.diagnosis.diagnosis import Finding
 from loopscale.diagnosis.experiments import Lever, slope_over, tested
 from loopscale.diagnosis.growth import GAIN, OVER
 from loopscale.diagnosis.knob import Knob
-from loopscale.diagnosis.measure import Pass, measured_pass, with_far_gain
+from loopscale.diagnosis.measure import Pass, again, measured_pass, with_far_gain
 from loopscale.diagnosis.setting import Factors, Setting
 from loopscale.probe.batch import LARGE
 from loopscale.probe.tape import Site
@@ -71,7 +71,7 @@ def try_remedies(
         factors = setting.changed(factors).changed(new).factors
         try:
             changed = replace(setting, factors=factors)
-            now = with_far_gain(changed, measured_pass(changed, seen.loop, seen.tape))
+            now = with_far_gain(changed, again(changed, seen))
         except (LookupError, RuntimeError, ValueError):
             return None
         if now.growth is None:

@@ -11,16 +11,17 @@ from typing import Any
 from torch import nn
 
 from loopscale.diagnosis.arnoldi import Spectrum
+from loopscale.diagnosis.branches import opened
 from loopscale.diagnosis.causes import Facts, judge
 from loopscale.diagnosis.diagnosis import Diagnosis, Finding, Symptom, finding, merged, verdict
-from loopscale.diagnosis.experiments import Lever, tested
+from loopscale.diagnosis.experiments import Lever, grown, tested
 from loopscale.diagnosis.finite import first_nonfinite
 from loopscale.diagnosis.gradients import Gradients, gradients
 from loopscale.diagnosis.initial import init_ratio
 from loopscale.diagnosis.knob import Knob, candidates, find_knob
 from loopscale.diagnosis.looprange import LossOf, loop_range, settling
 from loopscale.diagnosis.loops import FoundLoop, find_loops
-from loopscale.diagnosis.measure import Pass, count_layers, last_map, main_loop, measured_pass, with_far_gain
+from loopscale.diagnosis.measure import Pass, carried, count_layers, last_map, main_loop, measured_pass, with_far_gain
 from loopscale.diagnosis.modules import table
 from loopscale.diagnosis.onestep import MakeOptimizer, OneStep, one_step_law, train_a_little
 from loopscale.diagnosis.overloops import FROZEN, OverLoops, over_loops
@@ -32,7 +33,7 @@ from loopscale.diagnosis.tying import untied
 from loopscale.diagnosis.whole import Modes, halts, idle, modes, restarts, unused_knobs
 from loopscale.errors import UserError, settings
 from loopscale.parameterization import Depth, residual_scale
-from loopscale.probe.batch import LARGE, prepare
+from loopscale.probe.batch import LARGE, first_float, prepare
 from loopscale.probe.tape import Tape, TooLong
 from loopscale.probe.untouched import untouched, unwrap
 
@@ -154,7 +155,7 @@ def _diagnose(setting: Setting, asked: DiagnoseSettings) -> Diagnosis:
     with listening(model) as heard:
         tape, output = setting.run()
     loops = find_loops(model, tape)
-    broken = first_nonfinite(model, setting.batch, output)
+    broken = first_nonfinite(setting, output)
     if broken and broken[0].evidence.startswith("parameter"):
         return _broken(loops, broken)  # nothing else follows from weights that are no numbers
     ties = list(untied(setting, tape, loops))
@@ -207,11 +208,15 @@ def _looped(study: _Study) -> Diagnosis:
 def _studied(first: _First) -> _Study:
     """Measure the main loop and those beside it, and test what makes them grow."""
     setting, main, knob = first.setting, main_loop(first.loops, first.tape), first.knob
-    seen = with_far_gain(setting, measured_pass(setting, main, first.tape))
+    seen, *also = carried(setting, main, first.tape)
     varied = over_loops(setting, knob, seen) if knob else None
     facts = _facts(setting.model, seen, varied, _stated(setting.model, main, first.loops, first.heard))
     others = _beside(first, main)
     facts, levers = tested(setting, seen, _with_siblings(facts, main, others), knob)
+    mended = {site: part for lever in levers for site, part in lever.factors.items()}
+    for other in also:  # what piles up because the stream does is mended with it
+        left = grown(setting, other, mended)
+        others += [_Other(other, _facts(setting.model, other, None))] if left is not None and left.beyond else []
     others = [replace(other, facts=tested(setting, other.seen, other.facts)[0]) for other in others]
     return _Study(first, seen, facts, varied, levers, others)
 
@@ -220,7 +225,7 @@ def _causes(study: _Study) -> tuple[list[Finding], dict[str, Any] | None]:
     """Judge all loops, on a trained copy too where branches are dead; try the remedies, and give what `attach` takes."""
     findings = merged([*judge(study.facts), *(f for other in study.others for f in judge(other.facts))])
     if any(f.code == "dead-branch" for f in findings):
-        findings = _after_steps(study, findings)
+        findings = _behind_dead(study, findings)
     return _tried(study, findings)
 
 
@@ -428,21 +433,29 @@ def _facts(model: nn.Module, seen: Pass, varied: OverLoops | None, stated: State
     )
 
 
-def _after_steps(study: _Study, findings: list[Finding]) -> list[Finding]:
-    """Judge a copy that was trained for a few steps, since dead branches hide the law."""
+def _behind_dead(study: _Study, findings: list[Finding]) -> list[Finding]:
+    """Judge what dead branches hide: with gates that are zero opened, else on a copy that was trained for a few steps."""
+    setting, stated = study.first.setting, study.facts.stated
     try:
-        trained = study.first.setting.copied()
-        train_a_little(trained)
-        again = with_far_gain(trained, measured_pass(trained))
-        later = judge(tested(trained, again, _facts(trained.model, again, study.varied, study.facts.stated))[0])
+        with opened(study.seen) as gates:
+            if gates:
+                later = judge(_alive(setting, study.first.knob, stated))
+                note = f" (with {', '.join(gates[:2])} set to 1)"
+            else:
+                trained = setting.copied()
+                train_a_little(trained)
+                later = judge(_alive(trained, None, stated))
+                note = " (after 4 steps of training a copy)"
     except (RuntimeError, LookupError, TypeError):
         return findings
-    told = {f.code for f in findings}
-    note = " (after 4 steps of training a copy)"
-    extra = [
-        replace(f, evidence=f.evidence + note) for f in later if f.code not in told and f.code != "double-depth-scale"
-    ]
-    return sorted(findings + extra, key=lambda f: ("error", "warning", "info").index(f.severity))
+    told = {f.code for f in findings} | {"double-depth-scale", "norm-bounded"}
+    return merged([*findings, *(replace(f, evidence=f.evidence + note) for f in later if f.code not in told)])
+
+
+def _alive(setting: Setting, knob: Knob | None, stated: Stated | None) -> Facts:
+    now = with_far_gain(setting, measured_pass(setting))
+    varied = over_loops(setting, knob, now) if knob else None
+    return tested(setting, now, _facts(setting.model, now, varied, stated), knob)[0]
 
 
 def _not_looped(first: _First) -> Diagnosis:
@@ -457,6 +470,12 @@ def _not_looped(first: _First) -> Diagnosis:
         )
     if not {f.code for f in findings} & {"untied", "restarts"}:
         said = "no parameter acts twice on its own result in one forward pass"
+        value = first_float(first.output)
+        end = None if value is None else first.tape.node_of(value)
+        if end is None or not first.tape.nodes[end].data:
+            said += (
+                ", as far as is seen: the answer comes from calls that show torch nothing (scripted, custom kernels)"
+            )
         findings = [finding("not-looped", "model", said, remedy=remedy), *findings]
     said = f"not looped: {findings[0].evidence}; {findings[0].remedy}"
     return Diagnosis(

@@ -52,7 +52,7 @@ class Step:
     copy of the stream itself, or what earlier visits left of it; `attention` counts attention calls in the branch.
     `operand` and `other` are the places of the update and of the skip among what the call reads; -1 where no factor can be
     put on it. `beside`: an addition that an earlier one does not feed, as in blocks side by side. `weighs`: parameters act
-    on the stream itself.
+    on the stream itself. `mixes`: between `begin`, the state or the addition before, and `skip` streams are mixed.
     """
 
     kind: str
@@ -67,6 +67,8 @@ class Step:
     other: int = -1
     beside: bool = False
     weighs: bool = False
+    begin: int = -1
+    mixes: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class Stream:
 def follow(tape: Tape, loop: FoundLoop, rank: int = 0) -> Stream | None:
     """Find the stream of a loop; None when no value passes from visit to visit (the loop is opaque to torch calls).
 
-    A loop may hand on several values (a stream and its momentum): `rank` 1 takes the second where there is one.
+    A loop may hand on several values (a stream, its momentum, a second state): `rank` says which, the largest first.
     """
     nodes, starts = tape.nodes, loop.starts
     middle = [_state(nodes, starts, visit, rank) for visit in range(1, len(starts))]
@@ -129,8 +131,7 @@ def _state(nodes: list[Node], starts: tuple[int, ...], visit: int, rank: int) ->
         known = roots if seen == visit else _crossing(nodes, starts, seen)
         carry = {nodes[p].site for p in known if _carries(nodes, p, end)}
         roots.sort(key=lambda p: (nodes[p].site not in carry, -_numel(nodes[p].shape), -p))
-    same = [p for p in roots if nodes[p].shape == nodes[roots[0]].shape]
-    return same[min(rank, len(same) - 1)] if same else None
+    return roots[rank] if rank < len(roots) else None
 
 
 def _carries(nodes: list[Node], state: int, end: int) -> bool:
@@ -261,7 +262,11 @@ def _source_of_twin(nodes: list[Node], before: int, inside: set[int], shift: int
 def _steps(nodes: list[Node], path: list[int], made: set[int]) -> list[Step]:
     found: list[Step] = []
     for start, end in itertools.pairwise(path):
-        found += [_of_the_past(nodes, path[0], made, step) for step in _segment(nodes, start, end)]
+        for step in _segment(nodes, start, end):
+            begin = found[-1].node if found and found[-1].node <= step.skip else path[0]
+            between = ancestors(nodes, step.skip, begin) & descendants(nodes, begin, step.skip) - {begin}
+            mixes = any(nodes[i].op in MIXES for i in between)
+            found.append(replace(_of_the_past(nodes, path[0], made, step), begin=begin, mixes=mixes))
     return found
 
 

@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass
 
 from loopscale.diagnosis.arnoldi import Spectrum
+from loopscale.diagnosis.branches import LOST
 from loopscale.diagnosis.causes import Facts
 from loopscale.diagnosis.diagnosis import Finding, Symptom, finding
 from loopscale.diagnosis.gradients import Gradients
@@ -19,7 +20,7 @@ from loopscale.diagnosis.growth import GAIN, OVER
 from loopscale.diagnosis.onestep import OneStep
 from loopscale.diagnosis.overloops import OverLoops
 
-STEP, EXPANDS, BESIDE_A_SKIP, LOST = 0.35, 1.05, 2.0, 0.2
+STEP, EXPANDS, BESIDE_A_SKIP = 0.35, 1.05, 2.0
 GROWTH, OVER_N, ONE_STEP = "growth over the visits", "growth over N", "one-step change over N"
 EXPANSION, REACH, FINITE, BF16 = (
     "expansion at the last visit",

@@ -53,8 +53,10 @@ def _found(setting: Setting, tape: Tape, loops: list[FoundLoop]) -> Iterator[Fin
 def _equal_copies(model: nn.Module, used: set[Key]) -> list[list[str]]:
     """Return sets of random matrices, used in the pass, of equal value in separate memory."""
     sets: dict[tuple[object, ...], dict[object, tuple[str, Tensor]]] = defaultdict(dict)
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if parameter.ndim < 2 or parameter.numel() < 4 or storage_key(parameter) not in used:
+    whole = [(n, p, storage_key(p)) for n, p in model.named_parameters(remove_duplicate=False)]
+    slices = [(f"{n}[{i}]", part, storage_key(part)) for n, p, _ in whole if p.ndim > 2 for i, part in enumerate(p)]
+    for name, parameter, key in [*whole, *slices]:
+        if parameter.ndim < 2 or parameter.numel() < 4 or key not in used:
             continue
         value = torch.view_as_real(parameter.detach()) if parameter.is_complex() else parameter.detach()
         print_ = (
@@ -63,7 +65,7 @@ def _equal_copies(model: nn.Module, used: set[Key]) -> list[list[str]]:
             float(value.flatten()[:4096].double().sum()),
             float(value.flatten()[-1]),
         )
-        sets[print_].setdefault(storage_key(parameter), (name, value))
+        sets[print_].setdefault(key, (name, value))
     found = []
     for members in sets.values():
         (first, value), *others = members.values()

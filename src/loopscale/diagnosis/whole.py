@@ -11,13 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from loopscale.diagnosis.branches import rms
+from loopscale.diagnosis.branches import LOST, rms
 from loopscale.diagnosis.diagnosis import Finding, finding
 from loopscale.diagnosis.knob import Knob, acts, candidates
 from loopscale.diagnosis.loops import FoundLoop, find_loops
 from loopscale.diagnosis.measure import Pass, measured_pass
 from loopscale.diagnosis.setting import Setting
-from loopscale.diagnosis.symptoms import LOST
 from loopscale.probe.batch import first_float
 from loopscale.probe.tape import Key, Tape, storage_key
 from loopscale.probe.walks import ancestors, descendants_past
@@ -145,12 +144,13 @@ def modes(setting: Setting, seen: Pass) -> tuple[Modes | None, list[Finding]]:
     mode = model.training
     model.train(not mode)
     try:
-        other = measured_pass(setting)
-        drawn = {loop.visits for seed in (1, 2) for loop in find_loops(model, setting.run(seed=seed)[0])[:1]}
+        other = measured_pass(setting, rank=seen.rank or None)
+        drawn = _drawn(setting)
     except Exception:  # some models cannot run in training mode on this batch
         return None, []
     finally:
         model.train(mode)
+    drawn = drawn if _drawn(setting) <= {seen.loop.visits} else set()  # evaluation draws them as well
     told, seen = (seen, other) if mode else (other, seen)
     norms = tuple(_batch_norms(model, seen.loop, seen.tape))
     gain = told.growth.gain if told.growth else None
@@ -169,6 +169,12 @@ def modes(setting: Setting, seen: Pass) -> tuple[Modes | None, list[Finding]]:
     if not reasons:
         return both, []
     return both, [finding("train-eval-differ", seen.loop.where, "; ".join(reasons))]
+
+
+def _drawn(setting: Setting) -> set[int]:
+    """Return the numbers of visits that two further draws of random numbers make."""
+    tapes = [setting.run(seed=seed)[0] for seed in (1, 2)]
+    return {loop.visits for tape in tapes for loop in find_loops(setting.model, tape)[:1]}
 
 
 def _batch_norms(model: nn.Module, loop: FoundLoop, tape: Tape) -> Iterator[str]:

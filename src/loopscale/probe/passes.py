@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.function import Function
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
@@ -40,7 +41,7 @@ def record(
             register_module_forward_hook(tape.after_module),
         ]
         try:
-            with tape:
+            with tape, _custom(tape):
                 output = call_model(model, batch, extra)
         except Stop:
             pass
@@ -48,3 +49,18 @@ def record(
             for handle in handles:
                 handle.remove()
     return tape, output
+
+
+@contextmanager
+def _custom(tape: Tape) -> Iterator[None]:
+    """Let the tape note the calls of every `autograd.Function` inside, those by a name for its `apply` as well."""
+    base = Function.__mro__[1]
+
+    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        return tape.custom(super(base, cls).apply, cls.__name__, args, kwargs)  # type: ignore[misc]
+
+    base.apply = classmethod(apply)  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        del base.apply  # type: ignore[attr-defined]

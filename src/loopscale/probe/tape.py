@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -100,6 +101,7 @@ def tensors_in(value: Any, depth: int = 0) -> list[Tensor]:
     return found
 
 
+HALVES = (torch.bfloat16, torch.float16)
 _PLAIN = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device, slice})  # what most arguments are
 
 
@@ -126,7 +128,8 @@ class Tape(TorchFunctionMode):
     site and turn, so that a pass that makes other calls (routing) is never read at the wrong one. `factors[site]` is
     (operand, factor): what the call there reads is multiplied first. Calls of `hollow`, whose results do not matter, are
     not made: zeros of the shape that `like` noted stand for them. With `plain` attention runs in the form that
-    forward-mode differentiation follows, its result laid out as in `like`.
+    forward-mode differentiation follows, its result laid out as in `like`. With `wide` what a call makes in half precision
+    is float32. `note` is called with each value and its site.
     """
 
     model: nn.Module
@@ -143,6 +146,8 @@ class Tape(TorchFunctionMode):
     plain: bool = False
     most: int = MOST_NODES
     hollow: frozenset[int] = frozenset()
+    wide: bool = False
+    note: Callable[[Tensor, Site | None], None] | None = None
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -162,6 +167,9 @@ class Tape(TorchFunctionMode):
         self.names = parameter_names(self.model)
         self.buffers = {id(buffer): name for name, buffer in self.model.named_buffers()}
         self.given: dict[int, int] = {}
+        self.gone: list[Tensor] = []
+        self.views: dict[int, weakref.ref[Tensor]] = {}
+        self.back: dict[int, tuple[Tensor, Tensor]] = {}
         self._roots = tensors_in(self.batch)
         self._sites: dict[Any, Site] = {}
         for tensor in self._roots:
@@ -172,25 +180,34 @@ class Tape(TorchFunctionMode):
         """Run one torch call and note it."""
         kwargs = kwargs or {}
         name = getattr(func, "__name__", None) or str(func)
+        if name in _EXITS:
+            self.site = self._site(name)
+            args = self._come_back(args)
+            self.gone += [t for t in args[:1] if isinstance(t, Tensor) and t.ndim and self.node_of(t) is not None]
         if name in _SILENT and not (self.alias or self.factors or self.hollow):
             return func(*args, **kwargs)
         self.site = self._site(name)
+        if self.gone or self.back:
+            here = self.site
+            args, self.site = self._come_back(args), here
         if self.factors and self.site in self.factors:
             args = self._scaled(args, *self.factors[self.site])
         empty = self._empty(args) if self.hollow else None
         if empty is not None:
-            return self._note(name, args, kwargs, empty)
+            return self._note(func, name, args, kwargs, empty)
         given = self._stand_in((args, kwargs)) if self.alias else (args, kwargs)
         out = func(*given[0], **given[1])
+        if self.wide and isinstance(out, Tensor) and out.dtype in HALVES:
+            out = out.float()
         if self.plain and name == "scaled_dot_product_attention" and isinstance(out, Tensor):
             out = self._laid_out(out)
         if name == "__setitem__" and isinstance(args[0], Tensor):
-            self._note(name, args, kwargs, args[0])
+            self._note(func, name, args, kwargs, args[0])
             self._write(*args)
             return out
         if name in _SILENT or name == "__set__" or not isinstance(out, (Tensor, tuple, list)):
             return out
-        return self._note(name, args, kwargs, out)
+        return self._note(func, name, args, kwargs, out)
 
     def _empty(self, args: Any) -> Tensor | None:
         """Give zeros for a call that is not to be made; None where it is."""
@@ -201,7 +218,7 @@ class Tape(TorchFunctionMode):
         made = torch.zeros(node.shape, dtype=node.dtype, device=None if read is None else read.device)
         return made.new_empty(0).new_empty_strided(node.shape, node.strides).zero_() if node.strides else made
 
-    def _note(self, name: str, args: Any, kwargs: Any, out: Any) -> Any:
+    def _note(self, func: Any, name: str, args: Any, kwargs: Any, out: Any) -> Any:
         made = [out] if isinstance(out, Tensor) else [item for item in out if isinstance(item, Tensor)]
         if not made:
             return out
@@ -219,20 +236,26 @@ class Tape(TorchFunctionMode):
         new: dict[int, Tensor] = {}
         passed_on = set() if inplace else {id(source) for source in sources}
         spelt = self._spell(args, kwargs)
-        if not data and params and name in _SLICES:
-            params = (
-                frozenset().union(*(self._slice(tensor, params) for tensor in made[:1])) if len(made) == 1 else params
-            )
+        if getattr(func, "namespace", "aten") not in ("aten", "prims", "prim"):
+            name = _told_by_value(made[0], sources)
+        picked = not data and len(params) == 1 and name in _PICKS
         for tensor in made:
             if id(tensor) in passed_on or (type(tensor) is not Tensor and isinstance(tensor, nn.Parameter)):
                 continue
-            index = self._add(name, parents, tensor, data, params, spelt)
+            read = self._picked(tensor, params, args) if picked else params
+            index = self._add(name, parents, tensor, data, read, spelt)
+            if self.note is not None:
+                self.note(tensor, self.site)
             known = self.known(index)
             replaced = self._handed_on(known, tensor, inplace)
             setattr(replaced, _TAG, (self.serial, index))
             if known in self.keep_inputs and sources:
-                read = next((t for t in sources if self.node_of(t) is not None), sources[0])
-                self.inputs[known] = read.detach().clone() if self.guard else read if self.graph else read.detach()
+                given = next((t for t in sources if self.node_of(t) is not None), sources[0])
+                self.inputs[known] = given.detach().clone() if self.guard else given if self.graph else given.detach()
+            if name in _VIEWS and sources:
+                self.views[index] = weakref.ref(sources[0])
+            if inplace and name != "__setitem__":
+                self._write_through(index)
             if replaced is not tensor:
                 new[id(tensor)] = replaced
             if known == self.stop:
@@ -241,20 +264,25 @@ class Tape(TorchFunctionMode):
             return out
         return new[id(out)] if isinstance(out, Tensor) else type(out)(new.get(id(item), item) for item in out)
 
-    def _slice(self, part: Tensor, params: frozenset[Key]) -> frozenset[Key]:
+    def _picked(self, part: Tensor, params: frozenset[Key], args: Any) -> frozenset[Key]:
         """Give a part of a parameter that was picked by number a key of its own: w[0] and w[1] are different weights."""
+        (whole,) = params
         key = storage_key(part)
-        whole = [one for one in params if one[0] == key[0] and prod(one[2]) > prod(key[2])]
-        if not whole:
+        if prod(whole[2]) <= prod(key[2]):
             return params
-        names = self.names.get(whole[0], ["parameter"])
-        number = (key[1] - whole[0][1]) // max(prod(key[2]), 1)
-        self.names.setdefault(key, [f"{name}[{number}]" for name in names])
+        names = self.names.get(whole, ["parameter"])
+        number: Any = (key[1] - whole[1]) // max(prod(key[2]), 1)
+        if key[0] != whole[0]:  # a copy, picked by a tensor of numbers
+            number = [t.flatten().tolist() for t in tensors_in(args) if not t.is_floating_point()]
+            key = (whole[0], -1 - hash(str(number)) % 2**40, key[2])
+        self.names.setdefault(key, [f"{name}[{str(number)[:20]}]" for name in names])
         return frozenset({key})
 
     def _write(self, buffer: Tensor, place: Any, value: Any) -> None:
         """Remember what was put where in a buffer, so that reading it back is no more than passing it on."""
         index = self.node_of(value) if isinstance(value, Tensor) else None
+        if type(place) is not int and self.nodes[-1].parents and self.nodes[self.nodes[-1].parents[0]].data:
+            index = None  # a part of a stream: what is left around it is read back too
         known = self.written.setdefault(id(buffer), (buffer, {}))[1]
         if type(place) is not int:
             known.clear()
@@ -265,6 +293,27 @@ class Tape(TorchFunctionMode):
 
     def _read_back(self, buffer: Any, place: Any) -> int | None:
         return self.written[id(buffer)][1].get(repr(place)) if id(buffer) in self.written else None
+
+    def _write_through(self, index: int) -> None:
+        """Note that what was written into a view in place stands in the tensor that it is a view of."""
+        view = self.nodes[index].parents[0] if self.nodes[index].parents else -1
+        while view in self.views:
+            whole, part = self.views[view](), index
+            source = self.nodes[view].parents[0] if self.nodes[view].parents else -1
+            if whole is None or self.node_of(whole) != source:
+                return
+            node = self.nodes[part]
+            parents = (source, part) if whole.numel() > prod(node.shape) else (part,)
+            index = self._add("__setitem__", parents, whole, node.data or self.nodes[source].data, node.params, ())
+            setattr(whole, _TAG, (self.serial, index))
+            known = self.known(index)
+            if known in self.replace:
+                whole.data.copy_(self.replace[known](whole))
+            if known in self.keep:
+                self.values[known] = whole.clone() if self.graph or self.plain else whole.detach().clone()
+            if known == self.stop:
+                raise Stop
+            view = source
 
     def _handed_on(self, index: int, tensor: Tensor, inplace: bool) -> Tensor:
         """Return what the model goes on with.
@@ -307,16 +356,41 @@ class Tape(TorchFunctionMode):
         for tensor in tensors_in(out):
             hidden = self.node_of(tensor) is None and not isinstance(tensor, nn.Parameter)
             if hidden and tensor.is_floating_point() and not any(tensor is given for given in tensors_in(args)):
-                parents, params, data = self._sources([*tensors_in(args), *module.parameters()])
-                self.site = self._kept(Site(self.module_names.get(id(module), ""), "", 0, "opaque"))
-                index = self._add("opaque", parents, tensor, data, params, ())
-                known = self.known(index)
-                setattr(tensor, _TAG, (self.serial, index))
-                if known in self.keep:
-                    self.values[known] = tensor if self.graph else tensor.detach().clone()
-                if known == self.stop:
-                    raise Stop
+                site = Site(self.module_names.get(id(module), ""), "", 0, "opaque")
+                self._unseen(tensor, [*tensors_in(args), *module.parameters()], site)
         self._left(module)
+
+    def custom(self, call: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Make the call of an `autograd.Function`, whose inside may be no torch calls, and note what it made."""
+        site = self.site = self._site(name)
+        if site in self.factors:
+            args = self._scaled(args, *self.factors[site])
+        out = call(*args, **kwargs)
+        with torch._C.DisableTorchFunction():
+            made = [out] if isinstance(out, Tensor) else [item for item in out or () if isinstance(item, Tensor)]
+            new = {
+                id(t): self._unseen(t, tensors_in(args), site)
+                for t in made
+                if self.node_of(t) is None and t.is_floating_point()
+            }
+            self.gone.clear()
+        if isinstance(out, Tensor):
+            return new.get(id(out), out)
+        return out if not new else type(out)(new.get(id(item), item) for item in out)
+
+    def _unseen(self, tensor: Tensor, sources: list[Tensor], site: Site) -> Tensor:
+        """Note a value whose making was not seen: a sum where it is that of two sources, else something opaque."""
+        parents, params, data = self._sources(sources)
+        self.site = self._kept(site)
+        _, twin = self._twin()
+        op = _told_by_value(tensor, sources) if twin is None else twin.op
+        index = self._add(op, parents, tensor, data, params, self._spell(sources, {}))
+        known = self.known(index)
+        handed = self._handed_on(known, tensor, False)
+        setattr(handed, _TAG, (self.serial, index))
+        if known == self.stop:
+            raise Stop
+        return handed
 
     def before_module(self, module: nn.Module, _args: Any) -> None:
         """Note which module is running, for the sites of the calls within it."""
@@ -407,6 +481,22 @@ class Tape(TorchFunctionMode):
                 params |= self.nodes[index].params
         return tuple(parents), frozenset(params), data
 
+    def _come_back(self, value: Any) -> Any:
+        """Note values that come from nowhere, of the shape of one that left torch: they are made of what left."""
+        if type(value) in (tuple, list):
+            return type(value)(self._come_back(item) for item in value)
+        if not isinstance(value, Tensor):
+            return value
+        if id(value) in self.back:
+            return self.back[id(value)][1]
+        unknown = self.node_of(value) is None and id(value) not in self.keys and id(value) not in self.buffers
+        if unknown and value.is_floating_point() and any(value.shape == left.shape for left in self.gone):
+            left, self.gone = self.gone, []
+            site = Site(self.stack[-1] if self.stack else "", self.site.file, self.site.line, "outside", self.site.at)
+            self.back[id(value)] = (value, self._unseen(value, left, site))
+            return self.back[id(value)][1]
+        return value
+
     def _spell(self, args: Any, kwargs: Any) -> tuple[Any, ...]:
         said = [self._word(item) for item in args]
         return tuple(said + [self._word(item) for item in kwargs.values()] if kwargs else said)
@@ -458,6 +548,17 @@ def _hidden(file: str) -> bool:
     return known
 
 
+def _told_by_value(made: Tensor, sources: list[Tensor]) -> str:
+    """Say what made a value of others: "add" where it is their sum to rounding, else "opaque"."""
+    alike = [t for t in sources if t.shape == made.shape and t.is_floating_point()]
+    if len(alike) == 2 and made.numel() and bool(alike[1].any()):
+        total = alike[0].detach().double() + alike[1].detach().double()
+        error = float((made.detach().double() - total).abs().max())
+        if error <= 4 * torch.finfo(made.dtype).eps * float(total.abs().max()):
+            return "add"
+    return "opaque"
+
+
 @cache
 def _in_place(name: str) -> bool:
     """Say whether a call changes its first argument: `add_`, `__iadd__`, `__setitem__`; `__invert__` is none of them."""
@@ -465,11 +566,16 @@ def _in_place(name: str) -> bool:
     return name in _IN_PLACE if dunder else name.endswith("_")
 
 
-_SLICES = frozenset("__getitem__ select narrow".split())
+_PICKS = frozenset("__getitem__ select narrow unbind split chunk tensor_split index_select".split())
 _IN_PLACE = frozenset(
     "__setitem__ __iadd__ __isub__ __imul__ __itruediv__ __idiv__ __ifloordiv__ __ipow__ __imod__ __iand__ __ior__ "
     "__ixor__".split()
 )
+_VIEWS = frozenset(
+    "__getitem__ view narrow select __get__ transpose permute unsqueeze squeeze flatten chunk split unbind unflatten "
+    "movedim swapaxes detach".split()
+)
+_EXITS = frozenset("numpy __array__ tolist __dlpack__".split())
 _SPELT = frozenset({bool, int, float, str})
 _SILENT = frozenset(
     "size dim numel stride is_floating_point is_complex element_size item tolist data_ptr __len__ __bool__ __repr__ "
