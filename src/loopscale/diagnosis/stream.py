@@ -37,6 +37,7 @@ MIXES = frozenset(
     "stack cat concat concatenate sum mean einsum matmul __matmul__ bmm gather where index_select take_along_dim "
     "scatter __setitem__ index_put_ masked_scatter masked_fill".split()
 )
+_PILES = JOINS | {"stack"}
 # A weight of more numbers mixes features or places, not a few streams.
 MIXED = 64
 DRAWN = frozenset("rand_like randn_like randint_like".split())
@@ -203,6 +204,8 @@ def _same_calls(nodes: list[Node], before: int, index: int, shift: int) -> bool:
     inside = ancestors(nodes, index, before) & descendants(nodes, before, index)
     for i in inside - {before}:
         node, twin = nodes[i], nodes[i + shift]
+        if node.op == twin.op in _PILES:
+            continue  # what is kept of all visits is one longer
         if node.op != twin.op or node.shape != twin.shape or len(node.parents) != len(twin.parents):
             return False
         pairs = zip(node.parents, twin.parents, strict=True)
