@@ -198,7 +198,7 @@ class Tape(TorchFunctionMode):
         given = self._stand_in((args, kwargs)) if self.alias else (args, kwargs)
         out = func(*given[0], **given[1])
         if self.wide and isinstance(out, Tensor) and out.dtype in HALVES:
-            out = out.float()
+            out = (args[0] if name in _CASTS and args[0].is_floating_point() else out).float()
         if self.plain and name == "scaled_dot_product_attention" and isinstance(out, Tensor):
             out = self._laid_out(out)
         if name == "__setitem__" and isinstance(args[0], Tensor):
@@ -575,6 +575,7 @@ _VIEWS = frozenset(
     "__getitem__ view narrow select __get__ transpose permute unsqueeze squeeze flatten chunk split unbind unflatten "
     "movedim swapaxes detach".split()
 )
+_CASTS = frozenset("to type type_as bfloat16 half".split())
 _EXITS = frozenset("numpy __array__ tolist __dlpack__".split())
 _SPELT = frozenset({bool, int, float, str})
 _SILENT = frozenset(
