@@ -224,7 +224,7 @@ def _contracts_from_the_start(setting: Setting, seen: Pass) -> bool:
     if seen.stream is None or seen.ends is None or any(b.kind in ENTERS for b in seen.branches):
         return True
     start, end = seen.stream.states[0], seen.stream.states[-1]
-    if seen.tape.nodes[start].op == "input":
+    if seen.tape.nodes[start].op == "input" or not bool(seen.ends[0].any()):
         return True
     large = 1e3 * seen.ends[0]
     values = setting.run(keep=frozenset({end}), stop=end, replace={start: lambda _: large.clone()}, like=seen.tape)[
