@@ -151,8 +151,9 @@ def _chain(tape: Tape, uses: list[int]) -> tuple[int, ...]:
 
 
 def _alike(tape: Tape, one: int, other: int) -> bool:
-    """Say whether two uses read the same values."""
-    return tape.nodes[one].parents == tape.nodes[other].parents
+    """Say whether two calls read the same values."""
+    a, b = tape.nodes[one], tape.nodes[other]
+    return a.parents == b.parents and a.call != b.call
 
 
 def _by_place(tape: Tape, chain: tuple[int, ...]) -> tuple[int, ...]:
