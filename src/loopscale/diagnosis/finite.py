@@ -72,4 +72,4 @@ def _first(setting: Setting) -> tuple[str, str]:
     site = found[0]
     visit = tape.turns[site]
     name = site.module or "model"
-    return name, f"the result of `{site.op}` in `{name}`{f' at {site}' if site.file else ''}, call {visit},"
+    return name, f"the result of `{site.op}` in `{name}`{f' at {site}' if site.file else ''}, visit {visit},"
