@@ -15,17 +15,12 @@ from loopscale.errors import UserError, foreign, require
 _SIDE_FILES = ("token", "vocab", "merges", "special", "added", "chat_template", "preprocessor", "spiece")
 
 
-class Layers(click.ParamType[Any]):
-    """`2..5`, first and last layer of the core, or a number of unique layers."""
-
-    name = "A..B | L"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Read either."""
-        ends = str(value).split("..")
-        if len(ends) > 2 or not all(end.isascii() and end.isdigit() for end in ends):
-            self.fail(f"{value!r} is neither a range of layers such as 2..5 nor a number of them", param, ctx)
-        return int(ends[0]) if len(ends) == 1 else (int(ends[0]), int(ends[1]))
+def read_layers(context: click.Context, option: click.Parameter, text: str | None) -> int | tuple[int, int] | None:
+    """Read `2..5`, first and last layer of the core, or a number of unique layers."""
+    ends = [] if text is None else text.split("..")
+    if len(ends) > 2 or not all(end.isascii() and end.isdigit() for end in ends):
+        raise click.BadParameter(f"{text!r} is neither a range of layers such as 2..5 nor a number of them")
+    return None if not ends else int(ends[0]) if len(ends) == 1 else (int(ends[0]), int(ends[1]))
 
 
 @click.command()
@@ -33,7 +28,12 @@ class Layers(click.ParamType[Any]):
 @click.option("--start", type=int, help="First layer of the core, counted from 0.")
 @click.option("--stop", type=int, help="The layer after the core's last.")
 @click.option("--loops", type=int, required=True, help="How often the core is visited.")
-@click.option("--layers", type=Layers(), help="2..5 for the layers 2 to 5, or how many unique ones the core keeps.")
+@click.option(
+    "--layers",
+    metavar="A..B | L",
+    callback=read_layers,
+    help="2..5 for the layers 2 to 5, or how many unique ones the core keeps.",
+)
 @click.option("--tie", type=click.Choice(["first", "average"]), default="first", show_default=True)
 @click.option("--steps", type=click.Choice(["damped", "even"]), default="damped", show_default=True)
 @click.option("--strength", type=float, help="lambda; default 0.1 damped (0 is the original), 1 even.")

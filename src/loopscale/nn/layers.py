@@ -69,7 +69,7 @@ class Attention(nn.Module):
         mask = None
         if slot is not None:
             k_BKTE, v_BKTE = slot.extend(k_BKTE, v_BKTE)
-            mask = slot.sight.mask
+            mask = slot.place.mask
         causal = mask is None and k_BKTE.shape[2] == T
         mixed_BHTE = self.attend(
             q_BHTE, k_BKTE, v_BKTE, attn_mask=mask, is_causal=causal, enable_gqa=self.kv_heads != self.heads

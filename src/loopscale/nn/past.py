@@ -147,33 +147,27 @@ class Past:
             )
 
 
-class Sight(NamedTuple):
-    """A cache and the mask of one call."""
+class Place(NamedTuple):
+    """Where the tokens of a call stand, as rotary angles, and what they see: a cache, and a mask (None: causally)."""
 
-    cache: Cache | None
-    mask: Tensor | None
+    rotation: Tensor
+    cache: Cache | None = None
+    mask: Tensor | None = None
+
+    def slot(self, part: str, visit: int, layer: int) -> Slot | None:
+        """Give the slot of a layer of `part` ("prelude", "core", "coda") at a visit; None where there is nothing to see."""
+        return None if self.cache is None and self.mask is None else Slot(self, part, visit, layer)
 
 
 class Slot(NamedTuple):
-    """One layer's view of it at one visit."""
+    """What one layer sees at one visit."""
 
-    sight: Sight
+    place: Place
     part: str
     visit: int
     layer: int
 
     def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Do what `Cache.extend` says, where there is a cache."""
-        cache = self.sight.cache
+        cache = self.place.cache
         return (keys, values) if cache is None else cache.extend(self.part, self.visit, self.layer, keys, values)
-
-
-class Place(NamedTuple):
-    """Where the tokens of a call stand, as rotary angles, and what they may look at (None: each other, causally)."""
-
-    rotation: Tensor
-    sight: Sight | None = None
-
-    def slot(self, part: str, visit: int, layer: int) -> Slot | None:
-        """Give the slot of a layer of `part` ("prelude", "core", "coda") at a visit; None where there is nothing to see."""
-        return None if self.sight is None else Slot(self.sight, part, visit, layer)

@@ -21,7 +21,7 @@ from loopscale.errors import UserError, expect, settings
 from loopscale.nn.config import ModelConfig
 from loopscale.nn.initialise import initialise, role_of
 from loopscale.nn.layers import Attention, RMSNorm, SwiGLU, chunked_cross_entropy, rotary, rotary_at
-from loopscale.nn.past import Past, Place, Sight, Slot
+from loopscale.nn.past import Past, Place, Slot
 from loopscale.nn.residual import Scale, add_scaled
 from loopscale.nn.visits import ORDERS, Recompute, check_options, visit_by_options
 from loopscale.parameterization import Depth, Role, Width, get_rule
@@ -307,7 +307,7 @@ class LoopedTransformer(nn.Module):
             past.cache.begin(loops)
         past.check(B, T)
         rotation = rotary_at(past.positions(T, x_BTD.device), self.config.head_dim)
-        return Place(rotation, Sight(past.cache, past.mask(T, x_BTD.device)))
+        return Place(rotation, past.cache, past.mask(T, x_BTD.device))
 
     def paces(self, loops: int, scale: str | None = None) -> Paces:
         """Give the numbers of prelude and coda, which are visited once, and of the core, at this many loops."""
