@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from loopscale.findings import BY_CODE
 from loopscale.report.figure import Axis, Figure, Mark
 from loopscale.report.figures import log_axis
 from loopscale.report.page import Section, Table, escape, render_page
@@ -31,16 +32,6 @@ _READINGS = {
     "range": "What changing N at test time does, against the model's own N. The safe range ends where the output moves by "
     "more than 0.1 of itself, or where the loss, if data were given, rises by more than 0.05.",
 }
-_FIGURES = {
-    "bf16-absorbed": "ratios",
-    "dead-branch": "ratios",
-    "unscaled-injection": "ratios",
-    "untied": "gradients",
-    "sqrt-scaled": "scales",
-    "double-depth-scale": "scales",
-    "miscounted-loops": "scales",
-    "marginal-decay": "eigenvalues",
-}
 _LABELS = {
     "norms": ("visit", "RMS of the stream"),
     "ratios": ("visit", "update / stream"),
@@ -55,7 +46,7 @@ _LABELS = {
 def page(target: str, found: Diagnosis) -> str:
     """Write the page as HTML."""
     sections = [*_symptoms(found), *(_finding(finding, found) for finding in found.findings)]
-    shown = {_FIGURES.get(f.code, "norms") for f in found.findings}
+    shown = {BY_CODE[finding.code].figure for finding in found.findings}
     titles = {
         "norms": "Stream over visits",
         "scales": "Scale of the branches",
@@ -79,7 +70,7 @@ def _finding(finding: Finding, found: Diagnosis) -> Section:
     if finding.tried:
         text += f" Tried on the model's own forward pass {finding.tried}."
     code = "\n".join(escape(line) for line in finding.lines)
-    kind = _FIGURES.get(finding.code, "norms")
+    kind = BY_CODE[finding.code].figure
     chart = _chart(kind, found, finding.code)
     title = f"{finding.code} ({finding.severity})"
     body = f'<pre style="white-space: pre-wrap">{code}</pre>' if code else ""
