@@ -15,13 +15,9 @@ from made_study import LOOPS, RATES, result
 from loopscale.records import Result, RuleRecord
 from loopscale.report.info import (
     StudyInfo,
-    any_diverged,
     curves,
     drift_line,
-    streams,
-    strength_curves,
     study_info,
-    window,
 )
 from loopscale.report.palette import log_ticks, looks, nice_ticks, number, power, sequential, whole_ticks
 
@@ -39,7 +35,7 @@ def test_curves_hold_every_point_of_the_result(study):
 
 def test_every_cell_and_every_diverged_seed_is_counted(study):
     info, raw = study_info(study), json.loads((study / "result.json").read_text())
-    assert any_diverged(info)
+    assert info.any_diverged
     for name, rule in info.rules.items():
         cells = [point.lost for curve in curves(rule) for point in curve.points]
         assert len(cells) == len(LOOPS) * len(RATES)
@@ -50,7 +46,7 @@ def test_every_cell_and_every_diverged_seed_is_counted(study):
 
 def test_the_window_holds_every_optimum_and_every_rate(study):
     info = study_info(study)
-    view = window(info)
+    view = info.window
     for rule in info.rules.values():
         for best in rule.optima.values():
             assert view.rate_low < math.log2(best.lr) < view.rate_high
@@ -61,7 +57,7 @@ def test_the_window_holds_every_optimum_and_every_rate(study):
 def test_one_huge_loss_does_not_flatten_the_basins(rise):
     record = result()
     record["rules"]["none"]["points"]["16"][0]["loss"] = 9.0 + rise
-    view = window(StudyInfo(Result.model_validate(record), ()))
+    view = StudyInfo(Result.model_validate(record), ()).window
     assert view.loss_high < 4
 
 
@@ -80,7 +76,7 @@ def test_without_a_slope_the_line_joins_the_optima(study):
 
 def test_streams_come_from_the_largest_loops_near_the_optimum(study):
     info = study_info(study)
-    found = {stream.rule: stream for stream in streams(info)}
+    found = {stream.rule: stream for stream in info.streams}
     assert set(found) == set(info.rules)
     for name, stream in found.items():
         assert stream.loops == max(LOOPS) and len(stream.initial) == max(LOOPS) + 1
@@ -90,12 +86,12 @@ def test_streams_come_from_the_largest_loops_near_the_optimum(study):
 
 def test_strengths_are_read_from_the_trials_or_from_the_fits(study):
     info = study_info(study)
-    found = strength_curves(info)
+    found = info.strength_curves
     assert {curve.loops for curve in found} == {1, 16}
     assert all(curve.losses[1] == min(curve.losses) for curve in found)
     best = {"lr": 0.01, "loss": 2.0}
     fits = {"looped": {"2": {"0.5": best, "1": best | {"loss": 2.5}}, "4": {"1": best}}}
-    fitted = strength_curves(StudyInfo(Result.model_validate(result() | {"by_strength": fits}), ()))
+    fitted = StudyInfo(Result.model_validate(result() | {"by_strength": fits}), ()).strength_curves
     assert [(c.rule, c.loops, c.strengths, c.losses) for c in fitted] == [("looped", 2, (0.5, 1.0), (2.0, 2.5))]
 
 

@@ -6,18 +6,7 @@ import math
 from collections.abc import Sequence
 
 from loopscale.report.figure import Axis, Figure, Guide, Mark
-from loopscale.report.info import (
-    Curve,
-    StudyInfo,
-    Window,
-    any_diverged,
-    curves,
-    drift_line,
-    log_bounds,
-    streams,
-    strength_curves,
-    window,
-)
+from loopscale.report.info import Curve, StudyInfo, Window, curves, drift_line, log_bounds
 from loopscale.report.palette import (
     ABOVE,
     REFERENCE,
@@ -42,11 +31,11 @@ def study_figures(study: StudyInfo) -> dict[str, Figure]:
     made.append(loss_over_rate(study))
     if any(rule.optima for rule in study.rules.values()):
         made += [optimum_over_loops(study), loss_over_loops(study)]
-    if streams(study):
+    if study.streams:
         made.append(stream_over_visits(study))
-    if any_diverged(study):
+    if study.any_diverged:
         made.append(diverged_cells(study))
-    if strength_curves(study):
+    if study.strength_curves:
         made.append(loss_over_strength(study))
     return {figure.name: figure for figure in made}
 
@@ -90,8 +79,8 @@ def paired_differences(study: StudyInfo) -> Figure:
 
 def loss_over_rate(study: StudyInfo) -> Figure:
     """Draw loss over learning rate: a panel per rule, a colour per number of loops, the fitted optimum marked."""
-    view = window(study)
-    row = 0.06 * (view.loss_high - view.loss_low) if any_diverged(study) else 0.0
+    view = study.window
+    row = 0.06 * (view.loss_high - view.loss_low) if study.any_diverged else 0.0
     marks: list[Mark] = []
     guides: list[Guide] = []
     for name, rule in study.rules.items():
@@ -243,7 +232,7 @@ def loss_over_loops(study: StudyInfo) -> Figure:
 
 def stream_over_visits(study: StudyInfo) -> Figure:
     """Draw RMS of the residual stream after each visit at the largest loops: before and after training."""
-    found = streams(study)
+    found = study.streams
     marks = [
         Mark(visit, rms, stream.rule,
              {"rule": rule_name(stream.rule), "N": str(stream.loops), "rate": power(stream.lr), "when": when,
@@ -281,7 +270,7 @@ def diverged_cells(study: StudyInfo) -> Figure:
     return Figure(
         "diverged-cells",
         "Which combinations of loops and learning rate diverged, one panel per rule.",
-        _rate_axis(window(study)),
+        _rate_axis(study.window),
         Axis("loops N", {float(i): str(n) for i, n in enumerate(study.loops)}, (-0.6, len(study.loops) - 0.4)),
         fates,
         marks,
@@ -292,7 +281,7 @@ def diverged_cells(study: StudyInfo) -> Figure:
 
 def loss_over_strength(study: StudyInfo) -> Figure:
     """Draw, where several strengths were swept, the best loss over rates at each strength."""
-    found = strength_curves(study)
+    found = study.strength_curves
     marks = [
         Mark(math.log2(strength) if strength > 0 else strength, loss, f"N = {curve.loops}",
              {"rule": rule_name(curve.rule), "N": str(curve.loops), "strength": f"{strength:g}",
