@@ -241,7 +241,7 @@ def test_loops_is_a_knob_of_generate_and_of_the_config():
         (lambda m: m(IDS, attention_mask=torch.ones(2, 8)), "has shape (2, 8), but 2 sequences of 0 cached and 9 new"),
         (lambda m: m(), "give either input_ids or inputs_embeds"),
         (lambda m: greedy(m, cache_implementation="static"), "a looped model needs a cache that grows"),
-        (lambda m: LoopedCache("last_visits"), "unknown sharing 'last_visits' of cache slots: did you mean 'last_visit'?"),
+        (lambda m: LoopedCache("last_v"), "unknown sharing 'last_v' of cache slots: did you mean 'last_visit'?"),
         (lambda m: LoopedConfig(layrs=3), "LoopedConfig has no 'layrs': did you mean 'layers'?"),
         (lambda m: LoopedConfig(n_layers=3), "LoopedConfig has no 'n_layers': did you mean 'layers'?"),
         (lambda m: greedy(m, exit_below=0.1), "an early exit leaves slots of the cache empty"),
