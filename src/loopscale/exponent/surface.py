@@ -1,4 +1,4 @@
-"""Fit the loss around its optimum in (log2 strength, log2 rate): a quadratic surface for every seed."""
+"""Fit the loss around its optimum in (log2 strength, log2 rate), a quadratic per seed, and from those the powers of N."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from loopscale.exponent.plan import Axis
 from loopscale.records import Estimate
-from loopscale.transfer.estimate import over_seeds
+from loopscale.transfer.estimate import along_loops, over_seeds, paired
 
 Array = NDArray[np.float64]
 Point = tuple[int, int]  # strength index, rate index
@@ -141,3 +141,34 @@ def _at_edge(best: Point, rows: Mapping[Point, list[float]], axes: tuple[Axis, A
     at = (float(origin[0]), float(origin[1]))
     nothing = ((0.0, 0.0), (0.0, 0.0))
     return Surface(at, tuple(row), ((0.0, 0.0),) * len(row), ((at[0],) * 2, (at[1],) * 2), nothing, edge=True)
+
+
+def powers_of(surfaces: Mapping[int, Surface]) -> tuple[Estimate, Estimate] | None:
+    """Fit best eps ~ N^-a and best rate ~ N^-g by least squares over log2 N, for each seed; None if one is at an edge.
+
+    The strengths of the surfaces are those of eps N, so a is 1 less the slope of log2 strength.
+    """
+    if len(surfaces) < 2 or any(surface.edge for surface in surfaces.values()):
+        return None
+    strength, rate = (line(surfaces, axis) for axis in (0, 1))
+    a = over_seeds([1 - slope for slope in strength.by_seed], 1 - strength.value)
+    return a, over_seeds([-slope for slope in rate.by_seed], -rate.value)
+
+
+def bent(surfaces: Mapping[int, Surface]) -> tuple[Estimate, Estimate] | None:
+    """Return the power of eps between the two smallest and between the two largest N, if they differ over the seeds (95 %).
+
+    One power is then a mean of both, and a line through all N is no guide beyond the largest.
+    """
+    loops = sorted(surfaces)
+    if len(loops) < 3 or powers_of(surfaces) is None:
+        return None
+    ends = [powers_of({n: surfaces[n] for n in pair}) for pair in (loops[:2], loops[-2:])]
+    (first, _), (last, _) = (found for found in ends if found is not None)
+    low, high = paired(last, first).ends
+    return (first, last) if low > 0 or high < 0 else None
+
+
+def line(surfaces: Mapping[int, Surface], axis: int, at: int | None = None) -> Estimate:
+    """Estimate the slope of an axis over log2 N, or its value at N = `at`."""
+    return along_loops({n: (one.at[axis], [shift[axis] for shift in one.shifts]) for n, one in surfaces.items()}, at)
