@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from loopscale import UserError
-from loopscale.cli.options import Where, _gpus, slurm_options
+from loopscale.cli.study_options import Where, _gpus, slurm_options
 from loopscale.study import LocalProcesses
 from loopscale.study.local import gpu_shares
 

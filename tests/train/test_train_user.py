@@ -15,7 +15,7 @@ from ranks import begin, finish, on_ranks
 from safetensors.torch import load_file
 
 from loopscale.cli import main
-from loopscale.cli.asked import asked_config
+from loopscale.cli.train_options import asked_config
 from loopscale.errors import UserError
 from loopscale.optim import param_groups
 from loopscale.train import TrainConfig, fit, open_run, resume_run, train_run, user_model

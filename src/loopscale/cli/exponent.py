@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loopscale.cli.options import COUNTS, PATH, Asked, asked, list_of, parse_axes, rate, tell_again
+from loopscale.cli.options import COUNTS, PATH, list_of, parse_axes, rate
+from loopscale.cli.study_options import Asked, asked, tell_again
 from loopscale.errors import UserError
 from loopscale.factory import CONTRACT
 

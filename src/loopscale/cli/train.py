@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loopscale.cli.asked import asked_config, check_options, free_folder, print_keys, resumed_sets
 from loopscale.cli.options import JSON, MODEL, PATH, SETS
 from loopscale.cli.sentence import tell, warn
+from loopscale.cli.train_options import asked_config, check_options, free_folder, print_keys, resumed_sets
 from loopscale.factory import CONTRACT, peek
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from loopscale.cli.options import COUNTS, Asked, asked, list_of, rate, spelt_rule, tell_again
+from loopscale.cli.options import COUNTS, list_of, rate, spelt_rule
+from loopscale.cli.study_options import Asked, asked, tell_again
 from loopscale.errors import UserError
 from loopscale.factory import CONTRACT
 

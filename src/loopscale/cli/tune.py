@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loopscale.cli.options import PATH, Asked, asked, finish, parse_axes, parse_seconds, spelt_rule, tell_again
+from loopscale.cli.options import PATH, finish, parse_axes, parse_seconds, spelt_rule
+from loopscale.cli.study_options import Asked, asked, tell_again
 from loopscale.errors import UserError
 from loopscale.factory import CONTRACT, own_sizes
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from loopscale.cli.options import COUNTS, PATH, Asked, asked, parse_seconds
+from loopscale.cli.options import COUNTS, PATH, parse_seconds
+from loopscale.cli.study_options import Asked, asked
 
 
 @click.command()
