@@ -61,13 +61,14 @@ def trainer_optimizers(
     width = _stated_width(getattr(base, "config", None))
     if width is not None:
         parameterization.setdefault("width", width)
+    moments: dict[str, Any] = {} if optimizer == "sgd" else {"betas": (args.adam_beta1, args.adam_beta2)}
     made = build_optimizer(
         base,
         optimizer,
         lr=args.learning_rate,
         weight_decay=args.weight_decay,
         eps=args.adam_epsilon,
-        **({} if optimizer == "sgd" else {"betas": (args.adam_beta1, args.adam_beta2)}),
+        **moments,
         **parameterization,
     )
     return made, None
