@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loopscale.cli.options import JSON, PATH, SETS
+from loopscale.cli.options import JSON, PATH, SETS, finish
 from loopscale.errors import UserError
 from loopscale.factory import CONTRACT, own_sizes, peek
 
@@ -77,21 +77,9 @@ def command(
     answer = plan(_work(values), machine)
     price_of = {"tuning": _tuning(values, machine, here)} if tuning else {}
     price_of |= {"exponent": _exponent(values, machine, here)} if exponent else {}
-    from loopscale.planning import people
-
-    if as_json:
-        click.echo(json.dumps({**answer.to_dict(), **price_of}))
-    else:
-        click.echo(f"model       {_sizes(values, answer.unit)}")
-        click.echo(_text(answer, machine))
-        for name, row in price_of.items():
-            click.echo(
-                f"{name:<12}{row['trials']} trials at {row['size']}: {_hours(row['device_hours'], machine.price)}"
-            )
-            if here:
-                click.echo(f"            on this machine about {people(row['cpu_seconds'])} CPU seconds, by some steps")
-            else:
-                click.echo("            at this share of the peak, which a small proxy does not reach: --here times it")
+    lines = [f"model       {_sizes(values, answer.unit)}", _text(answer, machine)]
+    lines += [line for name, row in price_of.items() for line in _said(name, row, machine.price)]
+    finish({**answer.to_dict(), **price_of}, "\n".join(lines), as_json)
     return 0 if answer.fits else 1
 
 
@@ -156,6 +144,17 @@ def _priced(
                 timed[sample.model.loops] = trial_seconds(sample, code)
         row["cpu_seconds"] = sum(count * timed[one.model.loops] * longer for _, count, one, longer in trials)
     return row
+
+
+def _said(name: str, row: dict[str, Any], price: float | None) -> list[str]:
+    """Say what a study costs, and how long it takes on this machine where that was timed."""
+    from loopscale.planning import people
+
+    here = "at this share of the peak, which a small proxy does not reach: --here times it"
+    if "cpu_seconds" in row:
+        here = f"on this machine about {people(row['cpu_seconds'])} CPU seconds, by some steps"
+    cost = f"{row['trials']} trials at {row['size']}: {_hours(row['device_hours'], price)}"
+    return [f"{name:<12}{cost}", f"{'':<12}{here}"]
 
 
 def _sizes(config: TrainConfig, unit: str) -> str:

@@ -16,6 +16,7 @@ from loopscale.errors import UserError
 from loopscale.factory import CONTRACT, own_sizes
 
 if TYPE_CHECKING:
+    from loopscale.train import TrainConfig
     from loopscale.tune import Size
 
 
@@ -77,29 +78,16 @@ def command(
 
     code, out = asked.code(), asked.out  # a mistake in its arguments is told before the slow imports
     from loopscale.report import write_tune_report
-    from loopscale.train import load_config, parse_values
     from loopscale.tune import Budget, TuneSettings, kept_settings, tune
 
-    kept = config is None and out is not None and (out / "tune.json").exists()
-    if kept and out is not None:
+    if config is None and out is not None and (out / "tune.json").exists():
         _refuse_others(out, {"--proxy": proxy, "--tune": tuned, "--rule": rule, "--set": asked.sets})
         folder, settings = out, kept_settings(out, code)
-        base = settings.base
-        larger = settings.target if target is None else settings.target.replace(**parse_axes(target, "--target"))
-        count = settings.trials if trials is None else trials
-        settings = replace(settings, target=larger, trials=count, seeds=settings.seeds if seeds is None else seeds)
+        larger = None if target is None else settings.target.replace(**parse_axes(target, "--target"))
+        more = {"target": larger, "trials": trials, "seeds": seeds}
+        settings = replace(settings, **{name: value for name, value in more.items() if value is not None})
     else:
-        if config is None and code is None:
-            raise UserError(
-                "name a config, or your code: loopscale tune config.toml, or --model file.py:make_model; "
-                "or with --out the folder of a tuning that goes on"
-            )
-        rules = asked.overrides(*([f"model.rule={json.dumps(spelt_rule(rule))}"] if rule else []))
-        base = (
-            parse_values({}, (*own_sizes(asked.model), *rules))
-            if config is None
-            else load_config(config, rules, user=code is not None)
-        )
+        base = _base(asked, config, rule)
         small, large = sizes(base, proxy, target)
         # An objective of the user's own knows nothing of roles; a model's outer rate matters more than any scale.
         usual = "lr,strength" if asked.objective else "lr,strength,outer_lr"
@@ -108,11 +96,27 @@ def command(
         settings = TuneSettings(base, small, large, names, wanted, 3 if seeds is None else seeds, code)
         folder = asked.folder("tune", None if config is None else config.stem)
     limit = Budget(parse_seconds(budget), started=started, pays=pays)
-    settings, runner = asked.placed(settings, base, folder)
+    settings, runner = asked.placed(settings, settings.base, folder)
     with watching(f"tuning at {settings.proxy}") as observer:
         plan = tune(settings, folder, executor=runner, budget=limit, storage=storage, observer=observer)
     tell_again(plan["provenance"], "their records say why, under 'error'")
     finish(plan, _said(plan, folder, write_tune_report(folder)), asked.as_json)
+
+
+def _base(asked: Asked, config: Path | None, rule: str | None) -> TrainConfig:
+    """Read CONFIG, or without one the sizes of the user's own model; raises `UserError` when neither was named."""
+    from loopscale.train import load_config, parse_values
+
+    own = asked.model is not None or asked.objective is not None
+    if config is None and not own:
+        raise UserError(
+            "name a config, or your code: loopscale tune config.toml, or --model file.py:make_model; "
+            "or with --out the folder of a tuning that goes on"
+        )
+    rules = asked.overrides(*([f"model.rule={json.dumps(spelt_rule(rule))}"] if rule else []))
+    if config is None:
+        return parse_values({}, (*own_sizes(asked.model), *rules))
+    return load_config(config, rules, user=own)
 
 
 def _refuse_others(out: Path, fixed: dict[str, Any]) -> None:
