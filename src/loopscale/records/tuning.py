@@ -28,7 +28,20 @@ class Size:
     batch: int
 
     def __str__(self) -> str:
-        return f"N = {self.loops}, L = {self.layers}, d = {self.width}, {self.steps} steps of {self.batch} sequences"
+        return ", ".join(self._parts())
+
+    def _parts(self) -> tuple[str, ...]:
+        steps = f"{self.steps} steps of {self.batch} sequences"
+        return f"N = {self.loops}", f"L = {self.layers}", f"d = {self.width}", steps
+
+    def apart(self, other: Size) -> str:
+        """Say what differs from the other size, with the values of this one.
+
+        >>> Size(1, 2, 64, 300, 16).apart(Size(16, 2, 64, 300, 16))
+        'N = 1'
+        """
+        differing = [here for here, there in zip(self._parts(), other._parts(), strict=True) if here != there]
+        return ", ".join(differing) or "the same size"
 
     @classmethod
     def of(cls, config: Any) -> Size:

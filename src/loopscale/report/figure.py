@@ -275,7 +275,8 @@ def _by_series(alt: Any, figure: Figure, page: bool) -> tuple[Any, Any]:
 def _by_shade(alt: Any, shade: Axis) -> Any:
     """Colour by a third value, with its scale as a strip above the figure."""
     scale = alt.Scale(type="log" if shade.log else "linear", nice=False)
-    legend = alt.Legend(orient="top", direction="horizontal", gradientLength=180, tickCount=3, format="~g", offset=8)
+    told: dict[str, Any] = {"values": list(shade.ticks)} if shade.ticks else {"tickCount": 3}
+    legend = alt.Legend(orient="top", direction="horizontal", gradientLength=180, format=".2~g", offset=8, **told)
     return alt.Color("shade:Q", title=shade.title, scale=scale, legend=legend)
 
 

@@ -12,7 +12,7 @@ from loopscale.report.figure import Axis, Figure, Mark
 from loopscale.report.page import Section, Table, explained, provenance, render_page, split, write_page
 from loopscale.report.palette import ABOVE, MEASURED, TUNED, Look, nice_ticks, number, plain, power_ticks, sequential
 
-MOST_POINTS = 600
+MOST_POINTS, MARGIN = 600, 0.05  # around the points, as a share of their range
 _UNVERIFIED = "Nothing of it has been verified yet."
 _VERDICTS = {
     "holds": "Verified in between: the plan holds.",
@@ -121,10 +121,10 @@ def _explored(tuning: TuneInfo, name: str) -> Section:
     proxy, axis = tuning.plan.proxy, Axis(name.replace("_", " "), log=name != "warmup")
     names = list(proxy.values)
     other = names[(names.index(name) + 1) % len(names)]
-    shade = None if other == name else Axis(other.replace("_", " "), log=other != "warmup")
     finished = lowest(
         [t for t in tuning.trials if t.cell.explored and t.loss is not None and name in t.cell.values], name
     )
+    shade = None if other == name else _shade(other, [t.cell.values[other] for t in finished if other in t.cell.values])
     top = _ceiling([t.loss for t in finished if t.loss is not None] or [proxy.loss])
     marks = [
         Mark(_place(name, t.cell.values[name]), min(t.loss, top), "explored", _told(t),
@@ -137,19 +137,31 @@ def _explored(tuning: TuneInfo, name: str) -> Section:
     across = (_place(name, ends[0]), _place(name, ends[1])) if ends else None
     marks.append(Mark(best, proxy.loss, "tuned", said, shape="diamond", across=across))
     if axis.log:
-        xs = [mark.x for mark in marks]
-        axis = Axis(axis.title, power_ticks(min(xs) - 0.5, max(xs) + 0.5))
+        low, high = span = _span_of([*(mark.x for mark in marks), *(across or ())])
+        axis = Axis(axis.title, power_ticks(low, high), span)
     figure = Figure(
         f"loss-over-{name}",
         f"Loss over {name}, explored points and the tuned value.",
         axis,
-        Axis("validation loss (nats)"),
+        Axis("validation loss (nats)", None, _span_of([mark.y for mark in marks if mark.y is not None])),
         {"explored": MEASURED, "tuned": TUNED},
         marks,
         shade=shade,
     )
     shaded = f", and its colour is {shade.title}" if shade else ""
     return explained(figure, words="loss-over-value", value=name.replace("_", " "), bar=_bar(name, proxy), shade=shaded)
+
+
+def _shade(name: str, values: list[float]) -> Axis:
+    """Return the scale of colours of a value, its ends and middle named."""
+    log, low, high = name != "warmup", min(values, default=1.0), max(values, default=1.0)
+    middle = math.sqrt(low * high) if log else (low + high) / 2
+    return Axis(name.replace("_", " "), dict.fromkeys(sorted({low, middle, high}), ""), log=log)
+
+
+def _span_of(places: list[float]) -> tuple[float, float]:
+    margin = MARGIN * (max(places) - min(places)) or MARGIN
+    return min(places) - margin, max(places) + margin
 
 
 def _ceiling(losses: list[float]) -> float:

@@ -164,7 +164,7 @@ def transfer_plan(settings: TuneSettings, trials: Sequence[Trial]) -> dict[str, 
         "target": {**asdict(settings.target), "values": values, "config": config.model_dump(mode="json")},
         "moved": moved,
         "rows": applied(settings, values, _carried(decision["intervals"], decision["values"], values), moved),
-        "headline": f"{_shown(decision)}, tuned at {settings.proxy}, for {settings.target}.",
+        "headline": f"{_shown(decision)} for {settings.target}, tuned at {settings.proxy.apart(settings.target)}.",
         "sentence": sentence(settings, decision),
     }
 
