@@ -124,12 +124,22 @@ def _measured(setting: Setting, tape: Tape, loop: FoundLoop, rank: int) -> Pass:
     return replace(seen, growth=_growth(seen, norms, moved))
 
 
-def _moved(state: Tensor, first: Tensor) -> float:
-    """Return how far a state is from the first, at the places that both have: a sequence may grow or shrink."""
+def _common(state: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
+    """Give the places that both have: a sequence may grow or shrink from visit to visit."""
     if state.ndim != first.ndim:
-        return rms(state)
+        return state, torch.zeros_like(state)
     both = tuple(slice(0, min(a, b)) for a, b in zip(state.shape, first.shape, strict=True))
-    return rms(state[both].float() - first[both].float())
+    return state[both].double(), first[both].double()
+
+
+def _moved(state: Tensor, first: Tensor) -> float:
+    now, before = _common(state, first)
+    return rms(now - before)
+
+
+def _ratio(state: Tensor, first: Tensor) -> float:
+    now, before = _common(state, first)
+    return rms(now) / (rms(before) or rms(first))
 
 
 def _growth(seen: Pass, norms: tuple[float, ...], moved: tuple[float, ...]) -> Growth:
@@ -206,7 +216,7 @@ def far_gain(setting: Setting, seen: Pass) -> Far | None:
             return None
         how = {"keep": frozenset(later), "stop": later[-1], "replace": {first: lambda _: large.clone()}}
         values = setting.run(like=seen.tape, **how)[0].values
-        gains = [rms(values[node]) / rms(large) for node in later if node in values]
+        gains = [_ratio(values[node], large) for node in later if node in values]
         if later[0] not in values:
             return None
         far = Far(gains[0], gains[-1], len(gains))

@@ -198,7 +198,7 @@ class Tape(TorchFunctionMode):
         given = self._stand_in((args, kwargs)) if self.alias else (args, kwargs)
         out = func(*given[0], **given[1])
         if self.wide and isinstance(out, Tensor) and out.dtype in HALVES:
-            out = (args[0] if name in _CASTS and args[0].is_floating_point() else out).float()
+            out = (args[0] if name in _CASTS and args[0].is_floating_point() else out).to(torch.float32, copy=True)
         if self.plain and name == "scaled_dot_product_attention" and isinstance(out, Tensor):
             out = self._laid_out(out)
         if name == "__setitem__" and isinstance(args[0], Tensor):
