@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from loopscale.diagnosis.arnoldi import Spectrum, leading_eigenvalues
 from loopscale.diagnosis.branches import LOST, Branch, measure, rms, wanted
-from loopscale.diagnosis.growth import CONTRACTIVE, Far, Growth, growth_law
+from loopscale.diagnosis.growth import CONTRACTIVE, GAIN, Far, Growth, growth_law
 from loopscale.diagnosis.loopmap import LoopMap
 from loopscale.diagnosis.loops import FoundLoop, find_loops
 from loopscale.diagnosis.setting import Setting
@@ -21,8 +21,9 @@ from loopscale.probe.tape import Tape
 
 # Values handed on from visit to visit that are looked at.
 VALUES = 4
-# A stream of which no more than this is left after the visits does not rise over all of them.
-FORGOTTEN = 0.1
+# A stream that rises to its last visit is bounded neither where no more than the first share of it is left after the visits
+# (what piles up is kept beside it), nor where more than the other is: the carry forgets less than the visits add.
+FORGOTTEN, SLOW = 0.1, 1 / math.e
 # An injection that makes up less than this share of the stream does not tell its law.
 SHARE = 0.3
 # Work that the products with the Jacobian may take, in weights times rows of tokens times visits, and their number.
@@ -162,8 +163,9 @@ def with_far_gain(setting: Setting, seen: Pass) -> Pass:
         known = replace(known, branches=tuple(replace(b, absorbed=0.0) for b in seen.branches))
     if seen.growth is None or known.far is None:
         return known
-    if known.far.last < FORGOTTEN and seen.growth.rises:
-        known = replace(known, far=replace(known.far, last=1.0))  # what piles up is kept beside the stream
+    kept = known.far.last < FORGOTTEN or (known.far.last > SLOW and seen.growth.gain > GAIN)
+    if kept and seen.growth.rises:
+        known = replace(known, far=replace(known.far, last=1.0))
     return replace(known, growth=_growth(known, seen.growth.norms, seen.growth.moved))
 
 
