@@ -148,4 +148,4 @@ def check_named(folder: Path, kept: UserCode | None, named: UserCode | None, mad
     if kept is None or named is None or (kept.kind, kept.place) != (named.kind, named.place):
         said = "the house model" if kept is None else f"the {kept.kind} {kept.place}"
         raise UserError(f"{what} with {said}: name that, or start again with --out")
-    raise UserError(f"{kept.place.rpartition(':')[0]} changed since {what}: start again with --out")
+    raise UserError(f"{kept.place.rpartition(':')[0]} changed since {what}: name a new folder with --out")
