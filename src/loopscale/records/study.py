@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
+from pydantic import AfterValidator, Field, FiniteFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
 from loopscale.errors import UserError
 from loopscale.files import check_folder
@@ -71,6 +71,17 @@ class StudyRecord(Record):
     early_end: bool = False
 
 
+def above_zero(values: dict[str, float]) -> dict[str, float]:
+    """Refuse a tuned value without a place on its axis, which is logarithmic but for the warm-up."""
+    for name, value in values.items():
+        if name != "warmup" and value <= 0:
+            raise ValueError(f"{name} = {value:g} is not above 0")
+    return values
+
+
+Tuned = Annotated[dict[str, FiniteFloat], AfterValidator(above_zero)]
+
+
 class Cell(Record):
     """Where in a study a trial stands; `lr` is the rate that is `swept`, `steps` are said where they are not the study's.
 
@@ -84,7 +95,7 @@ class Cell(Record):
     seed: int
     steps: NonNegativeInt = 0
     swept: str = "lr"
-    values: dict[str, FiniteFloat] = Field(default_factory=dict)
+    values: Tuned = Field(default_factory=dict)
     explored: bool = False
 
     @property

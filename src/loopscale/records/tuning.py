@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from pydantic import Field, FiniteFloat, PositiveInt
+from pydantic import Field, FiniteFloat, PositiveInt, field_validator
 
 from loopscale.records.record import USER_CODE, Interval, Record
-from loopscale.records.study import Pays
+from loopscale.records.study import Pays, Tuned, above_zero
 
 FIX = "run `loopscale tune` again on this folder, its trials are kept"
 
@@ -93,13 +93,19 @@ class Moved(Record):
 class Proxy(Record):
     """What was tuned, where, and how sure it is."""
 
-    values: dict[str, FiniteFloat]
+    values: Tuned
     intervals: dict[str, Interval | None]
     loss: FiniteFloat
     seed_noise: FiniteFloat | None
     edges: tuple[str, ...] = ()
     interval_note: str = ""
     open: dict[str, str] = Field(default_factory=dict)
+
+    @field_validator("intervals")
+    @classmethod
+    def _above_zero(cls, intervals: dict[str, Interval | None]) -> dict[str, Interval | None]:
+        above_zero({name: min(interval) for name, interval in intervals.items() if interval is not None})
+        return intervals
 
 
 class Sweep(Record):
