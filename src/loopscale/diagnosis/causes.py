@@ -253,7 +253,8 @@ def scale_kind(facts: Facts) -> str:
     # Other values: strength times 1/N up to a strength of 3; beyond it, what grows is named by the nearer law.
     if eps * N * math.sqrt(L) <= 3 or not growing:
         return "looped"
-    return "none" if eps > N**-0.25 else "sqrt"
+    frozen = facts.scale_power is not None and abs(facts.scale_power) < 0.1
+    return "none" if frozen or eps > N**-0.25 else "sqrt"
 
 
 def _injection(facts: Facts) -> Iterator[Finding]:
