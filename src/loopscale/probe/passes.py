@@ -54,13 +54,13 @@ def record(
 @contextmanager
 def _custom(tape: Tape) -> Iterator[None]:
     """Let the tape note the calls of every `autograd.Function` inside, those by a name for its `apply` as well."""
-    base = Function.__mro__[1]
+    base: Any = Function.__mro__[1]
 
     def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        return tape.custom(super(base, cls).apply, cls.__name__, args, kwargs)  # type: ignore[misc]
+        return tape.custom(super(base, cls).apply, cls.__name__, args, kwargs)
 
-    base.apply = classmethod(apply)  # type: ignore[attr-defined]
+    base.apply = classmethod(apply)
     try:
         yield
     finally:
-        del base.apply  # type: ignore[attr-defined]
+        del base.apply
