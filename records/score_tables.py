@@ -187,7 +187,10 @@ SIGHTS = {
     "b, the wrong ones again after mends": ("b", "now"),
     "c, first sight": ("c", "first"),
     "c, the wrong ones again after mends": ("c", "now"),
+    "d, first sight": ("d", "first"),
+    "d, the wrong ones again after mends": ("d", "now"),
 }
+BATCHES = tuple(dict.fromkeys(batch for batch, _ in SIGHTS.values()))
 
 
 def held_out() -> str:
@@ -204,7 +207,7 @@ def held_out() -> str:
 def held_out_kinds() -> str:
     """Right of all at first sight, for each kind of model."""
     found: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
-    for batch in ("a", "b", "c"):
+    for batch in BATCHES:
         for row in _held(batch, "first"):
             found[row["kind"]][row["level"]].append(not row["wrong"])
     levels = ("easy", "medium", "hard")
@@ -218,7 +221,7 @@ def held_out_kinds() -> str:
 def held_out_wrong() -> str:
     """Each held-out model of which something was wrong at first sight, and whether it is now."""
     lines = ["| model | truth | said at first | wrong in | now |", "|---|---|---|---|---|"]
-    for batch in ("a", "b", "c"):
+    for batch in BATCHES:
         now = {row["case"]: row for row in _held(batch, "now")}
         for row in _held(batch, "first"):
             if not row["wrong"]:
