@@ -84,7 +84,7 @@ def command(
         _refuse_others(out, {"--proxy": proxy, "--tune": tuned, "--rule": rule, "--set": asked.sets})
         folder, settings = out, kept_settings(out, code)
         larger = None if target is None else settings.target.replace(**parse_axes(target, "--target"))
-        more = {"target": larger, "trials": trials, "seeds": seeds}
+        more: dict[str, Any] = {"target": larger, "trials": trials, "seeds": seeds}
         settings = replace(settings, **{name: value for name, value in more.items() if value is not None})
     else:
         base = _base(asked, config, rule)
