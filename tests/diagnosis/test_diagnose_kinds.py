@@ -572,3 +572,38 @@ def test_a_mask_that_is_drawn_is_a_factor():
 
     found = told(visits_of(drawn))
     assert found.codes == set() and found.effective_scale < 1 / 6, found.text()
+
+
+class Turns(Toy):
+    """Two states take turns at one network, both added to at full size; the norm stands within the branch."""
+
+    def forward(self, tokens):
+        y = start = self.table(tokens)
+        z = torch.zeros_like(y)
+        for _ in range(self.passes):
+            z = z + 3 * self.f(self.norm(z + y + start))
+            y = y + 3 * self.f(self.norm(y + z))
+        return self.head(y)
+
+
+class Shifts(Toy):
+    """A stream that is shifted by a token before the input is added to it, at every visit."""
+
+    def forward(self, tokens):
+        h = start = self.table(tokens)
+        for _ in range(self.passes):
+            h = start + torch.cat([torch.zeros_like(h[:, :1]), h[:, :-1]], 1)
+            h = h + self.f(self.norm(h)) / self.passes
+        return self.head(h)
+
+
+@pytest.mark.parametrize("kind", [Turns, Shifts])
+def test_a_stream_that_grows_beyond_its_limit_is_never_bounded(kind):
+    found = diagnose(kind(9), torch.randint(0, 20, (2, 64)), products=0)
+    assert found.gain > 2 and found.growth != "bounded" and "norm-bounded" not in found.codes, found.text()
+    assert any(finding.severity != "info" for finding in found.findings), found.text()
+
+
+def test_a_law_does_not_deny_the_growth_that_a_cause_was_shown_for():
+    found = told(visits_of(lambda m, x, _, n: x + 5 * m.f(m.norm(x)) / 3))
+    assert found.gain > 2 and "unscaled-residual" in found.codes and found.growth != "bounded", found.text()

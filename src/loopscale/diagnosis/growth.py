@@ -62,6 +62,21 @@ class Growth:
         return grows and self.exponent is not None and self.exponent > 0.75
 
     @property
+    def climbs(self) -> bool:
+        """Whether the largest size so far grows as n to the end, at whatever visits: two states may take turns."""
+        start = len(self.norms) // 2
+        peaks = list(itertools.accumulate(self.norms, max))[start:]
+        fit = power_fit(range(start, len(self.norms)), peaks) if len(peaks) > 3 else None
+        return GAIN < self.gain < math.inf and fit is not None and fit[0] > 0.75
+
+    @property
+    def unbounded(self) -> str:
+        """The law that fits the visits, where the stream is known to grow."""
+        if not math.isfinite(self.gain) or _compounds(self.norms, self.gain):
+            return "exponential"
+        return "sqrt" if self.exponent is not None and self.exponent < 0.75 else "linear"
+
+    @property
     def beyond(self) -> bool:
         """Whether the stream grows beyond its limit."""
         return self.gain > GAIN and self.law != "bounded"
@@ -135,6 +150,16 @@ def _compounds(norms: Sequence[float], gain: float) -> bool:
     total = rises[-1] / max(sum(half) / len(half), 1e-30)
     # A straight line h_0 + n u has |h_n| / |h_{n-1}| -> 1 + 1/n; a factor that stays above that compounds.
     return total > 2 and norms[-1] / norms[-2] > 1 + 1.6 / visits
+
+
+def grows_with(loops: Sequence[int], gains: Sequence[float]) -> bool:
+    """Say whether the stream ends beyond its limit, and the further the more loops: from its two largest numbers of them.
+
+    >>> grows_with([4, 8, 16], [2.0, 2.6, 3.5]), grows_with([4, 8, 16], [1.7, 2.0, 2.2])
+    (True, False)
+    """
+    fit = power_fit(loops[-2:], gains[-2:])
+    return fit is not None and gains[-1] > GAIN and fit[0] > OVER
 
 
 def law_over_loops(loops: Sequence[int], moved: Sequence[float]) -> tuple[str, float | None]:

@@ -164,9 +164,16 @@ def with_far_gain(setting: Setting, seen: Pass) -> Pass:
     if seen.growth is None or known.far is None:
         return known
     kept = known.far.last < FORGOTTEN or (known.far.last > SLOW and seen.growth.gain > GAIN)
-    if kept and seen.growth.rises:
+    if kept and (seen.growth.rises or (known.far.contracts and seen.growth.climbs)):
         known = replace(known, far=replace(known.far, last=1.0))
     return replace(known, growth=_growth(known, seen.growth.norms, seen.growth.moved))
+
+
+def unbounded(seen: Pass) -> Pass:
+    """Return the same pass where its stream is known to grow with N: then nothing in it bounds the stream."""
+    if seen.growth is None or seen.far is None:
+        return seen
+    return replace(seen, far=replace(seen.far, last=1.0), growth=replace(seen.growth, law=seen.growth.unbounded))
 
 
 def _keeps(setting: Setting, seen: Pass) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from loopscale.diagnosis.branches import Branch
-from loopscale.diagnosis.growth import Growth, law_over_loops, power_fit
+from loopscale.diagnosis.growth import Growth, grows_with, law_over_loops, power_fit
 from loopscale.diagnosis.knob import Knob
 from loopscale.diagnosis.measure import Pass, measured_pass
 from loopscale.diagnosis.setting import Factors, Setting, at_each
@@ -32,6 +32,11 @@ class OverLoops:
     exponent: float | None
     scale_power: float | None
     followed: float | None = None
+
+    @property
+    def grows(self) -> bool:
+        """Whether the stream ends beyond its limit, and the further the more loops."""
+        return grows_with(self.loops, self.gains)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -63,15 +68,17 @@ def following(seen: Pass, count: int, beside: Sequence[Branch] = (), kinds: Sequ
 def over_loops(setting: Setting, knob: Knob, own_pass: Pass) -> OverLoops | None:
     """Measure at other numbers of loops; None when it cannot be varied.
 
-    `own_pass` is the one already measured at the model's own N. Where a norm or a contractive carry is known to set the
-    size of the stream, its law is bounded.
+    `own_pass` is the one already measured at the model's own N. Where a norm or a contractive carry sets the size of the
+    stream, its law is bounded, unless the stream grows with N all the same.
     """
     own = own_pass.loop.visits
     points, moved = _points(setting, knob, own_pass, ())
     if len(points) < 2:
         return None
     law, exponent = law_over_loops([p[0] for p in points], moved)
-    if (own_pass.far is not None and own_pass.far.contracts) or max(p[1] for p in points) < STILL:
+    contracts = own_pass.far is not None and own_pass.far.contracts
+    grows = grows_with([p[0] for p in points], [p[1] for p in points])
+    if (contracts and not grows) or max(p[1] for p in points) < STILL:
         law = "bounded"
     powers = {kind: _power(points, kind) for kind in KINDS}
     frozen = [kind for kind, power in powers.items() if power is not None and abs(power) < FROZEN]

@@ -17,11 +17,21 @@ from loopscale.diagnosis.diagnosis import Diagnosis, Finding, Symptom, finding, 
 from loopscale.diagnosis.experiments import Lever, grown, tested
 from loopscale.diagnosis.finite import first_nonfinite
 from loopscale.diagnosis.gradients import Gradients, gradients
+from loopscale.diagnosis.growth import GAIN
 from loopscale.diagnosis.initial import init_ratio
 from loopscale.diagnosis.knob import Knob, candidates, find_knob
 from loopscale.diagnosis.looprange import LossOf, loop_range, settling
 from loopscale.diagnosis.loops import FoundLoop, find_loops
-from loopscale.diagnosis.measure import Pass, carried, count_layers, last_map, main_loop, measured_pass, with_far_gain
+from loopscale.diagnosis.measure import (
+    Pass,
+    carried,
+    count_layers,
+    last_map,
+    main_loop,
+    measured_pass,
+    unbounded,
+    with_far_gain,
+)
 from loopscale.diagnosis.modules import table
 from loopscale.diagnosis.onestep import MakeOptimizer, OneStep, one_step_law, train_a_little
 from loopscale.diagnosis.overloops import FROZEN, OverLoops, over_loops
@@ -210,15 +220,26 @@ def _studied(first: _First) -> _Study:
     setting, main, knob = first.setting, main_loop(first.loops, first.tape), first.knob
     seen, *also = carried(setting, main, first.tape)
     varied = over_loops(setting, knob, seen) if knob else None
+    if varied is not None and varied.grows and seen.far is not None and seen.far.contracts:
+        seen = unbounded(seen)
     facts = _facts(setting.model, seen, varied, _stated(setting.model, main, first.loops, first.heard))
     others = _beside(first, main)
     facts, levers = tested(setting, seen, _with_siblings(facts, main, others), knob)
+    facts = _contradicted(facts)
     mended = {site: part for lever in levers for site, part in lever.factors.items()}
     for other in also:  # what piles up because the stream does is mended with it
         left = grown(setting, other, mended)
         others += [_Other(other, _facts(setting.model, other, None))] if left is not None and left.beyond else []
     others = [replace(other, facts=tested(setting, other.seen, other.facts)[0]) for other in others]
     return _Study(first, seen, facts, varied, levers, others)
+
+
+def _contradicted(facts: Facts) -> Facts:
+    """Return the facts with the law that fits the visits where a cause was shown for a growth beyond its limit."""
+    growth = facts.growth
+    if growth is None or facts.bounded_by or growth.law != "bounded" or growth.gain <= GAIN or not facts.shown.causes:
+        return facts
+    return replace(facts, growth=replace(growth, law=growth.unbounded))
 
 
 def _causes(study: _Study) -> tuple[list[Finding], dict[str, Any] | None]:
