@@ -607,3 +607,20 @@ def test_a_stream_that_grows_beyond_its_limit_is_never_bounded(kind):
 def test_a_law_does_not_deny_the_growth_that_a_cause_was_shown_for():
     found = told(visits_of(lambda m, x, _, n: x + 5 * m.f(m.norm(x)) / 3))
     assert found.gain > 2 and "unscaled-residual" in found.codes and found.growth != "bounded", found.text()
+
+
+def test_the_gradient_is_taken_from_an_output_that_has_one():
+    """A state that is handed back for the next call comes first, and is cut off."""
+
+    class Carries(Toy):
+        def forward(self, tokens):
+            x = self.table(tokens)
+            with torch.no_grad():
+                for _ in range(self.passes - 2):
+                    x = self.norm(x + self.f(x))
+            for _ in range(2):
+                x = self.norm(x + self.f(x))
+            return {"state": x.detach()}, {"logits": self.head(x)}
+
+    found = told(Carries(6))
+    assert found.codes == {"norm-bounded", "truncated-gradient"} and found.kappa, found.text()

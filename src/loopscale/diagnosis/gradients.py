@@ -210,12 +210,20 @@ def tokens_told(value: Tensor, batch: Any) -> Tensor | None:
     return tokens
 
 
+def _learned(output: Any, otherwise: Tensor) -> Tensor:
+    """Return the main tensor among those of an output that have a gradient; `otherwise` where none has."""
+    found = first_float(tuple(t for t in tensors_in(output) if t.requires_grad))
+    return otherwise if found is None else found
+
+
 def pretend_loss(output: Any, batch: Any) -> Tensor | None:
     """Return a scalar to differentiate: `output.loss` if there is one, else made up; None when there is no float output."""
     own = loss_in(output)
     if own is not None and own.requires_grad:  # else a placeholder
         return own
     value = first_float(output)
+    if value is not None and not value.requires_grad:  # a state handed back for the next call, which is cut off
+        value = _learned(output, value)
     if value is None:
         return None
     generator = torch.Generator().manual_seed(2)
