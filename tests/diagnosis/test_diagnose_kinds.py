@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -624,3 +625,25 @@ def test_the_gradient_is_taken_from_an_output_that_has_one():
 
     found = told(Carries(6))
     assert found.codes == {"norm-bounded", "truncated-gradient"} and found.kappa, found.text()
+
+
+class Teacher(Toy):
+    """A copy of the branch runs a stream of its own, as a teacher does; `after`: it goes on where the other has ended."""
+
+    def __init__(self, frozen, after):
+        super().__init__()
+        self.after, self.copy = after, copy.deepcopy(self.f).requires_grad_(not frozen)
+
+    def forward(self, tokens):
+        x = own = self.table(tokens)
+        for _ in range(self.passes):
+            own = own + self.f(self.norm(own)) / self.passes
+        x = own if self.after else x
+        for _ in range(self.passes):
+            x = x + self.copy(self.norm(x)) / self.passes
+        return self.head(own), self.head(x)
+
+
+@pytest.mark.parametrize(("frozen", "after"), [(True, False), (False, False), (True, True), (False, True)])
+def test_a_frozen_copy_or_one_on_a_stream_of_its_own_is_no_copy_by_mistake(frozen, after):
+    assert ("untied" in told(Teacher(frozen, after)).codes) == (after and not frozen)

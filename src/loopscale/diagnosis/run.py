@@ -36,7 +36,7 @@ from loopscale.diagnosis.modules import table
 from loopscale.diagnosis.onestep import MakeOptimizer, OneStep, one_step_law, train_a_little
 from loopscale.diagnosis.overloops import FROZEN, OverLoops, over_loops
 from loopscale.diagnosis.remedies import MENDED, attachable, edits, spelt, try_remedies, with_trial
-from loopscale.diagnosis.setting import MOST_CALLS, Setting
+from loopscale.diagnosis.setting import MOST_CALLS, Setting, frozen_in
 from loopscale.diagnosis.stated import Stated, listening, stated_for
 from loopscale.diagnosis.symptoms import EXPANDS, EXPANSION, ONE_STEP, REACH, Measured, symptoms, unexplained
 from loopscale.diagnosis.tying import untied
@@ -124,10 +124,11 @@ def diagnose(model: nn.Module, batch: Any = None, **keywords: Any) -> Diagnosis:
     {'not-looped'}
     """
     model, asked = unwrap(model), settings(DiagnoseSettings, keywords, diagnose)
+    frozen = frozen_in(model)
     with untouched(model, grads=True), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model.train(asked.training)
-        setting = Setting(model, prepare(model, batch))
+        setting = Setting(model, prepare(model, batch), frozen=frozen)
         try:
             return _diagnose(setting, asked)
         except TooLong:

@@ -22,12 +22,16 @@ Factors = Mapping[Site, tuple[int, float]]
 
 @dataclass(frozen=True)
 class Setting:
-    """The model, what it is called with, and the factor that each addition is run with (the user's code stays as it is)."""
+    """The model, what it is called with, and the factor that each addition is run with (the user's code stays as it is).
+
+    `frozen` names the parameters that are not trained; while a model is measured, all of them ask for gradients.
+    """
 
     model: nn.Module
     batch: Any
     extra: Mapping[str, Any] = field(default_factory=dict)
     factors: Factors = field(default_factory=dict)
+    frozen: frozenset[str] = frozenset()
 
     def run(self, **more: Any) -> tuple[Tape, Any]:
         """Record one pass; the arguments are those of `record`."""
@@ -43,6 +47,12 @@ class Setting:
     def copied(self) -> Setting:
         """Give the same with a copy of the model; made while a knob is set, which may be an attribute of the model."""
         return replace(self, model=copy.deepcopy(self.model))
+
+
+def frozen_in(model: nn.Module) -> frozenset[str]:
+    """Name the parameters that are not trained, by all their names; none where the whole model is frozen."""
+    flags = {name: p.requires_grad for name, p in model.named_parameters(remove_duplicate=False)}
+    return frozenset(name for name, flag in flags.items() if not flag) if any(flags.values()) else frozenset()
 
 
 def at_each(

@@ -14,6 +14,7 @@ from loopscale.diagnosis.knob import acts, candidates
 from loopscale.diagnosis.loops import FoundLoop
 from loopscale.diagnosis.setting import Setting
 from loopscale.probe.tape import Key, Tape, storage_key
+from loopscale.probe.walks import ancestors
 
 # Values this alike from one row or column to the next are written by a formula; random ones have about none.
 SMOOTH = 0.5
@@ -31,8 +32,7 @@ def untied(setting: Setting, tape: Tape, loops: list[FoundLoop]) -> Iterator[Fin
 
 def _found(setting: Setting, tape: Tape, loops: list[FoundLoop]) -> Iterator[Finding]:
     model = setting.model
-    used = {key for node in tape.nodes for key in node.params}
-    copies = _equal_copies(model, used)
+    copies = _equal_copies(setting, tape)
     if copies:
         names = "; ".join(", ".join(f"`{name}`" for name in equal[:3]) for equal in copies[:3])
         said = f"{names} hold equal values in separate memory ({len(copies)} such sets): they drift apart in training"
@@ -50,10 +50,18 @@ def _found(setting: Setting, tape: Tape, loops: list[FoundLoop]) -> Iterator[Fin
             yield finding("untied", declared[0], said, cause="each visit has layers of its own")
 
 
-def _equal_copies(model: nn.Module, used: set[Key]) -> list[list[str]]:
-    """Return sets of random matrices, used in the pass, of equal value in separate memory."""
-    sets: dict[tuple[object, ...], dict[object, tuple[str, Tensor]]] = defaultdict(dict)
-    whole = [(n, p, storage_key(p)) for n, p in model.named_parameters(remove_duplicate=False)]
+def _equal_copies(setting: Setting, tape: Tape) -> list[list[str]]:
+    """Return sets of random matrices, used in the pass on one stream, of equal value in separate memory.
+
+    A frozen copy, as a teacher has, was never meant to be shared: it is not trained along.
+    """
+    used: dict[Key, list[int]] = defaultdict(list)
+    for index, node in enumerate(tape.nodes):
+        for key in node.params:
+            used[key].append(index)
+    sets: dict[tuple[object, ...], dict[Key, tuple[str, Tensor]]] = defaultdict(dict)
+    named = setting.model.named_parameters(remove_duplicate=False)
+    whole = [(n, p, storage_key(p)) for n, p in named if n not in setting.frozen]
     slices = [(f"{n}[{i}]", part, storage_key(part)) for n, p, _ in whole if p.ndim > 2 for i, part in enumerate(p)]
     for name, parameter, key in [*whole, *slices]:
         if parameter.ndim < 2 or parameter.numel() < 4 or key not in used:
@@ -68,12 +76,21 @@ def _equal_copies(model: nn.Module, used: set[Key]) -> list[list[str]]:
         sets[print_].setdefault(key, (name, value))
     found = []
     for members in sets.values():
-        (first, value), *others = members.values()
+        (key, (first, value)), *others = members.items()
         if others and not _by_formula(value):
-            same = [name for name, other in others if torch.equal(value, other)]
-            if same:
-                found.append([first, *same])
+            same = {k: name for k, (name, other) in others if torch.equal(value, other)}
+            if same and _meet(tape, [used[key], *(used[k] for k in same)]):
+                found.append([first, *same.values()])
     return found
+
+
+def _meet(tape: Tape, uses: list[list[int]]) -> bool:
+    """Say whether one of several parameters acts on what another has made: they do not where each has its own stream."""
+    for own in uses:
+        before = set().union(*(ancestors(tape.nodes, index, 0) for index in own)) - set(own)
+        if any(index in before for other in uses if other is not own for index in other):
+            return True
+    return False
 
 
 def _by_formula(value: Tensor) -> bool:
