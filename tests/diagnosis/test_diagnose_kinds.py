@@ -314,6 +314,19 @@ def test_a_sum_of_the_whole_past_compounds():
     assert not told(Past(mean=True)).at_least("warning")
 
 
+def test_a_stream_that_grows_as_a_large_one_does_is_nested_all_the_same():
+    class Sums(Toy):
+        def forward(self, tokens):
+            states = [self.table(tokens)]
+            for _ in range(self.passes):
+                total = sum(states)
+                states.append(total + (self.norm(total) + self.f(self.norm(total))) / self.passes)
+            return self.head(states[-1])
+
+    found = told(Sums(5))
+    assert found.codes == {"nested-skip"} and found.growth == "exponential", found.text()
+
+
 def test_a_branch_that_reads_the_past_leaves_the_stream_alone():
     class Reads(Toy):
         def forward(self, tokens):

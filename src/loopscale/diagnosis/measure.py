@@ -164,7 +164,7 @@ def with_far_gain(setting: Setting, seen: Pass) -> Pass:
     if seen.growth is None or known.far is None:
         return known
     kept = known.far.last < FORGOTTEN or (known.far.last > SLOW and seen.growth.gain > GAIN)
-    if kept and (seen.growth.rises or (known.far.contracts and seen.growth.climbs)):
+    if kept and known.far.contracts and (seen.growth.rises or seen.growth.climbs):
         known = replace(known, far=replace(known.far, last=1.0))
     return replace(known, growth=_growth(known, seen.growth.norms, seen.growth.moved))
 
