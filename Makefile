@@ -35,7 +35,7 @@ laptop: $(STAMP) ## the same with 3 seeds and loops to 16, at most 40 minutes
 	@$(BIN)/loopscale transfer --preset laptop
 
 test: $(STAMP_DEV) ## the quick suite
-	@OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2
+	@OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(STAMP_DEV) ## the long studies and soaks too
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m 'slow or not slow'

@@ -424,6 +424,23 @@ def test_the_line_to_edit_and_the_remedy_come_to_one_number(written):
     assert 0.9 < float(finding.tried.partition(" -> ")[2].partition(",")[0]) < 2.1, finding.tried
 
 
+def test_a_scan_is_a_loop_though_its_matrices_read_the_input_alone():
+    class Scan(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.decay, self.read, self.head = nn.Parameter(-torch.rand(D) - 0.5), nn.Linear(6, D), nn.Linear(D, 3)
+
+        def forward(self, inputs):
+            h, out = torch.zeros(len(inputs), D), []
+            for step in inputs.unbind(1):
+                h = self.decay.exp() * h + self.read(step)
+                out.append(self.head(h))
+            return torch.stack(out, 1)
+
+    found = told(Scan(), torch.randn(3, 7, 6))
+    assert (found.loops, found.codes) == (7, {"norm-bounded"}), found.text()
+
+
 def test_a_cell_that_hands_on_two_states_restarts_nothing():
     class Cell(nn.Module):
         def __init__(self):

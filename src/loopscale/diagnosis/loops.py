@@ -87,8 +87,8 @@ def find_loops(model: nn.Module, tape: Tape) -> list[FoundLoop]:
 def _matrices_within(tape: Tape, chains: Group) -> bool:
     """Say whether several matrices, none of which comes again, act among these uses."""
     first, last = _span(chains)
-    acting = {key for node in tape.nodes[first : last + 1] if node.data for key in node.params if len(key[2]) >= 2}
-    return len(acting - set(chains)) > 1
+    once = (uses[0] for key, uses in _uses(tape).items() if len(key[2]) >= 2 and len(uses) == 1)
+    return sum(first <= use <= last for use in once) > 1
 
 
 def _by_step(tape: Tape, group: Group) -> Group:
