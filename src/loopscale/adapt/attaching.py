@@ -257,9 +257,9 @@ def _check(handle: Attachment, batch: Any, layers: int | None) -> None:
         handle.warnings.append(warning)
     _norm_placement(handle, verdict)
     core = "its norms alone" if handle.post_norm else "the identity"
-    handle.verified = (
-        f"verified: bit-identical at scale 1, at strength 0 each layer is {core} ({verdict.layers} layers)"
-    )
+    each = f"at strength 0 each layer is {core} ({verdict.layers} layers)"
+    alone = "the visits are written in the model's own forward, so that no layer could be looked at by itself"
+    handle.verified = f"verified: bit-identical at scale 1, {each if verdict.layers else alone}"
 
 
 def _norm_placement(handle: Attachment, verdict: Verdict) -> None:

@@ -29,7 +29,8 @@ class Verdict:
     """What the check saw.
 
     `visits`: calls of each branch in one pass; `beside`: of each layer the first one that reads the same stream (blocks
-    of which a visit takes one or a mean); `post_norm`: layers that norm the sum.
+    of which a visit takes one or a mean); `post_norm`: layers that norm the sum; `layers`: those that were looked at, none
+    where the visits are written in the forward of the model itself.
     """
 
     visits: dict[str, int]
@@ -59,7 +60,7 @@ def verify(model: nn.Module, branches: Sequence[Branch], batch: Any) -> Verdict:
         beside: dict[str, str] = {}
         with noting(model, _beside(beside), layers):
             ours = _run(model, batch)
-        verdict = Verdict({name: seen.get(name, 0) for name in scale}, beside, layers=len(layers))
+        verdict = Verdict({name: seen.get(name, 0) for name in scale}, beside)
         _same(ours, _run_without(model, scale, batch))
         if not any(verdict.visits.values()):
             raise UserError(
@@ -68,11 +69,15 @@ def verify(model: nn.Module, branches: Sequence[Branch], batch: Any) -> Verdict:
         scale.update(dict.fromkeys(scale, 0.0))
         for layer, call in _calls(model, layers, batch).items():
             own = [b.name for b in branches if b.layer == layer and verdict.visits[b.name]]
+            if not layer and call.before.shape != call.after.shape:
+                continue  # the whole model, with what leads into the stream and out of it: no layer hands that on
             if _identity(call):
+                verdict.layers += 1
                 _linear(model, layer, own, call, scale, seen)
             elif not bool(call.after.any()):
                 continue  # the whole result of this module is the branch, and what calls it makes the addition
             elif _only_norms(model, layer, call):
+                verdict.layers += 1
                 verdict.post_norm.append(layer)
             else:
                 raise UserError(_not_identity(layer, own, call))

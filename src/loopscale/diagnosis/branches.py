@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from loopscale.diagnosis.setting import Factors
-from loopscale.diagnosis.stream import BLENDS, ENTERS, FUSED, SAME, SCALES, SCATTERS, Step, Stream, strip
-from loopscale.probe.tape import HALVES, Site, Tape
+from loopscale.diagnosis.stream import BLENDS, ENTERS, FUSED, SAME, SCATTERS, Step, Stream, strip
+from loopscale.probe.tape import HALVES, Key, Site, Tape
 from loopscale.probe.walks import ancestors
 
 # Steps that a smaller share of the visits has are left out.
@@ -77,6 +77,8 @@ class Branch:
             "cosine": self.cosine,
             "absorbed": self.absorbed,
             "dead": self.dead,
+            "factors": list(self.factors),
+            "learned": self.learned,
             "line": self.line,
         }
 
@@ -89,8 +91,7 @@ def wanted(tape: Tape, stream: Stream) -> frozenset[int]:
             nodes |= {step.node, step.skip, step.update, step.base}
             if step.kind in ADDED:
                 nodes |= {strip(tape.nodes, step.skip)[0], step.begin}
-                made = [p for i in _scaled_by(tape, step) for p in tape.nodes[i].parents if not tape.nodes[p].data]
-                nodes.update(made)
+                nodes.update(p for scaling in step.scaled for p in _factors(tape, *scaling))
             for factor in (step.factor, _skip_factor(tape, step)):
                 if isinstance(factor, tuple) and factor[0] == "node":
                     nodes.add(factor[1])
@@ -146,7 +147,7 @@ def _measure(tape: Tape, column: list[Step], values: dict[int, Tensor], factors:
             break
         added.append(update.flatten().double())
         ratios.append(size / rms(skip) if rms(skip) > 0 else math.inf)
-        scales.append(size / base if base > 0 else _written(step.factor))
+        scales.append(size / base if base > 0 else _written(step.factor) * _put(tape, step, step.operand, factors))
         absorbed.append(_absorbed(step, update, values, stored))
     sizes = tuple(rms(update) for update in added)
     dead = all(size <= 1e-9 for size in sizes)
@@ -181,48 +182,49 @@ def _sites(tape: Tape, column: list[Step]) -> tuple[Site, ...]:
 
 def _carry(tape: Tape, step: Step, values: dict[int, Tensor], factors: Factors) -> float:
     """Return the factor that the stream takes on the way to an addition, with the one that this pass puts on it."""
-    site = tape.nodes[step.node].site
-    place, put = factors.get(site, (-1, 1.0)) if site is not None else (-1, 1.0)
-    put = put if place == step.other >= 0 else 1.0
+    put = _put(tape, step, step.other, factors)
     before = step.begin if step.mixes else strip(tape.nodes, step.skip)[0]
     if before in (-1, step.skip) or not _size(values, before):
         return put
     return put * _size(values, step.skip) / _size(values, before)
 
 
+def _put(tape: Tape, step: Step, place: int, factors: Factors) -> float:
+    """Return the factor that this pass puts on one of the operands of an addition."""
+    site = tape.nodes[step.node].site
+    put = factors.get(site) if site is not None else None
+    return put[1] if put is not None and put[0] == place >= 0 else 1.0
+
+
 def factors_of(tape: Tape, step: Step, values: dict[int, Tensor]) -> tuple[float, ...]:
     """Return the sizes of the factors between a branch's output and its addition, one by one."""
     found: list[float] = []
-    for index in _scaled_by(tape, step):
+    for index, through in step.scaled:
         node = tape.nodes[index]
         written = [abs(word) for word in node.args if type(word) in (int, float) and word]
-        made = [rms(values[p]) for p in node.parents if not tape.nodes[p].data and p in values]
+        made = [rms(values[p]) for p in _factors(tape, index, through) if p in values]
         own = [rms(p) for p in tape.model.parameters() if node.params and tape.keys.get(id(p)) in node.params]
         sizes = made or own or written
         found += [1 / size if "div" in node.op else size for size in sizes if size]
     return tuple(found)
 
 
-def _scaled_by(tape: Tape, step: Step) -> list[int]:
-    """Return the calls that scale a branch's output on the way to its addition."""
-    found, index = [], step.update
-    while index > step.base >= 0:
-        data = [p for p in tape.nodes[index].parents if tape.nodes[p].data]
-        found += [index] if tape.nodes[index].op in SCALES else []
-        if not data:
-            break
-        index = data[0]
-    return found
+def _factors(tape: Tape, index: int, through: int) -> list[int]:
+    """Return what a call multiplies `through` by."""
+    return [p for p in tape.nodes[index].parents if p != through]
 
 
 @contextmanager
 def opened(seen: Any) -> Iterator[tuple[str, ...]]:
     """Set parameters that are zero and alone scale a branch to 1 inside, and give their names; they are put back."""
     tape, steps = seen.tape, [step for steps in (seen.stream.steps if seen.stream else ()) for step in steps]
-    scaling = [tape.nodes[i] for step in steps if step.kind == "branch" for i in _scaled_by(tape, step)]
-    made = [tape.nodes[p] for node in scaling for p in node.parents if not tape.nodes[p].data]
-    keys = {key for node in [*scaling, *made] for key in node.params}
+    scaling = [scaled for step in steps if step.kind == "branch" for scaled in step.scaled]
+    made = {tape.nodes[i].params for i, _ in scaling}
+    made |= {_last_learned(tape, p) for scaled in scaling for p in _factors(tape, *scaled)}
+    keys = set().union(*made)
     gates = [(n, p) for n, p in tape.model.named_parameters() if tape.keys.get(id(p)) in keys and not bool(p.any())]
+    # A gate of a matrix and a bias is 1 by its bias alone.
+    gates = [(n, p) for n, p in gates if p.ndim < 2] or gates
     try:
         for _, gate in gates:
             gate.data.fill_(1.0)
@@ -230,6 +232,14 @@ def opened(seen: Any) -> Iterator[tuple[str, ...]]:
     finally:
         for _, gate in gates:
             gate.data.zero_()
+
+
+def _last_learned(tape: Tape, index: int) -> frozenset[Key]:
+    """Return the parameters that acted last on the way to a value."""
+    node = tape.nodes[index]
+    while not node.params and len(node.parents) == 1:
+        node = tape.nodes[node.parents[0]]
+    return node.params
 
 
 def _size(values: dict[int, Tensor], index: int) -> float:
@@ -254,17 +264,8 @@ def _injected(tape: Tape, step: Step) -> str:
 
 def _learned(tape: Tape, step: Step) -> bool:
     """Say whether a factor between the branch's output and the addition is a parameter, or made of one."""
-    index = step.update
-    while index > step.base >= 0:
-        node = tape.nodes[index]
-        data = [p for p in node.parents if tape.nodes[p].data]
-        made = [i for p in node.parents if p not in data for i in ancestors(tape.nodes, p, 0)]
-        if node.params or any(tape.nodes[i].params for i in made):
-            return True
-        if not data:
-            return False
-        index = data[0]
-    return False
+    made = [i for scaled in step.scaled for p in _factors(tape, *scaled) for i in ancestors(tape.nodes, p, 0)]
+    return any(tape.nodes[i].params for i in [*made, *(i for i, _ in step.scaled)])
 
 
 def _base(tape: Tape, step: Step, values: dict[int, Tensor]) -> float:
@@ -281,11 +282,9 @@ def _base(tape: Tape, step: Step, values: dict[int, Tensor]) -> float:
 
 def _update(tape: Tape, step: Step, values: dict[int, Tensor], factors: Factors) -> Tensor:
     """Return what is added, with the factor that this pass puts on it."""
-    site = tape.nodes[step.node].site
-    operand, factor = factors.get(site, (-1, 1.0)) if site is not None else (-1, 1.0)
     difference = tape.nodes[step.node].op in BLENDS | SCATTERS or step.update == step.skip
-    update = _added(tape, step, values)
-    return update * factor if operand == step.operand and not difference else update
+    update, factor = _added(tape, step, values), _put(tape, step, step.operand, factors)
+    return update if difference or factor == 1.0 else update * factor
 
 
 def _added(tape: Tape, step: Step, values: dict[int, Tensor]) -> Tensor:
@@ -360,13 +359,16 @@ def owner(tape: Tape, index: int) -> str:
     while frontier:
         current = max(frontier)
         frontier.remove(current)
-        acted = [name for key in tape.nodes[current].params for name in tape.names.get(key, [])[:1]]
+        node = tape.nodes[current]
+        # What the call reads itself comes before what its inputs were made of.
+        inherited = {key for p in node.parents if not tape.nodes[p].data for key in tape.nodes[p].params}
+        acted = [name for key in node.params - inherited or node.params for name in tape.names.get(key, [])[:1]]
         if acted:
             # Of several, as in a product of two parameters, the first in the model: sets have no order of their own.
             order = list(name for names in tape.names.values() for name in names)
             first = min(acted, key=order.index)
             return first.rpartition(".")[0] or first
-        for parent in tape.nodes[current].parents:
+        for parent in node.parents:
             if parent not in seen:
                 seen.add(parent)
                 frontier.append(parent)

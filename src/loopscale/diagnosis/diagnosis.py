@@ -194,7 +194,7 @@ class Diagnosis:
             lines.append(f"over N    {self.growth_over_loops}, N set by {self.loops_argument}{_frozen(details)}")
         lines += [
             f"scale     measured {_show(self.effective_scale)}, prescribed {_show(self.prescribed_scale)} "
-            f"(strength 1{_based(details)}){_strength(self.effective_scale, details)}",
+            f"(strength 1{_based(details)}){_strength(self.effective_scale, details)}{_product(details)}",
             *_weights(details),
             f"aligned   kappa {_show(self.kappa)} of at most {self.loops}{_left_out(details)}",
             *_silent(details),
@@ -291,6 +291,16 @@ def _strength(eps: float | None, details: dict[str, Any]) -> str:
     if not eps or strength in (None, 1.0):
         return ""
     return f"; {eps:.4g} = strength {strength:g} x {eps / strength:.4g}"
+
+
+def _product(details: dict[str, Any]) -> str:
+    """Spell a scale that two factors make, one of them learned: a LayerScale beside 1/N, or one rule written twice."""
+    for branch in details.get("branches", ()):
+        factors = [factor for factor in branch["factors"] if abs(factor - 1) > 1e-2]
+        if branch["learned"] and len(factors) > 1 and max(factors) < 0.9:
+            told = " x ".join(f"{factor:.4g}" for factor in factors)
+            return f"; {_show(branch['scale'])} = {told}, one of them learned"
+    return ""
 
 
 def _frozen(details: dict[str, Any]) -> str:

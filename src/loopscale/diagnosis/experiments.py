@@ -245,7 +245,8 @@ def _skips(setting: Setting, seen: Pass, facts: Facts) -> Lever | None:
         return inner
     if kept < 1 < full:
         return replace(inner, parts=tuple((b, place, (1 - kept) / (full - kept)) for b, place, _ in inner.parts))
-    return Lever("nested", ())
+    # Where a matrix takes all of the stream in, it is no skip that multiplies it, unless leaving one out shows that.
+    return Lever("nested", ()) if facts.carried else None
 
 
 def _joined(levers: Iterable[Lever]) -> dict[Site, tuple[int, float]]:

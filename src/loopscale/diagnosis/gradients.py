@@ -61,7 +61,8 @@ def _gradients(
 ) -> Gradients:
     names, ops = like.names, [node.op for node in like.nodes]
     uses, formed, beyond = _kinds(loop, ops, {key: found[0] for key, found in names.items()})
-    nodes = frozenset(i for chain in uses.values() for i in chain)
+    # Without products the calls of one weight tell how far the gradient reaches.
+    nodes = frozenset(i for chain in uses.values() or [loop.starts] for i in chain)
     states = frozenset(stream.states if stream else ())
     tape, output = record(
         model,
@@ -135,7 +136,8 @@ def _kinds(loop: FoundLoop, ops: list[str], names: dict[Key, str]) -> tuple[Grou
     They come in the order of their names: a sum depends on its order, and a diagnosis has to be the same every time.
     """
     chains = sorted(loop.uses.items(), key=lambda found: names[found[0]])
-    uses = {key: chain for key, chain in chains if all(ops[i] in _PRODUCTS for i in chain)}
+    # Of a weight of several matrices, one for each member of an ensemble, the products of each are its own.
+    uses = {key: chain for key, chain in chains if len(key[2]) < 3 and all(ops[i] in _PRODUCTS for i in chain)}
     others = {key: chain for key, chain in chains if key not in uses}
     formed = {key: chain for key, chain in others.items() if math.prod(key[2]) * len(chain) <= _MOST_FORMED}
     return uses, formed, [key for key in others if key not in formed]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import inspect
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -49,7 +49,12 @@ class Knob:
     def value(self) -> int | None:
         """What it is set to; None for an argument of forward."""
         store = self._store()
-        return None if store is None else int(store[self.name.rpartition(".")[2]])
+        return None if store is None else int(store[self.last])
+
+    @property
+    def last(self) -> str:
+        """The name without the modules that hold it."""
+        return self.name.rpartition(".")[2]
 
     @property
     def allows(self) -> int | None:
@@ -78,13 +83,12 @@ class Knob:
         if store is None:
             yield {self.name: value}
             return
-        last = self.name.rpartition(".")[2]
-        before = store[last]
-        store[last] = value
+        before = store[self.last]
+        store[self.last] = value
         try:
             yield {}
         finally:
-            store[last] = before
+            store[self.last] = before
 
     def _store(self) -> dict[str, Any] | None:
         if self.kind == "kwarg":
@@ -99,9 +103,16 @@ def find_knob(model: nn.Module, batch: Any, loop: FoundLoop | None, named: str |
     """
     visits = loop.visits if loop else 1
     small = sum(p.numel() for p in model.parameters()) <= LARGE
-    known = [*candidates(model), *_given(model, batch), *_equal(model, visits)][: _MOST if small else _MOST_LARGE]
-    # What exceeds the visits sets them only as a most, which a value above it shows: it is no direct one.
-    limits = _limits(model, loop)[:_MOST_LARGE] if loop is not None and small else []
+    equal = _unnamed(model, lambda value: value == visits) if visits > 1 else []
+    known = [*candidates(model), *_given(model, batch), *equal][: _MOST if small else _MOST_LARGE]
+    limits: list[Knob] = []
+    if loop is not None and small:
+        # What exceeds the visits sets them only as a most, which a value above it shows; what divides them, in rounds.
+        around = {name.rpartition(".")[0] for name in loop.modules} | {""}
+        most = _unnamed(model, lambda value: value > visits)
+        most = [knob for knob in most if knob.kind == "attribute" and knob.name.rpartition(".")[0] in around]
+        rounds = _unnamed(model, lambda value: 1 < value < visits and visits % value == 0)
+        limits = [*most[:_MOST_LARGE], *rounds[:_MOST_LARGE]]
     if named is not None:
         limits, chosen = [], [knob for knob in [*known, *_all(model), *_given(model, batch)] if knob.name == named][:1]
         if not chosen:
@@ -195,26 +206,14 @@ def _rebuilt(model: nn.Module, one: Knob) -> nn.Module:
     return made
 
 
-def _equal(model: nn.Module, visits: int) -> list[Knob]:
-    """Give attributes and config values that happen to equal the number of visits, whatever their name; no sizes."""
-    if visits < 2:
-        return []
-    found = []
-    for knob in _all(model):
-        name = knob.name.rpartition(".")[2]
-        if knob.kind != "kwarg" and not _SIZES.search(name) and not LOOP_WORDS.search(name):
-            store = knob.owner if isinstance(knob.owner, dict) else vars(knob.owner)
-            if store[name] == visits:
-                found.append(knob)
-    return found
-
-
-def _limits(model: nn.Module, loop: FoundLoop) -> list[Knob]:
-    """Return attributes of the modules around the loop that exceed its visits: a most that halting need not reach."""
-    around = {name.rpartition(".")[0] for name in loop.modules} | {""}
-    found = [knob for knob in _all(model) if knob.kind == "attribute" and knob.name.rpartition(".")[0] in around]
-    names = [(knob, knob.name.rpartition(".")[2]) for knob in found if (knob.value or 0) > loop.visits]
-    return [knob for knob, name in names if not _SIZES.search(name) and not LOOP_WORDS.search(name)]
+def _unnamed(model: nn.Module, fits: Callable[[int], bool]) -> list[Knob]:
+    """Give attributes and config values that fit, named like neither a number of loops nor a size."""
+    named = [(knob, knob.value, knob.last) for knob in _all(model)]
+    return [
+        knob
+        for knob, value, name in named
+        if value is not None and fits(value) and not _SIZES.search(name) and not LOOP_WORDS.search(name)
+    ]
 
 
 def _given(model: nn.Module, batch: Any) -> list[Knob]:
@@ -227,7 +226,7 @@ def _given(model: nn.Module, batch: Any) -> list[Knob]:
 
 def candidates(model: nn.Module) -> Iterator[Knob]:
     """Return arguments, attributes and config values that are named like a number of loops, in this order."""
-    return (knob for knob in _all(model) if LOOP_WORDS.search(knob.name.rpartition(".")[2]))
+    return (knob for knob in _all(model) if LOOP_WORDS.search(knob.last))
 
 
 def _all(model: nn.Module) -> Iterator[Knob]:

@@ -114,6 +114,15 @@ def _by_step(tape: Tape, group: Group) -> Group:
     return group
 
 
+def in_turns(tape: Tape, loop: FoundLoop) -> int:
+    """Return after how many visits a loop comes back to the same calls, as where one network serves several states."""
+    starts = loop.starts
+    for size in range(2, len(starts) // 2 + 1):
+        if len(starts) % size == 0 and _apart(tape, starts, size):
+            return size
+    return 1
+
+
 def _apart(tape: Tape, starts: tuple[int, ...], size: int) -> bool:
     """Say whether each of the uses of a step is followed by calls in places where the others have none."""
     places = [{node.site for node in tape.nodes[a:b]} for a, b in pairwise(starts[: size + 1])]
@@ -193,19 +202,25 @@ def _describe(model: nn.Module, tape: Tape, group: Group, groups: list[Group], c
     visits = len(next(iter(group.values())))
     tops = _top_modules(model, {name for key in chains for name in tape.names.get(key, [])}, set(names))
     shared = any(len(tape.names.get(key, [])) > 1 for key in group)
-    order = "layer-wise" if _follows_alike(group, groups) else "stack-wise"
+    order = "layer-wise" if _follows_alike(tape, group, groups) else "stack-wise"
     where = f"{_phrase(tops or tuple(names))}, {visits} visits"
     return FoundLoop(visits, group, tops or tuple(names), where, order, by_storage=shared)
 
 
-def _follows_alike(group: Group, groups: list[Group]) -> bool:
-    """Say whether a loop of as many visits over weights of the same shapes runs before or after: layer by layer."""
+def _follows_alike(tape: Tape, group: Group, groups: list[Group]) -> bool:
+    """Say whether a loop of as many visits over weights of the same shapes runs before or after: layer by layer.
+
+    One reads what the other made: a second network on a stream of its own, as a teacher is, is no layer.
+    """
     first, last = _span(group)
     shapes = sorted(key[2] for key in group)
     for other in groups:
         begin, end = _span(other)
         alike = sorted(key[2] for key in other) == shapes and len(_visit(other)) == len(_visit(group))
-        if other is not group and alike and (begin > last or end < first):
+        if other is group or not alike or not (begin > last or end < first):
+            continue
+        (_, made), (read, _) = sorted([(first, last), (begin, end)])
+        if made in ancestors(tape.nodes, read, made):
             return True
     return False
 

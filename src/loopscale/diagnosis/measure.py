@@ -16,9 +16,11 @@ from loopscale.diagnosis.growth import CONTRACTIVE, GAIN, Far, Growth, growth_la
 from loopscale.diagnosis.loopmap import LoopMap
 from loopscale.diagnosis.loops import FoundLoop, find_loops
 from loopscale.diagnosis.setting import Setting
-from loopscale.diagnosis.stream import ENTERS, Stream, follow
+from loopscale.diagnosis.stream import ENTERS, Handed, Stream, follow
 from loopscale.probe.tape import Tape
 
+# A loop with fewer weights than the main one's by this factor is not looked at beside it.
+BESIDE = 20
 # Values handed on from visit to visit that are looked at.
 VALUES = 4
 # A stream that rises to its last visit is bounded neither where no more than the first share of it is left after the visits
@@ -34,7 +36,7 @@ WORK, PRODUCTS, LEAST = 2e11, 240, 8
 class Pass:
     """One measured forward pass: the loop, its stream and what its steps did; `ends`: its first and last value.
 
-    `rank`: which of the values that the loop hands on the stream is.
+    `which` of the values that the loop hands on the stream is.
     """
 
     tape: Tape
@@ -45,7 +47,7 @@ class Pass:
     dtype: str
     far: Far | None = None
     ends: tuple[Tensor, Tensor] | None = None
-    rank: int = 0
+    which: Handed = Handed()
 
     @property
     def piles_up(self) -> bool:
@@ -53,28 +55,40 @@ class Pass:
         return self.growth is not None and self.growth.beyond and any(b.kind == "branch" for b in self.branches)
 
 
-def main_loop(loops: Sequence[FoundLoop], tape: Tape) -> FoundLoop:
-    """Return the loop with most shared weights that has a stream to follow."""
-    return next((loop for loop in loops if follow(tape, loop) is not None), loops[0])
+def main_loop(loops: Sequence[FoundLoop], tape: Tape, visits: int | None = None) -> FoundLoop:
+    """Return the loop with most shared weights that has a stream to follow.
+
+    `visits`: what is known to set N gives. A loop that makes them while the main one takes turns, as experts by visit do,
+    is the main one.
+    """
+    known = [loop for loop in loops if follow(tape, loop) is not None] or list(loops)
+    main = known[0]
+    (begin, end), more = main.span, [loop for loop in known if loop.visits == visits and loop.visits > main.visits]
+    within = (loop for loop in more if loop.span[0] < end and loop.span[1] > begin and loop.size * BESIDE >= main.size)
+    return next(within, main)
 
 
 def measured_pass(
-    setting: Setting, loop: FoundLoop | None = None, tape: Tape | None = None, rank: int | None = None
+    setting: Setting,
+    loop: FoundLoop | None = None,
+    tape: Tape | None = None,
+    which: Handed | None = None,
+    visits: int | None = None,
 ) -> Pass:
     """Run once to find the loop and once to measure its stream; only the latter where loop and tape are given.
 
-    Raises `LookupError` when nothing is looped at this setting.
+    `visits` is for `main_loop`. Raises `LookupError` when nothing is looped at this setting.
     """
     tape = tape or setting.run()[0]
     if loop is None:
         loops = find_loops(setting.model, tape)
         if not loops:
             raise LookupError("not looped at this setting")
-        loop = main_loop(loops, tape)
-    first = _measured(setting, tape, loop, rank or 0)
-    if rank is None and first.growth is not None and first.growth.norms[-1] <= 1e-6 * max(first.growth.norms):
+        loop = main_loop(loops, tape, visits)
+    first = _measured(setting, tape, loop, which or Handed())
+    if which is None and first.growth is not None and first.growth.norms[-1] <= 1e-6 * max(first.growth.norms):
         # A momentum that is still zero, not the stream.
-        second = _measured(setting, tape, loop, 1)
+        second = _measured(setting, tape, loop, Handed(1))
         first = second if second.growth is not None else first
     if first.growth is not None and not any(first.growth.norms):
         return replace(first, growth=None)
@@ -83,20 +97,37 @@ def measured_pass(
 
 def again(setting: Setting, seen: Pass) -> Pass:
     """Measure the same stream of the same loop at another setting."""
-    return measured_pass(setting, seen.loop, seen.tape, seen.rank)
+    return measured_pass(setting, seen.loop, seen.tape, seen.which)
 
 
-def carried(setting: Setting, loop: FoundLoop, tape: Tape) -> list[Pass]:
-    """Measure what the loop hands on from visit to visit: the stream, then other values that pile up.
+def anew(setting: Setting, seen: Pass, visits: int) -> Pass:
+    """Find the loop anew where it makes so many visits, and measure the same stream of it: that at the same place.
+
+    Raises `LookupError` where there is none.
+    """
+    if seen.which == Handed() or seen.stream is None:
+        return measured_pass(setting, visits=visits)
+    tape, _ = setting.run()
+    loop, site = main_loop(find_loops(setting.model, tape), tape, visits), seen.tape.nodes[seen.stream.states[-1]].site
+    ways = [seen.which, *(seen.which._replace(rank=rank) for rank in range(VALUES))]
+    streams = ((which, follow(tape, loop, which)) for which in ways)
+    for which, stream in streams:
+        if stream is not None and tape.nodes[stream.states[-1]].site == site:
+            return measured_pass(setting, loop, tape, which)
+    raise LookupError("the stream is not handed on at this setting")
+
+
+def carried(setting: Setting, loop: FoundLoop, tape: Tape, every: int = 1) -> list[Pass]:
+    """Measure what the loop hands on after `every` so many visits: the stream, then other values that pile up.
 
     The stream is the largest of them, unless another one grows beyond its limit and that does not.
     """
-    seen = [with_far_gain(setting, measured_pass(setting, loop, tape))]
+    seen = [with_far_gain(setting, measured_pass(setting, loop, tape, None if every == 1 else Handed(0, every)))]
     for rank in range(VALUES):
-        if rank == seen[0].rank:
+        if rank == seen[0].which.rank:
             continue
         try:
-            other = _measured(setting, tape, loop, rank)
+            other = _measured(setting, tape, loop, Handed(rank, every))
             other = other if other.stream is None else with_far_gain(setting, other)
         except (RuntimeError, LookupError, ValueError):
             continue
@@ -104,8 +135,8 @@ def carried(setting: Setting, loop: FoundLoop, tape: Tape) -> list[Pass]:
     return seen if seen[0].piles_up or len(seen) < 2 else [*seen[1:2], seen[0], *seen[2:]]
 
 
-def _measured(setting: Setting, tape: Tape, loop: FoundLoop, rank: int) -> Pass:
-    stream = follow(tape, loop, rank)
+def _measured(setting: Setting, tape: Tape, loop: FoundLoop, which: Handed) -> Pass:
+    stream = follow(tape, loop, which)
     if stream is None:
         return Pass(tape, loop, None, (), None, "unknown")
     again, _ = setting.run(keep=wanted(tape, stream), like=tape)
@@ -121,7 +152,7 @@ def _measured(setting: Setting, tape: Tape, loop: FoundLoop, rank: int) -> Pass:
     norms = tuple(rms(state) for state in states)
     moved = tuple(_moved(state, states[0]) for state in states)
     dtype = str(states[0].dtype).removeprefix("torch.")
-    seen = Pass(tape, loop, stream, branches, None, dtype, ends=(states[0], states[-1]), rank=rank)
+    seen = Pass(tape, loop, stream, branches, None, dtype, ends=(states[0], states[-1]), which=which)
     return replace(seen, growth=_growth(seen, norms, moved))
 
 

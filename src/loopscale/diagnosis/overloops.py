@@ -10,7 +10,7 @@ from typing import Any
 from loopscale.diagnosis.branches import Branch
 from loopscale.diagnosis.growth import Growth, grows_with, law_over_loops, power_fit
 from loopscale.diagnosis.knob import Knob
-from loopscale.diagnosis.measure import Pass, measured_pass
+from loopscale.diagnosis.measure import Pass, anew
 from loopscale.diagnosis.setting import Factors, Setting, at_each
 
 # A stream that grows by less than this at every N has no law of growth worth a name.
@@ -124,7 +124,7 @@ def passes_at(
     known = known if knob.allows in (None, own) else None
     for count, there in at_each(setting, knob, counts_around(own), factors):
         try:
-            seen = known if known is not None and count == own else measured_pass(there, rank=like.rank or None)
+            seen = known if known is not None and count == own else anew(there, like, count)
         except Exception:  # some settings break some models: they count as not varied
             continue
         if seen.growth is not None and seen.loop.visits == count:

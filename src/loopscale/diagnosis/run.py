@@ -21,8 +21,9 @@ from loopscale.diagnosis.growth import GAIN
 from loopscale.diagnosis.initial import init_ratio
 from loopscale.diagnosis.knob import Knob, candidates, find_knob
 from loopscale.diagnosis.looprange import LossOf, loop_range, settling
-from loopscale.diagnosis.loops import FoundLoop, find_loops
+from loopscale.diagnosis.loops import FoundLoop, find_loops, in_turns
 from loopscale.diagnosis.measure import (
+    BESIDE,
     Pass,
     carried,
     count_layers,
@@ -40,7 +41,7 @@ from loopscale.diagnosis.setting import MOST_CALLS, Setting, frozen_in
 from loopscale.diagnosis.stated import Stated, listening, stated_for
 from loopscale.diagnosis.symptoms import EXPANDS, EXPANSION, ONE_STEP, REACH, Measured, symptoms, unexplained
 from loopscale.diagnosis.tying import untied
-from loopscale.diagnosis.whole import Modes, halts, idle, modes, restarts, unused_knobs
+from loopscale.diagnosis.whole import Modes, beside_at_zero, halts, idle, modes, restarts, unused_knobs
 from loopscale.errors import UserError, settings
 from loopscale.parameterization import Depth, residual_scale
 from loopscale.probe.batch import LARGE, first_float, prepare
@@ -50,7 +51,7 @@ from loopscale.probe.untouched import untouched, unwrap
 # Loops at which a model is diagnosed whose own number makes too long a pass.
 FEWER = 32
 # Loops beside the main one that are looked at as well.
-_BESIDE = 8
+MOST_BESIDE = 8
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,11 @@ def _looped(study: _Study) -> Diagnosis:
     again = restarts(first.tape, first.loops)[1]
     findings = merged([*first.broken, *first.ties, *findings, *more, *again])
     figures = symptoms(measured)
-    findings = merged([*findings, *unexplained(figures, findings, facts)])
+    left = unexplained(figures, findings, facts)
+    if left and [s.name for s in figures if s.beyond] == [ONE_STEP]:
+        # Steps open what is zero at first: then they say nothing of the loop that is there.
+        left = beside_at_zero(first.setting, study.seen) or left
+    findings = merged([*findings, *left])
     ranged, settled = _run_on(study)
     return Diagnosis(
         looped=True,
@@ -217,9 +222,20 @@ def _looped(study: _Study) -> Diagnosis:
 
 
 def _studied(first: _First) -> _Study:
-    """Measure the main loop and those beside it, and test what makes them grow."""
-    setting, main, knob = first.setting, main_loop(first.loops, first.tape), first.knob
-    seen, *also = carried(setting, main, first.tape)
+    """Study the main loop; where nothing accounts for its growth and its visits take turns, by rounds of them."""
+    main = main_loop(first.loops, first.tape, first.knob.allows if first.knob else None)
+    study = _study(first, main)
+    growth, every = study.facts.growth, in_turns(first.tape, main)
+    if every == 1 or study.levers or growth is None or not growth.beyond:
+        return study
+    rounds = _study(first, main, every)
+    return rounds if rounds.levers else study
+
+
+def _study(first: _First, main: FoundLoop, every: int = 1) -> _Study:
+    """Measure a loop and those beside it, and test what makes them grow."""
+    setting, knob = first.setting, first.knob
+    seen, *also = carried(setting, main, first.tape, every)
     varied = over_loops(setting, knob, seen) if knob else None
     if varied is not None and varied.grows and seen.far is not None and seen.far.contracts:
         seen = unbounded(seen)
@@ -227,11 +243,14 @@ def _studied(first: _First) -> _Study:
     others = _beside(first, main)
     facts, levers = tested(setting, seen, _with_siblings(facts, main, others), knob)
     facts = _contradicted(facts)
+    others = [replace(other, facts=tested(setting, other.seen, other.facts)[0]) for other in others]
     mended = {site: part for lever in levers for site, part in lever.factors.items()}
     for other in also:  # what piles up because the stream does is mended with it
         left = grown(setting, other, mended)
-        others += [_Other(other, _facts(setting.model, other, None))] if left is not None and left.beyond else []
-    others = [replace(other, facts=tested(setting, other.seen, other.facts)[0]) for other in others]
+        if left is not None and left.beyond:
+            found, more = tested(setting, other, _facts(setting.model, other, None))
+            others.append(_Other(other, found))
+            levers += more
     return _Study(first, seen, facts, varied, levers, others)
 
 
@@ -394,7 +413,7 @@ def _beside(first: _First, main: FoundLoop) -> list[_Other]:
     setting, found = first.setting, []
     begin, end = main.span
     apart = [o for o in first.loops if o.visits < main.visits or o.span[0] > end or o.span[1] < begin]
-    for loop in [loop for loop in apart if loop is not main and loop.size * 20 >= main.size][:_BESIDE]:
+    for loop in [loop for loop in apart if loop is not main and loop.size * BESIDE >= main.size][:MOST_BESIDE]:
         if set(loop.modules) <= set(main.modules):
             continue  # weights of the main loop that some visits skip, as routing does
         try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, replace
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 from loopscale.diagnosis.loops import FoundLoop
 from loopscale.probe.tape import Node, Tape
@@ -54,6 +54,7 @@ class Step:
     `operand` and `other` are the places of the update and of the skip among what the call reads; -1 where no factor can be
     put on it. `beside`: an addition that an earlier one does not feed, as in blocks side by side. `weighs`: parameters act
     on the stream itself. `mixes`: between `begin`, the state or the addition before, and `skip` streams are mixed.
+    `scaled`: the calls that scale what is added, from `update` back to `base`, each with what it scales.
     """
 
     kind: str
@@ -70,6 +71,7 @@ class Step:
     weighs: bool = False
     begin: int = -1
     mixes: bool = False
+    scaled: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,13 +82,20 @@ class Stream:
     steps: tuple[tuple[Step, ...], ...]
 
 
-def follow(tape: Tape, loop: FoundLoop, rank: int = 0) -> Stream | None:
+class Handed(NamedTuple):
+    """Which of the values that a loop hands on: the `rank`-th, the largest first, after `every` so many visits."""
+
+    rank: int = 0
+    every: int = 1
+
+
+def follow(tape: Tape, loop: FoundLoop, which: Handed = Handed()) -> Stream | None:
     """Find the stream of a loop; None when no value passes from visit to visit (the loop is opaque to torch calls).
 
-    A loop may hand on several values (a stream, its momentum, a second state): `rank` says which, the largest first.
+    A loop may hand on several values: a stream, its momentum, a second state, states that take turns.
     """
-    nodes, starts = tape.nodes, loop.starts
-    middle = [_state(nodes, starts, visit, rank) for visit in range(1, len(starts))]
+    nodes, starts = tape.nodes, loop.starts[:: which.every]
+    middle = [_state(nodes, starts, visit, which.rank) for visit in range(1, len(starts))]
     if not middle or any(state is None for state in middle):
         return None
     inner = _at_one_place(nodes, starts, [state for state in middle if state is not None])
@@ -400,7 +409,7 @@ def _addition(
     if not nodes[update].shape:
         return None
     kind = "branch" if update in inside else "inject"
-    base, factor = strip(nodes, update)
+    base, factor, scaled = strip(nodes, update, inside if update in inside else None)
     attends = _attentions(nodes, start, update, skip) if kind == "branch" else 0
     operand, other = places.get(update, -1), places.get(skip, -1)
     if node.op.startswith("lerp"):
@@ -408,7 +417,10 @@ def _addition(
     if node.op in FUSED:
         written = [word for word in node.args if type(word) in (int, float)]
         base, factor = (base, factor) if factor is not None else (-1, written[-1] if written else None)
-    return Step(kind, index, skip, update, base, factor, update in linear, attends, operand, other)
+    scaled = scaled if base >= 0 else ()
+    return Step(
+        kind, index, skip, update, base, factor, update in linear, attends, operand, other, scaled=scaled
+    )
 
 
 def _operands(node: Node) -> tuple[object, ...]:
@@ -450,21 +462,35 @@ def _attentions(nodes: list[Node], start: int, update: int, skip: int) -> int:
     )
 
 
-def strip(nodes: list[Node], index: int) -> tuple[int, object]:
-    """Go back from a value over scaling, casting and reshaping; give what was scaled and how the scale was spelt."""
+def strip(
+    nodes: list[Node], index: int, inside: set[int] | None = None
+) -> tuple[int, object, tuple[tuple[int, int], ...]]:
+    """Go back from a value over scaling, casting and reshaping.
+
+    Gives what was scaled, how the scale was spelt, and the calls that scale, each with what it scales. With `inside`, what
+    is made of the stream, a learned factor that is not made of it scales too: a gate that reads a time or a label.
+    """
     factor: object = None
+    scaled: list[tuple[int, int]] = []
     while True:
         node = nodes[index]
         number = next((word for word in node.args if type(word) in (int, float)), None)
         if node.op in SCALES and not node.parents and number:  # a constant times a number: it has no node of its own
             written = 1 / number if "div" in node.op else number
-            return -1, written if factor is None else written * factor if isinstance(factor, float) else factor
+            return -1, written if factor is None else written * factor if isinstance(factor, float) else factor, ()
         data = [p for p in node.parents if nodes[p].data and not _drawn(nodes, p)] or list(node.parents)[:1]
+        if inside is not None and node.op in SCALES and len(data) == 2:
+            data = [p for p in data if p in inside or not _learned(nodes, p)]
         if node.op in SCALES and len(node.parents) <= 2 and len(data) == 1:
             factor = factor or _factor(node, data[0])
+            scaled.append((index, data[0]))
         elif not (node.op in SAME and len(data) == 1 and _numel(nodes[data[0]].shape) == _numel(node.shape)):
-            return index, factor
+            return index, factor, tuple(scaled)
         index = data[0]
+
+
+def _learned(nodes: list[Node], index: int) -> bool:
+    return any(nodes[i].params for i in ancestors(nodes, index, 0))
 
 
 def _drawn(nodes: list[Node], index: int) -> bool:

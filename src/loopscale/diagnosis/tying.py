@@ -145,11 +145,8 @@ def _declared(setting: Setting) -> tuple[str, int] | None:
     model = setting.model
     lists = [m for m in model.modules() if isinstance(m, (nn.ModuleList, nn.Sequential)) and len(m) > 1]
     for knob in candidates(model):
-        if knob.kind == "kwarg":
-            continue
-        store = knob.owner if isinstance(knob.owner, dict) else vars(knob.owner)
-        count = store[knob.name.rpartition(".")[2]]
-        if count > 1 and any(len(m) % count == 0 and len({type(part) for part in m}) == 1 for m in lists):
+        count = knob.value
+        if count is not None and count > 1 and any(len(m) % count == 0 and len({type(part) for part in m}) == 1 for m in lists):
             if acts(setting, knob):
                 continue
             return knob.name, count

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from loopscale.diagnosis.branches import LOST, rms
+from loopscale.diagnosis.branches import LOST, owner, rms
 from loopscale.diagnosis.diagnosis import Finding, finding
 from loopscale.diagnosis.knob import Knob, acts, candidates
 from loopscale.diagnosis.loops import FoundLoop, find_loops
-from loopscale.diagnosis.measure import Pass, measured_pass
+from loopscale.diagnosis.measure import Pass, anew
 from loopscale.diagnosis.setting import Setting
+from loopscale.diagnosis.stream import ADDS, strip
 from loopscale.probe.batch import first_float
 from loopscale.probe.tape import Key, Tape, storage_key
 from loopscale.probe.walks import ancestors, descendants_past
@@ -63,6 +64,20 @@ def idle(setting: Setting, seen: Pass, output: Any) -> list[Finding]:
     if change >= IDLE:
         return []
     return [finding("idle-loop", seen.loop.where, f"leaving the loop out moves the output by {change:.2g} of itself")]
+
+
+def beside_at_zero(setting: Setting, seen: Pass) -> list[Finding]:
+    """Find weights of the loop that at every visit add exactly nothing to a value beside the stream."""
+    nodes, loop = seen.tape.nodes, seen.loop
+    uses = {index for chain in loop.uses.values() for index in chain}
+    on_stream = {step.node for steps in (seen.stream.steps if seen.stream else ()) for step in steps}
+    added = {p for i, node in enumerate(nodes) if node.op in ADDS and i not in on_stream for p in node.parents}
+    made = {p: owner(seen.tape, p) for p in added if strip(nodes, p)[0] in uses}
+    values = setting.run(keep=frozenset(made), like=seen.tape)[0].values
+    live = {name for p, name in made.items() if p not in values or bool(values[p].any())}
+    still = sorted(set(made.values()) - live)
+    said = "what it adds to a value beside the stream is exactly zero at every visit"
+    return [finding("dead-branch", ", ".join(still), said)] if still else []
 
 
 def restarts(tape: Tape, loops: list[FoundLoop]) -> tuple[int, list[Finding]]:
@@ -144,7 +159,7 @@ def modes(setting: Setting, seen: Pass) -> tuple[Modes | None, list[Finding]]:
     mode = model.training
     model.train(not mode)
     try:
-        other = measured_pass(setting, rank=seen.rank or None)
+        other = anew(setting, seen, seen.loop.visits)
         drawn = _drawn(setting)
     except Exception:  # some models cannot run in training mode on this batch
         return None, []
@@ -200,7 +215,7 @@ def unused_knobs(setting: Setting, loop: FoundLoop | None, knob: Knob | None) ->
     """Find an argument or a value that asks for a number of loops and changes nothing, in either mode."""
     visits = loop.visits if loop else 1
     for one in candidates(setting.model):
-        if not _means_loops(one) or (knob is not None and _last(one) == _last(knob)):
+        if not _means_loops(one) or (knob is not None and one.last == knob.last):
             continue
         if one.kind != "kwarg" and (one.value is None or one.value < 2):
             continue
@@ -214,16 +229,12 @@ def unused_knobs(setting: Setting, loop: FoundLoop | None, knob: Knob | None) ->
     return []
 
 
-def _last(knob: Knob) -> str:
-    return knob.name.rpartition(".")[2]
-
-
 def _means_loops(knob: Knob) -> bool:
     """Say whether it is named like a number of loops and nothing else; iterations in a config are those of a training.
 
     An argument of forward that asks for a number of steps is there to be read.
     """
-    name = _last(knob).lower()
+    name = knob.last.lower()
     return bool(PLAIN.match(name) or (knob.kind == "kwarg" and STEPS.match(name))) and not (
         knob.kind == "config" and "iter" in name
     )

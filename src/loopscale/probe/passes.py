@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._functorch import vmap
 from torch.autograd.function import Function
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
@@ -41,7 +42,7 @@ def record(
             register_module_forward_hook(tape.after_module),
         ]
         try:
-            with tape, _custom(tape):
+            with tape, _custom(tape), _mapped(tape):
                 output = call_model(model, batch, extra)
         except Stop:
             pass
@@ -64,3 +65,21 @@ def _custom(tape: Tape) -> Iterator[None]:
         yield
     finally:
         del base.apply
+
+
+@contextmanager
+def _mapped(tape: Tape) -> Iterator[None]:
+    """Let the tape note how values go into and out of every `torch.vmap` inside, which no torch call shows."""
+    names = [name for name in ("_add_batch_dim", "_remove_batch_dim") if hasattr(vmap, name)]
+    calls = {name: getattr(vmap, name) for name in names}
+
+    def told(call: Any) -> Any:
+        return lambda *args: tape.mapped(call, args)
+
+    for name, call in calls.items():
+        setattr(vmap, name, told(call))
+    try:
+        yield
+    finally:
+        for name, call in calls.items():
+            setattr(vmap, name, call)

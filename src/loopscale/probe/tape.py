@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._C import _functorch as functorch
 from torch.overrides import TorchFunctionMode
 
 _TAG = "_loopscale_node"
@@ -129,7 +130,8 @@ class Tape(TorchFunctionMode):
     (operand, factor): what the call there reads is multiplied first. Calls of `hollow`, whose results do not matter, are
     not made: zeros of the shape that `like` noted stand for them. With `plain` attention runs in the form that
     forward-mode differentiation follows, its result laid out as in `like`. With `wide` what a call makes in half precision
-    is float32. `note` is called with each value and its site.
+    is float32. `note` is called with each value and its site. With `factors` what the model's own code decides by a value
+    (a halting rule, a step size) goes as it went on `like`: else a factor would change the number of visits too.
     """
 
     model: nn.Module
@@ -155,6 +157,7 @@ class Tape(TorchFunctionMode):
         self.turns: Counter[Site] = Counter()
         self.sites: dict[Site, Site] = {}
         self.places: dict[tuple[Site, int], int] = {}
+        self.decided: dict[tuple[Site, int], Any] = {}
         self.stack: list[str] = []
         self.module_names = {id(module): name for name, module in self.model.named_modules()}
         self.nodes: list[Node] = []
@@ -184,6 +187,8 @@ class Tape(TorchFunctionMode):
             self.site = self._site(name)
             args = self._come_back(args)
             self.gone += [t for t in args[:1] if isinstance(t, Tensor) and t.ndim and self.node_of(t) is not None]
+        if name in _DECIDES:
+            return self._decided(self._site(name), func(*args, **kwargs))
         if name in _SILENT and not (self.alias or self.factors or self.hollow):
             return func(*args, **kwargs)
         self.site = self._site(name)
@@ -208,6 +213,15 @@ class Tape(TorchFunctionMode):
         if name in _SILENT or name == "__set__" or not isinstance(out, (Tensor, tuple, list)):
             return out
         return self._note(func, name, args, kwargs, out)
+
+    def _decided(self, site: Site, value: Any) -> Any:
+        """Note a value that torch hands to the model's own code; give that of `like` where factors change it."""
+        place = site, self.turns[site]
+        self.turns[site] += 1
+        if self.factors and self.like is not None:
+            value = self.like.decided.get(place, value)
+        self.decided[place] = value
+        return value
 
     def _empty(self, args: Any) -> Tensor | None:
         """Give zeros for a call that is not to be made; None where it is."""
@@ -251,6 +265,7 @@ class Tape(TorchFunctionMode):
             setattr(replaced, _TAG, (self.serial, index))
             if known in self.keep_inputs and sources:
                 given = next((t for t in sources if self.node_of(t) is not None), sources[0])
+                given = _whole(given)
                 self.inputs[known] = given.detach().clone() if self.guard else given if self.graph else given.detach()
             if name in _VIEWS and sources:
                 self.views[index] = weakref.ref(sources[0])
@@ -320,21 +335,23 @@ class Tape(TorchFunctionMode):
 
         The value itself, its replacement, or a copy of a kept value that needs guarding.
         """
-        replaced = self.replace[index](tensor) if index in self.replace else tensor
+        replaced = _wrapped(self.replace[index](tensor), tensor) if index in self.replace else tensor
         if replaced is not tensor and inplace:
             # The model holds this very tensor and may never look at what the call returned.
             replaced = tensor.copy_(replaced)
         if index not in self.keep:
             return replaced
+        value = _whole(replaced)
         if self.plain:  # a dual number: detaching would take its tangent away
-            self.values[index] = replaced.clone()
+            self.values[index] = value.clone()
         elif not self.graph:
-            self.values[index] = replaced.detach().clone()
+            self.values[index] = value.detach().clone()
         elif self.guard:
-            self.values[index] = replaced.clone()
-            return tensor.copy_(self.values[index]) if inplace else self.values[index].clone()
+            self.values[index] = value.clone()
+            safe = _wrapped(self.values[index], tensor)
+            return tensor.copy_(safe) if inplace else safe.clone()
         else:
-            self.values[index] = replaced
+            self.values[index] = value
         return replaced
 
     def _stand_in(self, value: Any) -> Any:
@@ -359,6 +376,12 @@ class Tape(TorchFunctionMode):
                 site = Site(self.module_names.get(id(module), ""), "", 0, "opaque")
                 self._unseen(tensor, [*tensors_in(args), *module.parameters()], site)
         self._left(module)
+
+    def mapped(self, call: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        """Make and note the call that takes a value into a `vmap`, or out of it: the same value by another shape."""
+        self.site = self._site("movedim")
+        given = self._stand_in(args) if self.alias else args
+        return self._note(call, "movedim", args, {}, call(*given))
 
     def custom(self, call: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Make the call of an `autograd.Function`, whose inside may be no torch calls, and note what it made."""
@@ -548,6 +571,24 @@ def _hidden(file: str) -> bool:
     return known
 
 
+def _whole(tensor: Tensor) -> Tensor:
+    """Return what a tensor within a `vmap` is a part of, the mapped axis first; any other as it is."""
+    while functorch.is_batchedtensor(tensor):
+        axis = functorch.maybe_get_bdim(tensor)
+        tensor = functorch.get_unwrapped(tensor)
+        tensor = tensor.movedim(axis, 0) if axis else tensor
+    return tensor
+
+
+def _wrapped(value: Tensor, like: Tensor) -> Tensor:
+    """Return a value, as `_whole` gives it, as a tensor within the `vmap` of another."""
+    if not functorch.is_batchedtensor(like):
+        return value
+    inner = _wrapped(value, functorch.get_unwrapped(like))
+    made: Tensor = functorch._add_batch_dim(inner, 0, functorch.maybe_get_level(like))
+    return made
+
+
 def _told_by_value(made: Tensor, sources: list[Tensor]) -> str:
     """Say what made a value of others: "add" where it is their sum to rounding, else "opaque"."""
     alike = [t for t in sources if t.shape == made.shape and t.is_floating_point()]
@@ -577,8 +618,9 @@ _VIEWS = frozenset(
 )
 _CASTS = frozenset("to type type_as bfloat16 half".split())
 _EXITS = frozenset("numpy __array__ tolist __dlpack__".split())
+_DECIDES = frozenset("__bool__ item __float__ __int__ __index__".split())
 _SPELT = frozenset({bool, int, float, str})
 _SILENT = frozenset(
-    "size dim numel stride is_floating_point is_complex element_size item tolist data_ptr __len__ __bool__ __repr__ "
+    "size dim numel stride is_floating_point is_complex element_size tolist data_ptr __len__ __repr__ "
     "register_hook requires_grad_ backward storage_offset untyped_storage is_contiguous __hash__".split()
 )
