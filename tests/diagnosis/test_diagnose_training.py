@@ -104,3 +104,70 @@ def test_data_on_the_command_line(tmp_path, monkeypatch, capsys):
     ):
         assert main(["diagnose", "made.py:make", *arguments]) == 2
         assert says in capsys.readouterr().err
+
+
+TOKENS = torch.zeros(1, 4, dtype=torch.long)
+
+
+def wanted(**options):
+    """Diagnose a small model with these options, and give the one sentence that refuses them."""
+    with pytest.raises(UserError) as told:
+        diagnose(LoopedTransformer(ModelConfig(vocab_size=17, width=32, loops=2)), TOKENS, **options)
+    said = str(told.value)
+    assert "\n" not in said and len(said) < 300, said
+    return said
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"loops_arg": 3}, "loops_arg"),
+        ({"loops_arg": ""}, "loops_arg"),
+        ({"loops_range": 8}, "loops_range"),
+        ({"loops_range": "1:8"}, "loops_range"),
+        ({"loops_range": (0, 8)}, "loops_range"),
+        ({"loops_range": (1, 2.5)}, "loops_range"),
+        ({"loops_range": (True, 8)}, "loops_range"),
+        ({"loops_range": (8, 1)}, "(1, 8)"),
+        ({"products": -1}, "products"),
+        ({"products": 2.5}, "products"),
+        ({"products": True}, "products"),
+        ({"optimizer": "adamw"}, "lambda model"),
+        ({"optimizer": torch.optim.SGD([torch.zeros(1, requires_grad=True)])}, "lambda model"),
+        ({"data": [TOKENS]}, "loops_range"),
+        ({"loss": lambda output, batch: output.sum()}, "data"),
+        ({"loss": "ce", "data": [TOKENS], "loops_range": (1, 8)}, "loss"),
+        ({"data": TOKENS, "loops_range": (1, 8)}, "data=[tokens]"),
+        ({"data": "text.txt", "loops_range": (1, 8)}, "data=[tokens]"),
+        ({"training": "yes"}, "training"),
+        ({"training": 1}, "training"),
+        ({"loops_range": (1, 8), "optimiser": None}, "optimizer"),
+    ],
+)
+def test_an_option_that_means_nothing_is_refused_before_the_model_runs(options, word):
+    assert word in wanted(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"optimizer": torch.optim.SGD}, "optimizer="),
+        ({"optimizer": lambda model: 3}, "lambda model"),
+        ({"optimizer": lambda model: torch.optim.SGD([torch.zeros(1, requires_grad=True)])}, "other weights"),
+    ],
+)
+def test_an_optimizer_that_trains_no_copy_of_the_model_is_refused(options, word):
+    assert word in wanted(**options, products=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"data": []}, "no batch"),
+        ({"data": [TOKENS.float()]}, "tokens are whole numbers"),
+        ({"data": [TOKENS], "loss": lambda output, batch: output}, "one number"),
+        ({"data": [TOKENS], "loss": lambda output: output.sum()}, "loss= failed"),
+    ],
+)
+def test_data_and_a_loss_that_give_no_number_are_refused(options, word):
+    assert word in wanted(**options, products=0, loops_range=(1, 2))

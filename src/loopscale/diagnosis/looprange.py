@@ -15,8 +15,8 @@ from loopscale.diagnosis.branches import rms
 from loopscale.diagnosis.gradients import loss_in, tokens_told
 from loopscale.diagnosis.knob import Knob
 from loopscale.diagnosis.setting import Setting, at_each
-from loopscale.errors import UserError
-from loopscale.probe.batch import first_float
+from loopscale.errors import UserError, expect, foreign
+from loopscale.probe.batch import first_float, prepare
 from loopscale.probe.tape import TooLong
 
 LossOf = Callable[[Any, Any], Tensor]
@@ -65,7 +65,7 @@ def loop_range(
 ) -> LoopRange:
     """Run at `own`, at both ends of `span` and at the powers of two between; with `data` the mean loss over its batches.
 
-    Raises `UserError` when there are data and no loss can be told from the output.
+    Raises `UserError` when the model cannot be run on the data, or no loss can be told from the output.
     """
     low, high = span
     counts = sorted({knob.nearest(n) for n in (low, own, high, *(2**k for k in range(12))) if low <= n <= high} | {own})
@@ -75,8 +75,11 @@ def loop_range(
     for n, after in outputs.items():
         if after is not None and before is not None and after.shape == before.shape:
             change[n] = rms(after - before) / max(rms(before), 1e-30)
-    kept = list(data) if data is not None else []
-    losses = {n: _mean_loss(there, kept, loss) for n, there in at_each(setting, knob, counts)} if kept else {}
+    kept = [prepare(setting.model, batch, setting.extra) for batch in data or ()]
+    if data is not None and not kept:
+        raise UserError("data= holds no batch: give at least one")
+    ran = [n for n in counts if outputs[n] is not None] if kept else []
+    losses = {n: _mean_loss(there, kept, loss) for n, there in at_each(setting, knob, ran)} if ran else {}
     return LoopRange(own, change, losses, _safe(own, change, losses), _still(losses))
 
 
@@ -118,10 +121,11 @@ def output_of(setting: Setting) -> Tensor | None:
 
 def _mean_loss(setting: Setting, data: list[Any], loss: LossOf | None) -> float:
     try:
-        found = [loss_of(replace(setting, batch=batch).run()[1], batch, loss) for batch in data]
+        outputs = [replace(setting, batch=batch).run()[1] for batch in data]
     except (RuntimeError, IndexError, ValueError):
         return float("nan")
-    return sum(float(value) for value in found) / len(found)
+    found = [float(loss_of(output, batch, loss)) for output, batch in zip(outputs, data, strict=True)]
+    return sum(found) / len(found)
 
 
 def loss_of(output: Any, batch: Any, loss: LossOf | None = None) -> Tensor:
@@ -130,7 +134,11 @@ def loss_of(output: Any, batch: Any, loss: LossOf | None = None) -> Tensor:
     Raises `UserError` when none of these is there.
     """
     if loss is not None:
-        return loss(output, batch)
+        with foreign("loss= failed on the output of the model"):
+            made = loss(output, batch)
+            told = made.numel() == 1 if isinstance(made, Tensor) else isinstance(made, (int, float))
+            expect(made, told, "one number from loss=", "such as a mean over the tokens")
+        return torch.as_tensor(made)
     own, value = loss_in(output), first_float(output)
     if own is not None:
         return own

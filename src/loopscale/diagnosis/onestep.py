@@ -19,12 +19,13 @@ from loopscale.diagnosis.measure import Pass
 from loopscale.diagnosis.overloops import following
 from loopscale.diagnosis.setting import Setting, at_each
 from loopscale.diagnosis.stream import MIXED
-from loopscale.errors import UserError
+from loopscale.errors import UserError, expect, foreign
 from loopscale.probe.batch import call_model, first_float
 
 MakeLoss = Callable[[Any], Tensor]
 MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
 STEPS = 4
+A_FUNCTION = "optimizer=lambda model: torch.optim.AdamW(model.parameters())"
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,8 @@ def one_step_law(
     for count, there in at_each(setting, knob, counts, factors):
         try:
             changes, without = _changes(there.copied(), optimizer or adam(1e-3, MIXED))
+        except UserError:
+            raise
         except (RuntimeError, TypeError, IndexError, ValueError):
             continue
         silent = without if count == own else silent
@@ -120,10 +123,10 @@ def train_a_little(
     `optimizer` makes the user's own from the model; without it Adam with rate 0.001. `loss_of` makes a loss from the
     output; without it the model's own or a made-up one. `read(0, output)` is called with the first answer, then
     `read(step, None)` after every step. Raises `RuntimeError` when the output has no gradient, `UserError` when `loss_of`
-    gives no scalar that has one.
+    gives no scalar that has one, or `optimizer` no optimizer of this model.
     """
     model, batch = setting.model, setting.batch
-    own = (optimizer or adam(1e-3))(model)
+    own = _made(optimizer or adam(1e-3), model)
     silent: tuple[str, ...] = ()
     for step in range(1, steps + 1):
         own.zero_grad(set_to_none=True)
@@ -141,6 +144,16 @@ def train_a_little(
         read(step, None)
     own.zero_grad(set_to_none=True)
     return silent
+
+
+def _made(optimizer: MakeOptimizer, model: nn.Module) -> torch.optim.Optimizer:
+    with foreign(f"optimizer= cannot be made of the model, give {A_FUNCTION}"):
+        made = optimizer(model)
+        expect(made, hasattr(made, "step") and hasattr(made, "zero_grad"), "an optimizer from optimizer=", A_FUNCTION)
+    own, groups = {id(p) for p in model.parameters()}, getattr(made, "param_groups", None)
+    if groups is not None and not any(id(p) in own for group in groups for p in group["params"]):
+        raise UserError(f"optimizer= made one of other weights, and copies of the model are trained: give {A_FUNCTION}")
+    return made
 
 
 def adam(rate: float, above: int = 0) -> MakeOptimizer:

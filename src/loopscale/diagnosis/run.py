@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from loopscale.diagnosis.arnoldi import Spectrum
@@ -34,7 +35,7 @@ from loopscale.diagnosis.measure import (
     with_far_gain,
 )
 from loopscale.diagnosis.modules import table
-from loopscale.diagnosis.onestep import MakeOptimizer, OneStep, one_step_law, train_a_little
+from loopscale.diagnosis.onestep import A_FUNCTION, MakeOptimizer, OneStep, one_step_law, train_a_little
 from loopscale.diagnosis.overloops import FROZEN, OverLoops, over_loops
 from loopscale.diagnosis.remedies import MENDED, attachable, edits, spelt, try_remedies, with_trial
 from loopscale.diagnosis.setting import MOST_CALLS, Setting, frozen_in
@@ -42,7 +43,7 @@ from loopscale.diagnosis.stated import Stated, listening, stated_for
 from loopscale.diagnosis.symptoms import EXPANDS, EXPANSION, ONE_STEP, REACH, Measured, symptoms, unexplained
 from loopscale.diagnosis.tying import untied
 from loopscale.diagnosis.whole import Modes, beside_at_zero, halts, idle, modes, restarts, unused_knobs
-from loopscale.errors import UserError, settings
+from loopscale.errors import UserError, expect, number, settings
 from loopscale.parameterization import Depth, residual_scale
 from loopscale.probe.batch import LARGE, first_float, prepare
 from loopscale.probe.tape import Tape, TooLong
@@ -65,6 +66,30 @@ class DiagnoseSettings:
     data: Iterable[Any] | None = None
     loss: LossOf | None = None
     training: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise `UserError` for a value that would be read otherwise than it is meant, or by nothing."""
+        name, span, data, loss = self.loops_arg, self.loops_range, self.data, self.loss
+        expect(name, name is None or (isinstance(name, str) and name != ""), "a name in loops_arg", "'config.n', say")
+        if span is not None:
+            fits = isinstance(span, (tuple, list)) and len(span) == 2
+            expect(span, fits, "two numbers in loops_range", "such as loops_range=(1, 32)")
+            low, high = (number("each end of loops_range", end, 1, whole=True) for end in span)
+            if low > high:
+                raise UserError(f"loops_range={span} goes down: give ({high}, {low})")
+        if self.products is not None:
+            number("products", self.products, 0, whole=True)
+        expect(
+            self.optimizer, self.optimizer is None or callable(self.optimizer), "a function in optimizer", A_FUNCTION
+        )
+        batches = isinstance(data, Iterable) and not isinstance(data, (str, bytes, Mapping, torch.Tensor))
+        expect(data, data is None or batches, "a list of batches in data", "such as data=[tokens]")
+        expect(loss, loss is None or callable(loss), "a function in loss", "loss=lambda output, batch: ...")
+        if data is not None and span is None:
+            raise UserError("data= measures the loss over a range of loops: add loops_range=(1, 32), say")
+        if loss is not None and data is None:
+            raise UserError("loss= is taken on batches of data: add data=[batch] and loops_range=(1, 32), say")
+        expect(self.training, isinstance(self.training, bool), "True or False in training", "such as training=True")
 
 
 @dataclass(frozen=True)
@@ -119,7 +144,7 @@ def diagnose(model: nn.Module, batch: Any = None, **keywords: Any) -> Diagnosis:
     The model is left bit-identical: weights, buffers, mode, hooks, gradients and random state.
 
     Raises `UserError`, one sentence, when the model cannot be run on the batch, is scripted or on the meta device, or
-    when `loops_arg` sets nothing, or `loops_range` is asked of a model whose loops cannot be set.
+    when a keyword is of the wrong kind or means nothing here: `loops_arg` sets nothing, the loops cannot be varied.
 
     >>> diagnose(nn.Sequential(nn.Linear(4, 4))).codes
     {'not-looped'}

@@ -418,9 +418,7 @@ def _addition(
         written = [word for word in node.args if type(word) in (int, float)]
         base, factor = (base, factor) if factor is not None else (-1, written[-1] if written else None)
     scaled = scaled if base >= 0 else ()
-    return Step(
-        kind, index, skip, update, base, factor, update in linear, attends, operand, other, scaled=scaled
-    )
+    return Step(kind, index, skip, update, base, factor, update in linear, attends, operand, other, scaled=scaled)
 
 
 def _operands(node: Node) -> tuple[object, ...]:

@@ -146,7 +146,11 @@ def _declared(setting: Setting) -> tuple[str, int] | None:
     lists = [m for m in model.modules() if isinstance(m, (nn.ModuleList, nn.Sequential)) and len(m) > 1]
     for knob in candidates(model):
         count = knob.value
-        if count is not None and count > 1 and any(len(m) % count == 0 and len({type(part) for part in m}) == 1 for m in lists):
+        if (
+            count is not None
+            and count > 1
+            and any(len(m) % count == 0 and len({type(part) for part in m}) == 1 for m in lists)
+        ):
             if acts(setting, knob):
                 continue
             return knob.name, count
