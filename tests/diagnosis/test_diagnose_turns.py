@@ -1,4 +1,4 @@
-"""States, experts and networks that take turns, gates that open later, maps over members: each beside one that looks like it."""
+"""States, experts and networks that take turns, gates that open later, maps over members, and what looks like them."""
 
 import copy
 
@@ -66,7 +66,7 @@ def test_a_gate_of_a_label_is_opened_to_one_and_the_factor_beside_it_is_kept(rat
 
 
 class Experts(Base):
-    """One mixing for all visits; of three MLPs, which hold most of the weights, each visit takes the one whose turn it is."""
+    """One mixing for all visits; of three MLPs, which hold most weights, each visit takes the one whose turn it is."""
 
     def make(self):
         self.visits, self.mix = N, nn.Linear(D, D)

@@ -16,7 +16,7 @@ from loopscale.diagnosis.growth import CONTRACTIVE, GAIN, Far, Growth, growth_la
 from loopscale.diagnosis.loopmap import LoopMap
 from loopscale.diagnosis.loops import FoundLoop, find_loops
 from loopscale.diagnosis.setting import Setting
-from loopscale.diagnosis.stream import ENTERS, Handed, Stream, follow
+from loopscale.diagnosis.stream import ENTERS, STREAM, Handed, Stream, follow
 from loopscale.probe.tape import Tape
 
 # A loop with fewer weights than the main one's by this factor is not looked at beside it.
@@ -47,7 +47,7 @@ class Pass:
     dtype: str
     far: Far | None = None
     ends: tuple[Tensor, Tensor] | None = None
-    which: Handed = Handed()
+    which: Handed = STREAM
 
     @property
     def piles_up(self) -> bool:
@@ -85,7 +85,7 @@ def measured_pass(
         if not loops:
             raise LookupError("not looped at this setting")
         loop = main_loop(loops, tape, visits)
-    first = _measured(setting, tape, loop, which or Handed())
+    first = _measured(setting, tape, loop, which or STREAM)
     if which is None and first.growth is not None and first.growth.norms[-1] <= 1e-6 * max(first.growth.norms):
         # A momentum that is still zero, not the stream.
         second = _measured(setting, tape, loop, Handed(1))
@@ -105,7 +105,7 @@ def anew(setting: Setting, seen: Pass, visits: int) -> Pass:
 
     Raises `LookupError` where there is none.
     """
-    if seen.which == Handed() or seen.stream is None:
+    if seen.which == STREAM or seen.stream is None:
         return measured_pass(setting, visits=visits)
     tape, _ = setting.run()
     loop, site = main_loop(find_loops(setting.model, tape), tape, visits), seen.tape.nodes[seen.stream.states[-1]].site

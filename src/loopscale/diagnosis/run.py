@@ -466,9 +466,9 @@ def _with_siblings(facts: Facts, main: FoundLoop, others: list[_Other]) -> Facts
         gain = math.prod([growth.gain, *(other.growth.gain for other in same if other.growth)])
         growth = replace(growth, gain=gain)
     prescribed = residual_scale(Depth(facts.loops, layers), base_layers=_base(facts.stated))
-    for number, other in enumerate(others):
+    for place, other in enumerate(others):
         if other.facts in same:
-            others[number] = replace(other, facts=replace(other.facts, layers=layers, prescribed=prescribed))
+            others[place] = replace(other, facts=replace(other.facts, layers=layers, prescribed=prescribed))
     return replace(facts, layers=layers, prescribed=prescribed, growth=growth)
 
 

@@ -89,7 +89,10 @@ class Handed(NamedTuple):
     every: int = 1
 
 
-def follow(tape: Tape, loop: FoundLoop, which: Handed = Handed()) -> Stream | None:
+STREAM = Handed()
+
+
+def follow(tape: Tape, loop: FoundLoop, which: Handed = STREAM) -> Stream | None:
     """Find the stream of a loop; None when no value passes from visit to visit (the loop is opaque to torch calls).
 
     A loop may hand on several values: a stream, its momentum, a second state, states that take turns.
