@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from loopscale import UserError
 from loopscale.cli import main
 from loopscale.data import Preparation, load_data, prepare, prepare_data, verify
 from loopscale.data.dataset import shuffled
-from loopscale.data.prepared import BLOCK, Shard, write_shard
+from loopscale.data.prepared import BLOCK, Shard, shard_file
 from loopscale.data.tokenizer import ByteTokenizer
 from loopscale.records import Manifest, Preparing, write_record
 
@@ -112,15 +113,18 @@ def test_finished_shards_are_not_made_again(source, whole, tmp_path, monkeypatch
 
     out, made = tmp_path / "out", []
 
+    @contextmanager
     def counting(path, *rest):
-        made.append(path.name)
-        if len(made) == 3:
-            raise OSError(28, os.strerror(28))
-        return write_shard(path, *rest)
+        with shard_file(path, *rest) as add:
+            yield add
+            made.append(path.name)
+            if len(made) == 3:
+                raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr(module, "write_shard", counting)
+    monkeypatch.setattr(module, "shard_file", counting)
     with pytest.raises(UserError, match=r"^the disk is full while writing .*\.safetensors: free some space"):
         prepare_data(str(source), out, ASKED)
+    assert sorted(file.name for file in out.iterdir() if not file.suffix == ".json") == sorted([*made[:2], ".lock"])
     made[:] = ["again"] * 4
     prepare_data(str(source), out, ASKED)
     assert len(made) - 4 == len(list(whole.glob("*-0*"))) - 2
@@ -237,7 +241,8 @@ def test_a_flipped_byte_is_noticed_when_it_is_read(folder, at):
 
 
 def test_only_the_damaged_block_is_refused(tmp_path):
-    write_shard(tmp_path / "s", [np.arange(BLOCK)], np.dtype("<u2"), "t")
+    with shard_file(tmp_path / "s", np.dtype("<u2"), "t") as add:
+        add(np.arange(BLOCK))
     flip(tmp_path / "s", 1024 + BLOCK + 5)
     shard = Shard(tmp_path / "s")
     assert shard.take(np.array([0, 9])).tolist() == [0, 9]

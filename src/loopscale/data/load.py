@@ -91,9 +91,10 @@ def _pack(folder: Path, source: Source, reading: Reading) -> None:
     parts = split_documents(limited(documents, words, reading.max_tokens), reading.validation_fraction)
     with folder_aside(folder) as aside:
         write_text(aside / WORDS, words.to_json())
-        writer = Writer(aside, words)
-        writer.take(parts)
-        write_record(aside / MANIFEST, writer.manifest(source.name, {"key": folder.name}))
+        with Writer(aside, words) as writer:
+            writer.take(parts)
+            manifest = writer.manifest(source.name, {"key": folder.name})
+        write_record(aside / MANIFEST, manifest)
 
 
 def _description(source: Source, reading: Reading, manifest: Manifest, dataset: Dataset) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +26,17 @@ from loopscale.data.prepared import (
     check_shards,
     is_prepared,
     read_manifest,
+    shard_file,
     text_sha256,
-    write_shard,
 )
 from loopscale.data.split import split_documents
 from loopscale.data.tokenizer import SEPARATOR, Tokenizer, tokenizer_from_json
 from loopscale.errors import UserError
-from loopscale.files import LOCK, alone, cores, file_sha256, new_folder, read_bounded, replacing, write_text
+from loopscale.files import LOCK, alone, cores, file_sha256, new_folder, read_bounded, write_text
 from loopscale.records import Manifest, Preparing, ShardRow, read_record, write_record
 
 SHARD = 2**27  # tokens after which a shard ends
-WORK = 2**20  # characters of one piece of work; memory holds a few of these, and the tokens of one shard
+WORK = 2**20  # characters of one piece of work; memory holds a few of these
 WORDS = "tokenizer.json"
 Report = Callable[[int, int, int], object]  # documents, tokens and shards so far
 
@@ -87,10 +88,10 @@ def prepare_data(
             write_record(out / PROGRESS, progress)  # before the tokenizer: with it the folder is known as begun
             words = _tokenizer(out, found, settings)
             check_shards(out, progress.shards, text_sha256(words.to_json()))
-            writer = Writer(out, words, settings.shard_tokens, progress, report)
             documents = (document for document in found.documents(settings.text_field) if document)
-            writer.take(split_documents(documents, settings.validation_fraction), workers)
-            manifest = writer.manifest(found.shown, asked)
+            with Writer(out, words, settings.shard_tokens, progress, report) as writer:
+                writer.take(split_documents(documents, settings.validation_fraction), workers)
+                manifest = writer.manifest(found.shown, asked)
             if not (manifest.shards.train and manifest.shards.validation):
                 raise UserError(f"{source} has too little text for both sides: give more text")
         except BaseException:
@@ -104,8 +105,11 @@ def prepare_data(
     return manifest
 
 
-class Writer:
-    """Takes documents in order, tokenizes them side by side and writes shards; finished ones are passed over."""
+class Writer(ExitStack):
+    """Takes documents in order, tokenizes them side by side and writes shards; finished ones are passed over.
+
+    A context: when it is left by an error, nothing remains of the shards that were not yet whole.
+    """
 
     def __init__(
         self,
@@ -115,6 +119,7 @@ class Writer:
         progress: Preparing | None = None,
         report: Report = lambda documents, tokens, shards: None,
     ) -> None:
+        super().__init__()
         self.out, self.words, self.report, self.shard_tokens = out, words, report, shard_tokens
         self.progress = progress
         self.tokenizer = text_sha256(words.to_json())
@@ -123,7 +128,7 @@ class Writer:
         self.rows: dict[str, list[ShardRow]] = {
             side: list(getattr(progress.shards, side)) if progress else [] for side in SIDES
         }
-        self.waiting: dict[str, list[NDArray[Any]]] = {side: [] for side in SIDES}
+        self.open: dict[str, tuple[ExitStack, Callable[[NDArray[Any]], None]]] = {}
         self.counts = dict.fromkeys(SIDES, 0)
         self.documents, self.digest = 0, hashlib.sha256()
 
@@ -151,9 +156,8 @@ class Writer:
 
     def manifest(self, source: str, asked: dict[str, Any]) -> Manifest:
         """Write what is left and give the manifest."""
-        for side in SIDES:
-            if self.counts[side]:
-                self._write(side)
+        for side in list(self.open):
+            self._end(side)
         self._tell()
         return Manifest(
             source=source,
@@ -176,25 +180,28 @@ class Writer:
         """Take the next document; None for one that is in a finished shard."""
         self.documents += 1
         if tokens is not None:
-            self.waiting[side].append(tokens)
+            if side not in self.open:
+                shard = self.enter_context(ExitStack())
+                path = self.out / f"{side}-{len(self.rows[side]):05d}.safetensors"
+                self.open[side] = shard, shard.enter_context(shard_file(path, self.dtype, self.tokenizer))
+            self.open[side][1](tokens)
             self.counts[side] += len(tokens)
             if self.counts[side] >= self.shard_tokens:
-                self._write(side)
+                self._end(side)
 
     def _tell(self) -> None:
         rows = [row for side in SIDES for row in self.rows[side]]
         self.report(self.documents, sum(row.tokens for row in rows) + sum(self.counts.values()), len(rows))
 
-    def _write(self, side: str) -> None:
+    def _end(self, side: str) -> None:
+        shard, _ = self.open.pop(side)
+        shard.close()
         name = f"{side}-{len(self.rows[side]):05d}.safetensors"
-        with replacing(self.out / name) as aside:
-            tokens = write_shard(aside, self.waiting[side], self.dtype, self.tokenizer)
-        self.rows[side].append(ShardRow(file=name, tokens=tokens, sha256=file_sha256(self.out / name)))
-        self.done[side] = self.documents
+        self.rows[side].append(ShardRow(file=name, tokens=self.counts[side], sha256=file_sha256(self.out / name)))
+        self.done[side], self.counts[side] = self.documents, 0
         if self.progress is not None:
             state = {"identity": self.progress.identity, "done": self.done, "shards": self.rows}
             write_record(self.out / PROGRESS, Preparing.model_validate(state))
-        self.waiting[side], self.counts[side] = [], 0
 
 
 def _work(parts: Iterable[tuple[str, str]]) -> Iterator[tuple[int, list[tuple[str, str]]]]:

@@ -13,7 +13,8 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from loopscale.data.dataset import Dataset
 from loopscale.data.documents import Reading
 from loopscale.data.tokenizer import tokenizer_from_json
 from loopscale.errors import UserError
-from loopscale.files import check_folder, file_sha256
+from loopscale.files import check_folder, file_sha256, replacing
 from loopscale.records import Manifest, ShardRow, Sides, read_record
 
 BLOCK = 2**16  # bytes under one checksum: a window of 2048 tokens costs about 50 us the first time, nothing later
@@ -92,30 +93,37 @@ class Shard:
         self._seen[block] = True
 
 
-def write_shard(path: Path, pieces: Iterable[NDArray[Any]], dtype: np.dtype[Any], tokenizer: str) -> int:
-    """Write the tokens of all pieces to `path`, piece by piece, and give their number. `path` is written in place."""
+@contextmanager
+def shard_file(path: Path, dtype: np.dtype[Any], tokenizer: str) -> Iterator[Callable[[NDArray[Any]], None]]:
+    """Give a function that adds tokens to a shard: they go to disk as they come, so that memory does not grow with them.
+
+    The shard is at `path`, whole, when the block ends well; when it does not, nothing is.
+    """
     kind = next(name for name, known in DTYPES.items() if known == dtype)
-    sums, crc, filled, count = [], 0, 0, 0
-    with path.open("wb") as file:
+    sums, crc, count = [], 0, 0
+    with replacing(path) as aside, aside.open("wb") as file:
         file.write(b"\0" * HEADER)
-        for piece in pieces:
-            raw = memoryview(piece.astype(dtype, copy=False).tobytes())
+
+        def add(tokens: NDArray[Any]) -> None:
+            nonlocal crc, count
+            raw = memoryview(tokens.astype(dtype, copy=False).tobytes())
             file.write(raw)
-            count += len(piece)
+            filled, count = count * dtype.itemsize % BLOCK, count + len(tokens)
             while raw:
                 part, raw = raw[: BLOCK - filled], raw[BLOCK - filled :]
                 crc, filled = zlib.crc32(part, crc), filled + len(part)
                 if filled == BLOCK:
                     sums.append(crc)
                     crc = filled = 0
-        if filled:
-            sums.append(crc)
+
+        yield add
         size = count * dtype.itemsize
+        if size % BLOCK:
+            sums.append(crc)
         gap = -size % 4  # safetensors wants no holes: the gap is a tensor of its own
         file.write(b"\0" * gap + np.array(sums, "<u4").tobytes())
         file.seek(0)
         file.write(_header(kind, count, size, gap, len(sums), tokenizer))
-    return count
 
 
 def _header(kind: str, count: int, size: int, gap: int, blocks: int, tokenizer: str) -> bytes:

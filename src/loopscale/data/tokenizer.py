@@ -44,10 +44,8 @@ class Tokenizer(ABC):
 
 # A space or line end between two printable characters: no token of a byte-level BPE reaches over its beginning.
 _SEAM = re.compile(r"(?<=[!-~])(?=[ \n][!-~])")
-PIECE, AT_ONCE = (
-    2**17,
-    2**22,
-)  # characters: of a piece, and encoded at once (the library keeps 100 bytes for each token)
+PIECE = 2**17  # characters of a piece
+AT_ONCE = 2**22  # characters encoded at once: the library keeps 100 bytes for each token
 
 
 def _pieces(text: str) -> Iterator[str]:
