@@ -93,23 +93,32 @@ class Figure:
     def spec(self, *, page: bool = False, columns: int = 3, width: int = 0) -> dict[str, Any]:
         """Make the Vega-Lite specification: with colours and legend for a file; without, and with handles, for a page."""
         import altair as alt
+        from altair.utils.schemapi import debug_mode
 
-        rows = _rows(self)
-        chart = alt.layer(*_layers(alt, self, rows, page), data=alt.NamedData("marks"))
+        rows, wide = _rows(self), width or (250 if any(self.panels) else 440)
+        with debug_mode(False):  # tests hold every figure to the schema; here it would take half the time
+            layers = [
+                layer.to_dict(validate=False, context={"top_level": False}) for layer in _layers(alt, self, rows, page)
+            ]
+            for layer in layers:
+                del layer["data"]  # a layer has the figure's
+            made: dict[str, Any] = {"layer": layers, "width": wide, "height": self.height}
+            if any(self.panels):
+                head = alt.Header(title=None, labelLimit=wide)
+                facet = alt.Facet("panel:N", sort=[one_line(panel) for panel in self.panels], header=head)
+                made = {"facet": facet.to_dict(validate=False), "spec": made, "columns": columns, "bounds": "flush"}
+                made["spacing"] = {"row": 70 if self.apart else 34, "column": 18}
+                if self.apart:
+                    made["resolve"] = {"scale": {"x": "independent"}}
         if page:  # what is hidden by the legend, and where the keyboard is
-            chart = chart.add_params(alt.param(name="hidden", value=[]), alt.param(name="at", value=-1))
-        width = width or (250 if any(self.panels) else 440)
-        chart = chart.properties(width=width, height=self.height)
-        if any(self.panels):
-            head = alt.Header(title=None, labelLimit=width)
-            facet = alt.Facet("panel:N", sort=[one_line(panel) for panel in self.panels], header=head)
-            space = {"row": 70 if self.apart else 34, "column": 18}
-            chart = chart.facet(facet, columns=columns, bounds="flush").properties(spacing=space)
-            chart = chart.resolve_scale(x="independent") if self.apart else chart
-        made: dict[str, Any] = chart.properties(description=self.label).to_dict(validate=False)
-        made["data"] = {"values": rows}
-        made["config"] = {} if page else theme(self.inks) | {"background": "white", "padding": 8}
-        return made
+            made["params"] = [{"name": "hidden", "value": []}, {"name": "at", "value": -1}]
+        config = {} if page else theme(self.inks) | {"background": "white", "padding": 8}
+        return made | {
+            "$schema": alt.SCHEMA_URL,
+            "description": self.label,
+            "data": {"values": rows},
+            "config": config,
+        }
 
 
 def render(spec: Mapping[str, Any]) -> dict[str, bytes]:
