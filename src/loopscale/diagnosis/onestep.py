@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -21,6 +20,7 @@ from loopscale.diagnosis.setting import Setting, at_each
 from loopscale.diagnosis.stream import MIXED
 from loopscale.errors import UserError, expect, foreign
 from loopscale.probe.batch import call_model, first_float
+from loopscale.probe.passes import seed_all
 
 MakeLoss = Callable[[Any], Tensor]
 MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
@@ -170,8 +170,7 @@ def _output(setting: Setting) -> Any:
     """Return the model's answer; with factors on its additions through a tape, with gradients where they are enabled."""
     if not setting.factors:
         # What a model draws in its forward is the same before and after a step, as in every pass on a tape.
-        torch.manual_seed(0)
-        random.seed(0)
+        seed_all(0)
         return call_model(setting.model, setting.batch, setting.extra)
     return setting.run(graph=torch.is_grad_enabled())[1]
 

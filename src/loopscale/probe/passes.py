@@ -19,6 +19,19 @@ from loopscale.probe.batch import call_model
 from loopscale.probe.tape import Stop, Tape
 
 
+def seed_all(seed: int) -> None:
+    """Seed Python and every device of torch.
+
+    Without an accelerator `torch.manual_seed` keeps a stack trace for a device that may come: it takes longer than a pass
+    of a small model.
+    """
+    random.seed(seed)
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
+
+
 def record(
     model: nn.Module, batch: Any, extra: Mapping[str, Any] | None = None, seed: int = 0, **how: Any
 ) -> tuple[Tape, Any]:
@@ -29,8 +42,7 @@ def record(
     that forward-mode differentiation can follow on every device.
     """
     # The same random numbers in every pass: a random initial state or number of loops must not differ between them.
-    torch.manual_seed(seed)
-    random.seed(seed)
+    seed_all(seed)
     tape = Tape(model, batch, **how)
     output = None
     attention = sdpa_kernel(SDPBackend.MATH) if tape.plain else nullcontext()
