@@ -78,9 +78,30 @@ def nearest(word: str, options: Iterable[str]) -> str:
     names, several = sorted(options), word.replace(";", " ").split()
     if len(several) > 1 and set(several) <= set(names):
         return f"put commas between: {','.join(several)}"
-    close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
-    hint = f"did you mean {close[0]!r}? " if close else ""
+    close = closest(word, names)
+    hint = f"did you mean {close!r}? " if close else ""
     return f"{hint}known: {', '.join(names)}"
+
+
+def closest(word: str, names: Iterable[str]) -> str | None:
+    """Return the name that was probably meant: one that holds the other, or differs in a third of the letters at most.
+
+    >>> closest("--seed", ["--seeds", "--steps"]), closest("--target", ["--strengths"])
+    ('--seeds', None)
+    """
+    shares = {name: _difference(*(re.sub(r"[^a-z0-9]", "", each.lower()) for each in (word, name))) for name in names}
+    best = min(shares, key=lambda name: (shares[name], abs(len(name) - len(word)), name), default=None)
+    return best if best is not None and shares[best] < 0.35 else None
+
+
+def _difference(word: str, name: str) -> float:
+    """Return the share of letters that differ: 0 where only their order does, a third at most if one holds the other."""
+    short, long = sorted((word, name), key=len)
+    if sorted(word) == sorted(name):
+        return 0.0
+    steps = difflib.SequenceMatcher(None, word, name).get_opcodes()
+    changed = sum(max(i2 - i1, j2 - j1) for kind, i1, i2, j1, j2 in steps if kind != "equal")
+    return min(changed / max(len(long), 1), 0.34 if len(short) > 2 and short in long else 1.0)
 
 
 def listed(names: Sequence[str]) -> str:
@@ -101,7 +122,8 @@ def expect(value: object, fits: bool, noun: str, fix: str) -> None:
     loopscale.errors.UserError: expected a TrainConfig, got str: load_config(path) reads one
     """
     if not fits:
-        raise UserError(f"expected {noun}, got {type(value).__name__}: {fix}")
+        got = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+        raise UserError(f"expected {noun}, got {got}: {fix}")
 
 
 def between(noun: str, value: int, least: int, most: int) -> None:

@@ -78,6 +78,19 @@ def alone(path: Path, busy: str) -> Iterator[None]:
         yield
 
 
+def held(path: Path) -> bool:
+    """Tell whether a process holds the lock on the file at `path`; False where the system has no such locks."""
+    with suppress(ImportError, OSError):
+        import fcntl
+
+        with open(path, encoding="utf-8") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+    return False
+
+
 def no_link(path: str, flags: int) -> int:
     """Open a file that is written in place, but no link: a folder of a stranger's may hold one to a file of the user's."""
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)

@@ -21,6 +21,10 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
     [
         (["trian"], "unknown command 'trian': did you mean 'train'? known: "),
         (
+            ["transfer", "--target", "loops=8"],
+            "unknown option '--target' of loopscale transfer: exponent and tune have it; here are ",
+        ),
+        (
             ["train", "--resum", "x"],
             "unknown option '--resum' of loopscale train: did you mean '--resume'? "
             "known: --continue, --from, --help, --init-from, --json, --keys, --model, --out, --profile, --resume, --rule, "

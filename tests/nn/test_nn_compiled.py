@@ -5,7 +5,7 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 from loopscale import LoopedTransformer, ModelConfig, UserError
-from loopscale.nn import Recompute, compile_checked
+from loopscale.nn import Loop, Recompute, compile_checked
 from loopscale.train import make_config
 from loopscale.train.loop import train_step
 from loopscale.train.training import prepare
@@ -106,3 +106,8 @@ def test_compiled_with_recomputation_and_the_last_visits_trains_as_eager():
 def test_inductor_gives_eager_gradients_at_many_loops():
     model = make(loops=32)
     assert compile_checked(model, TOKENS).gradient < 1e-3
+
+
+def test_what_is_no_looped_transformer_is_refused():
+    with pytest.raises(UserError, match="expected a LoopedTransformer, got the class Loop: for a loop of yours"):
+        compile_checked(Loop, TOKENS)

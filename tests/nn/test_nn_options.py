@@ -244,7 +244,7 @@ def test_post_ln_rules_bring_their_norm(rule):
         ({"sampler": 7}, "sampler has no kind 7"),
         ({"visit_embedding": -1}, "visit_embedding must be a whole number of at least 0"),
         ({"gradient_visits": 1.5}, "gradient_visits must be a whole number of at least 1"),
-        ({"scale": "frozen"}, "scale has no kind 'frozen': did you mean 'freeze'?"),
+        ({"scale": "freez"}, "scale has no kind 'freez': did you mean 'freeze'?"),
     ],
 )
 def test_an_option_that_makes_no_sense_gets_a_sentence(change, words):

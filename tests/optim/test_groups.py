@@ -221,6 +221,12 @@ def test_schedule_mistakes(arguments, words):
         schedule(*arguments)
 
 
+def test_a_schedule_has_no_step_below_zero():
+    for name in SCHEDULES:
+        with pytest.raises(UserError, match="counted from 0, got -1"):
+            schedule(name, 10)(-1)
+
+
 class Foreign(nn.Module):
     """Entry, a hidden matrix, a readout; with `multiplier` on the logits, or the readout itself that much smaller."""
 

@@ -82,15 +82,25 @@ def test_a_page_of_ten_thousand_trials_is_small_and_drawn_in_seconds(tmp_path):
     assert time.process_time() - began < 5
 
 
-def test_an_unfinished_folder_gets_the_running_page(tmp_path):
+def test_an_unfinished_folder_says_whether_a_process_runs_it(tmp_path):
     from loopscale.transfer import Study
 
     plan = StudyPlan(base=get_preset("demo").base(), loops=(1, 2), rules=("looped", "none"), preset="demo")
-    opened = Study.open(tmp_path / "study", plan)
-    if hasattr(opened, "__enter__"):
-        with opened:
-            pass
-    assert "0 of " in write_study_page(tmp_path / "study").read_text()
+    with Study.open(tmp_path / "study", plan):
+        running = write_study_page(tmp_path / "study").read_text()
+    stopped = write_study_page(tmp_path / "study").read_text()
+    assert "0 of " in running and "transfer study, running" in running and 'http-equiv="refresh"' in running
+    assert "No process runs it: loopscale transfer, with the options it was begun with, goes on" in stopped
+    assert "transfer study, stopped" in stopped and 'http-equiv="refresh"' not in stopped
+
+
+@pytest.mark.parametrize(
+    ("missing", "says"), [(7, "goes on where it stopped"), (0, "only the result: loopscale transfer")]
+)
+def test_a_study_that_nobody_runs_is_not_called_running(tmp_path, missing, says):
+    study = Running(tmp_path, RATES, 1)
+    study.driven, study.left = lambda: False, lambda: missing
+    assert says in StudyPage(study).write_looked_at().read_text()
 
 
 def test_a_finished_page_does_not_reload_itself():

@@ -71,7 +71,7 @@ def test_a_tested_number_of_loops_may_freeze_or_rescale(tmp_path):
     assert text(loops=32, scale="freeze") != text(loops=32, scale="rescale")
     assert text(loops=32, exit_below=0.99) == text(loops=32, exit_below=0.9)
     with pytest.raises(UserError, match="did you mean 'freeze'"):
-        text(loops=8, scale="frozen")
+        text(loops=8, scale="freez")
     for outside in (-1.0, 1.0, float("nan")):
         with pytest.raises(UserError, match="exit_below is a share of the stream, from 0 to less than 1"):
             text(exit_below=outside)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from loopscale.errors import LONGEST, UserError, nearest, one_line
+from loopscale.errors import LONGEST, UserError, closest, nearest, one_line
 
 _MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "DefaultCPUAllocator")
 _WORDS = (  # what click says, and in plain words
@@ -88,7 +88,8 @@ def usage_sentence(mistake: click.ClickException) -> str:
         word = mistake.option_name.lstrip("-").upper()
         if any(word == parameter.human_readable_name for parameter in context.command.get_params(context)):
             return f"{word} is an argument of {context.command_path}, not an option: leave {mistake.option_name} out"
-        hint = _as_key(mistake.option_name.lstrip("-").replace("-", "_"), known) or nearest(mistake.option_name, known)
+        hint = _as_key(mistake.option_name.lstrip("-").replace("-", "_"), known)
+        hint = hint or _elsewhere(mistake.option_name, known, context) or nearest(mistake.option_name, known)
         if isinstance(context.command, click.Group):
             hint = f"it takes {', '.join(known)}; others come after a command, such as loopscale scale --loops 3"
         return f"unknown option {mistake.option_name!r} of {context.command_path}: {hint}"
@@ -103,6 +104,22 @@ def usage_sentence(mistake: click.ClickException) -> str:
     if "unexpected extra argument" in text and ".toml" in text:
         return f"{text}: it takes no config; --preset and --set model.width=64 change what it trains"
     return f"{text}: see {context.command_path} --help" if context is not None else text
+
+
+def _elsewhere(option: str, known: list[str], context: click.Context) -> str | None:
+    """Name the commands that have an option which this one does not have, and nothing near it either."""
+    group = context.find_root().command
+    if closest(option, known) or not isinstance(group, click.Group) or context.command is group:
+        return None
+    having = [
+        name
+        for name in group.list_commands(context)
+        if any(option in parameter.opts for parameter in group.get_command(context, name).params)  # type: ignore[union-attr]
+    ]
+    words = " and ".join(having)
+    return (
+        f"{words} {'has' if len(having) == 1 else 'have'} it; here are {', '.join(sorted(known))}" if having else None
+    )
 
 
 def _as_key(word: str, known: list[str]) -> str | None:

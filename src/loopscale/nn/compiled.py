@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from loopscale.errors import UserError, first_line
+from loopscale.errors import UserError, expect, first_line
 from loopscale.nn.transformer import LoopedTransformer
 
 # Relative to the largest gradient of each parameter; fp32 rounding over tens of visits stays below 1e-4.
@@ -44,6 +44,8 @@ def compile_checked(
     >>> compile_checked(model, torch.zeros(1, 5, dtype=torch.long), backend="eager").gradient < 1e-3
     True
     """
+    fix = "for a loop of yours, give torch.compile its body"
+    expect(model, isinstance(model, LoopedTransformer), "a LoopedTransformer", fix)
     eager = _step(model, tokens_BT, loops, autocast)
     before = model.core.body
     model.core.compile_body(**options)

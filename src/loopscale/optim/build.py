@@ -141,7 +141,7 @@ def schedule(name: str, steps: int, warmup: int = 0) -> Callable[[int], float]:
     The multiplier is positive on every step of 0..steps-1: none is wasted at rate 0.
 
     Raises `UserError` for an unknown name, a number of steps that is not whole, steps < 1, or a warm-up as long as the
-    run.
+    run; the multiplier does for a step below 0.
 
     >>> rate = schedule("linear", steps=10, warmup=2)
     >>> [rate(0), rate(1), rate(2)]
@@ -158,6 +158,8 @@ def schedule(name: str, steps: int, warmup: int = 0) -> Callable[[int], float]:
     shape = SCHEDULES[name]
 
     def multiplier(step: int) -> float:
+        if step < 0:
+            raise UserError(f"steps of a schedule are counted from 0, got {step}")
         if step < warmup:
             return (step + 1) / warmup
         return shape(min(step - warmup, steps - warmup - 1) / (steps - warmup))

@@ -35,7 +35,7 @@ def write_exponent_report(folder: Path) -> Path:
     from loopscale.exponent import ExponentStudy
 
     if not (folder / "result.json").exists():
-        return ExponentPage(ExponentStudy.load(folder)).write()
+        return ExponentPage(ExponentStudy.load(folder)).write_looked_at()
     result = read_record(folder / "result.json", ExponentResult)
     write_drawn(folder / "figures", drawn_files(figures(result)))
     return write_page(folder, page(result))
@@ -306,7 +306,7 @@ def _carried(valley: Valley, rule: str, eps: float, shape: str, top: float) -> M
 class ExponentPage(LivePage):
     """The page of a running exponent study."""
 
-    TITLE, NOUN = TITLE, "exponent study"
+    TITLE, NOUN, COMMAND = TITLE, "exponent study", "exponent"
 
     def so_far(self) -> tuple[str, list[Section]]:
         """Return how many trials ended, and their valleys."""

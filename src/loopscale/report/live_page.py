@@ -32,7 +32,7 @@ def write_study_page(folder: Path) -> Path:
 
     if (folder / "result.json").exists():
         return write_report(folder)
-    return StudyPage(Study.load(folder)).write()
+    return StudyPage(Study.load(folder)).write_looked_at()
 
 
 def law_figure(plan: StudyPlan) -> Figure:
@@ -64,6 +64,7 @@ class LivePage(ABC):
 
     TITLE: ClassVar[str]
     NOUN: ClassVar[str]
+    COMMAND: ClassVar[str]
 
     def __init__(self, study: Any, every: float = 10.0) -> None:
         self.study, self.every, self._due = study, every, 0.0
@@ -78,13 +79,23 @@ class LivePage(ABC):
         self._due = ended + max(self.every, 20 * (ended - began))
         return True
 
-    def write(self) -> Path:
-        """Write the page as the study stands now; return its path."""
+    def write(self, stopped: str = "") -> Path:
+        """Write the page as the study stands now; return its path. `stopped` is said of a study that nobody drives."""
         lead, parts = self.so_far()
         if self.law is not None:
             parts.insert(0, explained(self.law))
-        kind = f"loopscale {self.NOUN}, running"
-        return write_page(self.study.folder, render_page(self.TITLE, lead, parts, [], kind=kind, refresh=15))
+        kind = f"loopscale {self.NOUN}, {'stopped' if stopped else 'running'}"
+        text = render_page(self.TITLE, f"{lead} {stopped}".strip(), parts, [], kind=kind, refresh=0 if stopped else 15)
+        return write_page(self.study.folder, text)
+
+    def write_looked_at(self) -> Path:
+        """Write the page of a study that this process does not drive: perhaps another does, perhaps none."""
+        if self.study.driven():
+            return self.write()
+        command = f"loopscale {self.COMMAND}, with the options it was begun with,"
+        if self.study.left():
+            return self.write(f"No process runs it: {command} goes on where it stopped.")
+        return self.write(f"No trial is missing, only the result: {command} writes it and trains nothing.")
 
     @abstractmethod
     def so_far(self) -> tuple[str, list[Section]]:
@@ -104,6 +115,7 @@ class StudyPage(LivePage):
     """The page of a running study of rules."""
 
     TITLE, NOUN = "Does the best learning rate stay put when the loops grow?", "transfer study"
+    COMMAND = "transfer"
 
     def so_far(self) -> tuple[str, list[Section]]:
         """Return how many trials ended, and their losses."""

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
 from loopscale.errors import UserError
+from loopscale.files import held
 from loopscale.records import Journal, Trial, read_record, write_record
 from loopscale.study.design import Design
 from loopscale.study.executor import Executor, Job, drive
-from loopscale.study.folder import Observer, Silent, changes, check_errors, driven, refuse
+from loopscale.study.folder import LOCK, Observer, Silent, changes, check_errors, driven, refuse
 from loopscale.study.local import LocalProcesses
 from loopscale.study.trial import trial_key
 
@@ -120,6 +121,10 @@ class StudyFolder(ABC):
         with cls.open(folder, plan) as study:
             study.drive(runner, observer, page)
             yield study, study.provenance(description, started)
+
+    def driven(self) -> bool:
+        """Tell whether a process runs the study now."""
+        return held(self.folder / LOCK)
 
     def drive(self, executor: Executor, observer: Observer, page: Callable[[Any], Page] | None) -> None:
         """Run all that is missing, each trial recorded as it ends and the page kept current."""

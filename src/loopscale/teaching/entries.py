@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import tomllib
 from dataclasses import asdict, dataclass, replace
-from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from loopscale.errors import UserError
+from loopscale.errors import UserError, closest
 from loopscale.findings import FINDINGS as ROWS
 from loopscale.parameterization import RULES, Role, Rule
 from loopscale.teaching.interfaces import Interface, commands, functions
@@ -134,7 +133,7 @@ def _close(asked: str) -> list[str]:
     known = [name for entry in entries() for name in (entry.name, *entry.also) if len(name) > 2]
     longer = [name for name in known if asked in name] if len(asked) > 2 else []
     starts = [name for name in longer if name.startswith(asked)]
-    return starts or longer or get_close_matches(asked, known, n=1, cutoff=0.6)
+    return starts or longer or list(filter(None, [closest(asked, known)]))
 
 
 @cache
