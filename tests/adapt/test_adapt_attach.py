@@ -358,3 +358,39 @@ def test_an_output_that_is_small_because_it_is_wide_is_no_depth_rule_and_gpt2s_i
         nn.init.normal_(layer.out.weight, std=0.02 / 8**0.5)
     with pytest.warns(UserWarning, match="a depth rule of its own"):
         assert told(deep)
+
+
+class Prelude(nn.Module):
+    """A block before the loop and one after it, built like the looped one; a head of the same class and other shapes."""
+
+    class Block(nn.Module):
+        def __init__(self, width, out):
+            super().__init__()
+            self.norm, self.fc = nn.LayerNorm(width), nn.Linear(width, out)
+
+        def forward(self, x):
+            update = self.fc(self.norm(x))
+            return x + update if update.shape == x.shape else update
+
+    def __init__(self):
+        super().__init__()
+        self.pre, self.block, self.coda, self.head = (self.Block(8, out) for out in (8, 8, 8, 3))
+
+    def forward(self, x):
+        x = self.pre(x)
+        for _ in range(4):
+            x = self.block(x)
+        return self.head(self.coda(x))
+
+
+def test_a_block_that_is_built_like_a_looped_one_has_its_roles(capfd):
+    model = Prelude()
+    attach(model, loops=4, branches=["block.fc"], batch=torch.randn(2, 8))
+    roles = {name: role.value for name, role in ls.roles_of(model).items() if not name.endswith("bias")}
+    assert roles == {
+        **dict.fromkeys(("pre.norm.weight", "block.norm.weight", "coda.norm.weight"), "gain"),
+        **dict.fromkeys(("pre.fc.weight", "block.fc.weight", "coda.fc.weight"), "hidden"),
+        "head.norm.weight": "outer_gain",
+        "head.fc.weight": "readout",
+    }
+    assert "cannot tell" not in capfd.readouterr().err

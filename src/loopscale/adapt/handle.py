@@ -187,9 +187,7 @@ class Handle(ABC):
         A guess wants eyes: pass `roles=` to `param_groups` to correct it.
         """
         self._in_place()
-        inside = tuple(f"{part}." if part else "" for part in self._inside())
-        names = [name for name, _ in self.model.named_parameters() if name.startswith(inside)]
-        roles, unsure = tell_roles(self.model, names)
+        roles, unsure = tell_roles(self.model, self.inside())
         self.announced, announce = True, not self.announced
         if announce:
             rows = [f"  {line}" for line in role_lines(roles)]
@@ -199,6 +197,11 @@ class Handle(ABC):
             if unsure:
                 print(f"loopscale: warning: {taken_as_hidden(unsure, 'roles={...}')}", file=sys.stderr)
         return roles
+
+    def inside(self) -> list[str]:
+        """Return the names of the parameters in the layers."""
+        layers = tuple(f"{part}." if part else "" for part in self._inside())
+        return [name for name, _ in self.model.named_parameters() if name.startswith(layers)]
 
     @abstractmethod
     def _inside(self) -> list[str]:

@@ -97,7 +97,7 @@ def command(
     found = diagnose(built, batch, **options)
     if fix:
         click.echo(found.text() + "\n", err=as_json)
-        handle = _in_one_sentence(lambda: found.apply(built), "the remedy cannot be attached")
+        handle = _in_one_sentence(lambda: found.apply(built, batch), "the remedy cannot be attached")
         click.echo(f"{handle}\n", err=as_json)
         found = diagnose(built, batch, **options)
     if compare is not None:

@@ -160,8 +160,10 @@ class Diagnosis:
         lines += self._checked()
         return "\n".join([*lines, "", self.verdict])
 
-    def apply(self, model: nn.Module) -> Any:
+    def apply(self, model: nn.Module, batch: Any = None) -> Any:
         """Attach the remedy to the model on the spot and give the handle; `loopscale.detach(model)` takes it off again.
+
+        `batch`: the one that was diagnosed, where none can be made up.
 
         Raises `UserError` when the diagnosis found nothing that `attach` mends, or when attaching refuses the model.
         """
@@ -172,7 +174,7 @@ class Diagnosis:
             raise UserError("the diagnosis has no remedy that attach makes: follow the remedies it prints")
         from loopscale.adapt import attach
 
-        return attach(model, **given)
+        return attach(model, batch=batch, **given)
 
     def _checked(self) -> list[str]:
         """Return what the symptoms were, where one is beyond its limit or not checked."""

@@ -24,7 +24,8 @@ from loopscale.diagnosis.growth import GAIN, OVER
 from loopscale.diagnosis.knob import Knob
 from loopscale.diagnosis.measure import Pass, again, measured_pass, with_far_gain
 from loopscale.diagnosis.setting import Factors, Setting
-from loopscale.probe.batch import LARGE
+from loopscale.errors import UserError
+from loopscale.probe.batch import LARGE, prepare
 from loopscale.probe.tape import Site
 
 MENDED = frozenset(
@@ -174,9 +175,14 @@ def attachable(
     return None
 
 
-def spelt(given: Mapping[str, Any]) -> str:
-    """Spell the `attach` call to paste."""
-    return f"ls.attach(model, {', '.join(f'{name}={value!r}' for name, value in given.items())})"
+def spelt(given: Mapping[str, Any], model: nn.Module) -> str:
+    """Spell the `attach` call to paste, with a batch where none can be made up."""
+    words = [f"{name}={value!r}" for name, value in given.items()]
+    try:
+        prepare(model, None)
+    except UserError:
+        words.append("batch=batch")
+    return f"ls.attach(model, {', '.join(words)})"
 
 
 def with_trial(findings: list[Finding], said: str, lines: tuple[str, ...], helps: bool) -> list[Finding]:

@@ -67,13 +67,32 @@ def tell_roles(model: nn.Module, inside: Collection[str] | None = None) -> tuple
 
     And the matrices that neither tells: hidden.
 
-    `inside` names the parameters in the layers; by default those with a numbered component (`layers.3.`).
+    `inside` names the parameters in the layers; by default those with a numbered component (`layers.3.`). Blocks that are
+    built like a layer, such as a prelude's, count as layers.
     """
     names = [name for name, _ in model.named_parameters()]
     numbered = {name for name in names if any(part.isdigit() for part in name.split("."))}
-    told = _told(model, numbered if inside is None else inside)
+    told = _told(model, _with_alike(model, numbered if inside is None else inside))
     unsure = [name for name, role in told.items() if role is None]
     return {name: role or Role.HIDDEN for name, role in told.items()}, unsure
+
+
+def _with_alike(model: nn.Module, inside: Collection[str]) -> set[str]:
+    """Add the parameters of blocks elsewhere that have the class and the shapes of a whole layer."""
+    blocks = {
+        name: module for name, module in model.named_modules() if not type(module).__module__.startswith("torch.nn")
+    }
+    shapes = {
+        name: tuple((n, p.shape) for n, p in module.named_parameters()) for name, module in blocks.items() if name
+    }
+    known, within = set(inside), tuple[str, ...]()
+    layers = set()
+    for name, shape in shapes.items():
+        if shape and not name.startswith(within) and all(f"{name}.{own}" in known for own, _ in shape):
+            layers.add((type(blocks[name]), shape))
+            within += (f"{name}.",)
+    alike = [name for name, shape in shapes.items() if (type(blocks[name]), shape) in layers]
+    return known | {f"{name}.{own}" for name in alike for own, _ in shapes[name]}
 
 
 def _inferred(model: nn.Module, given: Mapping[str, Role]) -> dict[str, Role]:

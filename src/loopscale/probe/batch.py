@@ -17,7 +17,8 @@ LOOP_WORDS = re.compile(
     r"loop|recur|cycle|repeat|iter|unroll|visit|ponder|hops|num_steps|n_steps|ut_steps|thinking|steps$", re.I
 )
 _ANSWERS = ("logits", "output", "outputs", "prediction", "predictions", "preds", "y")
-TOKENS, SEQUENCES, LOOPS, SIDE = 16, 2, 4, 16
+TOKENS, SEQUENCES, LOOPS = 16, 2, 4
+SIDE, SIDES = 16, (28, 32, 64, 96, 128, 224, 256, 384)  # of images: a table of positions fits one size alone
 LARGE = 25_000_000
 
 
@@ -74,7 +75,9 @@ def prepare(model: nn.Module, batch: Any, extra: Mapping[str, Any] | None = None
         except UserError as mistake:
             problem = problem or mistake
     if problem is not None:
-        raise UserError(f"no made-up batch fits the model: pass a batch ({problem})")
+        raise UserError(
+            f"no made-up batch fits the model: pass a batch, or let the factory return (model, batch) ({problem})"
+        )
     raise UserError("cannot tell what the model reads, it has no embedding and no linear layer: pass a batch")
 
 
@@ -202,6 +205,8 @@ def _candidates(model: nn.Module) -> list[Any]:
     tables = [p.shape[0] for p in model.parameters() if p.ndim == 2 and p.shape[0] > 8]
     if tables and not sizes:  # tokens that are looked up in a matrix of the model's own
         made.append(torch.randint(0, min(tables), (SEQUENCES, TOKENS), generator=generator).to(place))
+    if conv is not None:
+        made += [torch.randn(SEQUENCES, conv.in_channels, s, s, generator=generator).to(place) for s in SIDES]
     return made
 
 

@@ -29,7 +29,7 @@ from loopscale.factory import OFFERED, heard
 from loopscale.optim import roles_of
 from loopscale.optim.roles import taken_as_hidden, tell_roles
 from loopscale.parameterization import Role, check_roles, get_rule, role_by_name
-from loopscale.speaker import handle_of, speakers
+from loopscale.speaker import named_handle, speakers
 from loopscale.train.agreement import disagreements
 from loopscale.train.config import TrainConfig
 from loopscale.train.house import token_batches
@@ -64,10 +64,12 @@ class UserModel:
         """
         if self.state_roles is not None:
             return _stated(self.place, self.model, self.state_roles), False, []
-        handle, stated = handle_of(self.model), callable(getattr(self.model, "roles", None))
-        if handle is not None:
+        found, stated = named_handle(self.model), callable(getattr(self.model, "roles", None))
+        if found is not None:
+            place, handle = found
             handle.announced = True  # a study prints the roles once, not in the process of every trial
-            return roles_of(self.model), not stated, tell_roles(self.model)[1]
+            inside = [f"{place}.{name}".strip(".") for name in handle.inside()]
+            return roles_of(self.model), not stated, tell_roles(self.model, inside)[1]
         if stated or speakers(self.model):
             return roles_of(self.model), not stated, []
         roles, unsure = tell_roles(self.model)
