@@ -8,8 +8,9 @@ import pytest
 import torch
 from adapt_models import bert, llama, tokens
 
-from loopscale import restore
+from loopscale import UserError, attachment, diagnose, restore
 from loopscale.cli import main
+from loopscale.cli.diagnose_target import load_target
 
 
 @pytest.fixture
@@ -46,6 +47,18 @@ def test_a_folder_is_converted_and_restored(saved, capsys):
     assert run(saved / "in", "--start", 0, "--stop", 4, "--loops", 2, "--layers", 2, "--out", saved / "small") == 0
     assert "4 layers tied to 2 (first)" in capsys.readouterr().out
     assert LlamaForCausalLM.from_pretrained(saved / "small").config.num_hidden_layers == 2
+
+
+def test_a_converted_folder_is_diagnosed_with_its_loops(saved):
+    from transformers import LlamaForCausalLM
+
+    assert run(saved / "in", "--start", 1, "--stop", 3, "--loops", 4, "--steps", "even", "--out", saved / "out") == 0
+    model, _ = load_target(str(saved / "out"))
+    found = diagnose(model, products=4)
+    assert found.loops == 4 and found.loops_argument == "handle.set_loops" and attachment(model).loops == 4
+    assert found.details["base_layers"] == 2 and "knob-without-effect" not in found.codes
+    with pytest.raises(UserError, match="its loops are not in place: call loopscale\\.restore"):
+        diagnose(LlamaForCausalLM.from_pretrained(saved / "out"))
 
 
 def test_layers_are_named_by_first_and_last(saved, capsys):

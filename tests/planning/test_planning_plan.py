@@ -186,6 +186,8 @@ def test_the_price_of_a_tuning(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", large, "--gpus", "8", "--tuning", "--json"]) == 0
     price = json.loads(capsys.readouterr().out)["tuning"]
     assert price["trials"] == 32 and "N = 1" in price["size"] and 0 < price["device_hours"] < 100
+    assert main(["plan", large, "--gpus", "8", "--exponent", "--json"]) == 0  # its data are not there yet
+    assert json.loads(capsys.readouterr().out)["exponent"]["device_hours"] > price["device_hours"]
 
 
 def test_the_price_of_an_exponent_study_follows_its_trials(capsys: pytest.CaptureFixture[str]) -> None:

@@ -120,6 +120,9 @@ def _run(path: Path, given: Mapping[str, int], code: str | None) -> Any:
 
 def _hugging_face(name: str, trusted: bool) -> nn.Module:
     """Load a model; one that brings its own code is refused unless `trusted`, without asking or running any."""
+    from loopscale.adapt import restore
+    from loopscale.speaker import unrestored
+
     auto = require("transformers", "hf")
     local = Path(name).is_dir()
     if local and not trusted and b'"auto_map"' in (Path(name) / "config.json").read_bytes():
@@ -131,7 +134,9 @@ def _hugging_face(name: str, trusted: bool) -> nn.Module:
             made: nn.Module = kind.from_config(config) if hasattr(kind, "from_config") else kind(config)
             return made
         loaded: nn.Module = kind.from_pretrained(name, local_files_only=local, trust_remote_code=trusted)
-        return loaded
+    if unrestored(loaded):
+        restore(loaded)
+    return loaded
 
 
 def _built(target: str, given: Mapping[str, int]) -> Any:

@@ -110,8 +110,10 @@ def _exponent(config: TrainConfig, machine: Machine, here: bool) -> dict[str, An
     from collections import Counter
 
     from loopscale.exponent import ExponentPlan
+    from loopscale.train.needs import default_vocabulary
 
-    plan = ExponentPlan(config.using(None), user_code=_code(config))
+    words = config.model.vocab_size or default_vocabulary(config)  # the data need not be there yet
+    plan = ExponentPlan(config.using(None).updated(model={"vocab_size": words}), user_code=_code(config))
     kinds = Counter((cell.loops, cell.longer) for cell in plan.expected())
     at = {kind: plan.config(plan.sample(*kind)) for kind in kinds}
     trials = [(at[kind], count, plan.config(plan.sample(kind[0])), kind[1]) for kind, count in kinds.items()]

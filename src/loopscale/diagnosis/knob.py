@@ -22,6 +22,7 @@ from loopscale.diagnosis.stated import attachment_in, scaled_for
 from loopscale.errors import UserError, nearest
 from loopscale.probe.batch import LARGE, LOOP_WORDS, first_float
 from loopscale.probe.passes import record
+from loopscale.speaker import handle_of
 
 _SIZES = re.compile(
     r"dim|size|width|head|feature|channel|kernel|stride|vocab|embed|token|_id$|group|length|hidden$|seed"
@@ -33,7 +34,7 @@ _CONFIGS = ("config", "cfg", "args", "hparams", "params", "conf", "opt")
 
 @dataclass(frozen=True)
 class Knob:
-    """`kind` is kwarg, attribute or config; `name` as the user would write it; visits = `each` * value + `more`.
+    """`kind` is kwarg, attribute, config or handle; `name` as the user would write it; visits = `each` * value + `more`.
 
     `handle`: that of `attach`, moved along with the loops.
     """
@@ -48,6 +49,8 @@ class Knob:
     @property
     def value(self) -> int | None:
         """What it is set to; None for an argument of forward."""
+        if self.kind == "handle":
+            return int(self.owner.loops)
         store = self._store()
         return None if store is None else int(store[self.last])
 
@@ -79,6 +82,10 @@ class Knob:
 
     @contextmanager
     def _written(self, value: int) -> Iterator[dict[str, Any]]:
+        if self.kind == "handle":
+            with scaled_for(self.owner, value):
+                yield {}
+            return
         store = self._store()
         if store is None:
             yield {self.name: value}
@@ -104,7 +111,7 @@ def find_knob(model: nn.Module, batch: Any, loop: FoundLoop | None, named: str |
     visits = loop.visits if loop else 1
     small = sum(p.numel() for p in model.parameters()) <= LARGE
     equal = _unnamed(model, lambda value: value == visits) if visits > 1 else []
-    known = [*candidates(model), *_given(model, batch), *equal][: _MOST if small else _MOST_LARGE]
+    known = [*_of_handle(model), *candidates(model), *_given(model, batch), *equal][: _MOST if small else _MOST_LARGE]
     limits: list[Knob] = []
     if loop is not None and small:
         # What exceeds the visits sets them only as a most, which a value above it shows; what divides them, in rounds.
@@ -206,6 +213,12 @@ def _rebuilt(model: nn.Module, one: Knob) -> nn.Module:
     return made
 
 
+def _of_handle(model: nn.Module) -> list[Knob]:
+    """Return the handle that `convert` left: it sets the loops of a model that had none."""
+    handle = handle_of(model)
+    return [Knob("handle", "handle.set_loops", handle)] if handle is not None and handle.kind == "converted" else []
+
+
 def _unnamed(model: nn.Module, fits: Callable[[int], bool]) -> list[Knob]:
     """Give attributes and config values that fit, named like neither a number of loops nor a size."""
     named = [(knob, knob.value, knob.last) for knob in _all(model)]
@@ -257,6 +270,8 @@ def _inside(path: str, value: Any, seen: set[int], depth: int) -> Iterator[Knob]
     for key, item in list(inner.items()):
         if not (isinstance(key, str) and key.isidentifier()):
             continue  # a table of something else, as by the names of modules
+        if key == "loopscale":
+            continue  # what is stored with a checkpoint: its handle sets the loops
         if type(item) is int:
             yield Knob("config", f"{path}.{key}", inner)
         elif _holds_numbers(item):

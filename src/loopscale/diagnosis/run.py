@@ -48,6 +48,7 @@ from loopscale.parameterization import Depth, residual_scale
 from loopscale.probe.batch import LARGE, first_float, prepare
 from loopscale.probe.tape import Tape, TooLong
 from loopscale.probe.untouched import untouched, unwrap
+from loopscale.speaker import unrestored
 
 # Loops at which a model is diagnosed whose own number makes too long a pass.
 FEWER = 32
@@ -143,13 +144,16 @@ def diagnose(model: nn.Module, batch: Any = None, **keywords: Any) -> Diagnosis:
     same model and batch give the same diagnosis, bit for bit.
     The model is left bit-identical: weights, buffers, mode, hooks, gradients and random state.
 
-    Raises `UserError`, one sentence, when the model cannot be run on the batch, is scripted or on the meta device, or
-    when a keyword is of the wrong kind or means nothing here: `loops_arg` sets nothing, the loops cannot be varied.
+    Raises `UserError`, one sentence, when the model cannot be run on the batch, is scripted, on the meta device or a
+    converted checkpoint without `restore`, or when a keyword is of the wrong kind or means nothing here: `loops_arg` sets
+    nothing, the loops cannot be varied.
 
     >>> diagnose(nn.Sequential(nn.Linear(4, 4))).codes
     {'not-looped'}
     """
     model, asked = unwrap(model), settings(DiagnoseSettings, keywords, diagnose)
+    if lost := unrestored(model):
+        raise UserError(lost)
     frozen = frozen_in(model)
     with untouched(model, grads=True), warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -49,7 +49,10 @@ def listening(model: nn.Module) -> Iterator[dict[str, Stated]]:
 
 def stated_for(model: nn.Module, modules: tuple[str, ...], heard: Mapping[str, Stated]) -> Stated | None:
     """Return what the model says of these looped modules: its handle, the innermost `Loop` around them, the house model."""
-    handle = attachment_in(model)
+    handle = handle_of(model)
+    if handle is not None and handle.kind == "converted":
+        eps = handle.step(handle.loops)
+        return Stated("attached", "the converted core", handle.loops, eps, handle.base_layers, handle.strength)
     if handle is not None:
         eps = None if handle.rule.norm == "post" else handle.residual_scale
         return Stated("attached", "the attached scale", handle.loops, eps, handle.base_layers, handle.strength)

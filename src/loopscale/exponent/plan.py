@@ -132,8 +132,8 @@ class ExponentPlan(Design):
     def longer(self) -> float:
         """How many times the steps N = 1 trains with the compute of the largest N."""
         here, one = (self.config(self.sample(loops)) for loops in (max(self.loops), 1))
-        user = self.user_code is not None
-        steps = equal_steps(here, one, 256 if user else self.base.load_data().vocab_size, user)
+        user, stated = self.user_code is not None, self.base.model.vocab_size
+        steps = equal_steps(here, one, 256 if user else stated or self.base.load_data().vocab_size, user)
         return steps / self.base.train.steps
 
     def sample(self, loops: int, longer: float = 1.0) -> Cell:
