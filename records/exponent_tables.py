@@ -77,4 +77,73 @@ def outer() -> str:
     return "\n".join([head, "|---|" + "---|" * len(points), loss])
 
 
+ELSEWHERE = {
+    "exponent_english": "English (Python's manual)",
+    "exponent_muon": "Muon",
+    "exponent_four": "four layers",
+}
+
+
+def elsewhere() -> str:
+    """The same experiment with one thing changed, at half the size: a row each, and the two questions asked of them."""
+    rows = [("Python, AdamW, one layer (full size)", load())]
+    rows += [
+        (name, json.loads(place.read_text()))
+        for stem, name in ELSEWHERE.items()
+        if (place := RECORD.parent / f"{stem}.json").exists()
+    ]
+    lines = [
+        "| setting | a, N = 2 to 32 | 2 to 8 | 8 to 32 | change of the power | g | 1/N - 1/sqrt(N), nats | regret of 1/N "
+        "| so |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, result in rows:
+        early, late, change = powers(result)
+        regret = next(row["regret"] for row in result["carried"] if row["way"] == "looped")
+        lines.append(
+            f"| {name} | {_told(result['a'])} | {_told(early)} | {_told(late)} | {_told(change, '+.2f')} | "
+            f"{_told(result['g'])} | {_told(result['differences'].get('looped - sqrt'), '+.3f')} | "
+            f"{_told(regret, '+.3f')} | {result['verdict']}; rate {result['rate_verdict']} |"
+        )
+    return "\n".join(lines + [f"\nThe law of layers: {said}" for said in over_layers(dict(rows))])
+
+
+def powers(result: dict[str, Any]) -> tuple[dict[str, Any], ...]:
+    """The power from the first to the second N, from the second to the third, and late - early, paired over seeds."""
+    logs = [[math.log(eps) for eps in valley["eps"]["by_seed"]] for valley in result["valleys"]]
+    over = [math.log(result["loops"][k + 1] / result["loops"][k]) for k in range(2)]
+    early, late = ([(a - b) / over[k] for a, b in zip(logs[k], logs[k + 1], strict=True)] for k in range(2))
+    return tuple(_over_seeds(values) for values in (early, late, [b - a for a, b in zip(early, late, strict=True)]))
+
+
+def over_layers(rows: dict[str, dict[str, Any]]) -> list[str]:
+    """How the best eps falls from one layer to four, eps ~ L^-b: the mean over N of each seed that both have."""
+    four = rows.get(ELSEWHERE["exponent_four"])
+    if four is None:
+        return []
+    pairs = zip(load()["valleys"], four["valleys"], strict=True)
+    falls = [
+        [
+            math.log(one / other) / math.log(4)
+            for one, other in zip(a["eps"]["by_seed"], b["eps"]["by_seed"], strict=False)
+        ]
+        for a, b in pairs
+    ]
+    b = _over_seeds([sum(seed) / len(seed) for seed in zip(*falls, strict=True)])
+    low, high = b["interval"]
+    so = "holds" if 0.25 <= low <= 0.5 <= high <= 0.75 else "is undecided" if low <= 0.5 <= high else "is refuted"
+    return [f"the best eps falls as L^-b with b = {_told(b)}, so 1/sqrt(L) {so} here."]
+
+
+def _over_seeds(values: list[float]) -> dict[str, Any]:
+    from loopscale.transfer.estimate import over_seeds
+
+    found = over_seeds(values)
+    return {"value": found.value, "interval": found.interval}
+
+
+def _told(measured: dict[str, Any] | None, digits: str = ".2f") -> str:
+    return "" if measured is None else f"{measured['value']:{digits}}{_ends(measured, digits)}"
+
+
 BLOCKS = {"exponent": exponent, "outer": outer}
