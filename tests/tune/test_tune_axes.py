@@ -41,7 +41,7 @@ def settings(rule="looped", optimizer="adamw", proxy=SMALL, **target):
             "train": {"eval_batches": 2, "device": "cpu"},
         }
     )
-    return TuneSettings(base, proxy, proxy.replace(**target), trials=3, seeds=1)
+    return TuneSettings(base, proxy, proxy.replace(**target), ("lr", "strength"), trials=3, seeds=1)
 
 
 def plan(chosen):

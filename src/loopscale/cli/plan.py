@@ -95,7 +95,7 @@ def _work(config: TrainConfig) -> Work:
 
 
 def _tuning(config: TrainConfig, machine: Machine, here: bool) -> dict[str, Any]:
-    """Price `loopscale tune CONFIG`: 16 trials on its proxy, and at most as many again for more seeds of the best."""
+    """Price `loopscale tune CONFIG`: its trials on the proxy, and at most as many again for more seeds of the best."""
     from loopscale.cli.tune import sizes
     from loopscale.tune import TuneSettings
 

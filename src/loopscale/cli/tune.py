@@ -12,7 +12,7 @@ import click
 
 from loopscale.cli.options import PATH, finish, parse_axes, parse_seconds, spelt_rule
 from loopscale.cli.study_options import Asked, asked, tell_again
-from loopscale.errors import UserError
+from loopscale.errors import UserError, between
 from loopscale.factory import CONTRACT, own_sizes
 
 if TYPE_CHECKING:
@@ -79,7 +79,10 @@ def command(
     code, out = asked.code(), asked.out  # a mistake in its arguments is told before the slow imports
     from loopscale.report import write_tune_report
     from loopscale.tune import Budget, TuneSettings, kept_settings, tune
+    from loopscale.tune.settings import MOST_TRIALS
 
+    if trials is not None:
+        between("trials", trials, 3, MOST_TRIALS)
     if config is None and out is not None and (out / "tune.json").exists():
         _refuse_others(out, {"--proxy": proxy, "--tune": tuned, "--rule": rule, "--set": asked.sets})
         folder, settings = out, kept_settings(out, code)
@@ -89,11 +92,8 @@ def command(
     else:
         base = _base(asked, config, rule)
         small, large = sizes(base, proxy, target)
-        # An objective of the user's own knows nothing of roles; a model's outer rate matters more than any scale.
-        usual = "lr,strength" if asked.objective else "lr,strength,outer_lr"
-        names = tuple(name.strip() for name in (tuned or usual).split(",") if name.strip())
-        wanted = 16 + 8 * max(0, len(names) - 2) if trials is None else trials
-        settings = TuneSettings(base, small, large, names, wanted, 3 if seeds is None else seeds, code)
+        names = tuple(name.strip() for name in (tuned or "").split(",") if name.strip())
+        settings = TuneSettings(base, small, large, names, trials or 0, 3 if seeds is None else seeds, code)
         folder = asked.folder("tune", None if config is None else config.stem)
     limit = Budget(parse_seconds(budget), started=started, pays=pays)
     settings, runner = asked.placed(settings, settings.base, folder)

@@ -21,7 +21,9 @@ MOST_TRIALS = 1000  # of the exploration: its model of the losses takes time wit
 class TuneSettings(Design):
     """Tune `tuned` on the proxy, for the target.
 
-    `trials` is how many points are explored with one seed, `seeds` how many the best of them get at most.
+    tuned: () for rate, strength and outer rate; of an objective, which knows nothing of roles, rate and strength.
+    trials: points explored with one seed; 0 for 16, and 8 more for each value beyond two.
+    seeds: how many the best of them get at most.
 
     Raises `UserError` when the target is smaller than the proxy on any axis, or a value is not tunable.
     """
@@ -31,12 +33,16 @@ class TuneSettings(Design):
     base: TrainConfig
     proxy: Size
     target: Size
-    tuned: tuple[str, ...] = ("lr", "strength")
-    trials: int = 16
+    tuned: tuple[str, ...] = ()
+    trials: int = 0
     seeds: int = 3
     user_code: UserCode | None = None
 
     def __post_init__(self) -> None:
+        roles = self.user_code is None or self.user_code.kind == "model"
+        usual = ("lr", "strength", "outer_lr") if roles else ("lr", "strength")
+        object.__setattr__(self, "tuned", self.tuned or usual)
+        object.__setattr__(self, "trials", self.trials or 16 + 8 * max(0, len(self.tuned) - 2))
         object.__setattr__(self, "base", self.base.for_study())
         get_rule(self.base.model.rule)
         for size in (self.proxy, self.target):
