@@ -1,5 +1,6 @@
 """The page of a tuning: every part from the records, escaped; unfinished and damaged folders are one sentence."""
 
+import html
 import json
 import shutil
 
@@ -39,8 +40,11 @@ def tuned(tmp_path_factory, in_this_process):
 
 def test_the_page_says_what_the_plan_says(tuned):
     page, plan = (tuned / "report.html").read_text(), json.loads((tuned / "plan.json").read_text())
-    assert plan["headline"].split(",")[0] in page and "Which b holds over layers" in page
-    assert "interval" not in plan["headline"]  # the numbers alone; why there is no interval stands below them
+    assert plan["sentence"].split(",")[0] in page and all(html.escape(said) in page for said in plan["says"])
+    assert (
+        all(html.escape(said) in page for said in plan["verification"]["says"]) and "Which b holds over layers" in page
+    )
+    assert "interval" not in plan["sentence"]  # the numbers alone; why there is no interval stands below them
     assert all(said in page for said in plan["verification"]["not_verified"])
     assert "<b>too fast</b>" not in page and "&lt;b&gt;too fast" in page
     assert all(row["label"] in page for row in plan["verification"]["local"])

@@ -140,7 +140,7 @@ def test_verification_finds_a_drift_and_a_divergence(tmp_path):
     assert rate["regret"] == pytest.approx(0.06 * (tuned_at + 6.4 + 2.5) ** 2, rel=0.1)
     tune(settings("fragile"), tmp_path / "f", executor=Inline())
     found = verified(tmp_path / "f", loops=(4,), share=5)
-    assert found["verdict"] == "fails" and "diverged on the way" in found["sentence"]
+    assert found["verdict"] == "fails" and any("diverged on the way" in said for said in found["says"])
 
 
 def test_the_printed_commands_run(tmp_path, monkeypatch, capsys, inline, parsed):

@@ -148,6 +148,7 @@ def _said(plan: dict[str, Any], folder: Path, page: Path) -> str:
     cost, used = plan["cost"], plan["settings"].get("user_code")
     lines = [
         plan["sentence"],
+        *plan["says"],
         f"cost: {cost['share_of_direct']:.1%} of the FLOPs of a sweep of as many trials at the target",
     ]
     lines += [

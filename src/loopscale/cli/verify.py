@@ -56,6 +56,6 @@ def _said(found: dict[str, Any]) -> list[str]:
         shown = "the plan diverged" if row["regret"] is None else f"regret {nats(row['regret'], row['interval'])}"
         lines.append(f"{row['label']}: {shown}, {row['verdict']}")
     lines += [f"L = {row['layers']}, b = 1/2 against b = 1 at the plan: {row['says']}" for row in found["exponents"]]
-    lines += [found["sentence"], *([found["next"]] if found["next"] else [])]
+    lines += [found["sentence"], *found["says"], *([found["next"]] if found["next"] else [])]
     lines += [found["pays"]["sentence"]] if "pays" in found else []
     return [*lines, *(f"not verified: {said}" for said in found["not_verified"])]

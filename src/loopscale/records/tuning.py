@@ -148,6 +148,7 @@ class Verification(Record):
 
     verdict: str
     sentence: str
+    says: tuple[str, ...] = ()
     next: str = ""
     pays: Pays | None = None
     local: tuple[Sweep, ...]
@@ -163,8 +164,8 @@ class Plan(Record):
     OLDER: ClassVar[tuple[int | None, ...]] = (2,)
     FIX: ClassVar[str] = FIX
 
-    headline: str
     sentence: str
+    says: tuple[str, ...] = ()
     settings: dict[str, Any] = Field(default_factory=dict)
     next: str = ""
     proxy: Proxy

@@ -57,7 +57,7 @@ def write_tune_report(folder: Path) -> Path:
 def page(tuning: TuneInfo) -> str:
     """Return the tuning's page as HTML."""
     found = tuning.plan.verification
-    lead = f"{tuning.plan.headline} {_VERDICTS.get(found.verdict, found.verdict) if found else _UNVERIFIED}"
+    lead = f"{tuning.plan.sentence} {_VERDICTS.get(found.verdict, found.verdict) if found else _UNVERIFIED}"
     rows = provenance(tuning.plan.provenance)
     return render_page(f"Tuning {tuning.name}", lead, sections(tuning), rows, kind="loopscale tuning")
 
@@ -65,7 +65,7 @@ def page(tuning: TuneInfo) -> str:
 def sections(tuning: TuneInfo) -> list[Section]:
     """Return values, then the losses over each of them, verification, what the rule applies, cost."""
     plan = tuning.plan
-    told = " ".join(filter(None, (plan.sentence, plan.next, _moved(tuning))))
+    told = " ".join(filter(None, (*plan.says, plan.next, _moved(tuning))))
     parts = [Section("Values at the target", told, table=_values(tuning))]
     parts += [_explored(tuning, name) for name in plan.proxy.values]
     parts += [Section("Does looping pay?", plan.pays.sentence)] if plan.pays else []
@@ -201,7 +201,7 @@ def _verified(found: Verification) -> list[Section]:
         for row in found.target
     ]  # fmt: skip
     last = ("carried to the target", *header[1:3], "octaves per doubling", "verdict")
-    said = f"{found.sentence} {found.next}".strip()
+    said = " ".join(filter(None, (found.sentence, *found.says, found.next)))
     parts = [
         explained(_sweeps(found), said, verdict=found.verdict),
         Section("Regret at each size", table=Table(header, local)),

@@ -133,7 +133,8 @@ def findings(
     }
     found |= _pays(settings, tables, plan["proxy"]["values"])
     found["verdict"] = _overall(settings, found)
-    found["sentence"] = _sentence(settings, found, seed_noise, share)
+    found["sentence"] = SAID[found["verdict"]]
+    found["says"] = _caveats(settings, found, seed_noise, share)
     return found
 
 
@@ -279,19 +280,24 @@ def _overall(settings: TuneSettings, found: dict[str, Any]) -> str:
     return "fails" if "fails" in verdicts else "undecided" if "undecided" in verdicts or not verdicts else "holds"
 
 
-def _sentence(settings: TuneSettings, found: dict[str, Any], seed_noise: float | None, share: float) -> str:
-    says = {
-        "holds": "The plan holds.",
-        "fails": "The plan fails.",
-        "undecided": "The data do not decide whether the plan holds.",
-    }[found["verdict"]]
+SAID = {
+    "holds": "The plan holds.",
+    "fails": "The plan fails.",
+    "undecided": "The data do not decide whether the plan holds.",
+}
+
+
+def _caveats(settings: TuneSettings, found: dict[str, Any], seed_noise: float | None, share: float) -> list[str]:
     mine = [row for row in found["target"] if row["rule"] == settings.rule]
-    parts = [f"{row['along']} over {row['axis']} to {row['at']}: {_told(row, seed_noise)}" for row in mine]
-    expected = f"Expected regret at the target: {'; '.join(parts)}." if parts else "Nothing was carried to the target."
-    return (
-        f"{says} {expected} A plan holds to at most {found['allowed_regret']:g} nats. "
-        f"Cost: {share:.1%} of the FLOPs of a sweep at the target, tuning included."
-    )
+    expected = [
+        f"Expected regret at the target, {row['along']} over {row['axis']} to {row['at']}: {_told(row, seed_noise)}."
+        for row in mine
+    ]
+    return [
+        *(expected or ["Nothing was carried to the target."]),
+        f"A plan holds to at most {found['allowed_regret']:g} nats.",
+        f"Cost: {share:.1%} of the FLOPs of a sweep at the target, tuning included.",
+    ]
 
 
 def _told(row: dict[str, Any], seed_noise: float | None) -> str:

@@ -164,8 +164,8 @@ def transfer_plan(settings: TuneSettings, trials: Sequence[Trial]) -> dict[str, 
         "target": {**asdict(settings.target), "values": values, "config": config.model_dump(mode="json")},
         "moved": moved,
         "rows": applied(settings, values, _carried(decision["intervals"], decision["values"], values), moved),
-        "headline": f"{_shown(decision)} for {settings.target}, tuned at {settings.proxy.apart(settings.target)}.",
-        "sentence": sentence(settings, decision),
+        "sentence": f"Tuned at {settings.proxy.apart(settings.target)} for {settings.target}: {_shown(decision)}.",
+        "says": caveats(settings, decision),
     }
 
 
@@ -209,15 +209,15 @@ def _shown(decision: dict[str, Any]) -> str:
     return ", ".join(f"{name} {spoken(value, spans.get(name))}" for name, value in decision["values"].items())
 
 
-def sentence(settings: TuneSettings, decision: dict[str, Any]) -> str:
-    """Say what was found, in words, and which value lies near the end of its range."""
-    edges = decision["edges"]
-    end = ""
+def caveats(settings: TuneSettings, decision: dict[str, Any]) -> list[str]:
+    """Say what stands behind the values, a sentence each: how sure they are, and which lies near the end of its range."""
+    edges, note = decision["edges"], decision["interval_note"]
+    note = note if note.startswith("no ") else f"in brackets {note}"
+    said = [decision["decided"], note, f"the rule {settings.rule} carries them"]
+    if edges and at_lower_end(settings, decision["values"]):
+        said.append(
+            "the best strength lies at its lower end: this network does best with its layers nearly switched off"
+        )
     if edges:
-        off = " The best strength lies at its lower end: this network does best with its layers nearly switched off."
-        end = off if at_lower_end(settings, decision["values"]) else ""
-        end += f" {' and '.join(edges)} lies near the end of its range."
-    return (
-        f"Tuned at {settings.proxy}: {_shown(decision)} ({decision['interval_note']}), for {settings.target} by the rule "
-        f"{settings.rule}; {decision['decided']}.{end}"
-    )
+        said.append(f"{' and '.join(edges)} {'lie' if len(edges) > 1 else 'lies'} near the end of the range")
+    return [f"{text[0].upper()}{text[1:]}." for text in said]

@@ -148,7 +148,11 @@ def first_estimate(settings: TuneSettings, trials: Collection[Trial], seconds: f
 
 def _heading(settings: TuneSettings, folder: Path, plan: dict[str, Any]) -> str:
     """Return comments on top of tuned.toml: whoever finds the file alone knows what it is."""
-    lines = [plan["sentence"], "Written by loopscale tune; every value with its reason and source is in plan.json."]
+    lines = [
+        plan["sentence"],
+        *plan["says"],
+        "Written by loopscale tune; every value with its reason and source is in plan.json.",
+    ]
     if settings.user_code is not None and settings.user_code.kind == "model":
         lines.append(f"Train it: {train_command(settings.user_code.place, folder / 'tuned.toml')}")
     elif settings.user_code is not None:
