@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,36 +25,28 @@ ADDED = ("branch", *ENTERS)
 
 
 @dataclass(frozen=True)
-class Branch:
-    """One step of the loop, averaged over visits. `scale` is eps as measured: |added| / |branch output|.
+class Branch(Step):
+    """One step of the loop at all visits. `scale` is eps as measured: |added| / |branch output|.
 
     `ratio`: |added| / |stream|, per visit. `cosine`: mean pairwise cosine of the additions over visits.
     `absorbed`: share of the elements that the addition leaves unchanged for want of digits. `learned`: parameters are
     among the factors, as in LayerScale or a gate, or weigh a map of the stream itself. `carry`: the factor on what the
     addition is made to; `decay`: the share of its channels at 1, where it is below 1 by construction, `decay_of`: the
-    parameters that it is made of. `mixes`: streams are mixed on the way to the addition; `factors`: the sizes of those
-    that scale what is added.
+    parameters that it is made of. `factors`: the sizes of those that scale what is added.
     """
 
-    kind: str
-    where: str
-    scale: float
+    where: str = "model"
+    scale: float = 1.0
     sizes: tuple[float, ...] = ()
     ratio: tuple[float, ...] = ()
     cosine: float | None = None
     absorbed: float = 0.0
-    nested: bool = False
-    attention: int = 0
     dead: bool = False
     decay: float | None = None
     learned: bool = False
     sites: tuple[Site, ...] = ()
-    operand: int = -1
-    other: int = -1
-    beside: bool = False
     carry: float = 1.0
     decay_of: tuple[str, ...] = ()
-    mixes: bool = False
     factors: tuple[float, ...] = ()
 
     @property
@@ -127,18 +119,16 @@ def _measure(tape: Tape, column: list[Step], values: dict[int, Tensor], factors:
     where = owner(tape, first.base if first.base >= 0 else first.node)
     if first.kind in ENTERS:
         where = _injected(tape, first) or where
+    sites = tuple(dict.fromkeys(site for step in column if (site := tape.nodes[step.node].site) is not None))
+    factor = _skip_factor(tape, first) if first.kind in ADDED else first.factor if first.kind == "scale" else None
+    decay = _decay(tape, factor, values)
+    of = _made_of(tape, factor) if decay else ()
+    made = Branch(**vars(first), where=where, learned=first.weighs, sites=sites, decay=decay, decay_of=of)
+    if first.kind == "scale":
+        return replace(made, scale=_size(values, first.node) / max(_size(values, first.skip), 1e-30))
     if first.kind not in ADDED:
-        decay = _decay(tape, first.factor, values) if first.kind == "scale" else None
-        scale = _size(values, first.node) / max(_size(values, first.skip), 1e-30) if first.kind == "scale" else 1.0
-        sites = _sites(tape, column)
-        of = _made_of(tape, first.factor) if decay else ()
-        return Branch(
-            first.kind, where, scale, decay=decay, learned=first.weighs, sites=sites, operand=first.operand, decay_of=of
-        )
-    added: list[Tensor] = []
-    ratios: list[float] = []
-    scales: list[float] = []
-    absorbed: list[float] = []
+        return made
+    added, ratios, scales, absorbed = list[Tensor](), list[float](), list[float](), list[float]()
     stored = _stored(tape, column[-1])
     for step in column:
         update, skip = _update(tape, step, values, factors), values[step.skip]
@@ -151,33 +141,19 @@ def _measure(tape: Tape, column: list[Step], values: dict[int, Tensor], factors:
         absorbed.append(_absorbed(step, update, values, stored))
     sizes = tuple(rms(update) for update in added)
     dead = all(size <= 1e-9 for size in sizes)
-    decay = _decay(tape, _skip_factor(tape, first), values)
-    return Branch(
-        first.kind,
-        where,
-        sum(scales) / len(scales),
-        sizes,
-        tuple(ratios),
-        None if dead else cosine(added),
-        sum(absorbed) / len(absorbed),
-        first.nested,
-        first.attention,
-        dead,
-        decay,
-        _learned(tape, first),
-        _sites(tape, column),
-        first.operand,
-        first.other,
-        first.beside,
-        _carry(tape, column[-1], values, factors),
-        _made_of(tape, _skip_factor(tape, first)) if decay else (),
-        column[-1].mixes,
-        factors_of(tape, first, values),
+    return replace(
+        made,
+        scale=sum(scales) / len(scales),
+        sizes=sizes,
+        ratio=tuple(ratios),
+        cosine=None if dead else cosine(added),
+        absorbed=sum(absorbed) / len(absorbed),
+        dead=dead,
+        learned=_learned(tape, first),
+        carry=_carry(tape, column[-1], values, factors),
+        mixes=column[-1].mixes,
+        factors=factors_of(tape, first, values),
     )
-
-
-def _sites(tape: Tape, column: list[Step]) -> tuple[Site, ...]:
-    return tuple(dict.fromkeys(site for step in column if (site := tape.nodes[step.node].site) is not None))
 
 
 def _carry(tape: Tape, step: Step, values: dict[int, Tensor], factors: Factors) -> float:

@@ -57,21 +57,16 @@ def _projections(seen: Pass, facts: Facts, ratio: float) -> Lever:
     for where in dict.fromkeys(b.where for b in facts.living):
         keys = {key for key, names in tape.names.items() if f"{where}.weight" in names}
         uses = [node.site for node in tape.nodes if node.site is not None and node.data and node.params & keys]
-        made = Branch("weights", where, ratio, sites=tuple(dict.fromkeys(uses)))
+        made = Branch("weights", -1, where=where, scale=ratio, sites=tuple(dict.fromkeys(uses)))
         parts += [(made, 0, 1 / made.scale)] if uses else []
     return Lever("projections", tuple(parts))
 
 
 def _act(setting: Setting, seen: Pass, facts: Facts, lever: Lever) -> bool:
     """Say whether the branches follow the size of what this lever changes: a norm behind it takes that away."""
-    try:
-        now = again(setting.changed(lever.factors), seen)
-    except (LookupError, RuntimeError, ValueError):
-        return False
-    pairs = [
-        (a.sizes[0], b.sizes[0]) for a, b in zip(facts.branches, now.branches, strict=False) if a.sizes and b.sizes
-    ]
-    return any(not after < FOLLOWS * before for before, after in pairs)
+    now = again(setting.changed(lever.factors), seen)
+    pairs = zip(facts.branches, now.branches if now else (), strict=False)
+    return any(not b.sizes[0] < FOLLOWS * a.sizes[0] for a, b in pairs if a.sizes and b.sizes)
 
 
 def _experiments(setting: Setting, seen: Pass, facts: Facts, knob: Knob | None) -> tuple[Shown, list[Lever]]:
@@ -99,21 +94,22 @@ def _experiments(setting: Setting, seen: Pass, facts: Facts, knob: Knob | None) 
 
 def grown(setting: Setting, seen: Pass, factors: Factors) -> Growth | None:
     """Run with these factors and give the growth of the stream; None where the model does not run so."""
-    try:
-        now = again(setting.changed(factors), seen)
-    except (LookupError, RuntimeError, ValueError):
-        return None
-    return now.growth
+    now = again(setting.changed(factors), seen)
+    return now.growth if now else None
 
 
 def share(setting: Setting, seen: Pass, branches: Iterable[Branch]) -> float | None:
     """Return what part of the stream's growth goes away when these additions are left out."""
     sites = {site: (b.operand, 0.0) for b in branches if b.operand >= 0 and b.kind != "scale" for site in b.sites}
-    without = grown(setting, seen, sites) if sites and seen.growth else None
-    if without is None or seen.growth is None:
+    taken = _taken(seen.growth, grown(setting, seen, sites) if sites else None)
+    return taken if taken is None else max(0.0, min(1.0, taken))
+
+
+def _taken(before: Growth | None, now: Growth | None) -> float | None:
+    """Return what part of a growth is gone; None where there was none, or it is not known."""
+    if before is None or now is None or not before.norms[-1] > before.norms[0]:
         return None
-    before, left = (g.norms[-1] - g.norms[0] for g in (seen.growth, without))
-    return max(0.0, min(1.0, 1 - left / before)) if before > 0 else None
+    return 1 - (now.norms[-1] - now.norms[0]) / (before.norms[-1] - before.norms[0])
 
 
 def slope_over(
@@ -167,7 +163,7 @@ def _takes(setting: Setting, seen: Pass, lever: Lever) -> bool:
         return False
     if not math.isfinite(seen.growth.gain):
         return math.isfinite(now.gain)
-    return now.norms[-1] - now.norms[0] < 0.5 * (seen.growth.norms[-1] - seen.growth.norms[0])
+    return (_taken(seen.growth, now) or 0.0) > 0.5
 
 
 def _enlarged(setting: Setting, seen: Pass, facts: Facts, others: list[Lever]) -> float | None:
@@ -183,11 +179,9 @@ def _enlarged(setting: Setting, seen: Pass, facts: Facts, others: list[Lever]) -
         if b.operand >= 0 and 0 < whole < size:
             large.update({site: (b.operand, size / whole) for site in b.sites})
     there = setting.changed(_joined(others)).changed(large)
-    try:
-        now = again(there, seen)
-    except (LookupError, RuntimeError, ValueError):
+    now, mended = again(there, seen), grown(there, seen, right.factors)
+    if now is None:
         return None
-    mended = grown(there, seen, right.factors)
     known = [b.cosine for b in now.branches if b.kind == "branch" and b.cosine is not None]
     if now.growth is None or mended is None or (known and sum(known) / len(known) < COHERENT):
         return None

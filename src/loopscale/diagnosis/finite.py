@@ -18,31 +18,20 @@ def first_nonfinite(setting: Setting, output: Any) -> list[Finding]:
     """Return one finding, or none when weights and output are finite. Minus infinity in attention masks does not count."""
     bad = next((n for n, p in setting.model.named_parameters() if p.is_floating_point() and not _finite(p)), None)
     if bad is not None:
-        return [
-            _finding(
-                bad,
-                f"parameter `{bad}` holds values that are not finite",
-                "the checkpoint or a training step broke it",
-                "go back to a checkpoint before the divergence, and lower the rate or scale the residual",
-            )
-        ]
+        said = f"parameter `{bad}` holds values that are not finite"
+        cause = "the checkpoint or a training step broke it"
+        remedy = "go back to a checkpoint before the divergence, and lower the rate or scale the residual"
+        return [finding("nonfinite", bad, said, remedy=remedy, cause=cause)]
     value = first_float(output)
     if value is None or _finite(value):
         return []
     where, said = _first(setting)
-    return [
-        _finding(
-            where,
-            f"{said} is the first that is not finite",
-            "the stream or an activation left the range of its number format, or something is divided by nothing",
-            "look at growth: scale the residual branches by 1/(N sqrt(L)), or keep the stream in fp32; rows of a softmax "
-            "that are masked as a whole give NaN",
-        )
-    ]
-
-
-def _finding(where: str, evidence: str, cause: str, remedy: str) -> Finding:
-    return finding("nonfinite", where, evidence, remedy=remedy, cause=cause)
+    cause = "the stream or an activation left the range of its number format, or something is divided by nothing"
+    remedy = (
+        "look at growth: scale the residual branches by 1/(N sqrt(L)), or keep the stream in fp32; rows of a softmax "
+        "that are masked as a whole give NaN"
+    )
+    return [finding("nonfinite", where, f"{said} is the first that is not finite", remedy=remedy, cause=cause)]
 
 
 def _finite(value: Tensor) -> bool:

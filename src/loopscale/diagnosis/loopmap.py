@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
@@ -52,14 +55,11 @@ class LoopMap:
 
     def __call__(self, stream: Tensor) -> Tensor:
         """Run F at another point; raises `LookupError` where the model takes another way there."""
-        tape, _ = self.setting.run(
-            keep=frozenset({self.end}),
-            stop=self.end,
-            hollow=self.hollow,
-            replace={self.start: lambda _: stream.clone()},
-            like=self.like,
-        )
-        return tape.values[self.end]
+        return self._from(lambda _: stream.clone())
+
+    def _from(self, stand_in: Callable[[Tensor], Tensor], **more: Any) -> Tensor:
+        where = {"keep": frozenset({self.end}), "stop": self.end, "hollow": self.hollow, "like": self.like}
+        return self.setting.run(replace={self.start: stand_in}, **where, **more)[0].values[self.end]
 
     def jvp(self, direction: Tensor) -> Tensor:
         """Return the derivative of F at `point` in a direction."""
@@ -74,15 +74,8 @@ class LoopMap:
     def _forward(self, direction: Tensor) -> Tensor:
         with forward_ad.dual_level():
             dual = forward_ad.make_dual(self.point.clone(), direction)  # type: ignore[no-untyped-call]
-            tape, _ = self.setting.run(
-                keep=frozenset({self.end}),
-                stop=self.end,
-                hollow=self.hollow,
-                replace={self.start: lambda _: dual},
-                like=self.like,
-                plain=True,
-            )
-            tangent = forward_ad.unpack_dual(tape.values[self.end]).tangent  # type: ignore[no-untyped-call]
+            image = self._from(lambda _: dual, plain=True)
+            tangent = forward_ad.unpack_dual(image).tangent  # type: ignore[no-untyped-call]
             if tangent is None:
                 raise RuntimeError("the model cuts the derivative: inference mode or a custom function")
             found: Tensor = tangent.detach().clone()
@@ -91,15 +84,8 @@ class LoopMap:
     def vjp(self, direction: Tensor) -> Tensor:
         """Return the transposed derivative of F at `point` in a direction; raises what autograd raises."""
         leaf = self.point.clone().requires_grad_(True)
-        tape, _ = self.setting.run(
-            keep=frozenset({self.end}),
-            stop=self.end,
-            hollow=self.hollow,
-            replace={self.start: lambda _: leaf * 1.0},
-            graph=True,
-            like=self.like,
-        )
-        (found,) = torch.autograd.grad(tape.values[self.end], leaf, direction, allow_unused=True)
+        image = self._from(lambda _: leaf * 1.0, graph=True)
+        (found,) = torch.autograd.grad(image, leaf, direction, allow_unused=True)
         if found is None:
             raise RuntimeError("no gradient comes back through the visit")
         return found.detach()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
 from math import prod
 
@@ -21,7 +21,7 @@ _ELEMENTWISE = frozenset(
     "addcmul where".split()
 )
 Group = dict[Key, tuple[int, ...]]
-_LOOKUPS = frozenset({"embedding", "__getitem__", "index_select", "gather", "embedding_bag"})
+LOOKUPS = frozenset({"embedding", "__getitem__", "index_select", "gather", "embedding_bag"})
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def _uses(tape: Tape) -> dict[Key, list[int]]:
     found: dict[Key, list[int]] = defaultdict(list)
     for index, node in enumerate(tape.nodes):
         # What is made of parameters alone (a transposed weight, a power iteration for its norm) is not yet a use.
-        if node.params and node.data and node.op not in _LOOKUPS:
+        if node.params and node.data and node.op not in LOOKUPS:
             for key in node.params:
                 found[key].append(index)
     return found
@@ -199,7 +199,7 @@ def _groups(chains: Group) -> list[Group]:
 
 def _describe(model: nn.Module, tape: Tape, group: Group, groups: list[Group], chains: Group) -> FoundLoop:
     names = [name for key in group for name in tape.names.get(key, [])[:1]]
-    visits = len(next(iter(group.values())))
+    visits = _visits(group)
     tops = _top_modules(model, {name for key in chains for name in tape.names.get(key, [])}, set(names))
     shared = any(len(tape.names.get(key, [])) > 1 for key in group)
     order = "layer-wise" if _follows_alike(tape, group, groups) else "stack-wise"
@@ -216,7 +216,7 @@ def _follows_alike(tape: Tape, group: Group, groups: list[Group]) -> bool:
     shapes = sorted(key[2] for key in group)
     for other in groups:
         begin, end = _span(other)
-        alike = sorted(key[2] for key in other) == shapes and len(_visit(other)) == len(_visit(group))
+        alike = sorted(key[2] for key in other) == shapes and _visits(other) == _visits(group)
         if other is group or not alike or not (begin > last or end < first):
             continue
         (_, made), (read, _) = sorted([(first, last), (begin, end)])
@@ -225,8 +225,8 @@ def _follows_alike(tape: Tape, group: Group, groups: list[Group]) -> bool:
     return False
 
 
-def _visit(group: Group) -> tuple[int, ...]:
-    return next(iter(group.values()))
+def _visits(group: Group) -> int:
+    return len(next(iter(group.values())))
 
 
 def _span(group: Group) -> tuple[int, int]:
@@ -276,8 +276,6 @@ def _phrase(names: tuple[str, ...]) -> str:
 
 def _nested(loop: FoundLoop, loops: list[FoundLoop]) -> FoundLoop:
     """Name the outer loop of a loop that runs several times within each of its visits."""
-    from dataclasses import replace
-
     for other in loops:
         spans = other.starts[0] <= loop.starts[-1] and loop.starts[0] <= other.starts[-1]
         if other is not loop and other.visits < loop.visits and spans:

@@ -95,9 +95,12 @@ def measured_pass(
     return first
 
 
-def again(setting: Setting, seen: Pass) -> Pass:
-    """Measure the same stream of the same loop at another setting."""
-    return measured_pass(setting, seen.loop, seen.tape, seen.which)
+def again(setting: Setting, seen: Pass) -> Pass | None:
+    """Measure the same stream of the same loop at another setting; None where the model does not run so."""
+    try:
+        return measured_pass(setting, seen.loop, seen.tape, seen.which)
+    except (LookupError, RuntimeError, ValueError):
+        return None
 
 
 def anew(setting: Setting, seen: Pass, visits: int) -> Pass:

@@ -70,13 +70,11 @@ def try_remedies(
             before = kinds.setdefault((b.sites[0], operand), (b, operand, 1.0))
             kinds[b.sites[0], operand] = (*before[:2], before[2] * factor)
         factors = setting.changed(factors).changed(new).factors
-        try:
-            changed = replace(setting, factors=factors)
-            now = with_far_gain(changed, again(changed, seen))
-        except (LookupError, RuntimeError, ValueError):
+        changed = replace(setting, factors=factors)
+        found = again(changed, seen)
+        if found is None or found.growth is None:
             return None
-        if now.growth is None:
-            return None
+        now = with_far_gain(changed, found)
         known, levers = tested(changed, now, replace(facts_of(now), init_ratio=None, scale_power=None))
     if not factors or now.growth is None:
         return None

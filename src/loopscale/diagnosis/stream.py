@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeGuard
 
 from loopscale.diagnosis.loops import FoundLoop
 from loopscale.probe.tape import Node, Tape
-from loopscale.probe.walks import ancestors, descendants, descendants_past, dominators
+from loopscale.probe.walks import ancestors, descendants, dominators
 
 # Additions to some places of the stream only, as routing makes them.
 SCATTERS = frozenset("scatter_add scatter_add_ index_add index_add_".split())
@@ -172,7 +172,7 @@ def _carried_over(nodes: list[Node], starts: tuple[int, ...], visit: int, crossi
         return own
     for place, candidate in enumerate(crossing):
         others = {c for c in crossing if c < candidate}
-        if others and candidate in descendants_past(nodes, starts[visit - 2], candidate, others):
+        if others and candidate in descendants(nodes, starts[visit - 2], candidate, others):
             own.add(place)
     return own
 
@@ -290,7 +290,7 @@ def _segment(nodes: list[Node], start: int, end: int) -> list[Step]:
     carried = [p for p in dict.fromkeys(node.parents) if p in inside]
     beside = [p for p in dict.fromkeys(node.parents) if p not in inside and nodes[p].data]
     if node.op in JOINS and beside:
-        places = {word[1]: place for place, word in enumerate(_operands(node)) if _is_node(word)}
+        places = {word[1]: place for place, word in enumerate(_operands(node)) if is_node(word)}
         return [Step("join", end, start, p, operand=places.get(p, -1)) for p in beside]
     if _adds_to(node, inside) or node.op in MIXES or (node.op in SCALES and len(carried) > 1):
         linear = _linear(nodes, start, inside)
@@ -402,7 +402,7 @@ def _addition(
     """Return what an addition adds to the stream: a branch of it, an input or a constant; None for a number."""
     node = nodes[index]
     others = [p for p in node.parents if p != skip]
-    places = {word[1]: place for place, word in enumerate(_operands(node)) if _is_node(word)}
+    places = {word[1]: place for place, word in enumerate(_operands(node)) if is_node(word)}
     if not others:
         constant = next((p for p, word in enumerate(node.args) if _is_constant(word)), None)
         if constant is None or not _numel(nodes[index].shape):
@@ -433,16 +433,17 @@ def _operands(node: Node) -> tuple[object, ...]:
 def _adds_to(node: Node, carriers: set[int] | dict[int, int]) -> bool:
     """Say whether this call adds something to one of these values; a product with a bias does not."""
     if node.op in FUSED:
-        return bool(node.args) and _is_node(node.args[0]) and node.args[0][1] in carriers
+        return bool(node.args) and is_node(node.args[0]) and node.args[0][1] in carriers
     return node.op in ADDS
 
 
 def _gathers(node: Node, linear: dict[int, int]) -> bool:
     """Say whether parts of the stream are summed into something else, as over neighbours: no addition to the stream."""
-    return node.op in SCATTERS and not (node.args and _is_node(node.args[0]) and node.args[0][1] in linear)
+    return node.op in SCATTERS and not (node.args and is_node(node.args[0]) and node.args[0][1] in linear)
 
 
-def _is_node(word: Any) -> TypeGuard[tuple[str, int]]:
+def is_node(word: Any) -> TypeGuard[tuple[str, int]]:
+    """Say whether an argument, as a tape notes it, is a node."""
     return isinstance(word, tuple) and len(word) == 2 and word[0] == "node"
 
 

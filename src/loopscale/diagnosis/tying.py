@@ -151,7 +151,6 @@ def _declared(setting: Setting) -> tuple[str, int] | None:
             and count > 1
             and any(len(m) % count == 0 and len({type(part) for part in m}) == 1 for m in lists)
         ):
-            if acts(setting, knob):
-                continue
-            return knob.name, count
+            if not acts(setting, knob):
+                return knob.name, count
     return None

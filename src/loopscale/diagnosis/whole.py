@@ -14,13 +14,13 @@ from torch import nn
 from loopscale.diagnosis.branches import LOST, owner, rms
 from loopscale.diagnosis.diagnosis import Finding, finding
 from loopscale.diagnosis.knob import Knob, acts, candidates
-from loopscale.diagnosis.loops import FoundLoop, find_loops
+from loopscale.diagnosis.loops import LOOKUPS, FoundLoop, find_loops
 from loopscale.diagnosis.measure import Pass, anew
 from loopscale.diagnosis.setting import Setting
-from loopscale.diagnosis.stream import ADDS, strip
+from loopscale.diagnosis.stream import ADDS, is_node, strip
 from loopscale.probe.batch import first_float
 from loopscale.probe.tape import Key, Tape, storage_key
-from loopscale.probe.walks import ancestors, descendants_past
+from loopscale.probe.walks import ancestors, descendants
 
 # Leaving the loop out moves the output by less than this share: it is idle.
 IDLE = 1e-3
@@ -48,7 +48,7 @@ def idle(setting: Setting, seen: Pass, output: Any) -> list[Finding]:
     used = {i for chain in seen.loop.uses.values() for i in chain if i > stream.states[0]}
     if not ancestors(seen.tape.nodes, end, 0) & used:
         return [finding("idle-loop", seen.loop.where, "the output is computed without the loop's result")]
-    if len(stream.states) > 2 and end in descendants_past(seen.tape.nodes, stream.states[1], end, {last}):
+    if len(stream.states) > 2 and end in descendants(seen.tape.nodes, stream.states[1], end, {last}):
         return []  # the output reads earlier visits too: the last state is not all that the loop hands on
     if seen.ends is None or seen.ends[0].shape != seen.ends[1].shape:
         return []
@@ -105,7 +105,7 @@ def _inputs(tape: Tape) -> dict[Key, dict[tuple[int, ...], int]]:
     call = -1
     for node in tape.nodes:
         second = node.call == call  # another result of one call
-        if node.params and node.data and node.op not in _LOOKUPS and not second:
+        if node.params and node.data and node.op not in LOOKUPS and not second:
             data = tuple(same[p] for p in node.parents if tape.nodes[p].data)
             for key in node.params:
                 found[key][data] += 1
@@ -113,7 +113,6 @@ def _inputs(tape: Tape) -> dict[Key, dict[tuple[int, ...], int]]:
     return found
 
 
-_LOOKUPS = frozenset("embedding __getitem__ index_select gather".split())
 _RANDOM = re.compile("rand|dropout|normal|bernoulli|multinomial|poisson|exponential")
 
 
@@ -125,7 +124,7 @@ def _same_values(tape: Tape) -> list[int]:
         told = index
         known = node.parents and not any(word[:1] == ("constant",) and not word[-1] for word in _tuples(node.args))
         if known and node.op != "opaque" and not _RANDOM.search(node.op):
-            args = tuple(("node", same[w[1]]) if _is_node(w) else w for w in node.args)
+            args = tuple(("node", same[w[1]]) if is_node(w) else w for w in node.args)
             spelt = (node.op, tuple(same[p] for p in node.parents), node.params, args, node.shape)
             told = first.setdefault(spelt, index)
         same.append(told)
@@ -137,10 +136,6 @@ def _tuples(args: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
         if isinstance(word, tuple):
             yield word
             yield from _tuples(word)
-
-
-def _is_node(word: Any) -> bool:
-    return isinstance(word, tuple) and len(word) == 2 and word[0] == "node"
 
 
 @dataclass(frozen=True)

@@ -67,18 +67,19 @@ def prepare(model: nn.Module, batch: Any, extra: Mapping[str, Any] | None = None
     if batch is not None:
         if not isinstance(batch, (Tensor, Mapping, tuple, list)):
             raise UserError(f"the batch is a {type(batch).__name__}: give a tensor, a tuple or a dict of tensors")
-        return _first_that_fits(model, [*_with_required(model, _plain(model, batch)), *_as_one(batch)], extra)
-    problem: UserError | None = None
-    for made in (filled for plain in _candidates(model) for filled in _with_required(model, plain)):
-        try:
-            return _tried(model, made, extra)
-        except UserError as mistake:
-            problem = problem or mistake
-    if problem is not None:
+        plain = {**batch, **_no_cache(model)} if isinstance(batch, Mapping) else batch
+        # It may be the one argument: a dict as a collator gives it, a tuple of tensors (a graph).
+        whole = [(batch,)] if isinstance(batch, (Mapping, tuple, list)) else []
+        return _first_that_fits(model, [*_with_required(model, plain), *whole], extra)
+    made = [filled for plain in _candidates(model) for filled in _with_required(model, plain)]
+    if not made:
+        raise UserError("cannot tell what the model reads, it has no embedding and no linear layer: pass a batch")
+    try:
+        return _first_that_fits(model, made, extra)
+    except UserError as problem:
         raise UserError(
             f"no made-up batch fits the model: pass a batch, or let the factory return (model, batch) ({problem})"
-        )
-    raise UserError("cannot tell what the model reads, it has no embedding and no linear layer: pass a batch")
+        ) from problem
 
 
 def _first_that_fits(model: nn.Module, ways: list[Any], extra: Mapping[str, Any] | None) -> Any:
@@ -91,17 +92,6 @@ def _first_that_fits(model: nn.Module, ways: list[Any], extra: Mapping[str, Any]
             problem = problem or mistake
     assert problem is not None
     raise problem
-
-
-def _as_one(batch: Any) -> list[Any]:
-    """Spell the batch as the one argument that it may be: a dict as a collator gives it, a tuple of tensors (a graph)."""
-    return [(batch,)] if isinstance(batch, (Mapping, tuple, list)) else []
-
-
-def _plain(model: nn.Module, batch: Any) -> Any:
-    if isinstance(batch, Mapping):
-        return {**batch, **_no_cache(model)}
-    return batch
 
 
 def _tried(model: nn.Module, batch: Any, extra: Mapping[str, Any] | None) -> Any:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from loopscale.probe.tape import Node
 
 
-def descendants(nodes: list[Node], start: int, end: int) -> set[int]:
-    """Return all nodes in (start, end] that depend on `start`, and `start` itself."""
+def descendants(nodes: list[Node], start: int, end: int, avoided: Collection[int] = ()) -> set[int]:
+    """Return all nodes in (start, end] that depend on `start` along ways past `avoided`, and `start` itself."""
     reached = {start}
     for index in range(start + 1, min(end, len(nodes) - 1) + 1):
-        if any(parent in reached for parent in nodes[index].parents):
+        if index not in avoided and any(parent in reached for parent in nodes[index].parents):
             reached.add(index)
     return reached
 
@@ -22,15 +24,6 @@ def ancestors(nodes: list[Node], end: int, start: int) -> set[int]:
             if parent >= start and parent not in reached:
                 reached.add(parent)
                 stack.append(parent)
-    return reached
-
-
-def descendants_past(nodes: list[Node], start: int, end: int, avoided: set[int]) -> set[int]:
-    """Do as `descendants`, along ways that touch none of `avoided`."""
-    reached = {start}
-    for index in range(start + 1, end + 1):
-        if index not in avoided and any(parent in reached for parent in nodes[index].parents):
-            reached.add(index)
     return reached
 
 
