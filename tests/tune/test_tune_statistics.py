@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from loopscale.records import Cell, Trial
 from loopscale.study import UserCode
@@ -16,7 +18,7 @@ from loopscale.tune.findings import Probe, _overall, _pays, exponents, known_noi
 from loopscale.tune.plan import at_lower_end, caveats, decide
 from loopscale.tune.regret import as_json, verdict
 from loopscale.tune.search import PairedNoise, beaten, leader, paired_noise
-from loopscale.tune.settings import Size
+from loopscale.tune.settings import Size, bounds, to_point, to_values
 
 RNG = np.random.Generator(np.random.PCG64(7))
 
@@ -212,6 +214,18 @@ def tuning(points, losses):
         cell = Cell(rule="looped", loops=1, lr=values["lr"], values=values, seed=0, explored=True)
         records.append(Trial(key=str(i), loss=loss, diverged=loss is None, cell=cell))
     return settings, records
+
+
+@given(st.floats(-11, -3), st.floats(-9, -1), st.floats(-3, 3))
+def test_the_outer_rate_is_searched_as_a_rate_and_kept_as_a_factor(hidden, outer, strength):
+    """Where the hidden rate is says nothing of the range of the other, and no digit is lost on the way."""
+    size = Size(1, 1, 64, 100, 8)
+    settings = TuneSettings(parse_values({"model": {"width": 64}, "optim": {"lr": 2.0**-6}}), size, size)
+    assert bounds(settings)["outer_lr"] == (-9, -1)
+    point = {"lr": hidden, "strength": strength, "outer_lr": outer}
+    values = to_values(point)
+    assert math.log2(values["lr"] * values["outer_lr"]) == pytest.approx(outer, abs=2e-3)
+    assert to_point(values) == pytest.approx(point, abs=2e-3)
 
 
 def test_an_interval_that_is_only_the_explored_range_is_none_and_it_says_why():

@@ -83,8 +83,10 @@ def _intervals(settings: TuneSettings, explored: Sequence[Trial], best: Values) 
         finite = sum(trial.loss is not None for trial in explored)
         why = f"{finite} of {len(explored)} explored points finished, a surface needs {needed(len(ranges))}"
         return {**nothing, "interval_note": f"no intervals: {why}"}
-    low = to_values(dict(zip(ranges, vertex.low, strict=True)))
-    high = to_values(dict(zip(ranges, vertex.high, strict=True)))
+    low, high = (
+        {name: to_values({**point, name: end})[name] for name, end in zip(ranges, ends, strict=True)}
+        for ends in (vertex.low, vertex.high)
+    )
     # The interval is the fitted minimum's; it is widened to hold the point that won the race.
     spans = {name: [min(low[name], best[name]), max(high[name], best[name])] for name in ranges}
     ends = dict(zip(ranges, vertex.ends, strict=True))

@@ -144,6 +144,9 @@ class TuneSettings(Design):
 def bounds(settings: TuneSettings) -> dict[str, tuple[float, float]]:
     """Return the range of each tuned value in search coordinates: octaves (log2) around the config's, warm-up as it is.
 
+    The outer rate is searched as a rate, not as the factor on the hidden one that `outer_lr` is: its best value stays where
+    it is while the hidden rate moves, and a low hidden rate does not shut it out.
+
     >>> from loopscale.train import TrainConfig
     >>> size = Size(1, 1, 64, 100, 16)
     >>> bounds(TuneSettings(TrainConfig(), size, size))["lr"]
@@ -154,7 +157,7 @@ def bounds(settings: TuneSettings) -> dict[str, tuple[float, float]]:
     ranges = {
         "lr": (math.log2(optim.lr) - 4, math.log2(optim.lr) + 4),
         "strength": (math.log2(model.strength) - 3, math.log2(model.strength) + 3),
-        "outer_lr": (math.log2(optim.outer_lr) - 2, math.log2(optim.outer_lr) + 5),
+        "outer_lr": (math.log2(optim.lr * optim.outer_lr) - 3, math.log2(optim.lr * optim.outer_lr) + 5),
         "weight_decay": (decay - 3, decay + 3),
         "warmup": (0.0, 0.5),
         "batch": (-2.0, 2.0),
@@ -163,13 +166,20 @@ def bounds(settings: TuneSettings) -> dict[str, tuple[float, float]]:
 
 
 def to_values(point: dict[str, float]) -> dict[str, float]:
-    """Turn search coordinates into values of four digits each: what a config file would say."""
+    """Turn search coordinates into values of four digits each: what a config file would say.
+
+    >>> to_values({"lr": -6.0, "outer_lr": -3.0})
+    {'lr': 0.01562, 'outer_lr': 8.0}
+    """
+    if "outer_lr" in point:
+        point = {**point, "outer_lr": point["outer_lr"] - point["lr"]}
     return {name: float(f"{x if name == 'warmup' else 2.0**x:.4g}") for name, x in point.items()}
 
 
 def to_point(values: dict[str, float]) -> dict[str, float]:
     """Reverse `to_values`."""
-    return {name: value if name == "warmup" else math.log2(value) for name, value in values.items()}
+    point = {name: value if name == "warmup" else math.log2(value) for name, value in values.items()}
+    return {**point, "outer_lr": point["outer_lr"] + point["lr"]} if "outer_lr" in point else point
 
 
 def start(settings: TuneSettings) -> dict[str, float]:
