@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from loopscale.diagnosis.setting import Factors
-from loopscale.diagnosis.stream import BLENDS, ENTERS, FUSED, SAME, SCATTERS, Step, Stream, strip
+from loopscale.diagnosis.stream import BLENDS, ENTERS, FUSED, SAME, SCATTERS, Step, Stream, learned, strip
 from loopscale.probe.tape import HALVES, Key, Site, Tape
 from loopscale.probe.walks import ancestors
 
@@ -240,8 +240,8 @@ def _injected(tape: Tape, step: Step) -> str:
 
 def _learned(tape: Tape, step: Step) -> bool:
     """Say whether a factor between the branch's output and the addition is a parameter, or made of one."""
-    made = [i for scaled in step.scaled for p in _factors(tape, *scaled) for i in ancestors(tape.nodes, p, 0)]
-    return any(tape.nodes[i].params for i in [*made, *(i for i, _ in step.scaled)])
+    made = (p for scaled in step.scaled for p in _factors(tape, *scaled))
+    return any(tape.nodes[i].params for i, _ in step.scaled) or any(learned(tape.nodes, p) for p in made)
 
 
 def _base(tape: Tape, step: Step, values: dict[int, Tensor]) -> float:
@@ -258,22 +258,17 @@ def _base(tape: Tape, step: Step, values: dict[int, Tensor]) -> float:
 
 def _update(tape: Tape, step: Step, values: dict[int, Tensor], factors: Factors) -> Tensor:
     """Return what is added, with the factor that this pass puts on it."""
-    difference = tape.nodes[step.node].op in BLENDS | SCATTERS or step.update == step.skip
-    update, factor = _added(tape, step, values), _put(tape, step, step.operand, factors)
-    return update if difference or factor == 1.0 else update * factor
-
-
-def _added(tape: Tape, step: Step, values: dict[int, Tensor]) -> Tensor:
-    node = tape.nodes[step.node]
-    if step.kind == "join":
-        return values[step.update].float()
-    if step.update == step.skip and step.kind == "inject" and values[step.skip].shape != values[step.node].shape:
-        return values[step.node].float().detach()
+    node, after = tape.nodes[step.node], values[step.node].float().detach()
     spelt = any(isinstance(word, (int, float)) for word in node.args)
-    if node.op in BLENDS or node.op in SCATTERS or spelt or step.update == step.skip:
-        return (values[step.node].float() - values[step.skip].float()).detach()
-    update = values[step.update].float()
-    return update.expand_as(values[step.node]) if update.shape != values[step.node].shape else update
+    difference = node.op in BLENDS | SCATTERS or step.update == step.skip
+    if step.kind != "join" and (difference or spelt):
+        alone = step.kind == "inject" and step.update == step.skip and values[step.skip].shape != after.shape
+        update = after if alone else after - values[step.skip].float().detach()
+    else:
+        update = values[step.update].float()
+        update = update.expand_as(after) if step.kind != "join" and update.shape != after.shape else update
+    factor = _put(tape, step, step.operand, factors)
+    return update if difference or factor == 1.0 else update * factor
 
 
 def _stored(tape: Tape, step: Step) -> torch.dtype:

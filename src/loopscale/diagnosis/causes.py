@@ -99,9 +99,8 @@ class Facts:
     @property
     def carried(self) -> bool:
         """Whether a skip carries the stream past all weights of a visit."""
-        return bool(self.living or any(b.kind == "branch" for b in self.branches)) and not any(
-            b.kind == "map" and b.learned for b in self.branches
-        )
+        kinds = {b.kind for b in self.branches if b.kind != "map" or b.learned}
+        return "branch" in kinds and "map" not in kinds
 
     @property
     def scale(self) -> float | None:

@@ -20,7 +20,7 @@ from loopscale.diagnosis.loops import FoundLoop, find_loops
 from loopscale.diagnosis.setting import Setting
 from loopscale.diagnosis.stated import attachment_in, scaled_for
 from loopscale.errors import UserError, nearest
-from loopscale.probe.batch import LARGE, LOOP_WORDS, first_float
+from loopscale.probe.batch import LOOP_WORDS, first_float, small
 from loopscale.probe.passes import record
 from loopscale.speaker import handle_of
 
@@ -109,11 +109,12 @@ def find_knob(model: nn.Module, batch: Any, loop: FoundLoop | None, named: str |
     Raises `UserError` when a knob is named that the model does not have or that does not set the loops.
     """
     visits = loop.visits if loop else 1
-    small = sum(p.numel() for p in model.parameters()) <= LARGE
     equal = _unnamed(model, lambda value: value == visits) if visits > 1 else []
-    known = [*_of_handle(model), *candidates(model), *_given(model, batch), *equal][: _MOST if small else _MOST_LARGE]
+    known = [*_of_handle(model), *candidates(model), *_given(model, batch), *equal][
+        : _MOST if small(model) else _MOST_LARGE
+    ]
     limits: list[Knob] = []
-    if loop is not None and small:
+    if loop is not None and small(model):
         # What exceeds the visits sets them only as a most, which a value above it shows; what divides them, in rounds.
         around = {name.rpartition(".")[0] for name in loop.modules} | {""}
         most = _unnamed(model, lambda value: value > visits)
@@ -207,7 +208,7 @@ def acts(setting: Setting, one: Knob, rebuilt: bool = False) -> bool:
 def _rebuilt(model: nn.Module, one: Knob) -> nn.Module:
     """Build the model again from the config that holds the value; raises `LookupError` where it is not made of one."""
     config = vars(model).get(one.name.partition(".")[0])
-    if one.kind != "config" or config is None or sum(p.numel() for p in model.parameters()) > LARGE:
+    if one.kind != "config" or config is None or not small(model):
         raise LookupError("not built from a config")
     made: nn.Module = type(model)(copy.deepcopy(config))
     return made

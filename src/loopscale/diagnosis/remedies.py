@@ -25,7 +25,7 @@ from loopscale.diagnosis.knob import Knob
 from loopscale.diagnosis.measure import Pass, again, measured_pass, with_far_gain
 from loopscale.diagnosis.setting import Factors, Setting
 from loopscale.errors import UserError
-from loopscale.probe.batch import LARGE, prepare
+from loopscale.probe.batch import prepare, small
 from loopscale.probe.tape import Site
 
 MENDED = frozenset(
@@ -163,7 +163,7 @@ def attachable(
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 # The measure below is the check of a large model, whose passes cost more.
-                attach(copied, batch=batch, check=sum(p.numel() for p in model.parameters()) <= LARGE, **given)
+                attach(copied, batch=batch, check=small(model), **given)
             seen = measured_pass(Setting(copied, batch))
         except Exception:  # a model may refuse in any way
             continue

@@ -45,7 +45,7 @@ from loopscale.diagnosis.tying import untied
 from loopscale.diagnosis.whole import Modes, beside_at_zero, halts, idle, modes, restarts, unused_knobs
 from loopscale.errors import UserError, expect, number, settings
 from loopscale.parameterization import Depth, residual_scale
-from loopscale.probe.batch import LARGE, first_float, prepare
+from loopscale.probe.batch import first_float, prepare, small
 from loopscale.probe.tape import Tape, TooLong
 from loopscale.probe.untouched import untouched, unwrap
 from loopscale.speaker import unrestored
@@ -315,7 +315,7 @@ def _run_on(study: _Study) -> tuple[dict[str, Any] | None, dict[str, Any] | None
     if knob is None:
         return None, None
     ranged = loop_range(setting, knob, loops, span, first.asked.data, first.asked.loss) if span else None
-    settles = not first.broken and (span or _small(setting.model))
+    settles = not first.broken and (span or small(setting.model))
     return ranged.to_json() if ranged else None, settling(setting, knob, loops) if settles else None
 
 
@@ -348,7 +348,7 @@ def _measured(study: _Study) -> Measured:
 def _one_step(study: _Study, why: dict[str, str]) -> OneStep | None:
     first, facts, seen = study.first, study.facts, study.seen
     asked = first.asked
-    small = asked.products != 0 and _small(first.setting.model)
+    cheap = asked.products != 0 and small(first.setting.model)
     frozen = facts.scale_power is not None and abs(facts.scale_power) < FROZEN and (facts.scale or 1.0) < 0.9
     beside = [b for other in study.others if other.facts.loops == facts.loops for b in other.facts.branches]
     stepped = None
@@ -356,11 +356,11 @@ def _one_step(study: _Study, why: dict[str, str]) -> OneStep | None:
     if len(shapes) > 1:
         why[ONE_STEP] = "the stream has another shape at every visit"
         return None
-    if small or asked.optimizer:
+    if cheap or asked.optimizer:
         stepped = one_step_law(first.setting, first.knob, seen, asked.optimizer, beside if frozen else None)
     if stepped is None:
         large = "products is 0" if asked.products == 0 else "more than 25 million weights: give optimizer="
-        why[ONE_STEP] = "the output has no gradient" if small else large
+        why[ONE_STEP] = "the output has no gradient" if cheap else large
         return None
     acting = {name for node in seen.tape.nodes for key in node.params for name in seen.tape.names.get(key, [])}
     return replace(stepped, without_gradient=tuple(n for n in stepped.without_gradient if n in acting))
@@ -474,11 +474,6 @@ def _with_siblings(facts: Facts, main: FoundLoop, others: list[_Other]) -> Facts
         if other.facts in same:
             others[place] = replace(other, facts=replace(other.facts, layers=layers, prescribed=prescribed))
     return replace(facts, layers=layers, prescribed=prescribed, growth=growth)
-
-
-def _small(model: nn.Module) -> bool:
-    """Whether copies may be trained, which costs four times the weights, and passes at 4N be made."""
-    return sum(p.numel() for p in model.parameters()) <= LARGE
 
 
 def _base(stated: Stated | None) -> int | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any, NamedTuple, TypeGuard
 
 from loopscale.diagnosis.loops import FoundLoop
@@ -143,7 +144,7 @@ def _state(nodes: list[Node], starts: tuple[int, ...], visit: int, rank: int) ->
         end = starts[seen + 1] if seen + 1 < len(starts) else min(len(nodes) - 1, 2 * starts[seen] - starts[seen - 1])
         known = roots if seen == visit else _crossing(nodes, starts, seen)
         carry = {nodes[p].site for p in known if _carries(nodes, p, end)}
-        roots.sort(key=lambda p: (nodes[p].site not in carry, -_numel(nodes[p].shape), -p))
+        roots.sort(key=lambda p: (nodes[p].site not in carry, -prod(nodes[p].shape), -p))
     return roots[rank] if rank < len(roots) else None
 
 
@@ -175,13 +176,6 @@ def _carried_over(nodes: list[Node], starts: tuple[int, ...], visit: int, crossi
         if others and candidate in descendants(nodes, starts[visit - 2], candidate, others):
             own.add(place)
     return own
-
-
-def _numel(shape: tuple[int, ...]) -> int:
-    size = 1
-    for side in shape:
-        size *= side
-    return size
 
 
 def _aligned_input(nodes: list[Node], state: int, starts: tuple[int, ...]) -> int | None:
@@ -359,7 +353,7 @@ def _weights(nodes: list[Node], node: Node) -> list[tuple[int, ...]]:
 
 def _small(shape: tuple[int, ...], node: Node) -> bool:
     """Whether a weight of this shape mixes a few streams and leaves their features alone."""
-    return _numel(shape) <= MIXED and node.shape[-1:] != shape[-1:] and node.shape[-1] not in shape
+    return prod(shape) <= MIXED and node.shape[-1:] != shape[-1:] and node.shape[-1] not in shape
 
 
 def _adds(nodes: list[Node], start: int, end: int, linear: dict[int, int], inside: set[int]) -> list[Step]:
@@ -405,7 +399,7 @@ def _addition(
     places = {word[1]: place for place, word in enumerate(_operands(node)) if is_node(word)}
     if not others:
         constant = next((p for p, word in enumerate(node.args) if _is_constant(word)), None)
-        if constant is None or not _numel(nodes[index].shape):
+        if constant is None or not prod(nodes[index].shape):
             return None
         return Step("inject", index, skip, skip, -1, None, operand=constant, other=places.get(skip, -1))
     update = max(others, key=lambda p: (p in inside, p))
@@ -482,16 +476,17 @@ def strip(
             return -1, written if factor is None else written * factor if isinstance(factor, float) else factor, ()
         data = [p for p in node.parents if nodes[p].data and not _drawn(nodes, p)] or list(node.parents)[:1]
         if inside is not None and node.op in SCALES and len(data) == 2:
-            data = [p for p in data if p in inside or not _learned(nodes, p)]
+            data = [p for p in data if p in inside or not learned(nodes, p)]
         if node.op in SCALES and len(node.parents) <= 2 and len(data) == 1:
             factor = factor or _factor(node, data[0])
             scaled.append((index, data[0]))
-        elif not (node.op in SAME and len(data) == 1 and _numel(nodes[data[0]].shape) == _numel(node.shape)):
+        elif not (node.op in SAME and len(data) == 1 and prod(nodes[data[0]].shape) == prod(node.shape)):
             return index, factor, tuple(scaled)
         index = data[0]
 
 
-def _learned(nodes: list[Node], index: int) -> bool:
+def learned(nodes: list[Node], index: int) -> bool:
+    """Say whether parameters act on the way to a value."""
     return any(nodes[i].params for i in ancestors(nodes, index, 0))
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from loopscale.errors import UserError
+from loopscale.probe.tape import tensors_in
 
 LOOP_WORDS = re.compile(
     r"loop|recur|cycle|repeat|iter|unroll|visit|ponder|hops|num_steps|n_steps|ut_steps|thinking|steps$", re.I
@@ -20,6 +21,11 @@ _ANSWERS = ("logits", "output", "outputs", "prediction", "predictions", "preds",
 TOKENS, SEQUENCES, LOOPS = 16, 2, 4
 SIDE, SIDES = 16, (28, 32, 64, 96, 128, 224, 256, 384)  # of images: a table of positions fits one size alone
 LARGE = 25_000_000
+
+
+def small(model: nn.Module) -> bool:
+    """Say whether copies of a model may be trained, which costs four times the weights, and many passes be made."""
+    return sum(p.numel() for p in model.parameters()) <= LARGE
 
 
 def call_model(model: nn.Module, batch: Any, extra: Mapping[str, Any] | None = None) -> Any:
@@ -99,12 +105,10 @@ def _tried(model: nn.Module, batch: Any, extra: Mapping[str, Any] | None) -> Any
 
     Raises `UserError` when it cannot run, or when the call changed a parameter, which is put back where the model is small.
     """
-    from loopscale.probe.tape import tensors_in
-
     given = _copied(batch)
     weights = [(name, p, p._version) for name, p in model.named_parameters() if not p.is_inference()]
-    small = sum(p.numel() for _, p, _ in weights) <= LARGE
-    kept = [p.detach().clone() if small else None for _, p, _ in weights]
+    keeps = small(model)
+    kept = [p.detach().clone() if keeps else None for _, p, _ in weights]
     _try(model, given, extra)
     moved = [(name, p, value) for (name, p, version), value in zip(weights, kept, strict=True) if p._version != version]
     for _, parameter, value in moved:
@@ -136,8 +140,6 @@ def _try(model: nn.Module, batch: Any, extra: Mapping[str, Any] | None) -> None:
 
 def _hint(model: nn.Module, batch: Any, said: str) -> str:
     """Return what to change in the batch of a model that looks tokens up; empty where that is not told."""
-    from loopscale.probe.tape import tensors_in
-
     tables = {name: m.num_embeddings for name, m in model.named_modules() if isinstance(m, nn.Embedding)}
     given = [t for t in tensors_in(batch) if t.numel()]
     if not tables or not given:
@@ -176,7 +178,7 @@ def _candidates(model: nn.Module) -> list[Any]:
     main = getattr(model, "main_input_name", None)
     if sizes:
         # One sequence for a large model: what a backward pass keeps would outgrow the weights.
-        rows = SEQUENCES if sum(p.numel() for p in model.parameters()) <= LARGE else 1
+        rows = SEQUENCES if small(model) else 1
         tokens = torch.randint(0, sizes[0], (rows, min(TOKENS, sizes[0])), generator=generator).to(place)
         made.append(tokens)
         if main is not None:
@@ -245,8 +247,6 @@ def first_float(output: Any) -> Tensor | None:
 
     Of a list of one shape, or of dicts with the same keys, as models give that answer at every visit, the last.
     """
-    from loopscale.probe.tape import tensors_in
-
     if not isinstance(output, (Tensor, list, tuple, Mapping)) and hasattr(output, "__dict__"):
         output = vars(output)
     first = output[0] if isinstance(output, tuple) and output else output
@@ -263,6 +263,4 @@ def first_float(output: Any) -> Tensor | None:
 
 def _visits(value: Any) -> bool:
     """Say whether this is a list of answers of one shape, one for each visit."""
-    from loopscale.probe.tape import tensors_in
-
     return isinstance(value, list) and len({tuple(t.shape) for t in tensors_in(value)}) == 1
