@@ -59,7 +59,8 @@ CASES = {
     "dataclass_out_ok": (states, set(), "bounded", 6, 1),
     "zero_none": (states, {"dead-branch", *NONE}, None, 6, 1),
     "zero_ok": (states, {"dead-branch"}, "bounded", 6, 1),
-    "rezero": (states, {"dead-branch"}, "bounded", 8, 1),
+    # Without 1/N: in plain torch four steps of AdamW move the stream by 0.0032, 0.0065, 0.0130 of itself at N = 4, 8, 16.
+    "rezero": (states, {"dead-branch", *NONE}, "bounded", 8, 1),
     "layerscale": (states, set(), "bounded", 8, 1),
     "pervisit_gates": (states, set(), "bounded", 6, 1),
     "addcmul_none": (states, NONE, "linear", 6, 1),

@@ -65,6 +65,26 @@ def test_a_gate_of_a_label_is_opened_to_one_and_the_factor_beside_it_is_kept(rat
     assert found.codes == {"dead-branch"} | codes, found.text()
 
 
+class Picked(Base):
+    """Gates of two branches are one parameter, zero at first."""
+
+    def make(self):
+        super().make()
+        self.k, self.gates = mlp(), nn.Parameter(torch.zeros(2))
+
+    def run(self, h):
+        for _ in range(self.loops):
+            h = h + self.gates[0] * self.branch(h)
+            h = h + self.rate * self.gates[1] * self.k(self.norm(h))
+        return h
+
+
+@pytest.mark.parametrize(("rate", "codes"), [(1 / N, set()), (1.0, {"unscaled-residual"})])
+def test_gates_that_are_picked_from_one_parameter_are_opened(rate, codes):
+    found = told(Picked(rate))
+    assert found.codes == {"dead-branch"} | codes, found.text()
+
+
 class Experts(Base):
     """One mixing for all visits; of three MLPs, which hold most weights, each visit takes the one whose turn it is."""
 

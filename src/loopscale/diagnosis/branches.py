@@ -197,8 +197,9 @@ def opened(seen: Any) -> Iterator[tuple[str, ...]]:
     scaling = [scaled for step in steps if step.kind == "branch" for scaled in step.scaled]
     made = {tape.nodes[i].params for i, _ in scaling}
     made |= {_last_learned(tape, p) for scaled in scaling for p in _factors(tape, *scaled)}
+    # A part of a parameter, picked by number, has a key of its own within that of the whole.
     keys = set().union(*made)
-    gates = [(n, p) for n, p in tape.model.named_parameters() if tape.keys.get(id(p)) in keys and not bool(p.any())]
+    gates = [(n, p) for n, p in tape.model.named_parameters() if _holds(tape, p, keys) and not bool(p.any())]
     # A gate of a matrix and a bias is 1 by its bias alone.
     gates = [(n, p) for n, p in gates if p.ndim < 2] or gates
     try:
@@ -208,6 +209,12 @@ def opened(seen: Any) -> Iterator[tuple[str, ...]]:
     finally:
         for _, gate in gates:
             gate.data.zero_()
+
+
+def _holds(tape: Tape, parameter: Tensor, keys: set[Key]) -> bool:
+    """Say whether one of these is the parameter or a part of it."""
+    storage, start, _ = tape.keys.get(id(parameter), (-1, 0, ()))
+    return any(key[0] == storage and (key[1] < 0 or start <= key[1] < start + parameter.numel()) for key in keys)
 
 
 def _last_learned(tape: Tape, index: int) -> frozenset[Key]:

@@ -254,10 +254,11 @@ def _studied(first: _First) -> _Study:
     """Study the main loop; where nothing accounts for its growth and its visits take turns, by rounds of them."""
     main = main_loop(first.loops, first.tape, first.knob.allows if first.knob else None)
     study = _study(first, main)
-    growth, every = study.facts.growth, in_turns(first.tape, main)
-    if every == 1 or study.levers or growth is None or not growth.beyond:
+    growth = study.facts.growth
+    if study.levers or growth is None or not growth.beyond:
         return study
-    rounds = _study(first, main, every)
+    every = in_turns(first.tape, main)
+    rounds = _study(first, main, every) if every > 1 else study
     return rounds if rounds.levers else study
 
 
