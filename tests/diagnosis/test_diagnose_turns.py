@@ -169,6 +169,22 @@ def test_a_factor_does_not_change_when_a_loop_halts():
     assert found.codes == {"halts-early", "unscaled-residual", "unscaled-injection"}, found.text()
 
 
+class Routed(Base):
+    """The places that a visit works on are counted by the state: with other factors there are others, and as many."""
+
+    def run(self, h):
+        for _ in range(self.loops):
+            chosen = h[:, 0] > h[:, 1]
+            room = h.new_zeros(int(chosen.sum()), D)
+            h = h.index_add(0, chosen.nonzero()[:, 0], room + self.branch(h[chosen]))
+        return h
+
+
+def test_a_size_that_the_state_decides_changes_with_the_state():
+    found = told(Routed(), 40, 6)
+    assert "unscaled-residual" in found.codes and found.findings[0].tried, found.text()
+
+
 class TwoStates(Base):
     """One network adds to two states in turns, the second from zero."""
 

@@ -96,11 +96,19 @@ def measured_pass(
 
 
 def again(setting: Setting, seen: Pass) -> Pass | None:
-    """Measure the same stream of the same loop at another setting; None where the model does not run so."""
-    try:
-        return measured_pass(setting, seen.loop, seen.tape, seen.which)
-    except (LookupError, RuntimeError, ValueError):
-        return None
+    """Measure the same stream of the same loop at another setting; None where the model does not run so.
+
+    A size that the model takes from a value, as routing does, may have to change with the value.
+    """
+    found = None
+    for way in (setting, replace(setting, free=True)) if setting.factors else (setting,):
+        try:
+            found = measured_pass(way, seen.loop, seen.tape, seen.which)
+        except (LookupError, RuntimeError, ValueError):
+            continue
+        if found.growth is not None:
+            break
+    return found
 
 
 def anew(setting: Setting, seen: Pass, visits: int) -> Pass:

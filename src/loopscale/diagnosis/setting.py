@@ -24,7 +24,8 @@ Factors = Mapping[Site, tuple[int, float]]
 class Setting:
     """The model, what it is called with, and the factor that each addition is run with (the user's code stays as it is).
 
-    `frozen` names the parameters that are not trained; while a model is measured, all of them ask for gradients.
+    `frozen` names the parameters that are not trained; while a model is measured, all of them ask for gradients. `free`:
+    what the model's code decides by values may go otherwise under factors than without.
     """
 
     model: nn.Module
@@ -32,10 +33,11 @@ class Setting:
     extra: Mapping[str, Any] = field(default_factory=dict)
     factors: Factors = field(default_factory=dict)
     frozen: frozenset[str] = frozenset()
+    free: bool = False
 
     def run(self, **more: Any) -> tuple[Tape, Any]:
         """Record one pass; the arguments are those of `record`."""
-        return record(self.model, self.batch, self.extra, factors=self.factors, most=MOST_CALLS, **more)
+        return record(self.model, self.batch, self.extra, factors=self.factors, free=self.free, most=MOST_CALLS, **more)
 
     def changed(self, factors: Factors) -> Setting:
         """Put further factors on additions; of one addition they multiply."""

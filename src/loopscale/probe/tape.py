@@ -131,7 +131,7 @@ class Tape(TorchFunctionMode):
     not made: zeros of the shape that `like` noted stand for them. With `plain` attention runs in the form that
     forward-mode differentiation follows, its result laid out as in `like`. With `wide` what a call makes in half precision
     is float32. `note` is called with each value and its site. With `factors` what the model's own code decides by a value
-    (a halting rule, a step size) goes as it went on `like`: else a factor would change the number of visits too.
+    (a halting rule, a step size) goes as it went on `like`, unless `free`: a factor would change the number of visits too.
     """
 
     model: nn.Module
@@ -149,6 +149,7 @@ class Tape(TorchFunctionMode):
     most: int = MOST_NODES
     hollow: frozenset[int] = frozenset()
     wide: bool = False
+    free: bool = False
     note: Callable[[Tensor, Site | None], None] | None = None
 
     def __post_init__(self) -> None:
@@ -218,7 +219,7 @@ class Tape(TorchFunctionMode):
         """Note a value that torch hands to the model's own code; give that of `like` where factors change it."""
         place = site, self.turns[site]
         self.turns[site] += 1
-        if self.factors and self.like is not None:
+        if self.factors and self.like is not None and not self.free:
             value = self.like.decided.get(place, value)
         self.decided[place] = value
         return value
