@@ -13,6 +13,7 @@ from torch import nn
 import loopscale as ls
 from loopscale import UserError, attach, attachment, detach
 from loopscale.adapt.branch_hook import hook_of
+from loopscale.adapt.present_rules import DepthRuleWarning
 
 
 def names(model):
@@ -207,6 +208,7 @@ def test_a_block_visited_many_times_by_glob():
         (dict(branches="*.input_layernorm"), "not the identity|is not a branch"),
         (dict(branches="*.self_attn"), "not the identity"),
         (dict(branches=["*.self_attn", "*.gate_proj"]), "'model.layers.0.mlp.gate_proj' is not a branch"),
+        (dict(branches=[nn.Linear]), "expected the names of modules, got the class Linear"),
         (dict(rule="loped"), "did you mean"),
         (dict(strength=-1.0), "strength"),
         (dict(loops=0), "loops must be"),
@@ -394,3 +396,9 @@ def test_a_block_that_is_built_like_a_looped_one_has_its_roles(capfd):
         "head.fc.weight": "readout",
     }
     assert "cannot tell" not in capfd.readouterr().err
+
+
+def test_layers_that_are_stated_are_compared_with_those_counted():
+    with pytest.warns(DepthRuleWarning, match=r"you say layers=3 and 1 were counted: eps is that of L = 3"):
+        handle = attach(Prelude(), loops=4, layers=3, branches=["block.fc"], batch=torch.randn(2, 8))
+    assert handle.layers == 3

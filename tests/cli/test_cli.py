@@ -21,6 +21,10 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
     [
         (["trian"], "unknown command 'trian': did you mean 'train'? known: "),
         (
+            ["diagnose", "x.py:f", "--loops", "eight"],
+            "invalid value for '--loops': 'eight' is not a whole number: see ",
+        ),
+        (
             ["transfer", "--target", "loops=8"],
             "unknown option '--target' of loopscale transfer: exponent and tune have it; here are ",
         ),

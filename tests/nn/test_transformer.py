@@ -302,3 +302,11 @@ def test_attention_in_bf16_on_a_cpu_is_that_of_fp32_rounded_once():
         strict=True,
     ):
         assert torch.equal(ours, theirs.bfloat16())
+
+
+@pytest.mark.parametrize("tokens", [torch.zeros(2, 5), torch.zeros(5, dtype=torch.long)])
+def test_what_are_no_tokens_is_told_by_kind_and_shape(tokens):
+    with pytest.raises(
+        UserError, match=r"tokens are whole numbers of shape \(batch, time\), got (float32|int64) of shape"
+    ):
+        LoopedTransformer(ModelConfig(vocab_size=9, width=32))(tokens)

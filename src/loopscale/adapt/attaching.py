@@ -16,7 +16,7 @@ from loopscale.adapt.handle import Handle, Scaling, compare
 from loopscale.adapt.present_rules import DepthRuleWarning, factor_in_config, factor_in_modules, in_weights
 from loopscale.adapt.trace import by_trace
 from loopscale.adapt.verify import Verdict, counted, evaluating, layers_of, verify
-from loopscale.errors import UserError, settings
+from loopscale.errors import UserError, expect, settings
 from loopscale.parameterization import Depth, Rule, get_rule
 from loopscale.parameterization.roles import starred
 from loopscale.probe.batch import prepare
@@ -191,7 +191,8 @@ def attachment(model: nn.Module) -> Attachment:
 def refuse(model: nn.Module) -> None:
     """Raise `UserError` for a model that can be neither attached nor converted."""
     if not isinstance(model, nn.Module):
-        raise UserError(f"attach needs a torch module, got {type(model).__name__}")
+        got = f"the class {model.__name__}: call it first" if isinstance(model, type) else type(model).__name__
+        raise UserError(f"attach needs a torch module, got {got}")
     refuse_hidden(model)
     if hasattr(model, "_orig_mod"):
         raise UserError("the model is compiled already: attach(model) first, then torch.compile(model)")
@@ -255,6 +256,8 @@ def _check(handle: Attachment, batch: Any, layers: int | None) -> None:
     handle.recount(branches, Depth(handle.loops, layers or unique))
     if warning:
         handle.warnings.append(warning)
+    if layers not in (None, unique):
+        handle.warnings.append(f"you say layers={layers} and {unique} were counted: eps is that of L = {layers}")
     _norm_placement(handle, verdict)
     core = "its norms alone" if handle.post_norm else "the identity"
     each = f"at strength 0 each layer is {core} ({verdict.layers} layers)"
@@ -278,4 +281,9 @@ def _norm_placement(handle: Attachment, verdict: Verdict) -> None:
 
 
 def _list(patterns: str | Sequence[str]) -> list[str]:
-    return [patterns] if isinstance(patterns, str) else list(patterns)
+    globs = [patterns] if isinstance(patterns, str) else list(patterns)
+    for glob in globs:
+        expect(
+            glob, isinstance(glob, str), "the names of modules", "such as branches=['layers.*.attn', 'layers.*.mlp']"
+        )
+    return globs

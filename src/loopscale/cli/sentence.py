@@ -16,8 +16,8 @@ from loopscale.errors import LONGEST, UserError, closest, nearest, one_line
 
 _MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "DefaultCPUAllocator")
 _WORDS = (  # what click says, and in plain words
-    ("is not a valid integer", "is not a whole number"),
-    ("is not a valid float", "is not a number"),
+    ("is not a valid integer( range)?", "is not a whole number"),
+    ("is not a valid float( range)?", "is not a number"),
     (r"is not in the range x>=(\S+)", r"is less than \1"),
     (r"is not in the range (\S+)<=x<=(\S+)", r"is not from \1 to \2"),
 )

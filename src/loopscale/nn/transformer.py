@@ -266,7 +266,8 @@ class LoopedTransformer(nn.Module):
     ) -> Tensor:
         """Compute logits [B, T, V]; with `targets_BT` [B, T] the mean cross entropy [], `loss_rows` positions at a time.
 
-        Raises `UserError` when loops < 1, the scale is another word, or an early exit is asked for with a cache.
+        Raises `UserError` for tokens of another kind, loops < 1, another word for the scale, or when an early exit is
+        asked for with a cache.
         """
         if options.keys() - Options.__annotations__.keys():
             settings(Options, options, LoopedTransformer.forward)
@@ -279,6 +280,9 @@ class LoopedTransformer(nn.Module):
         self, tokens_BT: Tensor, loops: int | None = None, keep: bool = False, **options: Unpack[Options]
     ) -> list[Tensor]:
         """Give the stream [B, T, D] at the end; with `keep`, also at entry to the core and after each visit."""
+        if tokens_BT.ndim != 2 or tokens_BT.is_floating_point():
+            got = f"{str(tokens_BT.dtype).removeprefix('torch.')} of shape {tuple(tokens_BT.shape)}"
+            raise UserError(f"tokens are whole numbers of shape (batch, time), got {got}")
         return self.flow(self.embedding(tokens_BT), loops, keep, **options)
 
     def flow(self, x: Tensor, loops: int | None = None, keep: bool = False, **options: Unpack[Options]) -> list[Tensor]:

@@ -97,7 +97,7 @@ def build_optimizer(
     """
     settings(Options, options, build_optimizer)
     if name not in OPTIMIZERS:
-        shown = name if isinstance(name, str) else type(name).__name__
+        shown = name if isinstance(name, str) else getattr(name, "__name__", type(name).__name__)
         raise UserError(f"unknown optimizer {shown!r}: {nearest(shown, OPTIMIZERS)}")
     for strange in {"betas", "momentum"} & options.keys() - TAKES[name]:
         raise UserError(f"{name} has no {strange}: leave it out, or name an optimizer that has")
