@@ -137,3 +137,8 @@ def test_a_study_is_read_and_its_verdict_judged_without_torch():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_no_two_of_many_series_look_alike():
+    made = looks([f"branch {number}" for number in range(25)])
+    assert len(set(made.values())) == 25

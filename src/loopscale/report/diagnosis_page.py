@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from loopscale.findings import BY_CODE
 from loopscale.report.figure import Axis, Figure, Mark
 from loopscale.report.figures import log_axis
-from loopscale.report.page import Section, Table, escape, render_page
+from loopscale.report.page import Section, Table, escape, prose, render_page
 from loopscale.report.palette import MEASURED, REFERENCE, looks, whole_ticks
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ _LABELS = {
     "norms": ("visit", "RMS of the stream"),
     "ratios": ("visit", "update / stream"),
     "gradients": ("visit", "gradient of the shared weights"),
-    "scales": ("branch (its number and name are in the table below)", "eps"),
+    "scales": ("branch (named in the table below)", "eps"),
     "eigenvalues": ("rank", "modulus"),
     "over_loops": ("loops N", "gain of the stream"),
     "range": ("loops N", "change of the output, or loss"),
@@ -66,15 +66,20 @@ def page(target: str, found: Diagnosis) -> str:
 
 
 def _finding(finding: Finding, found: Diagnosis) -> Section:
-    text = f"At {finding.where}. Seen: {finding.evidence}. Cause: {finding.cause}. What to try: {finding.remedy}."
-    if finding.tried:
-        text += f" Tried on the model's own forward pass {finding.tried}."
+    rows = {
+        "at": finding.where,
+        "seen": finding.evidence,
+        "cause": finding.cause,
+        "what to try": finding.remedy,
+        "tried": f"on the model's own forward pass {finding.tried}" if finding.tried else "",
+    }
+    said = "".join(f"<dt>{name}</dt><dd>{prose(value)}</dd>\n" for name, value in rows.items() if value)
     code = "\n".join(escape(line) for line in finding.lines)
     kind = BY_CODE[finding.code].figure
     chart = _chart(kind, found, finding.code)
     title = f"{finding.code} ({finding.severity})"
-    body = f'<pre style="white-space: pre-wrap">{code}</pre>' if code else ""
-    return Section(title, text, body, figure=chart, how_to_read=_READINGS[kind] if chart else "")
+    body = f'<dl class="finding">\n{said}</dl>\n' + (f"<pre>{code}</pre>\n" if code else "")
+    return Section(title, "", body, figure=chart, how_to_read=_READINGS[kind] if chart else "")
 
 
 def _symptoms(found: Diagnosis) -> list[Section]:

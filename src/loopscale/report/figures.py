@@ -304,7 +304,7 @@ def loss_over_strength(study: StudyInfo) -> Figure:
 def visit_axis(marks: Sequence[Mark]) -> Axis:
     """Return the axis of visits, with ticks at whole numbers: there is no half visit."""
     last = max(mark.x for mark in marks)
-    return Axis("visit (0 is the entry)", {float(at): str(at) for at in whole_ticks(0, last, 16)}, (0, last))
+    return Axis("visit (0 is the entry)", {float(at): str(at) for at in whole_ticks(0, last, 9)}, (0, last))
 
 
 def log_axis(title: str, values: Sequence[float]) -> Axis:

@@ -71,6 +71,15 @@ def escape(text: object) -> str:
     return html.escape(clean(str(text)), quote=True)
 
 
+def prose(text: str) -> str:
+    """Escape a sentence for HTML; what stands between backticks is code, -> an arrow.
+
+    >>> prose("`layers`: 11 -> 1")
+    '<code>layers</code>: 11 → 1'
+    """
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text).replace("-&gt;", "\N{RIGHTWARDS ARROW}"))
+
+
 def embed_json(value: Any) -> str:
     """Write JSON that is safe inside a script element: no character in it can end the element.
 
@@ -115,7 +124,7 @@ def render_page(
         title=escape(title),
         style=_asset("page.css"),
         kind=escape(kind),
-        lead=escape(lead),
+        lead=prose(lead),
         links=links,
         body="".join(body),
         scripts=_scripts(drawn),
@@ -177,7 +186,7 @@ def _anchors(titles: Sequence[str]) -> list[str]:
 
 
 def _section(part: Section, name: str, number: int, files: str) -> str:
-    text = f"<p>{escape(part.text)}</p>\n" if part.text else ""
+    text = f"<p>{prose(part.text)}</p>\n" if part.text else ""
     figure = _figure(part.figure, part.how_to_read, number, files) if part.figure else ""
     table = _table(part.table) if part.table else ""
     if part.more and part.more.rows:

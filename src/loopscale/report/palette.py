@@ -61,9 +61,17 @@ FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
 
 
 def looks(rules: Sequence[str]) -> dict[str, Look]:
-    """Give every rule its look: the known ones always the same, the others from the rest of the palette in order."""
+    """Give every rule its look: the known ones always the same, the others from the rest of the palette in order.
+
+    Once its colours are used up they come again with other shapes, so that no two of 25 look alike.
+    """
     others = [rule for rule in rules if rule not in _KNOWN]
-    return {rule: _KNOWN.get(rule) or _OTHERS[others.index(rule) % len(_OTHERS)] for rule in rules}
+    return {rule: _KNOWN.get(rule) or _other(others.index(rule)) for rule in rules}
+
+
+def _other(number: int) -> Look:
+    rounds, at = divmod(number, len(_OTHERS))
+    return Look(_OTHERS[at].ink, _OTHERS[(at + rounds) % len(_OTHERS)].shape)
 
 
 def loop_looks(loops: Iterable[int]) -> dict[str, Look]:
