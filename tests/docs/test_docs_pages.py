@@ -23,7 +23,7 @@ BLOCKS = [
 
 def test_there_are_chapters_a_lesson_and_blocks():
     names = {page.stem for page in NOTEBOOKS}
-    assert names == {"start", "add-up", "rule", "transfer", "diagnosis", "blocks", "what-goes-wrong"}
+    assert names == {"start", "add-up", "rule", "transfer", "diagnosis", "blocks", "exponent", "what-goes-wrong"}
     assert len(BLOCKS) >= 8
 
 
@@ -41,7 +41,7 @@ def test_a_block_runs(block):
     exec(compile(block, "block", "exec"), {"__name__": "block"})
 
 
-@pytest.mark.parametrize("name", ["add-up", "rule", "transfer", "diagnosis", "blocks"])
+@pytest.mark.parametrize("name", ["add-up", "rule", "transfer", "diagnosis", "blocks", "exponent"])
 def test_a_chapter_has_its_parts(name):
     text = (DOCS / "learn" / f"{name}.md").read_text()
     places = [text.index(part) for part in ("**Promise.**", "## Symbols", "> **The rule", "## Exercises", "<details>")]

@@ -111,6 +111,7 @@ def test_a_modules_name_stands_for_what_is_below_it():
         (lambda: param_groups(Odd(), lr=0.1, roles={"hed.weight": Role.READOUT}), "'hed.weight'"),
         (lambda: param_groups(nn.Linear(2, 2), lr=0.1), "does not state its roles: pass roles="),
         (lambda: param_groups(nn.Linear(2, 2), lr=0.1, roles={"weight": "hidden"}), "no role for parameter 'bias'"),
+        (lambda: param_groups(Odd(), lr=0.1, roles={"haed": "readout"}), "does not have: did you mean 'head'?"),
         (lambda: param_groups(Odd(), lr=0.1, roles={"stem": "embeding"}), "no role: did you mean 'embedding'?"),
         (lambda: param_groups(nn.Linear(2, 2), lr=0.1, roles={"weight": "hidden", "bias": "gain"}), "pass rule="),
         (lambda: param_groups(two_loops(2), lr=0.1), "different values of depth"),

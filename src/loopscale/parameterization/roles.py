@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from enum import Enum
 
-from loopscale.errors import UserError, listed, nearest
+from loopscale.errors import UserError, closest, listed, nearest
 
 
 class Role(str, Enum):
@@ -49,7 +49,10 @@ def check_roles(names: Iterable[str], roles: Mapping[str, Role]) -> dict[str, Ro
     wanted = list(names)
     extra = sorted(set(roles) - set(wanted))
     if extra:
-        raise UserError(f"roles= names {listed(extra)}, which the model does not have: remove or correct the name")
+        parts = {".".join(name.split(".")[:end]) for name in wanted for end in range(1, name.count(".") + 2)}
+        near = closest(extra[0], parts)
+        fix = f"did you mean {near!r}?" if near else "remove or correct the name"
+        raise UserError(f"roles= names {listed(extra)}, which the model does not have: {fix}")
     missing = [name for name in wanted if name not in roles]
     if missing:
         kinds = ", ".join(role.value for role in Role)
