@@ -121,6 +121,14 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
 
 
+def checked_tokens(tokens_BT: Tensor) -> Tensor:
+    """Return the tokens; raise `UserError` unless they are whole numbers [B, T]."""
+    if tokens_BT.ndim != 2 or tokens_BT.is_floating_point():
+        got = f"{str(tokens_BT.dtype).removeprefix('torch.')} of shape {tuple(tokens_BT.shape)}"
+        raise UserError(f"tokens are whole numbers of shape (batch, time), got {got}")
+    return tokens_BT
+
+
 def chunked_cross_entropy(x: Tensor, weight_VD: Tensor, targets: Tensor, rows: int) -> Tensor:
     """Return the mean of -log softmax(x W^T)[target] in nats, `rows` positions at a time, in fp32 also under autocast.
 

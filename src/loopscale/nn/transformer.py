@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from loopscale.errors import UserError, expect, settings
 from loopscale.nn.config import ModelConfig
 from loopscale.nn.initialise import initialise, role_of
-from loopscale.nn.layers import Attention, RMSNorm, SwiGLU, chunked_cross_entropy, rotary, rotary_at
+from loopscale.nn.layers import Attention, RMSNorm, SwiGLU, checked_tokens, chunked_cross_entropy, rotary, rotary_at
 from loopscale.nn.past import Past, Place, Slot
 from loopscale.nn.residual import Scale, add_scaled
 from loopscale.nn.visits import ORDERS, Recompute, check_options, visit_by_options
@@ -266,8 +266,7 @@ class LoopedTransformer(nn.Module):
     ) -> Tensor:
         """Compute logits [B, T, V]; with `targets_BT` [B, T] the mean cross entropy [], `loss_rows` positions at a time.
 
-        Raises `UserError` for tokens of another kind, loops < 1, another word for the scale, or when an early exit is
-        asked for with a cache.
+        Raises `UserError` for other tokens, loops < 1, another word for the scale, or an early exit with a cache.
         """
         if options.keys() - Options.__annotations__.keys():
             settings(Options, options, LoopedTransformer.forward)
@@ -280,10 +279,7 @@ class LoopedTransformer(nn.Module):
         self, tokens_BT: Tensor, loops: int | None = None, keep: bool = False, **options: Unpack[Options]
     ) -> list[Tensor]:
         """Give the stream [B, T, D] at the end; with `keep`, also at entry to the core and after each visit."""
-        if tokens_BT.ndim != 2 or tokens_BT.is_floating_point():
-            got = f"{str(tokens_BT.dtype).removeprefix('torch.')} of shape {tuple(tokens_BT.shape)}"
-            raise UserError(f"tokens are whole numbers of shape (batch, time), got {got}")
-        return self.flow(self.embedding(tokens_BT), loops, keep, **options)
+        return self.flow(self.embedding(checked_tokens(tokens_BT)), loops, keep, **options)
 
     def flow(self, x: Tensor, loops: int | None = None, keep: bool = False, **options: Unpack[Options]) -> list[Tensor]:
         """Do what `run` does, from embedded tokens [B, T, D]."""
