@@ -160,6 +160,26 @@ def test_an_optimizer_that_trains_no_copy_of_the_model_is_refused(options, word)
     assert word in wanted(**options, products=1)
 
 
+def test_a_model_without_weights_to_train_is_no_fault_of_an_optimizer():
+    class Buffers(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w, self.loops = torch.nn.Parameter(torch.eye(8) / 2), 4
+
+        def forward(self, x):
+            for _ in range(self.loops):
+                x = torch.tanh(x @ self.w)
+            return x
+
+        def __deepcopy__(self, memo):  # as of scripted parts: what the copy holds takes no gradient
+            made = Buffers()
+            made.w.requires_grad_(False)
+            return made
+
+    found = diagnose(Buffers(), torch.randn(2, 8), products=1)
+    assert found.looped and found.details["one_step"] is None
+
+
 @pytest.mark.parametrize(
     ("options", "word"),
     [

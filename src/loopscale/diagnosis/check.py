@@ -16,7 +16,7 @@ from loopscale.diagnosis.branches import rms
 from loopscale.diagnosis.knob import Knob, find_knob
 from loopscale.diagnosis.laststate import FACTORY, at_two
 from loopscale.diagnosis.loops import find_loops
-from loopscale.diagnosis.onestep import MakeLoss, MakeOptimizer, adam, train_a_little
+from loopscale.diagnosis.onestep import MakeLoss, MakeOptimizer, adam, train_a_little, yours
 from loopscale.diagnosis.setting import Setting, at_each
 from loopscale.errors import UserError
 from loopscale.parameterization import CheckRow, Depth, ParameterizationCheck, Role, Rule, get_rule
@@ -67,7 +67,7 @@ def check_parameterization(
         for count, there in at_each(setting, knob, counts):
             rate = lr * chosen.for_role(Role.HIDDEN, Depth(count, 1)).lr.value
             end = two.end(there, count)
-            rows.append(_row(there if built else there.copied(), end, count, steps, optimizer or adam(rate), loss))
+            rows.append(_row(there if built else there.copied(), end, count, steps, yours(optimizer, adam(rate)), loss))
     return ParameterizationCheck.of(chosen.name, steps, rows)
 
 

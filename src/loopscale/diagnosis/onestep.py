@@ -70,7 +70,7 @@ def one_step_law(
     counts = sorted({max(own // 2, 2), own, 2 * own}) if knob else [own]
     for count, there in at_each(setting, knob, counts, factors):
         try:
-            changes, without = _changes(there.copied(), optimizer or adam(1e-3, MIXED))
+            changes, without = _changes(there.copied(), yours(optimizer, adam(1e-3, MIXED)))
         except UserError:
             raise
         except (RuntimeError, TypeError, IndexError, ValueError):
@@ -123,10 +123,10 @@ def train_a_little(
     `optimizer` makes the user's own from the model; without it Adam with rate 0.001. `loss_of` makes a loss from the
     output; without it the model's own or a made-up one. `read(0, output)` is called with the first answer, then
     `read(step, None)` after every step. Raises `RuntimeError` when the output has no gradient, `UserError` when `loss_of`
-    gives no scalar that has one, or `optimizer` no optimizer of this model.
+    gives no scalar that has one.
     """
     model, batch = setting.model, setting.batch
-    own = _made(optimizer or adam(1e-3), model)
+    own = (optimizer or adam(1e-3))(model)
     silent: tuple[str, ...] = ()
     for step in range(1, steps + 1):
         own.zero_grad(set_to_none=True)
@@ -146,14 +146,25 @@ def train_a_little(
     return silent
 
 
-def _made(optimizer: MakeOptimizer, model: nn.Module) -> torch.optim.Optimizer:
-    with foreign(f"optimizer= cannot be made of the model, give {A_FUNCTION}"):
-        made = optimizer(model)
-        expect(made, hasattr(made, "step") and hasattr(made, "zero_grad"), "an optimizer from optimizer=", A_FUNCTION)
-    own, groups = {id(p) for p in model.parameters()}, getattr(made, "param_groups", None)
-    if groups is not None and not any(id(p) in own for group in groups for p in group["params"]):
-        raise UserError(f"optimizer= made one of other weights, and copies of the model are trained: give {A_FUNCTION}")
-    return made
+def yours(optimizer: MakeOptimizer | None, otherwise: MakeOptimizer) -> MakeOptimizer:
+    """Give what makes the user's optimizer, checked when it does, or ours where there is none.
+
+    It raises `UserError` where it makes no optimizer, or one of other weights than the model's.
+    """
+    if optimizer is None:
+        return otherwise
+
+    def make(model: nn.Module) -> torch.optim.Optimizer:
+        with foreign(f"optimizer= cannot be made of the model, give {A_FUNCTION}"):
+            made = optimizer(model)
+            fits = hasattr(made, "step") and hasattr(made, "zero_grad")
+            expect(made, fits, "an optimizer from optimizer=", A_FUNCTION)
+        own, groups = {id(p) for p in model.parameters()}, getattr(made, "param_groups", None)
+        if groups is not None and not any(id(p) in own for group in groups for p in group["params"]):
+            raise UserError(f"optimizer= made one of other weights, and copies are trained: give {A_FUNCTION}")
+        return made
+
+    return make
 
 
 def adam(rate: float, above: int = 0) -> MakeOptimizer:
