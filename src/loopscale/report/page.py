@@ -230,11 +230,16 @@ def _legend(figure: Figure, identity: str) -> str:
 
 def _table(table: Table) -> str:
     head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in table.header)
-    rows = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>\n" for row in table.rows)
+    wide = len(table.header) > 3  # on a phone each of its rows is a card, where cells have their names beside them
+    cells = [f'<td data-label="{escape(cell)}">' if wide else "<td>" for cell in table.header]
+    rows = "".join(
+        "<tr>" + "".join(f"{cell}{escape(value)}</td>" for cell, value in zip(cells, row, strict=True)) + "</tr>\n"
+        for row in table.rows
+    )
     caption = f"<caption>{escape(table.caption)}</caption>" if table.caption else ""
-    label = escape(table.caption or " ".join(table.header))
+    label, kind = escape(table.caption or " ".join(table.header)), ' class="wide-table"' if wide else ""
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="Table: {label}"><table>{caption}'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="Table: {label}"><table{kind}>{caption}'
         f"<thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody></table></div>\n"
     )
 
