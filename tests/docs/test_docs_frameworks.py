@@ -72,6 +72,14 @@ def test_torchtitan(tmp_path):
     assert "looped passes: the slopes over N are flat" in run("torchtitan", tmp_path)
 
 
+def test_another_torchtitan_gets_one_sentence(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torchtitan.models.llama3", None)  # as where a name or the package is missing
+    with pytest.raises(SystemExit) as ended:
+        exec(compile(SCRIPTS["torchtitan"], "torchtitan", "exec"), {"__name__": "torchtitan"})
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "this script needs torchtitan 0.2.2: pip install 'torchtitan==0.2.2' triton\n"
+
+
 @pytest.mark.slow
 def test_jax(tmp_path):
     said = run("jax", tmp_path)
