@@ -261,6 +261,15 @@ def test_groups_of_an_attached_model(capfd):
         optimizer.step()
 
 
+def test_roles_are_printed_by_the_first_of_several_processes(capfd, monkeypatch):
+    for rank, printed in (("1", False), ("0", True)):
+        monkeypatch.setenv("RANK", rank)
+        model = llama()
+        attach(model, loops=8)
+        ls.param_groups(model, lr=0.01)
+        assert ("roles inferred" in capfd.readouterr().err) is printed
+
+
 def test_groups_of_a_wrapper_around_an_attached_part():
     model = llama()
     attach(model.model, loops=8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -188,7 +189,8 @@ class Handle(ABC):
         """
         self._in_place()
         roles, unsure = tell_roles(self.model, self.inside())
-        self.announced, announce = True, not self.announced
+        first = os.environ.get("RANK", "0") == "0"  # as torchrun and its like number the processes
+        self.announced, announce = True, first and not self.announced
         if announce:
             rows = [f"  {line}" for line in role_lines(roles)]
             print("\n".join(["loopscale: roles inferred from modules and names", *rows]), file=sys.stderr)
