@@ -180,3 +180,11 @@ def test_an_optimizer_without_the_rules_groups_is_warned_of_once(tmp_path):
             callback.on_train_begin(None, None, None, model=model, optimizer=grouped)
             callback.on_train_begin(None, None, None, model=torch.nn.Linear(2, 2), optimizer=None)
     callback.on_train_end(None, None, None)
+
+
+@pytest.mark.parametrize(("optim", "fix"), [("adafactor", "take one of adamw, muon, sgd"), ("sgd", r"args, 'sgd'\)")])
+def test_an_optimizer_of_the_arguments_that_would_not_be_followed_is_refused(tmp_path, optim, fix):
+    model = make()
+    asked = arguments(tmp_path, optim=optim)
+    with pytest.raises(UserError, match=f"args.optim is '{optim}' and the groups would train with adamw: .*{fix}"):
+        trainer_optimizers(model, asked)

@@ -207,6 +207,7 @@ class TestLoop:
             (lambda s: Loop(nn.Sequential(nn.Linear(8, 8)), 2), "no ScaledResidual and no ScaledUpdate"),
             (lambda s: Loop([s], 2), "the stack is a list and must be a module: of blocks make nn.ModuleList(blocks)"),
             (lambda s: Loop(s, 0), "loops must be a whole number of at least 1, got 0"),
+            (lambda s: ScaledResidual(None), "branch must be a module, such as nn.Linear"),
             (lambda s: Loop(s, 2, "loop"), "unknown rule 'loop': did you mean 'looped'?"),
             (lambda s: Loop(s, 2, "deepnorm"), "is for Post-LN networks"),
             (lambda s: Loop(nn.ModuleDict({"a": s}), 2), "cannot count the layers"),

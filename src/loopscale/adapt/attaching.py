@@ -190,9 +190,7 @@ def attachment(model: nn.Module) -> Attachment:
 
 def refuse(model: nn.Module) -> None:
     """Raise `UserError` for a model that can be neither attached nor converted."""
-    if not isinstance(model, nn.Module):
-        got = f"the class {model.__name__}: call it first" if isinstance(model, type) else type(model).__name__
-        raise UserError(f"attach needs a torch module, got {got}")
+    expect(model, isinstance(model, nn.Module), "a torch.nn.Module", "build or load the model first")
     refuse_hidden(model)
     if hasattr(model, "_orig_mod"):
         raise UserError("the model is compiled already: attach(model) first, then torch.compile(model)")

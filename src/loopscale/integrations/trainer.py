@@ -8,7 +8,7 @@ import torch
 
 from loopscale.errors import UserError, expect, transformers
 from loopscale.optim import build_optimizer, warn_of_plain_groups
-from loopscale.parameterization import Width
+from loopscale.parameterization import OPTIMIZERS, Width
 
 
 class LoopSampler(transformers().TrainerCallback):  # type: ignore[misc, name-defined, unused-ignore]
@@ -46,11 +46,21 @@ def trainer_optimizers(
 
     transformers' own muP fields in a config (`mup`, `mup_base_width`) state width and base, unless `width=` does.
 
-    Raises `UserError` for a trainable parameter outside the model that the rule knows, and what `build_optimizer` raises.
+    Raises `UserError` for a trainable parameter outside the model that the rule knows, an `optim` of the arguments that
+    would not be followed, and what `build_optimizer` raises.
 
     Assumption: adapters follow the rate of the weights that they adapt. They are read by all N visits, as those are.
     """
     expect(args, hasattr(args, "learning_rate"), "TrainingArguments", "trainer_optimizers(model, args)")
+    asked = getattr(args, "optim", "adamw")
+    asked = str(getattr(asked, "value", asked))
+    if not asked.startswith(("adamw", optimizer)):
+        made = (
+            f"trainer_optimizers(model, args, {asked!r})" if asked in OPTIMIZERS else f"one of {', '.join(OPTIMIZERS)}"
+        )
+        raise UserError(
+            f"args.optim is {asked!r} and the groups would train with {optimizer}: take {made}, or leave optim out"
+        )
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     known = {id(parameter) for parameter in base.parameters()}
     strange = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in known]

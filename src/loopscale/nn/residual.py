@@ -143,9 +143,9 @@ class PostNormResidual(HoldsScale):
 
 
 def _check_parts(branch: Any, norm: Any) -> None:
-    """Raise `UserError` for a branch or norm that is a class, or nothing that can be called."""
+    """Raise `UserError` for a branch that is missing, or a branch or norm that is a class or cannot be called."""
     for name, part, such in (("branch", branch, "nn.Linear(width, width)"), ("norm", norm, "nn.LayerNorm(width)")):
-        if part is not None and (isinstance(part, type) or not callable(part)):
+        if (part is not None or name == "branch") and (isinstance(part, type) or not callable(part)):
             raise UserError(f"{name} must be a module, such as {such}, got {part!r}")
 
 
