@@ -262,3 +262,9 @@ def test_a_readout_without_the_multiplier_trains_as_one_with_it(optimizer):
         theirs = trained(Foreign(1), optimizer)
     assert torch.allclose(mine, theirs, atol=1e-5)
     assert not torch.allclose(mine, trained(Foreign(1), optimizer, multiplied=True), atol=1e-3), "today's silent turn"
+
+
+def test_groups_of_another_rule_than_the_models_are_warned_of():
+    model = LoopedTransformer(ModelConfig(width=32, layers=4))
+    with pytest.warns(UserWarning, match="the groups follow rule 'sqrt' and the model's branches 'looped'"):
+        param_groups(model, lr=0.1, rule="sqrt")

@@ -189,8 +189,8 @@ class Handle(ABC):
         """
         self._in_place()
         roles, unsure = tell_roles(self.model, self.inside())
-        first = os.environ.get("RANK", "0") == "0"  # as torchrun and its like number the processes
-        self.announced, announce = True, first and not self.announced
+        leading = os.environ.get("RANK", "0") == "0"  # as torchrun and its like number the processes
+        self.announced, announce = True, leading and not self.announced
         if announce:
             rows = [f"  {line}" for line in role_lines(roles)]
             print("\n".join(["loopscale: roles inferred from modules and names", *rows]), file=sys.stderr)

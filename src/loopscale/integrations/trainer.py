@@ -55,11 +55,11 @@ def trainer_optimizers(
     asked = getattr(args, "optim", "adamw")
     asked = str(getattr(asked, "value", asked))
     if not asked.startswith(("adamw", optimizer)):
-        made = (
+        instead = (
             f"trainer_optimizers(model, args, {asked!r})" if asked in OPTIMIZERS else f"one of {', '.join(OPTIMIZERS)}"
         )
         raise UserError(
-            f"args.optim is {asked!r} and the groups would train with {optimizer}: take {made}, or leave optim out"
+            f"args.optim is {asked!r} and the groups would train with {optimizer}: take {instead}, or leave optim out"
         )
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     known = {id(parameter) for parameter in base.parameters()}

@@ -76,6 +76,13 @@ def param_groups(
         raise UserError(f"weight_decay must be a number of at least 0, got {weight_decay!r}")
     assigned, said = roles_of(model, stated.get("roles")), speakers(model)
     chosen = get_rule(_stated(model, said, "rule", stated.get("rule")))
+    other = next((one.rule.name for one in said if one.rule.name != chosen.name), None)
+    if other is not None:
+        warnings.warn(
+            f"the groups follow rule {chosen.name!r} and the model's branches {other!r}: leave rule= out, or give both "
+            "the same",
+            stacklevel=2,
+        )
     depth, base = _stated(model, said, "depth", stated.get("depth")), stated.get("base_layers")
     base = base if base is not None or not said else stated_base(said[0])
     width, multiplied = _width(model, stated.get("width"), stated.get("multiplied"))
