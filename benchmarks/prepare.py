@@ -1,6 +1,6 @@
 """Claim: `data prepare --tokenizer bpe` in batches on all cores against a document at a time; memory is flat over size.
 
-python benchmarks/prepare.py [--out records/prepare.json] [--megabytes 100] [--rounds 2]
+python benchmarks/prepare.py [--out records/prepare.json] [--megabytes 100] [--rounds 2] [--large 1000]
 
 The text is the sources of the standard library and the installed packages, one document per file. Old (until version 0.3:
 each document by itself) and new way alternate in processes of their own; CPU seconds are given beside wall seconds, for a
@@ -19,7 +19,7 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,12 @@ VOCAB = 8192
 
 
 def sources(count: int) -> Iterator[str]:
-    """Give Python files until they make `count` bytes."""
-    for file in sorted(Path(sysconfig.get_path("stdlib")).rglob("*.py")):
+    """Give Python files, again from the first where they are too few, until they make `count` bytes."""
+    for file in cycle(sorted(Path(sysconfig.get_path("stdlib")).rglob("*.py"))):
+        if count <= 0:
+            return
         text = file.read_text(encoding="utf-8", errors="ignore").replace("\0", "")
-        if text.strip() and count > 0:
+        if text.strip():
             count -= len(text.encode())
             yield text
 
@@ -77,6 +79,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--megabytes", type=float, default=100)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--large", type=float, default=0, help="megabytes of a text prepared once, for its memory")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -91,6 +94,11 @@ def main() -> None:
                 found.append(apart(prepared, folder / "text.jsonl", out, words, way == "old"))
                 print(way, found[-1], flush=True)
         quarter = apart(prepared, folder / "quarter.jsonl", folder / "quarter", words, False)
+        large = None
+        if options.large:
+            write_corpus(folder / "large.jsonl", options.large)
+            large = {"megabytes": options.large, **apart(prepared, folder / "large.jsonl", folder / "l", words, False)}
+            print("large", large, flush=True)
     assert len({row["sha256"] for found in rows.values() for row in found}) == 1, "the tokens differ"
 
     def ratio(key: str) -> float:
@@ -102,6 +110,7 @@ def main() -> None:
         "ratio_seconds": ratio("seconds"),
         "ratio_cpu_seconds": ratio("cpu_seconds"),
         "peak_over_a_quarter_of_the_text": rows["new"][0]["peak_bytes"] / quarter["peak_bytes"],
+        "large": large,
         "runs": rows,
         "provenance": provenance(),
     }

@@ -195,11 +195,18 @@ def prepare() -> str:
     record = load("prepare")
     origin = record["provenance"]
     where = f"torch {origin['torch']}, {origin['hardware']}, {origin['date'][:10]}"
+    large = record.get("large")
+    more = (
+        f" {large['megabytes']:,.0f} MB take {large['seconds']:.0f} s and {large['peak_bytes'] / 1e6:.0f} MB of memory, "
+        f"{record['megabytes']:g} MB {record['runs']['new'][0]['peak_bytes'] / 1e6:.0f} MB: tokens go to disk as they come."
+        if large
+        else ""
+    )
     return (
         f"{record['megabytes']:g} MB with a vocabulary of {record['vocab_size']:,}: {record['ratio_cpu_seconds']:.2f} of "
         f"the CPU time of a document at a time, the same tokens; in wall time on two quiet cores "
         f"{record['ratio_seconds']:.2f}. The largest memory is {record['peak_over_a_quarter_of_the_text']:.2f} times that "
-        f"of a quarter of the text. ({where})"
+        f"of a quarter of the text.{more} ({where})"
     )
 
 
