@@ -189,6 +189,7 @@ SIGHTS = {
     "c, the wrong ones again after mends": ("c", "now"),
     "d, first sight": ("d", "first"),
     "d, the wrong ones again after mends": ("d", "now"),
+    "e, first sight": ("e", "first"),
 }
 BATCHES = tuple(dict.fromkeys(batch for batch, _ in SIGHTS.values()))
 
