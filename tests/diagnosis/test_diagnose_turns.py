@@ -306,3 +306,30 @@ def test_visits_in_the_forward_of_the_model_itself_are_attached_to():
     assert found.codes == {"unscaled-residual"} and found.findings[0].where == "read, f.2", found.text()
     handle = ls.attach(model, **found.details["attach"], batch=torch.randn(2, 5, 6))
     assert "no layer could be looked at" in handle.verified and told(model, 2, 5, 6).codes == set()
+
+
+KEPT = {
+    "ends at 1": (1 - 2.0 ** (-torch.linspace(1, 40, D)), {"marginal-decay"}),
+    "below 1": (1 - 2.0 ** (-torch.linspace(1, 8, D)), set()),
+    "mask": ((torch.arange(D) % 2).float(), set()),
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_a_decay_in_a_buffer_is_looked_at_as_one_that_is_learned(name):
+    """Where channels of it are exactly 1, these forget nothing; a mask and a decay below 1 are as they should be."""
+    decay, codes = KEPT[name]
+
+    class Retention(Base):
+        def make(self):
+            self.loops = N
+            self.register_buffer("gamma", decay)
+
+        def run(self, h):
+            for _ in range(self.loops):
+                h = self.gamma * h + self.branch(h) / self.loops
+            return h
+
+    found = diagnose(Retention(), torch.randn(4, 6))
+    assert {finding.code for finding in found.findings} & {"marginal-decay"} == codes
+    assert all("made of gamma" in finding.evidence for finding in found.findings if finding.code == "marginal-decay")

@@ -310,20 +310,31 @@ def _skip_factor(tape: Tape, step: Step) -> object:
 def _decay(tape: Tape, factor: object, values: dict[int, Tensor]) -> float | None:
     """Return the share of channels of a decay on the stream that has come to exactly 1 (to 6 digits).
 
-    A decay is below 1 by construction (exp, sigmoid, ...); a gain that starts at exactly 1 is none.
+    A decay is below 1 by construction (exp, sigmoid, ...), or a buffer of which no channel is above 1 and some are between
+    0 and 1; a gain that starts at exactly 1 is none, and neither is a mask.
     """
+    if isinstance(factor, tuple) and factor[0] == "constant":
+        held = dict(tape.model.named_buffers()).get(factor[-1])
+        if held is None or not held.is_floating_point() or not ((0 <= held) & (held <= 1)).all():
+            return None
+        return _at_one(held) if ((held > 0) & (held < 1 - 1e-6)).any() else None
     if not (isinstance(factor, tuple) and factor[0] == "node") or tape.nodes[factor[1]].data:
         return None
     made = {tape.nodes[i].op for i in ancestors(tape.nodes, factor[1], 0)}
     value = values.get(factor[1])
     if value is None or not (value.is_floating_point() or value.is_complex()) or not made & _BELOW_ONE:
         return None
-    size = value.abs() if value.is_complex() else value
+    return _at_one(value.abs() if value.is_complex() else value)
+
+
+def _at_one(size: Tensor) -> float:
     return float(((size.double() - 1).abs() < 1e-6).double().mean())
 
 
 def _made_of(tape: Tape, factor: object) -> tuple[str, ...]:
-    """Name the parameters that a factor is made of."""
+    """Name the parameters that a factor is made of, or the buffer that it is."""
+    if isinstance(factor, tuple) and factor[0] == "constant":
+        return (str(factor[-1]),)
     keys = tape.nodes[factor[1]].params if isinstance(factor, tuple) and factor[0] == "node" else ()
     return tuple(sorted(tape.names[key][0] for key in keys if key in tape.names))
 
