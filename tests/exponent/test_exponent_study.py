@@ -12,6 +12,7 @@ from planted import CURVES, EPS_AT_1, LR_AT_1, OUTER, A, G, Planted, base
 
 from loopscale.errors import UserError
 from loopscale.exponent import BEST, Cell, ExponentPlan, ExponentStudy, run_exponent, summarise
+from loopscale.exponent.study import _cell as cell_of
 from loopscale.records import ExponentResult, read_record
 from loopscale.study import trial_key
 from loopscale.train import load_config
@@ -63,7 +64,7 @@ def test_the_trials_of_the_experiment_keep_their_keys():
     """Whoever copies records/exponent goes on with it: no change of the code may give its cells other keys."""
     study = ExponentStudy.load(Path(__file__).parents[2] / "records" / "exponent")
     trials = list(study.trials.values())[::7]
-    keys = {trial_key(study.plan.job_config(Cell(*_at(trial)))): trial.key for trial in trials}
+    keys = {trial_key(study.plan.job_config(cell_of(trial))): trial.key for trial in trials}
     assert len(keys) > 20 and all(made == kept for made, kept in keys.items())
 
 
@@ -75,11 +76,6 @@ def test_the_trials_of_the_experiment_give_its_record():
     apart = {"provenance", "next"}
     assert found.model_dump(exclude=apart) == recorded.model_dump(exclude=apart)
     assert recorded.says[0].startswith("The power is not one number: N^-0.51")
-
-
-def _at(trial):
-    values = trial.cell.values
-    return trial.cell.loops, values["strength"], values["lr"], values["outer_rate"], trial.cell.seed, values["longer"]
 
 
 def test_what_the_search_saves_is_counted(tmp_path):

@@ -33,7 +33,7 @@ def test_every_rule_of_the_table_is_read_back_from_its_numbers(name: str) -> Non
 @pytest.mark.parametrize(
     ("rule", "sentence"),
     [
-        ("mine(loops=1)", r"rule 'mine' has no field 'loops': known: .*loops_exponent"),
+        ("mine(loops=1)", r"rule 'mine' has no field 'loops': did you mean 'loops_exponent'\? known: .*loops_exponent"),
         ("mine(loops_exponent='a')", "has loops_exponent = 'a': it must be a number"),
         ("mine(loops_exponent=1e999)", "it must be a number"),
         ("mine(norm='none')", "it must be 'pre' or 'post'"),
