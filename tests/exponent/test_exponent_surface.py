@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from planted import planted_loss
 
@@ -41,6 +41,7 @@ def searched(loss, seeds, axes=AXES):
     at=st.tuples(st.floats(-4, 4), st.floats(-8.5, -4.5)),
     curves=st.tuples(st.floats(0.01, 0.2), st.floats(-0.6, 0.6), st.floats(0.01, 0.2)),
 )
+@example(at=(0.5, -8.0), curves=(0.125, -0.5, 0.01171875))  # the vertex is at the outermost cells, to the last digit
 @settings(max_examples=40, deadline=None)
 def test_the_search_finds_a_quadratic_valley_and_the_fit_gives_its_vertex(at, curves):
     first, skew, second = curves

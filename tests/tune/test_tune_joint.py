@@ -60,8 +60,8 @@ def trained(chosen, center, cells):
 
 @pytest.mark.slow
 @pytest.mark.xfail(
-    reason="measured with torch 2.13 on a CPU: from one loop and from four the regret on four seeds is above the 0.01 allowed; "
-    "with one rate for all parameters it was 0.0141 nats [0.0034, 0.0248]. Run it with --runxfail to see the cells"
+    reason="measured with torch 2.13 on a CPU: from one loop and from four the regret on four seeds is above the 0.01 "
+    "allowed; with one rate for all parameters it was 0.0141 nats [0.0034, 0.0248]. Run it with --runxfail to see the cells"
 )
 @pytest.mark.parametrize("loops", [1, 4])
 def test_rate_and_strength_carried_over_three_axes_lose_nothing_at_the_target(loops, tmp_path):

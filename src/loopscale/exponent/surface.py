@@ -16,6 +16,7 @@ from loopscale.transfer.estimate import along_loops, over_seeds, paired
 
 Array = NDArray[np.float64]
 Point = tuple[int, int]  # strength index, rate index
+ROUNDING = 1e-9  # octaves: a vertex at the outermost cells themselves lies inside
 REACH = 2  # steps from the best cell that enter the fit, where all seeds trained them
 
 
@@ -99,7 +100,7 @@ def fit_surface(losses: Mapping[tuple[int, int, int], float], axes: tuple[Axis, 
     if np.linalg.eigvalsh(hessian)[0] <= 0:
         return _at_edge(best, rows, axes)
     vertex = -np.linalg.solve(hessian, fits[:, 1:3].mean(axis=0))
-    if not (x.min() <= vertex[0] <= x.max() and y.min() <= vertex[1] <= y.max()):
+    if not all(k.min() - ROUNDING <= at <= k.max() + ROUNDING for k, at in zip((x, y), vertex, strict=True)):
         return _at_edge(best, rows, axes)
     slopes = fits[:, 1:3] + hessians @ vertex
     shifts = -np.linalg.solve(hessian, (slopes - slopes.mean(axis=0)).T).T
