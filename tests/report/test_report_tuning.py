@@ -2,6 +2,7 @@
 
 import html
 import json
+import re
 import shutil
 
 import pytest
@@ -100,3 +101,16 @@ def test_the_page_draws_its_figures(browser, tuned, width, scheme):
         assert visit.page.locator(".chart").count() == 3
         visit.fits()
         visit.is_clean()
+
+
+def test_the_strip_of_the_second_value_is_labelled_no_further_than_it_goes(tuned):
+    """Its values end before those that the axis of another figure needs: a label beyond the strip names no colour."""
+    text = (tuned / "report.html").read_text()
+    found = re.search(r'<script type="application/json" id="figures">(.*?)</script>', text, flags=re.S)
+    shaded = 0
+    for figure in json.loads(found.group(1))["figures"]:
+        values = [row["shade"] for row in figure["spec"]["data"]["values"] if "shade" in row and "shape" not in row]
+        for at in re.findall(r'"field": "shade", "legend": \{[^}]*"values": \[([^\]]*)\]', json.dumps(figure["spec"])):
+            shaded += 1
+            assert all(min(values) <= float(label) <= max(values) for label in at.split(",") if label)
+    assert shaded, "a tuning of two values colours each figure by the other"

@@ -216,7 +216,8 @@ def _layers(alt: Any, figure: Figure, rows: list[dict[str, Any]], page: bool) ->
         return getattr(alt.Chart(), f"mark_{kind}")(aria=False, **style)
 
     color, shape = _by_series(alt, figure, page)
-    own = color if figure.shade is None else _by_shade(alt, figure.shade)
+    colored = [row["shade"] for row in rows if "shade" in row and _has(row, "series", "own")]
+    own = color if figure.shade is None else _by_shade(alt, figure.shade, colored)
     other = alt.Shape("shape:N", scale=None)
     guide, note = {"style": "guide", "strokeDash": [2, 3]}, {"style": "note", "align": "left", "baseline": "bottom"}
     layers = [
@@ -281,10 +282,11 @@ def _by_series(alt: Any, figure: Figure, page: bool) -> tuple[Any, Any]:
     return color, alt.Shape("series:N", scale=alt.Scale(domain=names, range=shapes), legend=legend)
 
 
-def _by_shade(alt: Any, shade: Axis) -> Any:
-    """Colour by a third value, with its scale as a strip above the figure."""
+def _by_shade(alt: Any, shade: Axis, values: Sequence[float]) -> Any:
+    """Colour by a third value, with its scale as a strip above the figure; labels end where the strip does."""
     scale = alt.Scale(type="log" if shade.log else "linear", nice=False)
-    told: dict[str, Any] = {"values": list(shade.ticks)} if shade.ticks else {"tickCount": 3}
+    inside = [at for at in shade.ticks or () if values and min(values) <= at <= max(values)]
+    told: dict[str, Any] = {"values": inside} if inside else {"tickCount": 3}
     legend = alt.Legend(orient="top", direction="horizontal", gradientLength=180, format=".2~g", offset=8, **told)
     return alt.Color("shade:Q", title=shade.title, scale=scale, legend=legend)
 
