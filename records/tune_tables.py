@@ -8,10 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from loopscale.tune.findings import SAID
+
 RECORD = Path(__file__).resolve().parent / "tune_cost.json"
 Row = dict[str, Any]
 ALLOWED = 0.01  # nats
-SAID = {"holds": "The plan holds", "fails": "The plan fails", "undecided": "The data do not decide"}
 
 
 def rows() -> list[Row]:
@@ -37,9 +38,7 @@ def count() -> str:
             f"paired noise, in {sum(map(held, mine))} of {len(mine)} settings"
             + (f" (not in {', '.join(lost)})." if lost else ".")
         )
-    said = {
-        word: sum(row["verification"]["sentence"].startswith(text) for row in rows()) for word, text in SAID.items()
-    }
+    said = {word: sum(row["verification"]["sentence"] == text for row in rows()) for word, text in SAID.items()}
     told.append(
         f"Of these {len(rows())} plans `verify` itself, within a tenth of the cost, said *holds* of {said['holds']}, "
         f"*fails* of {said['fails']} and *undecided* of {said['undecided']}."

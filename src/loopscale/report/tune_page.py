@@ -14,11 +14,6 @@ from loopscale.report.palette import ABOVE, MEASURED, TUNED, Look, nice_ticks, n
 
 MOST_POINTS, MARGIN = 600, 0.05  # around the points, as a share of their range
 _UNVERIFIED = "Nothing of it has been verified yet."
-_VERDICTS = {
-    "holds": "Verified in between: the plan holds.",
-    "fails": "Verified in between: the plan fails.",
-    "undecided": "Verified in between: the data do not decide whether the plan holds.",
-}
 
 
 class TuneInfo(Record):
@@ -57,8 +52,8 @@ def write_tune_report(folder: Path) -> Path:
 def page(tuning: TuneInfo) -> str:
     """Return the tuning's page as HTML."""
     found = tuning.plan.verification
-    lead = f"{tuning.plan.sentence} {_VERDICTS.get(found.verdict, found.verdict) if found else _UNVERIFIED}"
-    rows = provenance(tuning.plan.provenance)
+    verified = f"Verified in between: {found.sentence[0].lower()}{found.sentence[1:]}" if found else _UNVERIFIED
+    lead, rows = f"{tuning.plan.sentence} {verified}", provenance(tuning.plan.provenance)
     return render_page(f"Tuning {tuning.name}", lead, sections(tuning), rows, kind="loopscale tuning")
 
 
