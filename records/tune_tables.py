@@ -38,7 +38,9 @@ def count() -> str:
             f"paired noise, in {sum(map(held, mine))} of {len(mine)} settings"
             + (f" (not in {', '.join(lost)})." if lost else ".")
         )
-    said = {word: sum(row["verification"]["sentence"] == text for row in rows()) for word, text in SAID.items()}
+    said = {
+        word: sum(row["verification"]["sentence"].startswith(text) for row in rows()) for word, text in SAID.items()
+    }
     told.append(
         f"Of these {len(rows())} plans `verify` itself, within a tenth of the cost, said *holds* of {said['holds']}, "
         f"*fails* of {said['fails']} and *undecided* of {said['undecided']}."

@@ -9,12 +9,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loopscale.errors import UserError
 from loopscale.records import Cell, Trial
 from loopscale.study import UserCode
 from loopscale.train import parse_values
 from loopscale.tune import TuneSettings, extrapolate, fit_surface, nats, read_local, spoken
 from loopscale.tune.advice import about_looping, after_tuning, after_verifying, in_seed_noise
-from loopscale.tune.findings import Probe, _overall, _pays, exponents, known_noise
+from loopscale.tune.findings import (
+    Checks,
+    Probe,
+    _bound,
+    _headline,
+    _overall,
+    _pays,
+    exponents,
+    findings,
+    jobs_of,
+    known_noise,
+    probes,
+)
 from loopscale.tune.plan import at_lower_end, caveats, decide
 from loopscale.tune.regret import as_json, verdict
 from loopscale.tune.search import PairedNoise, beaten, leader, paired_noise
@@ -152,6 +165,43 @@ def test_verify_fails_on_no_better_ground_than_its_sizes_and_gives_the_command(
 
 
 @pytest.mark.parametrize(
+    ("ends", "allowed", "said"),
+    [
+        ((0.004, 0.0092), 0.01, "The plan holds: it loses at most 0.0092 nats (95 %)."),
+        (
+            (0.004, 0.0221),
+            0.01,
+            "The data do not decide whether the plan holds: it loses at most 0.022 nats (95 %), and 0.01 is allowed.",
+        ),
+        ((0.004, 0.0221), 0.03, "The plan holds: it loses at most 0.022 nats (95 %)."),
+        ((0.004, None), 0.01, "The data do not decide whether the plan holds."),
+    ],
+)
+def test_a_verification_says_what_the_plan_loses_at_most_so_that_a_person_can_decide(ends, allowed, said):
+    chosen, _ = tuning([], [])
+    rows = [
+        {
+            "rule": "looped",
+            "inside": True,
+            "interval": None if end is None else [0.0, end],
+            "verdict": verdict(0.0, None if end is None else (0.0, end), allowed),
+        }
+        for end in ends
+    ]
+    others = {"rule": "looped-complete", "inside": True, "interval": [0.0, 9.0], "verdict": "undecided"}
+    found = {"local": [rows[0], others], "target": [rows[1]], "allowed_regret": allowed}
+    found["verdict"] = _overall(chosen, found)
+    found["bound"] = _bound(chosen, found)
+    assert _headline(found) == said
+
+
+@pytest.mark.parametrize("tolerance", [0.0, -0.01, math.nan, math.inf])
+def test_a_tolerance_is_a_positive_number(tolerance):
+    with pytest.raises(UserError, match="positive number of nats"):
+        Checks(tolerance=tolerance)
+
+
+@pytest.mark.parametrize(
     ("found", "wanted"),
     [
         ({"edges": ["strength"]}, {"sets": ("model.strength=0.125",), "out": Path("runs/t-again")}),
@@ -214,6 +264,35 @@ def tuning(points, losses):
         cell = Cell(rule="looped", loops=1, lr=values["lr"], values=values, seed=0, explored=True)
         records.append(Trial(key=str(i), loss=loss, diverged=loss is None, cell=cell))
     return settings, records
+
+
+def found_with(noise, seeds=3):
+    """What verification finds when the losses of each value have a noise of their own, in nats."""
+    settings, rng = tuning([], [])[0], np.random.default_rng(1)
+    center = {"lr": 2.0**-6, "strength": 1.0}
+    proxy = {"values": center, "seed_noise": 0.1, "paired_noise": None, "surface": None}
+    plan, taken, trials = {"settings": settings.to_json(), "proxy": proxy}, probes(settings, (2, 4), (), (), False), {}
+    for probe in taken:
+        for key, (cell, _) in jobs_of(settings, probe, center, seeds).items():
+            drawn, off = rng.standard_normal(), math.log2(cell["values"][probe.along] / center[probe.along])
+            if key not in trials:  # the plan's own trials are shared
+                loss = 2 + 0.05 * off**2 + (noise[probe.along] * drawn if off else 0.0)
+                trials[key] = Trial(key=key, loss=loss, diverged=False, cell=Cell.model_validate(cell))
+    return findings(plan, Checks(seeds=seeds), taken, [], trials, 0.1)
+
+
+def test_the_noise_of_one_value_is_no_noise_of_another():
+    """An octave of the rate moves a seed by more than one of the strength does; the mean of both fits neither."""
+    quiet, loud = (found_with({"lr": lr, "strength": 0.002}) for lr in (0.002, 0.02))
+    widths = [
+        {row["label"]: row["interval"][1] - row["interval"][0] for row in found["local"]} for found in (quiet, loud)
+    ]
+    assert set(quiet["noise"]) == {"lr", "strength"}
+    for label, wide in widths[1].items():
+        if "strength" in label:
+            assert wide == widths[0][label]
+        else:
+            assert wide > 3 * widths[0][label]
 
 
 @given(st.floats(-11, -3), st.floats(-9, -1), st.floats(-3, 3))

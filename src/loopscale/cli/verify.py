@@ -20,6 +20,7 @@ from loopscale.cli.study_options import Asked, asked
 @click.option(
     "--seeds", type=click.IntRange(1, 1000), default=1, show_default=True, help="Seeds of each point, paired."
 )
+@click.option("--tolerance", type=float, default=0.01, show_default=True, help="Nats of regret up to which it holds.")
 @click.option("--budget", help="Time to spend, such as 10m; default: by --share.")
 @click.option("--share", type=float, default=0.1, show_default=True, help="Of a direct sweep's FLOPs, tuning included.")
 @click.option("--model", metavar="PLACE", help="The model that was tuned: file.py:make_model.")

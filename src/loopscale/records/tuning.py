@@ -144,9 +144,13 @@ class Exponent(Record):
 
 
 class Verification(Record):
-    """What `loopscale verify` added to the plan."""
+    """What `loopscale verify` added to the plan.
+
+    `bound`: what the plan loses at most, in nats, over all that was measured or extrapolated (95 % each).
+    """
 
     verdict: str
+    bound: float | None = None
     sentence: str
     says: tuple[str, ...] = ()
     next: str = ""

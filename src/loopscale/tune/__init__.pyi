@@ -3,6 +3,7 @@ from loopscale.tune.advice import about_looping as about_looping
 from loopscale.tune.advice import nats as nats
 from loopscale.tune.advice import spoken as spoken
 from loopscale.tune.beside import SHARE as SHARE
+from loopscale.tune.findings import Checks as Checks
 from loopscale.tune.plan import transfer_plan as transfer_plan
 from loopscale.tune.regret import Local as Local
 from loopscale.tune.regret import extrapolate as extrapolate
@@ -15,6 +16,5 @@ from loopscale.tune.settings import TUNABLE as TUNABLE
 from loopscale.tune.settings import TuneSettings as TuneSettings
 from loopscale.tune.surface import Vertex as Vertex
 from loopscale.tune.surface import fit_surface as fit_surface
-from loopscale.tune.verification import Checks as Checks
 from loopscale.tune.verification import share_of as share_of
 from loopscale.tune.verification import verify as verify

@@ -102,7 +102,9 @@ def after_verifying(folder: Path, settings: TuneSettings, found: dict[str, Any],
         nearer = _nearer(settings, {row["axis"] for row in lost})
         return f"Tune nearer to the target, {why}: {_anew(folder, settings, nearer, 'nearer')}"
     if found["verdict"] == "undecided":
-        return f"Repeat it with more seeds, the trials that ran are kept: {_verify(folder, settings, *more)}"
+        most = found.get("bound")
+        first = "Repeat it" if most is None else f"Train it if {most:.2g} nats are nothing to you, else repeat it"
+        return f"{first} with more seeds, the trials that ran are kept: {_verify(folder, settings, *more)}"
     return ""
 
 

@@ -13,6 +13,7 @@ from loopscale.records import Size, Trial
 from loopscale.train import trial_flops
 from loopscale.transfer.verdict import Beside, does_looping_pay
 from loopscale.tune.advice import in_seed_noise, nats
+from loopscale.tune.beside import SHARE
 from loopscale.tune.plan import at_lower_end
 from loopscale.tune.regret import TOLERANCE, Local, as_json, extrapolate, read_local, verdict
 from loopscale.tune.search import PairedNoise, paired_noise
@@ -21,6 +22,37 @@ from loopscale.tune.settings import TuneSettings
 Values = dict[str, float]
 NEIGHBOURS = (-1.0, 0.0, 1.0)  # octaves
 LAYER_RULES = ("looped", "looped-complete")
+
+
+@dataclass(frozen=True)
+class Checks:
+    """What to verify: sizes between proxy and target, with how many seeds, and for how much.
+
+    budget_seconds: time to spend; by default tuning and verifying together take at most `share` of a sweep at the target.
+    tolerance: the regret in nats up to which a plan holds.
+    """
+
+    loops: Sequence[int] = ()
+    layers: Sequence[int] = ()
+    widths: Sequence[int] = ()
+    joint: bool = False
+    seeds: int = 1
+    budget_seconds: float | None = None
+    share: float = SHARE
+    tolerance: float = TOLERANCE
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.tolerance) and self.tolerance > 0):
+            raise UserError(f"a tolerance is a positive number of nats, got {self.tolerance:g}")
+
+    def sizes(self) -> dict[str, Any]:
+        """Return the sizes as the report keeps them."""
+        return {
+            "loops": list(self.loops),
+            "layers": list(self.layers),
+            "widths": list(self.widths),
+            "joint": self.joint,
+        }
 
 
 @dataclass(frozen=True)
@@ -98,18 +130,23 @@ Trials = Mapping[str, Trial]
 
 def findings(
     plan: dict[str, Any],
+    checks: Checks,
     taken: list[Probe],
     left: list[tuple[Probe, float]],
-    seeds: int,
     trials: Trials,
     share: float,
 ) -> dict[str, Any]:
     """Read the report off the trials of the probes that were taken; those `left` did not fit the budget."""
     settings = TuneSettings.from_json(plan["settings"])
     center, seed_noise = dict(plan["proxy"]["values"]), plan["proxy"]["seed_noise"]
-    tables = {probe: _table(settings, probe, center, seeds, trials) for probe in taken}
-    noise, source = known_noise(plan, list(tables.values()))
-    reads = {probe: read_local(rows, noise, seed) for seed, (probe, rows) in enumerate(tables.items())}
+    tables = {probe: _table(settings, probe, center, checks.seeds, trials) for probe in taken}
+    noises = {
+        along: known_noise(plan, [rows for probe, rows in tables.items() if probe.along == along])
+        for along in dict.fromkeys(probe.along for probe in taken)
+    }
+    reads = {
+        probe: read_local(rows, noises[probe.along][0], seed) for seed, (probe, rows) in enumerate(tables.items())
+    }
     local = [
         {
             "axis": probe.axis,
@@ -119,21 +156,25 @@ def findings(
             "size": vars(probe.size),
             "losses": [[loss if math.isfinite(loss) else None for loss in row] for row in tables[probe]],
             "inside": read.inside,
-            **as_json(read, seed_noise),
+            **as_json(read, seed_noise, checks.tolerance),
         }
         for probe, read in reads.items()
     ]
     found: dict[str, Any] = {
-        "noise": {"paired": None if noise is None else noise.size, "from": source},
-        "allowed_regret": TOLERANCE,
+        "noise": {
+            along: {"paired": None if noise is None else noise.size, "from": source}
+            for along, (noise, source) in noises.items()
+        },
+        "allowed_regret": checks.tolerance,
         "local": local,
-        "target": trends(settings, reads),
-        "exponents": exponents(tables, noise),
+        "target": trends(settings, reads, checks.tolerance),
+        "exponents": exponents(tables, noises["lr"][0] if "lr" in noises else None),
         "not_verified": _not_verified(settings, taken, left),
     }
     found |= _pays(settings, tables, plan["proxy"]["values"])
     found["verdict"] = _overall(settings, found)
-    found["sentence"] = SAID[found["verdict"]]
+    found["bound"] = _bound(settings, found)
+    found["sentence"] = _headline(found)
     found["says"] = _caveats(settings, found, seed_noise, share)
     return found
 
@@ -169,7 +210,8 @@ def _table(settings: TuneSettings, probe: Probe, center: dict[str, float], seeds
 def known_noise(plan: dict[str, Any], tables: list[Rows]) -> tuple[PairedNoise | None, str]:
     """Return the noise of a paired difference, and where it comes from.
 
-    These checks' seeds, else the tuning's, else its fit.
+    These checks' seeds, else the tuning's, else its fit. `tables` are the sweeps along one value: an octave of the rate
+    moves a seed's loss more than an octave of the strength does.
     """
     pairs = [paired_noise([dict(enumerate(column)) for column in zip(*rows, strict=True)]) for rows in tables]
     known = [pair for pair in pairs if pair is not None]
@@ -188,7 +230,7 @@ def known_noise(plan: dict[str, Any], tables: list[Rows]) -> tuple[PairedNoise |
     return None, "nowhere: one seed, and no surface was fitted"
 
 
-def trends(settings: TuneSettings, reads: dict[Probe, Local]) -> list[dict[str, Any]]:
+def trends(settings: TuneSettings, reads: dict[Probe, Local], allowed: float = TOLERANCE) -> list[dict[str, Any]]:
     """Return the optimum's trend over each axis, from the proxy on, carried to the target."""
     sizes: dict[tuple[str, str, str], dict[int, Local]] = {}
     anchors = {probe.along: read for probe, read in reads.items() if probe.axis == "proxy"}
@@ -211,7 +253,7 @@ def trends(settings: TuneSettings, reads: dict[Probe, Local]) -> list[dict[str, 
                 "regret": far.regret,
                 "interval": None if far.interval is None else list(far.interval),
                 "slope": far.slope,
-                "verdict": verdict(far.regret, far.interval) if far.regret is None or bowls else "undecided",
+                "verdict": verdict(far.regret, far.interval, allowed) if far.regret is None or bowls else "undecided",
             }
         )
     return rows
@@ -280,11 +322,29 @@ def _overall(settings: TuneSettings, found: dict[str, Any]) -> str:
     return "fails" if "fails" in verdicts else "undecided" if "undecided" in verdicts or not verdicts else "holds"
 
 
+def _bound(settings: TuneSettings, found: dict[str, Any]) -> float | None:
+    """Return the largest upper end of a regret, measured or extrapolated; None where one of them has none."""
+    local, far = ([row for row in found[where] if row["rule"] == settings.rule] for where in ("local", "target"))
+    ends = [row["interval"] for row in (*local, *far)]
+    if None in ends or not far or not all(row["inside"] for row in local):
+        return None
+    return float(max(high for _, high in ends))
+
+
 SAID = {
-    "holds": "The plan holds.",
-    "fails": "The plan fails.",
-    "undecided": "The data do not decide whether the plan holds.",
+    "holds": "The plan holds",
+    "fails": "The plan fails",
+    "undecided": "The data do not decide whether the plan holds",
 }
+
+
+def _headline(found: dict[str, Any]) -> str:
+    """Say the verdict, and what the plan loses at most where that is known: a person can decide by it."""
+    said, most = SAID[found["verdict"]], found["bound"]
+    if most is None or found["verdict"] == "fails":
+        return f"{said}."
+    allowed = f", and {found['allowed_regret']:g} is allowed" if found["verdict"] == "undecided" else ""
+    return f"{said}: it loses at most {most:.2g} nats (95 %){allowed}."
 
 
 def _caveats(settings: TuneSettings, found: dict[str, Any], seed_noise: float | None, share: float) -> list[str]:

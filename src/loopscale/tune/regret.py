@@ -15,7 +15,7 @@ from loopscale.tune.search import PairedNoise
 Array = NDArray[np.float64]
 DRAWS = 2000
 FURTHEST = 1.5  # octaves: a parabola through three points says nothing beyond
-TOLERANCE = 0.01  # nats: the regret that counts as none, in every study
+TOLERANCE = 0.01  # nats: the regret that counts as none, unless the person allows another
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def extrapolate(found: Mapping[int, Local], target: int) -> Extrapolated:
     return Extrapolated(float(regrets[0]), _ends(regrets[1:], there[1:]), float(slopes[0]), len(found))
 
 
-def verdict(regret: float | None, interval: tuple[float, float] | None) -> str:
+def verdict(regret: float | None, interval: tuple[float, float] | None, allowed: float = TOLERANCE) -> str:
     """Say holds, fails or undecided; without an interval nothing is decided, but a plan that diverged fails.
 
     The interval is of paired differences, so the limit is a fixed one: a study with more noise is not judged laxer.
@@ -118,12 +118,12 @@ def verdict(regret: float | None, interval: tuple[float, float] | None) -> str:
         return "fails"
     if interval is None:
         return "undecided"
-    if interval[1] <= TOLERANCE:
+    if interval[1] <= allowed:
         return "holds"
-    return "fails" if interval[0] > TOLERANCE else "undecided"
+    return "fails" if interval[0] > allowed else "undecided"
 
 
-def as_json(local: Local, seed_noise: float | None) -> dict[str, Any]:
+def as_json(local: Local, seed_noise: float | None, allowed: float = TOLERANCE) -> dict[str, Any]:
     """Return plain numbers; regret also in units of seed noise. A sweep without a minimum inside decides nothing."""
     if local.regret is None:
         return {"regret": None, "interval": None, "in_seed_noise": None, "offset": None, "verdict": "fails"}
@@ -133,5 +133,5 @@ def as_json(local: Local, seed_noise: float | None) -> dict[str, Any]:
         "interval": None if interval is None else list(interval),
         "in_seed_noise": local.regret / seed_noise if seed_noise else None,
         "offset": local.offset,
-        "verdict": verdict(local.regret, interval) if local.inside else "undecided",
+        "verdict": verdict(local.regret, interval, allowed) if local.inside else "undecided",
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,36 +12,12 @@ from loopscale.records import Plan, write_record
 from loopscale.study import Executor, LocalProcesses, Observer, Silent, UserCode, check_named, driven
 from loopscale.tune.advice import after_verifying
 from loopscale.tune.beside import SHARE, run_listed
-from loopscale.tune.findings import Probe, findings, flops_of, jobs_of, probes
+from loopscale.tune.findings import Checks, Probe, findings, flops_of, jobs_of, probes
+from loopscale.tune.regret import TOLERANCE
 from loopscale.tune.run import NAME, read_plan
 from loopscale.tune.settings import TuneSettings
 
 MADE = "the plan in {} was tuned"
-
-
-@dataclass(frozen=True)
-class Checks:
-    """What to verify: sizes between proxy and target, with how many seeds, and for how much.
-
-    budget_seconds: time to spend; by default tuning and verifying together take at most `share` of a sweep at the target.
-    """
-
-    loops: Sequence[int] = ()
-    layers: Sequence[int] = ()
-    widths: Sequence[int] = ()
-    joint: bool = False
-    seeds: int = 1
-    budget_seconds: float | None = None
-    share: float = SHARE
-
-    def sizes(self) -> dict[str, Any]:
-        """Return the sizes as the report keeps them."""
-        return {
-            "loops": list(self.loops),
-            "layers": list(self.layers),
-            "widths": list(self.widths),
-            "joint": self.joint,
-        }
 
 
 def verify(
@@ -63,7 +38,7 @@ def verify(
     only when the caller names it too.
 
     Raises `UserError`: no plan in the folder, code that is not named or changed since, a size outside proxy..target, a
-    budget that holds no check (says its cost).
+    budget that holds no check (says its cost), a tolerance that is no positive number.
     """
     plan = read_plan(folder)
     settings, runner = TuneSettings.from_json(plan["settings"]), executor or LocalProcesses()
@@ -81,7 +56,7 @@ def verify(
             "allowed_flops": allowance,
             "share_of_direct": (spent + plan["cost"]["tune_flops"]) / plan["cost"]["direct_flops"],
         }
-        report |= findings(plan, taken, left, checks.seeds, trials, report["share_of_direct"])
+        report |= findings(plan, checks, taken, left, trials, report["share_of_direct"])
         report["next"] = after_verifying(folder, settings, report, *_more_seeds(plan, checks))
         plan["verification"] = report
         write_record(folder / "plan.json", Plan.model_validate(plan))
@@ -93,8 +68,9 @@ def _more_seeds(plan: dict[str, Any], checks: Checks) -> tuple[str, ...]:
     more = replace(checks, seeds=max(3, 2 * checks.seeds))
     sizes = (("--loops", more.loops), ("--layers", more.layers), ("--width", more.widths))
     said = [word for name, counts in sizes if counts for word in (name, ",".join(map(str, counts)))]
-    share = f"{max(SHARE, share_of(plan, more)):g}"
-    return (*said, *(["--joint"] if more.joint else []), "--seeds", str(more.seeds), "--share", share)
+    said += ["--joint"] if more.joint else []
+    said += ["--tolerance", f"{more.tolerance:g}"] if more.tolerance != TOLERANCE else []
+    return (*said, "--seeds", str(more.seeds), "--share", f"{max(SHARE, share_of(plan, more)):g}")
 
 
 def share_of(plan: dict[str, Any], checks: Checks) -> float:
