@@ -144,9 +144,7 @@ def findings(
         along: known_noise(plan, [rows for probe, rows in tables.items() if probe.along == along])
         for along in dict.fromkeys(probe.along for probe in taken)
     }
-    reads = {
-        probe: read_local(rows, noises[probe.along][0], seed) for seed, (probe, rows) in enumerate(tables.items())
-    }
+    reads = {probe: read_local(rows, noises[probe.along][0], seed) for seed, (probe, rows) in enumerate(tables.items())}
     local = [
         {
             "axis": probe.axis,
