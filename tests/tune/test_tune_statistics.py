@@ -358,7 +358,7 @@ from noise import D32, D64, D64_NONE, INDEPENDENT, World  # noqa: E402
 
 
 def verified(rng, noise, seeds, drift, offset, loops=(1, 4, 8), target=32):
-    """For each interval that verify would print, whether it holds the truth; and whether a verdict is a false one."""
+    """For each interval that verify would print, whether it holds the truth; whether a verdict is false; the bound."""
     world = World(rng, noise, (*loops, target), seeds, drift)
     plan = world.bottom[1] + offset
     tables = [[[world.loss(n, 2.0 ** (plan + k), s) for k in (-1, 0, 1)] for s in range(seeds)] for n in loops]
@@ -366,26 +366,27 @@ def verified(rng, noise, seeds, drift, offset, loops=(1, 4, 8), target=32):
     reads = {n: read_local(table, found, i) for i, (n, table) in enumerate(zip(loops, tables, strict=True))}
     far = extrapolate(reads, target)
     rows = [(n, read.regret, read.interval()) for n, read in reads.items()] + [(target, far.regret, far.interval)]
-    held, false = [], []
-    for n, regret, (low, high) in rows:
-        truth = noise.curve * (plan - world.bottom[n]) ** 2
+    held, false, truths = [], [], [noise.curve * (plan - world.bottom[n]) ** 2 for n, _, _ in rows]
+    for truth, (_, regret, (low, high)) in zip(truths, rows, strict=True):
         held.append(low - 1e-12 <= truth <= high + 1e-12)
         false.append(verdict(regret, (low, high)) == ("holds" if truth > 0.01 else "fails"))
-    return held, false
+    return held, false, max(high for _, _, (_, high) in rows) >= max(truths)
 
 
 def share(noise, seeds, drift, offset, repeats):
-    """The shares of intervals that hold the truth and of false verdicts."""
+    """The shares of intervals that hold the truth, of false verdicts, and of bounds that the worst regret keeps."""
     rng = np.random.default_rng(3)
-    both = [verified(rng, noise, seeds, drift, offset) for _ in range(repeats)]
-    return np.mean([held for held, _ in both]), np.mean([false for _, false in both])
+    return [
+        np.mean(found)
+        for found in zip(*(verified(rng, noise, seeds, drift, offset) for _ in range(repeats)), strict=True)
+    ]
 
 
 @pytest.mark.parametrize(("noise", "offset"), [(D64, 0.0), (D64_NONE, 0.3)])
 def test_the_intervals_of_verify_hold_the_truth_also_when_the_plan_is_the_optimum(noise, offset):
     """A regret is never below 0: draws alone would leave 0 out of every interval."""
-    held, false = share(noise, 3, 0.0, offset, 40)
-    assert held >= 0.92 and false <= 0.03
+    held, false, bounded = share(noise, 3, 0.0, offset, 40)
+    assert held >= 0.92 and false <= 0.03 and bounded >= 0.95
 
 
 @pytest.mark.slow
@@ -393,5 +394,5 @@ def test_the_intervals_of_verify_hold_the_truth_also_when_the_plan_is_the_optimu
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 @pytest.mark.parametrize(("drift", "offset"), [(0.0, 0.0), (0.0, 0.3), (-0.15, 0.0), (-0.3, 0.0)])
 def test_coverage_and_false_verdicts_of_verify(noise, seeds, drift, offset):
-    held, false = share(noise, seeds, drift, offset, 250)
-    assert held >= 0.92 and false <= 0.03
+    held, false, bounded = share(noise, seeds, drift, offset, 250)
+    assert held >= 0.92 and false <= 0.03 and bounded >= 0.95
