@@ -2,6 +2,7 @@
 
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -162,6 +163,15 @@ def test_verify_fails_on_no_better_ground_than_its_sizes_and_gives_the_command(
         )
         assert given.items() >= wanted.items()
         assert name == "verify" or given["proxy"] == "loops=2,layers=1,width=64,steps=100,batch=8"
+
+
+@pytest.mark.parametrize(("code", "model"), [(None, None), (UserCode("model", "a.py:f", "0"), "a.py:f")])
+def test_a_plan_that_holds_ends_with_the_command_that_trains_it(code, model, parsed):
+    chosen = replace(tuning([], [])[0], user_code=code)
+    found = {"local": [], "target": [], "verdict": "holds"}
+    ((name, given),) = parsed(after_verifying(Path("runs/t"), chosen, found))
+    assert name == "train" and given["model"] == model
+    assert Path("runs/t/tuned.toml") in (given["config"], given["tuned"])
 
 
 @pytest.mark.parametrize(

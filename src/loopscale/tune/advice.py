@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from loopscale.records import Size
-from loopscale.study import command_of
+from loopscale.study import command_of, train_command
 from loopscale.tune.settings import TuneSettings
 
 
@@ -90,7 +90,7 @@ def about_looping(folder: Path, plan: dict[str, Any]) -> str:
 
 
 def after_verifying(folder: Path, settings: TuneSettings, found: dict[str, Any], *more: str) -> str:
-    """Say what to do about a plan that fails, or that the data do not decide; `more` are the options for more seeds."""
+    """Say what to do about a plan that holds, fails or is not decided; `more` are the options for more seeds."""
     mine = [row for row in (*found["local"], *found["target"]) if row["rule"] == settings.rule]
     flat = [row["label"] for row in found["local"] if row["rule"] == settings.rule and row.get("inside") is False]
     if found["verdict"] == "fails" or (found["verdict"] == "undecided" and flat):
@@ -105,7 +105,10 @@ def after_verifying(folder: Path, settings: TuneSettings, found: dict[str, Any],
         most = found.get("bound")
         first = "Repeat it" if most is None else f"Train it if {most:.2g} nats are nothing to you, else repeat it"
         return f"{first} with more seeds, the trials that ran are kept: {_verify(folder, settings, *more)}"
-    return ""
+    code = settings.user_code
+    if code is not None and code.kind == "objective":
+        return ""  # whose training is the user's own
+    return f"Train it: {train_command(None if code is None else code.place, folder / 'tuned.toml')}"
 
 
 def _nearer(settings: TuneSettings, axes: set[str]) -> Size:
