@@ -12,6 +12,7 @@ from browsing import launched
 from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("SUBMITIT_LOG_LEVEL", "NOCONFIG")  # else its import closes every log handler of this process
 settings.register_profile("events", deadline=None)  # a loaded machine is slow, not wrong
 settings.load_profile("events")
 

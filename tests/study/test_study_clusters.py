@@ -1,6 +1,8 @@
 """The same study on Ray and through submitit as in this process: equal records, and nothing lost with a killed worker."""
 
+import logging
 import subprocess
+import sys
 
 import pytest
 
@@ -37,6 +39,25 @@ def test_submitit_arrays_give_the_same_study(serial, tmp_path):
     executor = SlurmArrays(tmp_path / "s-jobs", cap=2, cluster="local", time=5)
     run_study(PLAN, tmp_path / "s", executor=executor)
     assert losses(tmp_path / "s") == serial and executor.slots == 2
+
+
+class Noted(logging.NullHandler):
+    closed = False
+
+    def close(self):
+        self.closed = True
+        super().close()
+
+
+def test_submitit_closes_no_log_of_this_process(tmp_path, monkeypatch):
+    """It configures logging anew as it is imported, and absl's handler then closes the stream that pytest captures with."""
+    pytest.importorskip("submitit")
+    monkeypatch.delenv("SUBMITIT_LOG_LEVEL")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "submitit"]:
+        monkeypatch.delitem(sys.modules, name)
+    handler = Noted()
+    SlurmArrays(tmp_path, cluster="local")
+    assert "submitit" in sys.modules and not handler.closed
 
 
 def test_no_slurm_here_and_no_cluster_there_are_one_sentence(tmp_path, capsys):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from loopscale.errors import UserError, first_line, require
@@ -34,7 +36,7 @@ class SlurmArrays(Executor):
         if cap < 1:
             raise UserError(f"the cap on jobs must be at least 1, got {cap}: set --workers")
         self.slots, self._folder = cap, folder
-        submitit = require("submitit", "slurm")
+        submitit = _submitit()
         try:
             self._executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
         except RuntimeError:
@@ -87,6 +89,17 @@ class SlurmArrays(Executor):
                 for future in [one for one, *_ in new if one not in self._jobs] + list(self._jobs):
                     future.set_exception(cause)
                 self._jobs.clear()
+
+
+def _submitit() -> ModuleType:
+    """Import it without its own logging, which would close every handler of this process; its jobs log as ever."""
+    if "SUBMITIT_LOG_LEVEL" in os.environ:
+        return require("submitit", "slurm")
+    os.environ["SUBMITIT_LOG_LEVEL"] = "NOCONFIG"
+    try:
+        return require("submitit", "slurm")
+    finally:
+        del os.environ["SUBMITIT_LOG_LEVEL"]
 
 
 def _call(work: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
