@@ -11,7 +11,7 @@ from changed import changed
 
 from loopscale.errors import UserError
 from loopscale.train import StepRecord, TrainConfig, fit
-from loopscale.train.fitting import PATIENCE, Divergence
+from loopscale.train.fitting import PATIENCE, Course
 from loopscale.train.loop import train_step
 from loopscale.train.training import prepare
 
@@ -71,14 +71,18 @@ def step(number: int, loss: float) -> StepRecord:
 
 
 def test_what_diverged_means() -> None:
-    worse, exploded, spike = Divergence(), Divergence(), Divergence()
+    worse, exploded, spike, infinite = Course(20), Course(100), Course(20), Course(100)
     for number in range(1, 21):
-        assert not worse.observe(step(number, 5.0 if number == 1 else 7.0))
-        assert not spike.observe(step(number, 50.0 if number == 3 else 5.0))
-    assert worse.verdict() == 20 and spike.verdict() is None
-    lost = [exploded.observe(step(number, 1.0 if number == 1 else 9.0)) for number in range(1, PATIENCE + 2)]
-    assert lost == [False] * PATIENCE + [True] and exploded.at == 2
-    assert Divergence().observe(step(4, math.inf))
+        assert worse.running and spike.running
+        worse.take(step(number, 5.0 if number == 1 else 7.0))
+        spike.take(step(number, 50.0 if number == 3 else 5.0))
+    assert worse.diverged_at == 20 and not worse.whole and spike.diverged_at is None and spike.whole
+    for number in range(1, PATIENCE + 2):
+        assert exploded.running
+        exploded.take(step(number, 1.0 if number == 1 else 9.0))
+    assert exploded.diverged_at == 2 and not exploded.running
+    infinite.take(step(4, math.inf))
+    assert infinite.diverged_at == 4 and not infinite.running
 
 
 def test_a_vocabulary_smaller_than_the_datas_is_refused(tiny: TrainConfig) -> None:

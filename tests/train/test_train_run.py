@@ -232,7 +232,7 @@ def test_the_module_and_the_visit_are_named(tiny: TrainConfig) -> None:
         return output * math.inf if len(calls) == 3 else output
 
     training.model.core[0].mlp.down.register_forward_hook(breaks)
-    assert nonfinite.find(training) == nonfinite.Birthplace("core.0.mlp.down", 3)
+    assert nonfinite.find(training) == "'core.0.mlp.down' at visit 3"
     calls.clear()
     sentence = nonfinite.explain(training, StepRecord(7, math.nan, 0.1, math.nan))
     assert sentence == (

@@ -65,21 +65,15 @@ def save(folder: Path, training: Training, keep: int) -> Path:
             if world.main:
                 with writing(target):
                     _write_sums(aside, {name: digest for part in parts for name, digest in json.loads(part).items()})
-                _put_in_place(aside, target, training.done, keep)
+                    if target.exists():
+                        shutil.rmtree(target)
+                    os.rename(aside, target)
+                    _sync(folder)
+                drop_old(folder, training.done, keep)
     finally:
         if world.main:
             shutil.rmtree(aside, ignore_errors=True)
     return target
-
-
-def _put_in_place(aside: Path, target: Path, done: int, keep: int) -> None:
-    folder = target.parent
-    with writing(target):
-        if target.exists():
-            shutil.rmtree(target)
-        os.rename(aside, target)
-        _sync(folder)
-    drop_old(folder, done, keep)
 
 
 def drop_old(folder: Path, done: int, keep: int) -> None:
@@ -154,7 +148,7 @@ def load(checkpoint: Path, training: Training) -> None:
     state = read_state(checkpoint)
     _check_config(checkpoint, state["config"], training.config)
     load_weights(checkpoint, training.model)
-    _load_optimizer(checkpoint, training.model, training.optimizer, state)
+    _load_optimizer(checkpoint, training, state)
     training.done = state["step"]
     training.restore(state.get("data"))
 
@@ -226,33 +220,28 @@ def load_weights(checkpoint: Path, model: nn.Module) -> None:
     sharded.read_tensors(checkpoint, weights)
 
 
-def _load_optimizer(
-    checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
-) -> None:
+def _load_optimizer(checkpoint: Path, training: Training, state: dict[str, Any]) -> None:
     """Put back what the optimizer keeps; rates, decay and the like are those of the config."""
-    packed = optimizer.state_dict()
-    members = [p for group in optimizer.param_groups for p in group["params"]]
-    names = _ordered(model, members)
+    packed, names = training.optimizer.state_dict(), _ordered(training)
     room: dict[str, Tensor] = {}
     kept: dict[int, dict[str, Any]] = {}
     try:
         for key, there in sharded.stored(checkpoint).items():
             if _of_optimizer(key):
                 index, field = _position(key, names)
-                like = members[index].detach()
+                like = training.parameters[index].detach()
                 same = there.shape == like.shape
                 room[key] = torch.zeros_like(like if same else there, dtype=there.dtype, device=None if same else "cpu")
                 kept.setdefault(index, {})[field] = room[key]
         for name, values in state.get("optimizer_values", {}).items():
             kept.setdefault(names.index(name), {}).update(values)
         sharded.read_tensors(checkpoint, room)
-        optimizer.load_state_dict({"state": kept, "param_groups": packed["param_groups"]})
+        training.optimizer.load_state_dict({"state": kept, "param_groups": packed["param_groups"]})
     except (ValueError, KeyError, IndexError, AttributeError) as cause:
         if isinstance(cause, UserError):
             raise
-        raise UserError(
-            f"{checkpoint} does not fit the optimizer of config.toml: restore the run's own config"
-        ) from None
+        fix = "restore the run's own config"
+        raise UserError(f"{checkpoint} does not fit the optimizer of config.toml: {fix}") from None
 
 
 def _of_optimizer(key: str) -> bool:
@@ -260,10 +249,7 @@ def _of_optimizer(key: str) -> bool:
 
 
 def _position(key: str, names: list[str]) -> tuple[int, str]:
-    """Return which parameter a tensor of the optimizer belongs to, and as what.
-
-    Version 0.3 counted "state.state.0.exp_avg".
-    """
+    """Return which parameter a tensor of the optimizer belongs to, and as what; 0.3 wrote "state.state.0.exp_avg"."""
     if key.startswith("state.state."):
         index, _, field = key.removeprefix("state.state.").partition(".")
         return int(index), field
@@ -271,17 +257,15 @@ def _position(key: str, names: list[str]) -> tuple[int, str]:
     return names.index(name), field
 
 
-def _ordered(model: nn.Module, members: list[Tensor]) -> list[str]:
-    names = {id(p): name for name, p in model.named_parameters()}
-    return [names[id(p)] for p in members]
+def _ordered(training: Training) -> list[str]:
+    names = {id(p): name for name, p in training.model.named_parameters()}
+    return [names[id(p)] for p in training.parameters]
 
 
-def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _optimizer_state(training: Training) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Split what the optimizer keeps by parameter into tensors and plain values."""
-    names = _ordered(model, [p for group in optimizer.param_groups for p in group["params"]])
-    tensors: dict[str, Tensor] = {}
-    plain: dict[str, dict[str, Any]] = {}
-    for index, values in optimizer.state_dict()["state"].items():
+    names, tensors, plain = _ordered(training), dict[str, Tensor](), dict[str, dict[str, Any]]()
+    for index, values in training.optimizer.state_dict()["state"].items():
         for key, value in values.items():
             if isinstance(value, Tensor):
                 tensors[f"optimizer/{names[index]}/{key}"] = value
@@ -292,28 +276,25 @@ def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tupl
 
 def _write(folder: Path, target: Path, training: Training, ranks: tuple[int, int]) -> dict[str, str]:
     """Write this rank's part, the first rank state.json too; give the checksums of what it wrote."""
-    tensors, plain = _optimizer_state(training.model, training.optimizer)
+    tensors, plain = _optimizer_state(training)
     weights = training.model.state_dict()
     _check_tensors(weights)
-    sharded.write_tensors(folder, "model", weights, ranks=ranks)
-    sharded.write_tensors(folder, "optimizer", tensors, ranks=ranks)
+    files = [sharded.write_tensors(folder, "model", weights, ranks=ranks)]
+    files.append(sharded.write_tensors(folder, "optimizer", tensors, ranks=ranks))
     with writing(target):
         if ranks[0] == 0:
-            config = training.config
-            bookmark = training.bookmark()
-            state = {"step": training.done, "config": config.to_dict(), "data": bookmark, "optimizer_values": plain}
-            (folder / STATE).write_text(json.dumps(state, allow_nan=False), encoding="utf-8")
-        part = "" if ranks[1] == 1 else f"-{ranks[0] + 1:05d}-of-{ranks[1]:05d}"
-        mine = [f"model{part}.safetensors", f"optimizer{part}.safetensors", *([STATE] if ranks[0] == 0 else [])]
-        return {name: file_sha256(folder / name) for name in mine if (folder / name).exists()}
+            config, bookmark = training.config.to_dict(), training.bookmark()
+            state = {"step": training.done, "config": config, "data": bookmark, "optimizer_values": plain}
+            files.append(folder / STATE)
+            files[-1].write_text(json.dumps(state, allow_nan=False), encoding="utf-8")
+        return {file.name: file_sha256(file) for file in files if file.exists()}
 
 
 def _check_tensors(weights: Mapping[str, Any]) -> None:
     for name, value in weights.items():
         if not isinstance(value, Tensor):
-            raise UserError(
-                f"the model's state_dict holds {name!r}, a {type(value).__name__}: let it hold tensors alone"
-            )
+            kind = type(value).__name__
+            raise UserError(f"the model's state_dict holds {name!r}, a {kind}: let it hold tensors alone")
 
 
 def _write_sums(folder: Path, sums: dict[str, str]) -> None:

@@ -18,52 +18,9 @@ EXPLODED = 3.0  # a loss this many times the first one ...
 PATIENCE = 50  # ... for this many steps in a row does not come back
 WORSE = 1.0  # nats above the first loss at the end: worse than no training
 SMOOTHING = 10  # steps in the mean that is compared
-
-
-class Divergence:
-    """Watches the losses of one training; `at` is the step (from 1) where it was lost, or None.
-
-    Lost means: a loss or gradient that is not finite; a loss above 3 times the first for 50 steps in a row; or, at the
-    end, a mean over the last 10 steps that is more than 1 nat above the first loss.
-    """
-
-    def __init__(self) -> None:
-        self.at: int | None = None
-        self._first: float | None = None
-        self._high = 0
-        self._recent: list[float] = []
-        self._last = 0
-
-    def observe(self, record: StepRecord) -> bool:
-        """Take in one step; True when the training is lost and may end here."""
-        self._last = record.step
-        if not record.finite:
-            self.at = record.step
-            return True
-        if self._first is None:
-            self._first = record.loss
-        self._recent = [*self._recent[1 - SMOOTHING :], record.loss]
-        self._high = self._high + 1 if record.loss > EXPLODED * self._first else 0
-        if self._high >= PATIENCE:
-            self.at = record.step - PATIENCE + 1
-        return self.at is not None
-
-    @property
-    def smoothed(self) -> float | None:
-        """Mean loss of the last steps; None before the first."""
-        return sum(self._recent) / len(self._recent) if self._recent else None
-
-    def verdict(self) -> int | None:
-        """Give the step where the finished training was lost, or None when it was not."""
-        smoothed = self.smoothed
-        if self.at is None and smoothed is not None and self._first is not None and smoothed > self._first + WORSE:
-            self.at = self._last
-        return self.at
-
+CURVE_POINTS = 200
 
 Stop = Callable[[StepRecord], bool]
-
-CURVE_POINTS = 200
 
 
 @dataclass(frozen=True)
@@ -87,26 +44,36 @@ class Fit:
 
 
 class Course:
-    """What one training in memory goes through: its losses, when it is lost or stopped; at the end, its `Fit`.
+    """What one training in memory goes through: its losses, and whether it is lost or stopped; at the end, its `Fit`.
+
+    Lost, at the step (from 1) `diverged_at`, means: a loss or gradient that is not finite; a loss above 3 times the first
+    for 50 steps in a row; or, at the end, a mean over the last 10 steps that is more than 1 nat above the first loss.
 
     `stop`: asked after each step but the last, with its record; True ends the training there.
     """
 
     def __init__(self, steps: int, stop: Stop | None = None) -> None:
-        self._watch, self._losses, self._steps, self._stop = Divergence(), list[float](), steps, stop
+        self._steps, self._stop = steps, stop
+        self._losses, self._recent, self._high = list[float](), list[float](), 0
         self.running, self.stopped = True, False
         self.diverged_at: int | None = None
 
     def take(self, record: StepRecord) -> None:
         """Take in one step."""
         self._losses.append(record.loss)
-        if self._watch.observe(record):
-            self.running = False
+        first, last = self._losses[0], record.step >= self._steps
+        if record.finite:
+            self._recent = [*self._recent[1 - SMOOTHING :], record.loss]
+            self._high = self._high + 1 if record.loss > EXPLODED * first else 0
+            if self._high >= PATIENCE:
+                self.diverged_at = record.step - PATIENCE + 1
+            elif last and sum(self._recent) / len(self._recent) > first + WORSE:
+                self.diverged_at = record.step
         else:
-            self.stopped = record.step < self._steps and self._stop is not None and self._stop(record)
-            self.running = record.step < self._steps and not self.stopped
-        if not self.running:
-            self.diverged_at = self._watch.at if self.stopped else self._watch.verdict()
+            self.diverged_at = record.step
+        if self.diverged_at is None and not last and self._stop is not None:
+            self.stopped = self._stop(record)
+        self.running = not (last or self.stopped or self.diverged_at is not None)
 
     @property
     def whole(self) -> bool:
@@ -127,7 +94,7 @@ class Course:
             seconds=seconds,
             steps=done,
             stopped=self.stopped,
-            train_loss=self._watch.smoothed,
+            train_loss=sum(self._recent) / len(self._recent) if self._recent else None,
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
 from typing import Any
 
 import torch
@@ -15,47 +15,30 @@ from loopscale.train.task import StepRecord, to_device
 from loopscale.train.training import Training
 
 
-@dataclass(frozen=True)
-class Birthplace:
-    """The first non-finite output. `visit` counts the executions of that module from 1."""
-
-    module: str
-    visit: int
-
-
-def find(training: Training) -> Birthplace | None:
-    """Run the training's next batch again, watching every module; None when all outputs are finite."""
-    first: list[Birthplace] = []
-    visits: dict[str, int] = {}
+def find(training: Training) -> str:
+    """Run the next batch again, watching every module; say where the first non-finite output was ("'core.0' at visit 3")."""
+    first: list[str] = []
+    visits = Counter[str]()
 
     def note(name: str, module: nn.Module, given: Given, output: Any) -> None:
-        visits[name] = visits.get(name, 0) + 1
+        visits[name] += 1
         if not first and isinstance(output, Tensor) and not torch.isfinite(output).all():
-            first.append(Birthplace(name, visits[name]))
+            first.append(f"{name!r} at visit {visits[name]}")
 
     names = [name for name, _ in training.model.named_modules() if name]
     # Hooks do not fire inside a compiled body.
     with torch.no_grad(), eager(), noting(training.model, note, names), training.task.drawing(training.done):
         batch = to_device(training.batches(training.done), training.device)
         training.loss(batch, training.task.loops(training.done))
-    return first[0] if first else None
-
-
-def _text(place: Birthplace | None) -> str:
-    return "" if place is None else f"{place.visit} {place.module}"
-
-
-def _told(texts: list[str]) -> Birthplace | None:
-    """Return the place that the lowest rank found: a bad sequence is in the rows of one rank."""
-    found = next((text.split(" ", 1) for text in texts if text), None)
-    return None if found is None else Birthplace(found[1], int(found[0]))
+    return "".join(first)
 
 
 def explain(training: Training, record: StepRecord) -> str:
     """Say in one sentence at which step, module and visit the training broke, and what to try."""
-    place = _told(training.world.texts(_text(find(training))))
+    # A bad sequence is in the rows of one rank.
+    place = next(filter(None, training.world.texts(find(training))), None)
     if place is not None:
-        where = f"the first non-finite value came out of {place.module!r} at visit {place.visit}"
+        where = f"the first non-finite value came out of {place}"
     else:
         bad = [
             name

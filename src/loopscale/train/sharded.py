@@ -38,8 +38,8 @@ def is_spread(tensor: Tensor) -> bool:
     return made is not None and isinstance(tensor, made.DTensor)
 
 
-def write_tensors(folder: Path, name: str, tensors: Mapping[str, Tensor], *, ranks: tuple[int, int] = (0, 1)) -> None:
-    """Write `tensors` into `folder`; with several ranks (which, of how many) each calls this and writes its part.
+def write_tensors(folder: Path, name: str, tensors: Mapping[str, Tensor], *, ranks: tuple[int, int] = (0, 1)) -> Path:
+    """Write `tensors` into `folder` and give the file; of several ranks (which, of how many) each writes its part.
 
     Raises `UserError` when the disk of one of them is full.
     """
@@ -55,6 +55,7 @@ def write_tensors(folder: Path, name: str, tensors: Mapping[str, Tensor], *, ran
         raise disk_error(path, system_error(cause) or OSError(5, str(cause))) from cause
     except OSError as cause:
         raise disk_error(path, cause) from cause
+    return path
 
 
 def _write_part(folder: Path, path: Path, tensors: Mapping[str, Tensor], rank: int) -> None:
