@@ -12,9 +12,9 @@ import click
 from loopscale.cli.options import JSON, PATH, SETS, finish
 from loopscale.errors import UserError
 from loopscale.factory import CONTRACT, own_sizes, peek
+from loopscale.planning import Machine, Plan, Work, people, plan, study_hours
 
 if TYPE_CHECKING:
-    from loopscale.planning import Machine, Plan, Work
     from loopscale.study import UserCode
     from loopscale.train import TrainConfig
 
@@ -58,7 +58,6 @@ def command(
         raise UserError("--here times trials of a tuning or an exponent study: add --tuning or --exponent")
     if model is not None:
         peek(model, rule=False)
-    from loopscale.planning import Machine, plan
     from loopscale.train import load_config, make_config
 
     size, peak = _bytes(of_machine.pop("memory")), of_machine.pop("peak_tflops") * 1e12
@@ -134,7 +133,6 @@ def _priced(
     here: bool,
 ) -> dict[str, Any]:
     """Price trials: each config, how many of it, and the one to time `here` with how many times its steps are trained."""
-    from loopscale.planning import study_hours
     from loopscale.study import trial_seconds
 
     works = [work for trial, count, _, _ in trials for work in [_work(trial.using(config.model.factory))] * count]
@@ -150,8 +148,6 @@ def _priced(
 
 def _said(name: str, row: dict[str, Any], price: float | None) -> list[str]:
     """Say what a study costs, and how long it takes on this machine where that was timed."""
-    from loopscale.planning import people
-
     here = "at this share of the peak, which a small proxy does not reach: --here times it"
     if "cpu_seconds" in row:
         here = f"on this machine about {people(row['cpu_seconds'])} CPU seconds, by some steps"
@@ -175,8 +171,6 @@ def _bytes(text: str) -> float:
 
 
 def _hours(hours: float, price: float | None) -> str:
-    from loopscale.planning import people
-
     dollars = "" if price is None else f", {price * hours:,.2f} dollars"
     return f"{_time(hours)} of GPU time{dollars}" if hours < 0.01 else f"{people(hours)} GPU hours{dollars}"
 
@@ -187,8 +181,6 @@ def _time(hours: float) -> str:
     >>> _time(30), _time(0.002), _time(1e-9)
     ('30 hours', '7.2 seconds', 'less than a second')
     """
-    from loopscale.planning import people
-
     if hours >= 0.01:
         return f"{people(hours)} hours"
     return f"{people(hours * 3600)} seconds" if hours * 3600 >= 1 else "less than a second"
@@ -204,8 +196,6 @@ def _size(count: float) -> str:
 
 
 def _text(answer: Plan, machine: Machine) -> str:
-    from loopscale.planning import people
-
     unit = answer.unit
 
     def work(flops: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, TypeVar, cast
 
@@ -15,11 +15,7 @@ from loopscale.parameterization import Depth, Width, get_rule, relative_layers
 from loopscale.parameterization.depth import check_strength
 
 NORMS = ("pre", "sandwich", "post")  # a block class each, in transformer.py
-# What eps does when a call's N is not the configured one: (configured N, the call's N) -> the N in eps.
-SCALES: dict[str, Callable[[int, int], int]] = {
-    "rescale": lambda configured, asked: asked,
-    "freeze": lambda configured, asked: configured,
-}
+SCALES = ("rescale", "freeze")  # eps follows the N of a call, or keeps that of the config
 
 
 @spelt
@@ -108,7 +104,8 @@ class ModelConfig:
 
         Raises `UserError` when loops < 1 or the scale is another word.
         """
-        return SCALES[check_scale(self.scale if scale is None else scale)](self.loops, Depth(loops, 1).loops)
+        frozen = check_scale(self.scale if scale is None else scale) == "freeze"
+        return self.loops if frozen else Depth(loops, 1).loops
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON; `ModelConfig(**values)` is equal to this.

@@ -116,6 +116,7 @@ def people(number: float, units: str = "k M B T P") -> str:
 # Below these a matrix product is too small to keep a GPU's matrix units busy. Assumption, from the roofline of an H100
 # (295 FLOPs per byte in bf16): a product [tokens, D] x [D, D] has about min(D, tokens) / 2 of them.
 NARROW, FEW = 1024, 4096
+WORDS = {"train.strategy": "fsdp", "train.precision": "bf16"}  # what these are set to
 
 
 def _cautions(work: Work, machine: Machine) -> Iterator[str]:
@@ -129,10 +130,7 @@ def _cautions(work: Work, machine: Machine) -> Iterator[str]:
 
 
 def _changes(work: Work, machine: Machine) -> dict[str, Any]:
-    """Return the first of a list of changes, each on top of the ones before it, with which it fits.
-
-    Then without the needless.
-    """
+    """Return the first of a list of changes, each on top of those before, with which it fits; then without the needless."""
     made: dict[str, tuple[str, Any]] = {}
 
     def fits() -> bool:
@@ -152,8 +150,7 @@ def _changes(work: Work, machine: Machine) -> dict[str, Any]:
         kept = made.pop(key)
         if not fits():
             made[key] = kept
-    names = {"train.strategy": "fsdp", "train.precision": "bf16"}
-    return {key: names.get(key, value) for key, (_, value) in made.items()}
+    return {key: WORDS.get(key, value) for key, (_, value) in made.items()}
 
 
 def _sentence(work: Work, used: Memory, machine: Machine, changes: dict[str, Any]) -> str:
@@ -161,9 +158,6 @@ def _sentence(work: Work, used: Memory, machine: Machine, changes: dict[str, Any
     if used.total <= machine.memory:
         return f"it fits: {need}"
     if changes:
-        return f"it does not fit ({need}); it does with " + ", ".join(
-            f"{key} = {value}" for key, value in changes.items()
-        )
-    words = {"train.strategy": "fsdp", "train.precision": "bf16"}
-    tried = ", ".join(words.get(key, key.removeprefix("train.")) for key, _, _ in work.help)
+        return f"it does not fit ({need}); it does with {', '.join(f'{k} = {v}' for k, v in changes.items())}"
+    tried = ", ".join(WORDS.get(key, key.removeprefix("train.")) for key, _, _ in work.help)
     return f"it does not fit ({need}), and {tried} and accumulate do not help: take more devices"

@@ -15,29 +15,8 @@ from typing import Any, TextIO
 from loopscale.errors import UserError, first_line, nearest, require
 from loopscale.files import alone, no_link, writing
 from loopscale.records import read_steps
-from loopscale.trackers import tensorboard, trackio, wandb
-from loopscale.trackers.protocol import Identity, Tracker, flat, identity
-
-
-@dataclass(frozen=True)
-class Kind:
-    """Needs `module` (of the extra `track`); `place` says where the points of a {run} are, and what shows or sends them."""
-
-    module: str
-    open: Callable[[Identity], Tracker]
-    place: str
-
-
-TRACKERS: dict[str, Kind] = {
-    "tensorboard": Kind(
-        "tensorboard",
-        tensorboard.open_tracker,
-        "{run}/trackers/tensorboard: tensorboard --logdir {run}/trackers/tensorboard",
-    ),
-    "trackio": Kind("trackio", trackio.open_tracker, "trackio's own database: trackio show --project loopscale"),
-    "wandb": Kind("wandb", wandb.open_tracker, "{run}/trackers/wandb: wandb sync {run}/trackers/wandb/offline-run-*"),
-}
-
+from loopscale.trackers.kinds import TRACKERS
+from loopscale.trackers.protocol import Tracker, flat, identity
 
 Line = dict[str, Any]
 

@@ -16,7 +16,7 @@ from loopscale.train.training import Training
 
 
 def find(training: Training) -> str:
-    """Run the next batch again, watching every module; say where the first non-finite output was ("'core.0' at visit 3")."""
+    """Run the next batch again, watching every module; say where a value was first not finite, "'core.0' at visit 3"."""
     first: list[str] = []
     visits = Counter[str]()
 
