@@ -39,7 +39,7 @@ def replacing(path: Path) -> Iterator[Path]:
                     left.unlink()
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         aside = Path(name)
-        _hold(handle)
+        _locked(handle)
         aside.touch(0o644)  # between the two calls it looked like one of a dead process
         os.chmod(aside, 0o644)
         yield aside
@@ -80,14 +80,8 @@ def alone(path: Path, busy: str) -> Iterator[None]:
 
 def held(path: Path) -> bool:
     """Tell whether a process holds the lock on the file at `path`; False where the system has no such locks."""
-    with suppress(ImportError, OSError):
-        import fcntl
-
-        with open(path, encoding="utf-8") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
+    with suppress(OSError), open(path, encoding="utf-8") as handle:
+        return _locked(handle, shared=True) is False
     return False
 
 
@@ -97,43 +91,38 @@ def no_link(path: str, flags: int) -> int:
 
 
 def _take(handle: TextIO, busy: str) -> None:
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    locked = _locked(handle)
+    if locked is False:
         handle.seek(0)
-        raise UserError(busy.replace("{process}", f"process {handle.read(100).strip() or 'unknown'}")) from None
-    except OSError:  # a file system without locks
-        return
-    handle.truncate(0)
-    handle.write(f"{os.getpid()} on {socket.gethostname()}\n")
-    handle.flush()
+        raise UserError(busy.replace("{process}", f"process {handle.read(100).strip() or 'unknown'}"))
+    if locked:
+        handle.truncate(0)
+        handle.write(f"{os.getpid()} on {socket.gethostname()}\n")
+        handle.flush()
 
 
-def _hold(handle: int) -> None:
-    """Lock an open file for as long as it is open, where the system has such locks."""
-    with suppress(ImportError, OSError):
+def _locked(handle: TextIO | int, shared: bool = False) -> bool | None:
+    """Lock a file while it is open: False where another holds it, None where system or file system has no such locks."""
+    try:
         import fcntl
 
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):
+        return None
+    return True
 
 
 def _free(aside: Path) -> bool:
     """Say whether whoever held a file or folder aside has ended: its lock is free."""
-    try:
-        import fcntl
-
+    with suppress(OSError):
         handle = os.open(aside, os.O_RDONLY)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return _locked(handle) is True
         finally:
             os.close(handle)
-        return True
-    except (ImportError, OSError):
-        return False
+    return False
 
 
 def machine_memory() -> float | None:
@@ -217,7 +206,7 @@ def folder_aside(path: Path) -> Iterator[Path]:
             try:
                 aside.mkdir()
                 handle = os.open(aside, os.O_RDONLY)
-                _hold(handle)
+                _locked(handle)
                 yield aside
                 if path.exists():
                     path.rmdir()

@@ -284,7 +284,7 @@ def test_the_command(source, tmp_path, capsys):
     manifest = json.loads(capsys.readouterr().out)
     assert manifest["tokenizer"] == "bytes" and main(["data", "verify", str(out)]) == 0
     assert main([*command[:-3], "--validation-fraction", "2"]) == 2
-    assert "--validation-fraction cannot be 2.0: input should be less than 1" in capsys.readouterr().err
+    assert "'--validation-fraction': 2.0 is not between 0 and 1" in capsys.readouterr().err
     assert main(["data", "prepare", str(tmp_path / "no"), "--out", str(tmp_path / "x")]) == 2
     assert not (tmp_path / "x").exists()
 

@@ -10,10 +10,11 @@ import click
 
 from loopscale.cli.lazy import StrictGroup
 from loopscale.cli.options import JSON, PATH
-from loopscale.errors import UserError
 
 if TYPE_CHECKING:
     from loopscale.records import Manifest
+
+COUNT, SHARE = click.IntRange(min=1), click.FloatRange(0, 1, min_open=True, max_open=True)
 
 
 @click.group(cls=StrictGroup)
@@ -28,9 +29,9 @@ def command() -> None:
 @click.option("--vocab-size", type=int, help="Tokens of a BPE; default 1024.")
 @click.option("--tokenizer-from", metavar="FILE", help="Use this tokenizer.json, of a run or a prepared folder.")
 @click.option("--text-field", default="text", show_default=True, help="The field of JSONL, parquet or a data set.")
-@click.option("--validation-fraction", type=float, default=0.05, show_default=True, help="Share held out, by hash.")
-@click.option("--shard-tokens", type=int, default=2**27, show_default=True, help="Tokens after which a shard ends.")
-@click.option("--workers", type=click.IntRange(min=1), help="Pieces tokenized at once; default: the cores.")
+@click.option("--validation-fraction", type=SHARE, default=0.05, show_default=True, help="Share held out, by hash.")
+@click.option("--shard-tokens", type=COUNT, default=2**27, show_default=True, help="Tokens after which a shard ends.")
+@click.option("--workers", type=COUNT, help="Pieces tokenized at once; default: the cores.")
 @JSON
 def prepare(source: str, out: Path, workers: int | None, as_json: bool, **values: Any) -> int:
     """Tokenize SOURCE (a file, a folder, stdlib, synthetic:TASK, hf:NAME[:SPLIT]) into a folder of shards.
@@ -38,18 +39,9 @@ def prepare(source: str, out: Path, workers: int | None, as_json: bool, **values
     Stop it at any moment; the same command goes on from the last whole shard, and the result is the same byte for byte.
     Train on it with --set data.path=FOLDER.
     """
-    from pydantic import ValidationError
-
     from loopscale.data import Preparation, prepare_data
 
-    try:
-        settings = Preparation(**values)
-    except ValidationError as problem:
-        error = problem.errors(include_url=False)[0]
-        name = str(error["loc"][0]).replace("_", "-")
-        said = error["msg"][:1].lower() + error["msg"][1:]
-        raise UserError(f"--{name} cannot be {error['input']!r}: {said}") from None
-    manifest = prepare_data(source, out, settings, workers=workers, report=_report())
+    manifest = prepare_data(source, out, Preparation(**values), workers=workers, report=_report())
     _show(out, manifest, as_json)
     return 0
 

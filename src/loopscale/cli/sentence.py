@@ -20,6 +20,7 @@ _WORDS = (  # what click says, and in plain words
     ("is not a valid float( range)?", "is not a number"),
     (r"is not in the range x>=(\S+)", r"is less than \1"),
     (r"is not in the range (\S+)<=x<=(\S+)", r"is not from \1 to \2"),
+    (r"is not in the range (\S+)<x<(\S+)", r"is not between \1 and \2"),
 )
 _PLACES = {
     errno.EACCES: "mend its permissions, or name another place",

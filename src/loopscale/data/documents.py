@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -50,17 +50,16 @@ def local_documents(place: Path, text_field: str) -> Iterator[str]:
     A folder may hold pictures, empty files and other encodings: they are passed over.
     Raises `UserError` for a file that is no text, a folder without text, a row without the text field.
     """
-    if place.is_file():
-        yield from _rows(place, text_field) if _has_rows(place) else [_text(place)]
-        return
     found = False
     for file in files_in(place):
-        if _has_rows(file):
+        try:
+            documents = _documents(file, text_field)
+        except UserError:
+            if file == place:
+                raise
+        else:
             found = True
-            yield from _rows(file, text_field)
-        elif (document := _text_or_none(file)) is not None:
-            found = True
-            yield document
+            yield from documents
     if not found:
         raise UserError(f"the folder {place} holds no text file: name one that does in data.path")
 
@@ -77,19 +76,10 @@ def field_of(row: Any, text_field: str, where: str) -> str:
     return value
 
 
-def _has_rows(file: Path) -> bool:
-    return file.suffix in (".jsonl", ".parquet")
-
-
-def _rows(file: Path, text_field: str) -> Iterator[str]:
-    return _jsonl(file, text_field) if file.suffix == ".jsonl" else _parquet(file, text_field)
-
-
-def _text_or_none(file: Path) -> str | None:
-    try:
-        return _text(file)
-    except UserError:
-        return None
+def _documents(file: Path, text_field: str) -> Iterable[str]:
+    """Open the rows of a file, or read it as one text; only the second may raise at once."""
+    readers = {".jsonl": _jsonl, ".parquet": _parquet}
+    return readers[file.suffix](file, text_field) if file.suffix in readers else [_text(file)]
 
 
 def _text(file: Path) -> str:

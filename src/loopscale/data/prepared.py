@@ -238,7 +238,7 @@ def verify(folder: Path) -> Manifest:
         for shard, row in zip(_shards(folder, rows, manifest.tokenizer_sha256), rows, strict=True):
             shard.check()
             if file_sha256(shard.path) != row.sha256:
-                raise UserError(f"{shard.path} does not match its sha256: restore it, or prepare the data again")
+                raise UserError(f"{shard.path} does not match its sha256: {AGAIN}")
     return manifest
 
 
@@ -252,10 +252,7 @@ def _shards(folder: Path, rows: Iterable[ShardRow], tokenizer: str) -> list[Shar
     for row in rows:
         shard = Shard(folder / row.file, tokenizer)
         if len(shard) != row.tokens:
-            raise UserError(
-                f"{shard.path} has {len(shard)} tokens, the manifest says {row.tokens}: "
-                "restore it, or prepare the data again"
-            )
+            raise UserError(f"{shard.path} has {len(shard)} tokens, the manifest says {row.tokens}: {AGAIN}")
         found.append(shard)
     return found
 

@@ -150,7 +150,8 @@ def load(checkpoint: Path, training: Training) -> None:
     load_weights(checkpoint, training.model)
     _load_optimizer(checkpoint, training, state)
     training.done = state["step"]
-    training.restore(state.get("data"))
+    if training.dataset is not None:
+        training.dataset.restore(state.get("data"))
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:

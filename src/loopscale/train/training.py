@@ -81,11 +81,6 @@ class Training:
         data = self.config.data
         return None if self.dataset is None else self.dataset.bookmark(self.done, data.batch_size, data.context)
 
-    def restore(self, bookmark: dict[str, int] | None) -> None:
-        """Take back a bookmark of an earlier process."""
-        if self.dataset is not None:
-            self.dataset.restore(bookmark)
-
     def loss(self, batch: Any, loops: int) -> Tensor:
         """Give the mean loss of a batch on the device; under bf16 only matrix products are, the stream stays fp32."""
         with self.autocast():
