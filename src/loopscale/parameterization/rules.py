@@ -76,9 +76,8 @@ class Rule:
         """Return alpha, the factor on the stream itself: (2 N L)^skip for Post-LN rules, 1 for pre-norm."""
         if self.norm == "pre":
             return Value(1.0, "a pre-norm stream passes unchanged", self.source)
-        return Value(
-            (2 * depth.executed) ** self.skip_exponent, "the skip outweighs the branch as depth grows", self.source
-        )
+        alpha = (2 * depth.executed) ** self.skip_exponent
+        return Value(alpha, "the skip outweighs the branch as depth grows", self.source)
 
     @property
     def keeps_start(self) -> bool:
@@ -95,9 +94,8 @@ class Rule:
         if self.norm == "pre":
             said = "output projections start smaller, so that the stream does at initialisation"
             return Value((2 * depth.executed) ** -self.gain_exponent, said, self.source)
-        return Value(
-            (8 * depth.executed) ** -self.gain_exponent, "bounds the size of one update of the model", self.source
-        )
+        beta = (8 * depth.executed) ** -self.gain_exponent
+        return Value(beta, "bounds the size of one update of the model", self.source)
 
     def output_multiplier(self, width: Width) -> Value:
         """Return the factor on the logits: 1 / m_d, so that they neither grow nor vanish with width (muP)."""
@@ -158,24 +156,17 @@ class Rule:
         return Value(by_depth, why, self.source)
 
     def _loop_power(self, optimizer: Optimizer) -> float:
-        """Return the power of N in the rate.
-
-        A rule that lowers it under Adam owes its gradient one factor N^a more under SGD.
-        """
+        # A rule that lowers the rate under Adam owes its gradient one factor N^a more under SGD.
         owed = self.loops_exponent if optimizer == "sgd" and self.rate_loops_exponent else 0.0
         return owed - self.rate_loops_exponent
 
     def _layer_power(self, optimizer: Optimizer) -> float:
         if self.rate_layers_exponent is not None:
             return self.rate_layers_exponent
-        b = self.layers_exponent
-        if optimizer == "sgd":
-            # The gradient itself carries one more factor eps * N ~ m_L^-b.
-            return 2 * b - 1 if self._scales() else 0.0
-        return b - 1 if self._scales() else 0.0
-
-    def _scales(self) -> bool:
-        return self.norm == "pre" and (self.loops_exponent != 0 or self.layers_exponent != 0)
+        if self.norm == "post" or self.loops_exponent == self.layers_exponent == 0:  # no scale on its branches
+            return 0.0
+        # Under SGD the gradient itself carries one more factor eps * N ~ m_L^-b.
+        return (2 if optimizer == "sgd" else 1) * self.layers_exponent - 1
 
     def _outer_rate(self, role: Role, ratio: float, optimizer: Optimizer) -> Value:
         if optimizer == "sgd":

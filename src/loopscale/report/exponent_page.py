@@ -114,13 +114,9 @@ def _carrying_costs(result: ExponentResult) -> Figure:
 
 
 def _eps_over_loops(result: ExponentResult) -> Figure:
-    fitted = [valley for valley in result.valleys if valley.eps is not None]
-    marks = []
-    for valley in fitted:
-        assert valley.eps is not None
-        marks.append(_place(valley.loops, valley.eps, BEST))
+    marks = [_place(valley.loops, valley.eps) for valley in result.valleys if valley.eps is not None]
     if result.target is not None:
-        marks.append(_place(result.target.loops, result.target.eps, BEST, hollow=True))
+        marks.append(_place(result.target.loops, result.target.eps, hollow=True))
     first, farthest = result.valleys[0], result.target.loops if result.target else result.loops[-1]
     ways = {row.spoken: row.a for row in result.carried if row.a is not None and row.g == 0}
     for way, a in ways.items():
@@ -131,26 +127,25 @@ def _eps_over_loops(result: ExponentResult) -> Figure:
                      line="dotted", shape="none")
             )  # fmt: skip
     heights = [mark.y for mark in marks if mark.y is not None]
-    styles = {way: Look(look.ink, look.shape) for way, look in looks(list(ways)).items()}
     return Figure(
         "eps-over-loops",
         "The best eps over the number of loops, with the slopes of the rules.",
         Axis("loops N", {math.log2(n): str(n) for n in sorted({*result.loops, farthest})}),
         Axis("eps", power_ticks(min(heights) - 0.5, max(heights) + 0.5, 8)),
-        {BEST: Look(TUNED.ink, "circle"), **styles},
+        {BEST: Look(TUNED.ink, "circle"), **looks(list(ways))},
         marks,
         labels={way: rule_name(way) for way in ways},
         height=320,
     )
 
 
-def _place(loops: int, eps: Estimate, series: str, hollow: bool = False) -> Mark:
+def _place(loops: int, eps: Estimate, hollow: bool = False) -> Mark:
     ends = eps.interval
     up = (math.log2(ends[0]), math.log2(ends[1])) if ends else None
     said = {"N": str(loops), "best eps": plain(eps.value)}
-    said |= {"95 % interval": f"[{plain(ends[0])}, {plain(ends[1])}]"} if ends else {}
-    said |= {"what": "extrapolated to the target"} if hollow else {"what": "fitted"}
-    return Mark(math.log2(loops), math.log2(eps.value), series, said, line="solid", up=up, hollow=hollow)
+    said |= {"95 % interval": _span(eps)} if ends else {}
+    said |= {"what": "extrapolated to the target" if hollow else "fitted"}
+    return Mark(math.log2(loops), math.log2(eps.value), BEST, said, line="solid", up=up, hollow=hollow)
 
 
 def _numbers(result: ExponentResult) -> Table:
@@ -184,10 +179,12 @@ def _pilot(outer: OuterPilot) -> Table:
 
 
 def _cells(measured: Estimate | None) -> tuple[str, str]:
-    if measured is None:
-        return "n/a", ""
+    return ("n/a", "") if measured is None else (plain(measured.value), _span(measured))
+
+
+def _span(measured: Estimate) -> str:
     ends = measured.interval
-    return plain(measured.value), "" if ends is None else f"[{plain(ends[0])}, {plain(ends[1])}]"
+    return "" if ends is None else f"[{plain(ends[0])}, {plain(ends[1])}]"
 
 
 def exponent_figure(valleys: Sequence[Valley], carried: Carried) -> Figure:
@@ -267,7 +264,7 @@ def _valley(valley: Valley, top: float) -> list[Mark]:
     if valley.eps is not None and not valley.edge:
         ends = valley.eps.interval
         said = {"N": str(valley.loops), "what": BEST, "eps": plain(valley.eps.value), "loss": number(lowest, 4)}
-        said |= {"95 % interval": f"[{plain(ends[0])}, {plain(ends[1])}]"} if ends else {}
+        said |= {"95 % interval": _span(valley.eps)} if ends else {}
         low, high = math.log2(valley.points[0].eps) - ASIDE, math.log2(valley.points[-1].eps) + ASIDE
         across = (max(math.log2(ends[0]), low), min(math.log2(ends[1]), high)) if ends else None
         at, below = math.log2(valley.eps.value), -0.05 * top

@@ -15,7 +15,7 @@ from loopscale.report.figures import log_axis, loss_over_rate, rule_name
 from loopscale.report.info import StudyInfo
 from loopscale.report.page import Section, explained, render_page, write_page
 from loopscale.report.palette import looks, number
-from loopscale.report.study_page import write_report
+from loopscale.report.study_page import TITLE, write_report
 
 if TYPE_CHECKING:
     from loopscale.transfer import StudyPlan
@@ -114,8 +114,7 @@ class LivePage(ABC):
 class StudyPage(LivePage):
     """The page of a running study of rules."""
 
-    TITLE, NOUN = "Does the best learning rate stay put when the loops grow?", "transfer study"
-    COMMAND = "transfer"
+    TITLE, NOUN, COMMAND = TITLE, "transfer study", "transfer"
 
     def so_far(self) -> tuple[str, list[Section]]:
         """Return how many trials ended, and their losses."""

@@ -11,6 +11,7 @@ from loopscale.report.info import StudyInfo, study_info
 from loopscale.report.page import Section, Table, escape, explained, plainly, provenance, render_page, split, write_page
 from loopscale.report.palette import VERDICTS, Ink, interval, looks, number
 
+TITLE = "Does the best learning rate stay put when the loops grow?"
 _SIGNS = {"transfers": ("\N{CHECK MARK}", "pass"), "drifts": ("\N{SOUTH EAST ARROW}", "fail")}
 
 
@@ -159,8 +160,7 @@ def page(study: StudyInfo, files: str = "figures") -> str:
     kind = "loopscale transfer study" + (
         f" of {said.user_code}" if said.user_code else f", preset {said.preset}" if said.preset else ""
     )
-    title = "Does the best learning rate stay put when the loops grow?"
-    return render_page(title, headline(study), sections(study), rows, kind=kind, files=files)
+    return render_page(TITLE, headline(study), sections(study), rows, kind=kind, files=files)
 
 
 def write_report(study_dir: Path) -> Path:
