@@ -42,13 +42,9 @@ def asked_config(given: dict[str, Any], warn: Callable[[str], object]) -> TrainC
     """Read the config, or take that of tuned.toml, which is whole; put the tuned values and the options on top."""
     from loopscale.train import load_config, make_config, read_toml, with_tuned
 
-    sets = list(given["sets"])
-    if given["model"] is not None:
-        sets.append(f"model.factory={json.dumps(given['model'])}")
-    if given["rule"] is not None:
-        sets.append(f"model.rule={json.dumps(spelt_rule(given['rule']))}")
-    if given["init_from"] is not None:
-        sets.append(f"train.init_from={json.dumps(given['init_from'])}")
+    rule = None if given["rule"] is None else spelt_rule(given["rule"])
+    named = {"model.factory": given["model"], "model.rule": rule, "train.init_from": given["init_from"]}
+    sets = [*given["sets"], *(f"{key}={json.dumps(value)}" for key, value in named.items() if value is not None)]
     if given["config"] is None:
         if given["tuned"] is None:
             return make_config({}, (*own_sizes(given["model"]), *sets))
