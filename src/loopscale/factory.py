@@ -46,10 +46,7 @@ def heard(place: str, wanted: set[str], required: list[str], rule: bool = True) 
 
 
 def peek(place: str, rule: bool = True) -> None:
-    """Refuse, by its source alone, a factory that `heard` would refuse; pass where the source does not tell.
-
-    Raises `UserError` as `heard` does.
-    """
+    """Refuse, by its source alone, a factory that `heard` would refuse; pass where the source does not tell."""
     arguments = _arguments(place)
     if arguments is None:
         return

@@ -55,10 +55,7 @@ def handle_of(model: Any) -> Any:
 
 
 def speaker(model: Any) -> Any:
-    """Return who states roles, depth and rule: the handle if there is one, else the model itself.
-
-    Raises `UserError` for a checkpoint of a converted model that was loaded and not restored: its loops are missing.
-    """
+    """Return who states roles, depth and rule; raises `UserError` for a converted checkpoint that was not restored."""
     found = handle_of(model)
     if found is not None:
         return found

@@ -52,10 +52,7 @@ class Member:
         return {**dict(self.network.named_parameters()), **dict(self.network.named_buffers())}
 
     def slots(self) -> dict[str, str]:
-        """Return every place where a module holds a parameter or buffer, and the name in `state`.
-
-        Tied weights have several.
-        """
+        """Return every place of a parameter or buffer, several for tied ones, and its name in `state`."""
         names = {id(value): name for name, value in self.state().items()}
         return {
             f"{prefix}.{name}".strip("."): names[id(value)]
@@ -95,10 +92,7 @@ class Stack:
                 value.data = self.state[name].data[k]
 
     def step(self) -> list[StepRecord]:
-        """Take the next step of every member; one whose loss or gradient is not finite keeps its weights.
-
-        Such a member must `leave` before the next step.
-        """
+        """Take the next step of every member; one that is not finite keeps its weights and must `leave` then."""
         for name in self._order:
             self.state[name].grad = None
         losses_K = self.losses([member.training.batches(self.done) for member in self.members])
@@ -194,10 +188,7 @@ def _apart(member: Member) -> None:
 
 
 def stacked(trees: Sequence[Any], device: torch.device) -> Any:
-    """Return batches as one: every tensor or array [K, ...] on the device, whatever else is there must be equal.
-
-    Raises `UnstackableError` where they differ in shape or in a value that is no tensor.
-    """
+    """Stack batches along a new first axis; raises `UnstackableError` where shapes or other values differ."""
     first = trees[0]
     if isinstance(first, Mapping):
         return {key: stacked([tree[key] for tree in trees], device) for key in first}

@@ -26,10 +26,7 @@ FREE = {
 
 
 def house_stack(configs: Sequence[TrainConfig], dataset: Dataset | None = None) -> Stack:
-    """Return the trainings of `configs` as a stack; `dataset` is loaded once when it is not given.
-
-    Raises `UserError` when data, model or optimizer cannot be built.
-    """
+    """Stack the trainings of `configs` on one data set; raises `UserError` when one cannot be built."""
     trainings: list[Training] = []
     for config in configs:
         training = prepare(config, dataset)
@@ -69,10 +66,7 @@ def why_not(config: TrainConfig) -> str | None:
 
 
 def same_graph(config: TrainConfig) -> dict[str, Any]:
-    """Return what two configs must have in common to be stacked.
-
-    All but rule, strength, seed and the rates of the optimizer.
-    """
+    """Return what two configs must share to be stacked: all but rule, strength, seed and the rates of the optimizer."""
     values = config.model_dump(mode="json")
     network = config.network(256)
     for section, names in FREE.items():

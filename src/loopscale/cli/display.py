@@ -91,10 +91,7 @@ class Display:
 
 @contextmanager
 def watching(title: str) -> Iterator[Display]:
-    """Show a study inside; the first SIGTERM unwinds the block, so that its processes end, and leaves with exit code 143.
-
-    A second one kills. Off the main thread signals are left alone.
-    """
+    """Show a study inside; the first SIGTERM unwinds the block and leaves with exit code 143, a second one kills."""
     held = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, _end) if held else None
     try:

@@ -95,10 +95,7 @@ def name_of(place: str) -> str:
 
 
 def find_rule(text: str) -> Rule | str:
-    """Give the `Rule` that a place such as "file.py:RULE" names; a name without a colon is given back.
-
-    Raises `UserError` when there is no such file or name, or it is not a rule.
-    """
+    """Give the `Rule` at a place such as "file.py:RULE", else the name as it is; raises `UserError` when there is none."""
     if ":" not in text:
         return text
     from loopscale.train.place import load_name
@@ -112,9 +109,6 @@ def find_rule(text: str) -> Rule | str:
 
 
 def spelt_rule(text: str) -> str:
-    """Give the rule as a config holds it: the name of the table, or a user's rule by its numbers.
-
-    Raises `UserError` as `find_rule` does.
-    """
+    """Give a rule as a config holds it, a user's by its numbers; raises `UserError` as `find_rule` does."""
     found = find_rule(text)
     return found if isinstance(found, str) else spell(found)

@@ -32,10 +32,7 @@ class Live:
             return [trial for journal in self._journals for trial in journal.trials.values()]
 
     def page(self) -> str:
-        """Draw the page as it is now: the best trials that ended; it reloads itself every three seconds.
-
-        Text from the records is escaped; nothing outside the folder is read.
-        """
+        """Draw the page as it is now, which reloads itself every three seconds; text from the records is escaped."""
         try:
             trials, damage = self.trials(), ""
         except UserError as cause:
@@ -64,10 +61,7 @@ class Live:
 
 
 def make_server(folder: Path, port: int) -> ThreadingHTTPServer:
-    """Make a server of the live page on 127.0.0.1 only; port 0 takes a free one.
-
-    Raises `UserError` when the folder is no study, holds a damaged record, or the port is taken.
-    """
+    """Make a server of the live page on 127.0.0.1; raises `UserError` for a folder or port that cannot be used."""
     if not any((folder / name).exists() for name in ("study.json", "exponent.json", "tune.json")):
         raise UserError(f"{folder} is not a study: it has no study.json, exponent.json or tune.json")
     handler = type("Handler", (_Handler,), {"live": Live(folder)})

@@ -58,10 +58,7 @@ class Where:
         return ('train.device="auto"', *sets) if on_gpu and not named else sets
 
     def make(self, folder: Path, sample: Callable[[], dict[str, Any]]) -> Executor:
-        """Make the executor; `sample()` is the config of a typical job.
-
-        Raises `UserError` for an unknown executor, or an option that is not one of its own.
-        """
+        """Make the executor for jobs like `sample()`; raises `UserError` for an unknown one, or a foreign option."""
         from loopscale.study import Batched, Fastest, LocalProcesses, RayTasks, SlurmArrays
 
         kind, size = _size(self.executor)
@@ -146,10 +143,7 @@ SHARED = {"model": MODEL, "objective": OBJECTIVE, "data": DATA, "set": SETS, "op
 
 
 def asked(*names: str, out: str = "") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a command the options of these names, those of where trials run, --json and --out, as its argument `asked`.
-
-    `out`: the help of --out; "": the command has none.
-    """
+    """Give a command the options of these names, and all that studies share, as `asked`; `out` is the help of --out."""
     place = [click.option("--out", type=PATH, help=out)] if out else []
     options = [*(SHARED[name] for name in names), *OPTIONS, *place, JSON]
 

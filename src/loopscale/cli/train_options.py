@@ -58,11 +58,7 @@ def asked_config(given: dict[str, Any], warn: Callable[[str], object]) -> TrainC
 
 
 def resumed_sets(run: Path, given: dict[str, Any]) -> tuple[str, ...]:
-    """Give the values that a continued run replaces.
-
-    Raises `UserError` when the run's config names code that neither --model nor a config file on the command line does:
-    folders come from others too.
-    """
+    """Give the values that a continued run replaces; raises `UserError` for a user model that was not named here too."""
     from loopscale.train import open_run
     from loopscale.train.load_model import check_named
 

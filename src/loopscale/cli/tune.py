@@ -175,10 +175,7 @@ def _said(plan: dict[str, Any], folder: Path, page: Path) -> str:
 
 
 def _between(plan: dict[str, Any]) -> str:
-    """Return options of verify; "" where no axis grows.
-
-    Sizes between proxy and target on the axes that grow, cheap ones, and a share that holds them.
-    """
+    """Return options of verify: cheap sizes below the target, a share that holds them; "" where no axis grows."""
     from loopscale.tune import SHARE, Checks, share_of
 
     proxy, target = plan["proxy"], plan["target"]

@@ -132,10 +132,7 @@ class Dataset:
         """Take back a bookmark of an earlier process."""
 
     def validation_batches(self, batch_size: int, context: int, count: int) -> Iterator[Batch]:
-        """Return the same evenly spaced windows for every seed, without overlap.
-
-        Fewer than `count` when the text is short.
-        """
+        """Yield the same evenly spaced windows for every seed, without overlap; fewer than `count` of a short text."""
         side = self._sides["validation"]
         available = (len(side) - 1) // context
         wanted = min(count * batch_size, available)

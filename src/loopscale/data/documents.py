@@ -28,10 +28,7 @@ def files_in(place: Path) -> list[Path]:
 
 
 def content_hash(place: Path) -> str:
-    """Hash the names and contents of the files: a changed text is another source, a touched file is not.
-
-    Raises `UserError` when a file cannot be read.
-    """
+    """Hash names and contents of the files, not their times; raises `UserError` when one cannot be read."""
     digest = hashlib.sha256()
     for file in files_in(place):
         name = "" if file == place else file.relative_to(place).as_posix()
@@ -157,10 +154,7 @@ class Source:
         return self.name if self.name.startswith(("stdlib", "synthetic:", "hf:")) else Path(self.name).name
 
     def documents(self, text_field: str) -> Iterator[str]:
-        """Yield the documents in a fixed order, without zero characters: they are the separator of `bytes`.
-
-        Raises `UserError` for text that cannot be read.
-        """
+        """Yield the documents in order, without zero characters; raises `UserError` for text that cannot be read."""
         return (document.replace("\0", "") for document in self._raw(text_field))
 
     def _raw(self, text_field: str) -> Iterator[str]:

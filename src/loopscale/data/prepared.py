@@ -95,10 +95,7 @@ class Shard:
 
 @contextmanager
 def shard_file(path: Path, dtype: np.dtype[Any], tokenizer: str) -> Iterator[Callable[[NDArray[Any]], None]]:
-    """Give a function that adds tokens to a shard: they go to disk as they come, so that memory does not grow with them.
-
-    The shard is at `path`, whole, when the block ends well; when it does not, nothing is.
-    """
+    """Give a function that adds tokens to a shard, on disk as they come; the shard is there when the block ends well."""
     kind = next(name for name, known in DTYPES.items() if known == dtype)
     sums, crc, count = [], 0, 0
     with replacing(path) as aside, aside.open("wb") as file:
@@ -197,10 +194,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def open_folder(folder: Path) -> tuple[Manifest, Dataset]:
-    """Open a whole folder.
-
-    Raises `UserError` for a folder that is not whole, a shard that is absent, truncated or of another tokenizer.
-    """
+    """Open a whole folder; raises `UserError` when it is not, or a shard is damaged or of another tokenizer."""
     manifest = read_manifest(folder)
     words = tokenizer_from_json(_tokenizer_text(folder, manifest))
     if (words.name, words.vocab_size) != (manifest.tokenizer, manifest.vocab_size):
@@ -210,10 +204,7 @@ def open_folder(folder: Path) -> tuple[Manifest, Dataset]:
 
 
 def open_prepared(folder: Path, asked: Reading) -> Dataset:
-    """Open a prepared folder as a data set. What was decided by its preparation cannot be asked for otherwise.
-
-    Raises `UserError` as `open_folder`, and for settings that contradict the manifest.
-    """
+    """Open a prepared folder; raises `UserError` as `open_folder`, and for settings that contradict the manifest."""
     manifest, dataset = open_folder(folder)
     _same("data.tokenizer", asked.tokenizer, manifest.tokenizer, folder)
     if asked.vocab_size is not None:

@@ -61,10 +61,7 @@ class Stream(Dataset):
     def batch(
         self, step: int, seed: int, batch_size: int, context: int, order: str = "random", rows: slice = ALL
     ) -> Batch:
-        """Do as `Dataset.batch`; the next step is cheap, a different one begins at the bookmark before it.
-
-        Raises `UserError` for order "epochs".
-        """
+        """Do as `Dataset.batch`; the next step is cheap. Raises `UserError` for order "epochs"."""
         if order != "random":
             raise UserError("a stream is read in its own order: leave data.order out")
         size, begin = batch_size * context, step * batch_size * context
@@ -80,10 +77,7 @@ class Stream(Dataset):
         return inputs_BT[rows].copy(), targets_BT[rows].copy()
 
     def validation_batches(self, batch_size: int, context: int, count: int) -> Iterator[Batch]:
-        """Return batches of the first validation documents, always the same; fewer than `count` when few are found.
-
-        At most the first 20 000 documents of the source are searched for them.
-        """
+        """Return batches of the first validation documents, always the same; at most 20,000 documents are searched."""
         wanted, found, size = count * batch_size * context + 1, [], 0
         for document in islice(self._source.documents(self._field), SCAN):
             if size >= wanted:

@@ -134,10 +134,7 @@ class BPETokenizer(Tokenizer):
 
 
 def make_tokenizer(name: str, vocab_size: int | None, documents: Iterator[str]) -> Tokenizer:
-    """Make a tokenizer by name; BPE is trained on the documents.
-
-    Raises `UserError` for an unknown name, or a vocabulary that the tokenizer cannot have.
-    """
+    """Make a tokenizer, BPE from the documents; raises `UserError` for an unknown name or a vocabulary it cannot have."""
     if name == "bytes":
         if vocab_size not in (None, 256):
             raise UserError(

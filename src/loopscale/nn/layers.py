@@ -186,10 +186,7 @@ def folded_attention(
     is_causal: bool = False,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """`scaled_dot_product_attention` of one of K models that are trained together.
-
-    torch has no batching rule for its CPU kernel (it would loop over K, and warn), and this is the same on a GPU.
-    """
+    """Compute attention of one of K models; torch's CPU kernel has no batching rule and would loop over K."""
     assert attn_mask is None, "a stack trains: it has no cache and no mask"
     mixed: Tensor = _Folded.apply(q_BHTE, k_BHTE, v_BHTE, is_causal, enable_gqa)  # type: ignore[no-untyped-call]
     return mixed

@@ -42,10 +42,7 @@ MEANINGS = {
 
 
 def check_roles(names: Iterable[str], roles: Mapping[str, Role]) -> dict[str, Role]:
-    """Return the role of every name, in the order of `names`.
-
-    Raises `UserError` naming the parameters without a role, or the roles without a parameter.
-    """
+    """Return the role of every name, in order; raises `UserError` naming what has no role, or roles without a parameter."""
     wanted = list(names)
     extra = sorted(set(roles) - set(wanted))
     if extra:

@@ -109,10 +109,7 @@ class Rule:
         base_layers: int | None = None,
         optimizer: Optimizer = "adamw",
     ) -> RoleValues:
-        """Return the multipliers of initial std, learning rate, Adam's epsilon and weight decay for one role.
-
-        Raises `UserError` for an optimiser without a rule.
-        """
+        """Return the multipliers for one role; raises `UserError` for an optimizer without a rule."""
         if optimizer not in OPTIMIZERS:
             raise UserError(f"no rule for optimizer {optimizer!r}: {nearest(str(optimizer), OPTIMIZERS)}")
         ratio = 1.0 if width is None else width.ratio

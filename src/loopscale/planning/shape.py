@@ -50,10 +50,7 @@ class Shape(Work):
         return self.loops if self.gradient_visits is None else min(self.gradient_visits, self.loops)
 
     def visits(self, loops: int) -> int:
-        """Count executions of a block: prelude, coda, and each layer of the core `loops` times.
-
-        The prelude is reached along the skip path also when early visits get no gradient.
-        """
+        """Count executions of a block; the prelude is reached along the skip path even without early gradients."""
         return self.prelude + self.coda + self.layers * loops
 
     def parameters(self) -> dict[str, int]:

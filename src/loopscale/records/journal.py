@@ -52,10 +52,7 @@ class Journal:
         return [self._parse(line) for line in lines]
 
     def append(self, trial: Trial) -> None:
-        """Write a finished trial and flush it to disk; a key that is there is not written again, unless it was stopped.
-
-        Raises `UserError` when the disk is full or not writable; the journal is then as it was.
-        """
+        """Write a trial to disk, once unless it was stopped; raises `UserError`, the journal unchanged, on failure."""
         if not self._new(trial):
             return
         line = json.dumps(sealed(trial), separators=(",", ":"), allow_nan=False).encode() + b"\n"

@@ -65,18 +65,12 @@ def write_record(path: Path, record: Record) -> None:
 
 
 def read_record(path: Path, model: type[R]) -> R:
-    """Read a record that `write_record` wrote, or one of an older schema that the model knows.
-
-    Raises `UserError`, one sentence that names the file, what does not fit and the fix.
-    """
+    """Read a record of this or an older schema; raises `UserError` that names file, fault and fix."""
     return parse_record(read_json(path, model.FIX), model, str(path))
 
 
 def parse_record(raw: dict[str, Any], model: type[R], name: str) -> R:
-    """Check a record's schema, types and seal; `name` is what messages call it.
-
-    Raises `UserError` as `read_record` does.
-    """
+    """Check schema, types and seal of a record that messages call `name`; raises `UserError` as `read_record` does."""
     body = {key: value for key, value in raw.items() if key not in ("schema", "seal")}
     schema = raw.get("schema")
     if schema not in (model.SCHEMA, *model.OLDER) or isinstance(schema, (bool, float)):

@@ -54,10 +54,7 @@ def step_line(values: dict[str, Any]) -> str:
 
 
 def read_steps(path: Path, *, last: int | None = None) -> list[dict[str, Any]]:
-    """Read the lines of metrics.jsonl, at most `last` of them; a last line that was cut off is left out.
-
-    Raises `UserError` that names the first line that is damaged, edited or missing.
-    """
+    """Read metrics.jsonl, at most `last` lines, without a cut-off one; raises `UserError` naming the first damaged."""
     try:
         texts = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
     except FileNotFoundError:

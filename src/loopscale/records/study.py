@@ -262,10 +262,7 @@ class Result(Record):
 
 
 def read_result(study_dir: Path) -> Result:
-    """Read and check result.json.
-
-    Raises `UserError` when the folder is no study, is unfinished, damaged, or of another schema.
-    """
+    """Read result.json; raises `UserError` when the folder is no study, is unfinished, damaged, or of another schema."""
     path = study_dir / "result.json"
     check_folder(study_dir, "give the folder that `loopscale transfer` wrote")
     if not path.exists():

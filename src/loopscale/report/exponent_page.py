@@ -28,10 +28,7 @@ Carried = Mapping[str, Mapping[int, float]]  # rule -> N -> the eps that it carr
 
 
 def write_exponent_report(folder: Path) -> Path:
-    """Write report.html, and figures/ of a finished study, into the folder of an exponent study; return the page's path.
-
-    Raises `UserError` when the folder holds no exponent study, or a damaged one.
-    """
+    """Write the page and figures of an exponent study; raises `UserError` for another or a damaged folder."""
     from loopscale.exponent import ExponentStudy
 
     if not (folder / "result.json").exists():

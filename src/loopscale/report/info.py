@@ -146,10 +146,7 @@ class StudyInfo:
 
 
 def study_info(study_dir: Path) -> StudyInfo:
-    """Read a study folder.
-
-    Raises `UserError` when it is missing, unfinished, damaged or of another schema.
-    """
+    """Read a study folder; raises `UserError` when it is missing, unfinished, damaged or of another schema."""
     result, journal = read_result(study_dir), Journal(study_dir)
     if journal.trials:  # a folder without any is drawn without the figures of single trials, and says so
         journal.check_count(result.provenance.get("trials"), Result.FIX)
@@ -174,10 +171,7 @@ def log_bounds(pair: tuple[float, float] | None) -> tuple[float, float] | None:
 
 
 def drift_line(rule: RuleRecord) -> tuple[tuple[float, float], ...]:
-    """Return, in log2, the end points of the line with the fitted slope through the centre of the optima.
-
-    Without a fitted slope (an optimum at the edge of the rates) it is the optima themselves, joined.
-    """
+    """Return the ends of the fitted line through the centre of the optima, in log2; without a slope the optima, joined."""
     if rule.slope is None or len(rule.optima) < 2:
         return tuple((math.log2(loops), math.log2(optimum.lr)) for loops, optimum in sorted(rule.optima.items()))
     xs = [math.log2(loops) for loops in rule.optima]

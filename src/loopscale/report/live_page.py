@@ -24,10 +24,7 @@ _SO_FAR = "The losses so far: the fitted optima and the verdicts come when the l
 
 
 def write_study_page(folder: Path) -> Path:
-    """Write report.html of a study, finished or not, from what lies on disk; return its path.
-
-    Raises `UserError` when the folder holds no study, or a damaged one.
-    """
+    """Write report.html of a study, finished or not; raises `UserError` when the folder holds none, or a damaged one."""
     from loopscale.transfer import Study
 
     if (folder / "result.json").exists():

@@ -53,10 +53,7 @@ class Section:
 
 
 def explained(figure: Figure, text: str = "", words: str = "", **blanks: str) -> Section:
-    """Return the section of a figure, with the title and the reading that words.toml has for it, or for `words`.
-
-    `blanks` fill the braces in both.
-    """
+    """Return the section of a figure, with title and reading from words.toml (of `words`), whose braces `blanks` fill."""
     row = _words()[words or figure.name]
     title, reading = (" ".join(row[key].split()).format(**blanks) for key in ("title", "reading"))
     return Section(title, text, figure=figure, how_to_read=reading)

@@ -115,10 +115,7 @@ _PARTS = (  # name, axis, whether that is logarithmic
 
 
 def write_run_report(run_dir: Path) -> Path:
-    """Write report.html into a training run's folder; return its path.
-
-    Raises `UserError` when the folder is missing or damaged.
-    """
+    """Write report.html into a run's folder; return its path. Raises `UserError` when it is missing or damaged."""
     return write_page(run_dir, page(run_info(run_dir)))
 
 

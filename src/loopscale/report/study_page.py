@@ -16,10 +16,7 @@ _SIGNS = {"transfers": ("\N{CHECK MARK}", "pass"), "drifts": ("\N{SOUTH EAST ARR
 
 
 def cards_html(study: StudyInfo, tolerance: float) -> str:
-    """Return one card for each rule, as trusted HTML: everything read from the study is escaped.
-
-    `tolerance` is the slope, either way, within which a rule transfers; the scale of every card shades it.
-    """
+    """Return a card for each rule, as trusted HTML; each shades the band of `tolerance` around no drift."""
     ends = [-3 * tolerance, 3 * tolerance]
     for rule in study.rules.values():
         ends += [end for end in (rule.slope, *(rule.slope_interval or ())) if end is not None]
@@ -118,10 +115,7 @@ def sections(study: StudyInfo) -> list[Section]:
 
 
 def applied(study: StudyInfo) -> Table:
-    """Return what each rule set, at every number of loops, and why.
-
-    Rules that set the same for the same reason share a row.
-    """
+    """Return what each rule set at every number of loops, and why; rules that set the same for one reason share a row."""
     shared: dict[tuple[str, ...], list[str]] = {}
     for rule, record in study.rules.items():
         by_name: dict[tuple[str, str, str], list[tuple[int, str]]] = {}

@@ -25,10 +25,7 @@ class TuneInfo(Record):
 
 
 def tune_info(folder: Path) -> TuneInfo:
-    """Read plan.json and trials/ of a tuning.
-
-    Raises `UserError` when the folder holds none, or it is unfinished or damaged.
-    """
+    """Read plan.json and the trials of a tuning; raises `UserError` when there is none, or it is unfinished or damaged."""
     path = folder / "plan.json"
     if not (folder / "tune.json").exists():
         raise UserError(f"{folder} holds no tune.json: give the folder that `loopscale tune` wrote")
@@ -42,10 +39,7 @@ def tune_info(folder: Path) -> TuneInfo:
 
 
 def write_tune_report(folder: Path) -> Path:
-    """Write report.html into a tuning's folder; return its path.
-
-    Raises `UserError` when the folder is missing, unfinished or damaged.
-    """
+    """Write report.html into a tuning's folder; return its path. Raises `UserError` as `tune_info` does."""
     return write_page(folder, page(tune_info(folder)))
 
 

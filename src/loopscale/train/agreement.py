@@ -50,10 +50,7 @@ def _of_loop(loop: Any, alone: bool, here: ModelSection, there: ModelSection) ->
 
 
 def _wrong(loop: Any, size: ModelSection, counts: bool) -> dict[str, Any]:
-    """Return what the loop was given otherwise than the config says, with the value it should have.
-
-    `counts`: N and L, too.
-    """
+    """Return what the loop was given otherwise than the config says (`counts`: N and L too), with the right value."""
     has = {"rule": loop.rule.name, "strength": getattr(loop, "strength", size.strength)}
     has["base_layers"] = getattr(loop, "base_layers", size.base_layers) or 1  # without a base L counts absolutely
     wanted: dict[str, Any] = {"rule": size.rule, "strength": size.strength, "base_layers": size.base_layers or 1}

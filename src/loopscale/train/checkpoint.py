@@ -120,10 +120,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def damage(checkpoint: Path) -> str | None:
-    """Say what is wrong with a checkpoint ("state.json does not match its checksum"), or None when it is whole.
-
-    Raises `UserError` for one in a pickled format, which nothing here reads.
-    """
+    """Say what is wrong with a checkpoint; None when it is whole. Raises `UserError` for one in a pickled format."""
     sharded.refuse_pickled(checkpoint)
     try:
         lines = (checkpoint / SUMS).read_text(encoding="utf-8").splitlines()
@@ -141,10 +138,7 @@ def damage(checkpoint: Path) -> str | None:
 
 
 def load(checkpoint: Path, training: Training) -> None:
-    """Put a whole checkpoint (see `damage`) into the training.
-
-    Raises `UserError` when it belongs to a different network or optimizer.
-    """
+    """Put a whole checkpoint into the training; raises `UserError` when it is of a different network or optimizer."""
     state = read_state(checkpoint)
     _check_config(checkpoint, state["config"], training.config)
     load_weights(checkpoint, training.model)

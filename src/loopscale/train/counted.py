@@ -26,10 +26,7 @@ ROWS = 2
 
 
 def counted(config: TrainConfig) -> Counted:
-    """Count a training of the user model that the config names; nothing is trained, and no data are read.
-
-    Raises `UserError` for whatever the user's code does wrong.
-    """
+    """Count a training of the config's user model, without data; raises `UserError` for what its code does wrong."""
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
             return _counted(config)

@@ -32,10 +32,7 @@ class Trained:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The run's own tokenizer: sampling needs no data.
-
-        Raises `UserError` when it is missing, damaged, or has tokens that the model does not know.
-        """
+        """The run's tokenizer; raises `UserError` when it is missing, damaged, or larger than the model's vocabulary."""
         tokenizer = _tokenizer(self.run)
         if self.user is None and tokenizer.vocab_size > (known := self.model.config.vocab_size):
             path = self.run.path / "tokenizer.json"

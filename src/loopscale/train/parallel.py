@@ -94,10 +94,7 @@ def check_share(config: TrainConfig, world: World) -> None:
 
 
 def parallelize(model: nn.Module, config: TrainConfig, world: World, device: torch.device) -> tuple[Any, Sync]:
-    """Spread the model over the ranks. Gives what to call, and the context of a backward pass (True: the step's last).
-
-    Only in the last one are gradients summed over the ranks.
-    """
+    """Give what each rank calls, and the context of a backward pass: the last (True) sums the gradients."""
     if world.size == 1:
         return model, lambda last: nullcontext()
     if config.train.strategy == "ddp":

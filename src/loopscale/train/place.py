@@ -21,10 +21,7 @@ FORMS = "give package.module:function or file.py:function"
 
 
 def load_place(place: str) -> tuple[Callable[..., Any], ModuleType]:
-    """Return the function that `place` names, and the module it is in.
-
-    Raises `UserError`, one sentence, when there is no such file, module or function, or importing it fails.
-    """
+    """Return the function at `place` and its module; raises `UserError` when there is none, or importing it fails."""
     where, colon, name = place.rpartition(":")
     if not (colon and where and name):
         raise UserError(f"{place!r} names no function: {FORMS}")
@@ -80,10 +77,7 @@ def _code(path: Path) -> str:
 
 
 def import_source(where: str, forms: str = FORMS) -> ModuleType:
-    """Return the module of a dotted name or a .py file; `forms` says in an error what may be given.
-
-    Raises `UserError`, one sentence, when there is none or importing it fails.
-    """
+    """Return the module of a dotted name or .py file; raises `UserError`, naming `forms`, when there is none."""
     try:
         if where.endswith(".py"):
             return _from_file(Path(where), forms)

@@ -65,10 +65,7 @@ class Run:
                 )
 
     def newest_whole(self, warn: Warn) -> Path | None:
-        """Give the newest undamaged checkpoint, warning about damaged ones; None when there is none at all.
-
-        Raises `UserError` when there are checkpoints and all are damaged.
-        """
+        """Give the newest undamaged checkpoint, None without any; raises `UserError` when all are damaged."""
         found = checkpoint.listed(self.checkpoints)
         problem = None
         for candidate in found:
@@ -110,10 +107,7 @@ def _left_by_us(file: Path) -> bool:
 
 
 def create_run(path: Path, training: Training) -> Run:
-    """Make the folder of a new run; of several processes that try at once, one does.
-
-    Raises `UserError` when it is taken or cannot be written; nothing is left behind then.
-    """
+    """Make the folder of a new run, one process at a time; raises `UserError`, nothing left behind, when that cannot be."""
     check_new(path)
     check_trackers(training.config.train.trackers)
     run = Run(path, training.config)
@@ -202,10 +196,7 @@ def check_source(run: Run, now: Mapping[str, Any], changed: Warn | None = None) 
 
 
 def note_resumption(run: Run, training: Training, warn: Warn) -> None:
-    """Add this continuation to provenance.json, warning when it cannot be bitwise the same.
-
-    Raises `UserError` when the data are not those that the run began with, or provenance.json is damaged.
-    """
+    """Add a continuation to provenance.json, warning of another torch; raises `UserError` when the data changed."""
     file = run.path / "provenance.json"
     origin = read_record(file, Provenance)
     here = provenance()
@@ -218,10 +209,7 @@ def note_resumption(run: Run, training: Training, warn: Warn) -> None:
 
 
 def cut_metrics(run: Run, done: int) -> None:
-    """Keep the lines of steps 1 to `done`, so that a continuation writes each step once.
-
-    Raises `UserError` when a line of these is missing or damaged.
-    """
+    """Keep the lines of steps 1 to `done`; raises `UserError` when one of them is missing or damaged."""
     kept = read_steps(run.metrics, last=done)
     if [line["step"] for line in kept] != list(range(1, done + 1)):
         raise UserError(f"{run.metrics} is damaged: it does not hold one line for each of the steps 1 to {done}")
@@ -229,10 +217,7 @@ def cut_metrics(run: Run, done: int) -> None:
 
 
 def begin_with(path: Path, model: nn.Module, warn: Warn) -> None:
-    """Put the weights of a different run's newest whole checkpoint into `model`.
-
-    Raises `UserError` when there are none, or they do not fit.
-    """
+    """Put the weights of another run into `model`; raises `UserError` when there are none, or they do not fit."""
     run = open_run(path)
     newest = run.newest_whole(warn)
     if newest is None:

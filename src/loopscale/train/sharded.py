@@ -74,10 +74,7 @@ def _write_part(folder: Path, path: Path, tensors: Mapping[str, Tensor], rank: i
 
 
 def stored(folder: Path) -> dict[str, Tensor]:
-    """Give an empty tensor (on the meta device) for each that the files of `folder` hold.
-
-    Raises `UserError` when they are pickled or cannot be read.
-    """
+    """Give an empty tensor (meta device) for each that the files hold; raises `UserError` when they cannot be read."""
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
@@ -105,10 +102,7 @@ def refuse_pickled(folder: Path) -> None:
 
 
 def read_tensors(folder: Path, into: Mapping[str, Tensor]) -> None:
-    """Fill the tensors of `into`, sharded or not, from the files that hold those names.
-
-    Raises `UserError` when one is absent or cannot be read.
-    """
+    """Fill the tensors of `into`, sharded or not, by name; raises `UserError` when one is absent or cannot be read."""
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     from torch.distributed.checkpoint.state_dict_loader import load

@@ -104,10 +104,7 @@ def prepare(config: TrainConfig, dataset: Dataset | None = None, world: World | 
 
 
 def make_task(config: TrainConfig, dataset: Dataset | None = None, world: World | None = None) -> Task:
-    """Build what the config trains: a user model where it names a factory, else the house model.
-
-    Raises `UserError` as `prepare` does.
-    """
+    """Build what the config trains, a user model or the house's; raises `UserError` as `prepare` does."""
     world = World() if world is None else world
     with world.together():
         check_share(config, world)

@@ -58,10 +58,7 @@ class UserModel:
 
     @cached_property
     def told(self) -> tuple[dict[str, Role], bool, list[str]]:
-        """The role of every parameter, whether nobody stated them, and the names that were no more than guessed.
-
-        Raises `UserError` where the model cannot be told.
-        """
+        """The role of every parameter, whether nobody stated them, and the names that were guessed."""
         if self.state_roles is not None:
             return _stated(self.place, self.model, self.state_roles), False, []
         found, stated = named_handle(self.model), callable(getattr(self.model, "roles", None))

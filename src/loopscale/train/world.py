@@ -131,10 +131,7 @@ class World:
 
 @contextmanager
 def joined() -> Iterator[World]:
-    """Give the world that torchrun started this process in, or a process alone.
-
-    Raises `UserError` when the environment names ranks but not where they meet.
-    """
+    """Give the world that torchrun started this process in, or it alone; raises `UserError` when ranks cannot meet."""
     if int(os.environ.get("WORLD_SIZE") or 1) == 1:
         yield World()
         return
