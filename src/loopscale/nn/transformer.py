@@ -273,7 +273,9 @@ class LoopedTransformer(nn.Module):
         x_BTD = self.run(tokens_BT, loops, **options)[-1]
         if targets_BT is None:
             return self.read(x_BTD)
-        return chunked_cross_entropy(self._final(x_BTD), self._readout, targets_BT, loss_rows)
+        x_BTD = self.final_norm(x_BTD)
+        x_BTD = x_BTD if self._multiplier == 1 else x_BTD * self._multiplier
+        return chunked_cross_entropy(x_BTD, self._readout, targets_BT, loss_rows)
 
     def run(
         self, tokens_BT: Tensor, loops: int | None = None, keep: bool = False, **options: Unpack[Options]
@@ -327,11 +329,6 @@ class LoopedTransformer(nn.Module):
         """Apply final norm and readout."""
         logits_BTV = F.linear(self.final_norm(x_BTD), self._readout)
         return logits_BTV if self._multiplier == 1 else logits_BTV * self._multiplier
-
-    def _final(self, x_BTD: Tensor) -> Tensor:
-        """Give the input of the readout's matrix, which includes the multiplier of the logits."""
-        normed: Tensor = self.final_norm(x_BTD)
-        return normed if self._multiplier == 1 else normed * self._multiplier
 
     @property
     def _readout(self) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from loopscale.errors import UserError, expect, nearest, settings
-from loopscale.optim.groups import Stated, check_partition, param_groups, update_of
+from loopscale.optim.groups import Stated, param_groups, update_of
 from loopscale.parameterization import OPTIMIZERS, Role
 
 
@@ -104,7 +104,6 @@ def build_optimizer(
     betas, momentum = options.pop("betas", (0.9, 0.95)), options.pop("momentum", 0.95)
     expect(betas, isinstance(betas, (tuple, list)) and len(betas) == 2, "two betas", "such as betas=(0.9, 0.95)")
     groups = param_groups(model, lr=lr, weight_decay=weight_decay, eps=eps, optimizer=name, **cast(Stated, options))
-    check_partition(model, groups)
     if name == "adamw":
         return torch.optim.AdamW(groups, betas=betas)
     if name == "sgd":

@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from loopscale.records import Estimate, ExponentResult, OuterPilot, Valley, ValleyPoint, read_record
+from loopscale.records import Estimate, ExponentResult, OuterPilot, Valley, read_record
 from loopscale.report.figure import Axis, Figure, Guide, Mark, drawn_files, write_drawn
 from loopscale.report.figures import rule_name
 from loopscale.report.live_page import LivePage
@@ -250,7 +250,8 @@ def _valley(valley: Valley, top: float) -> list[Mark]:
     for point in valley.points:
         ends = point.interval
         said = {"N": str(valley.loops), "what": VALLEY, "eps": plain(point.eps), "loss": number(point.loss, 4)}
-        said |= {"95 % interval": interval(ends, 4) if ends else f"none, {_seeds(point)}"}
+        seeds = "one seed" if point.seeds == 1 else f"{point.seeds} seeds"
+        said |= {"95 % interval": interval(ends, 4) or f"none, {seeds}"}
         height = min(point.loss - lowest, top)
         up = (max(ends[0] - lowest, -LOW * top), min(ends[1] - lowest, top)) if ends else None
         above = point.loss - lowest > top
@@ -267,10 +268,6 @@ def _valley(valley: Valley, top: float) -> list[Mark]:
         at, below = math.log2(valley.eps.value), -0.05 * top
         marks.append(Mark(at, below, BEST, said, _panel(valley), "", "triangle-up", None, across))
     return marks
-
-
-def _seeds(point: ValleyPoint) -> str:
-    return "one seed" if point.seeds == 1 else f"{point.seeds} seeds"
 
 
 def _carried(valley: Valley, rule: str, eps: float, shape: str, top: float) -> Mark:

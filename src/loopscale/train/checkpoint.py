@@ -49,7 +49,7 @@ def save(folder: Path, training: Training, keep: int) -> Path:
     target = folder / f"step-{training.done:06d}"
     # Not the process id: in a container it is the same for every process, and a killed one may have left its folder.
     aside = folder / world.of_main(f".{target.name}.{secrets.token_hex(4)}")
-    parted = sharded.is_sharded(training.model)
+    parted = any(map(sharded.is_spread, training.model.parameters()))
     try:
         with world.together():
             if world.main:

@@ -22,17 +22,19 @@ def settled(task: Task) -> Task:
     Measuring changes neither weights nor buffers nor random state.
     """
     asked = task.config.train.precision
-    if asked != "auto":
-        return _in(task, asked, {"chosen": asked})
-    device = next(task.model.parameters()).device
+    record = _choice(task) if asked == "auto" else {"chosen": asked}
+    return replace(fixed(task, record["chosen"]), origin={**task.origin, "precision": record})
+
+
+def _choice(task: Task) -> dict[str, Any]:
     if task.config.train.steps < FEWEST:
-        return _in(task, "fp32", {"chosen": "fp32", "why": f"fewer than {FEWEST} steps do not repay a measurement"})
-    if not has_bf16(device):
-        return _in(task, "fp32", {"chosen": "fp32", "why": "no bf16 instructions here"})
+        return {"chosen": "fp32", "why": f"fewer than {FEWEST} steps do not repay a measurement"}
+    if not has_bf16(next(task.model.parameters()).device):
+        return {"chosen": "fp32", "why": "no bf16 instructions here"}
     measured = measure(task)
     chosen = "bf16" if measured["refused"] is None and measured["ratio"] <= WORTH else "fp32"
     why = measured["refused"] or f"a step in bf16 takes {measured['ratio']:.2f} of the time in fp32"
-    return _in(task, chosen, {"chosen": chosen, "why": why, "step_seconds": measured["seconds"]})
+    return {"chosen": chosen, "why": why, "step_seconds": measured["seconds"]}
 
 
 def slower(task: Task) -> str | None:
@@ -97,10 +99,6 @@ def measure(task: Task) -> dict[str, Any]:
 def fixed(task: Task, precision: str) -> Task:
     """Give the task in the precision that rank 0 chose."""
     return replace(task, config=task.config.replaced("train", precision=precision))
-
-
-def _in(task: Task, precision: str, record: dict[str, Any]) -> Task:
-    return replace(fixed(task, precision), origin={**task.origin, "precision": record})
 
 
 def _now(device: torch.device) -> float:

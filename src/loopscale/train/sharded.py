@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from loopscale.errors import UserError, first_line
 from loopscale.files import disk_error, system_error
@@ -25,11 +25,6 @@ if TYPE_CHECKING:
     from torch.distributed.checkpoint.api import CheckpointException
 
 PICKLED = ".metadata"  # torch's older format: reading it runs whatever it holds
-
-
-def is_sharded(model: nn.Module) -> bool:
-    """Say whether the parameters are spread over ranks."""
-    return any(is_spread(p) for p in model.parameters())
 
 
 def is_spread(tensor: Tensor) -> bool:
