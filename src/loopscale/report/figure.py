@@ -183,19 +183,21 @@ def said_text(said: Mapping[str, str]) -> str:
 
 
 def _rows(figure: Figure) -> list[dict[str, Any]]:
-    """Return the data of the specification; what is empty is left out."""
+    """Return the data of the specification; what is empty is left out, so that a layer finds its rows by one key."""
     rows: list[dict[str, Any]] = []
     for mark in figure.marks:
         low, high = mark.up or (None, None)
         left, right = mark.across or (None, None)
+        drawn = "" if mark.shape in ("diverged", "none") else mark.shape
         rows.append({
             "id": len(rows), "x": mark.x, "y": mark.y, "series": one_line(mark.series), "panel": one_line(mark.panel),
-            "line": mark.line, "shape": mark.shape, "hollow": mark.hollow, "shade": mark.shade, "low": low, "high": high,
-            "left": left, "right": right, "said": said_text(mark.said),
+            mark.line: True, "own": not (mark.shape or mark.hollow), "diverged": mark.shape == "diverged",
+            "shape": drawn, "hollow": mark.hollow, "shade": mark.shade, "low": low, "high": high, "left": left,
+            "right": right, "said": said_text(mark.said),
         })  # fmt: skip
     for guide in figure.guides:
         rows.append({"panel": one_line(guide.panel), "guide_x": guide.x, "guide_y": guide.y, "note": guide.note})
-    return [{key: value for key, value in row.items() if not (value is None or value is False or value == "")}
+    return [{key: value for key, value in row.items() if key and not (value is None or value is False or value == "")}
             for row in rows]  # fmt: skip
 
 
@@ -216,57 +218,35 @@ def _layers(alt: Any, figure: Figure, rows: list[dict[str, Any]], page: bool) ->
         return getattr(alt.Chart(), f"mark_{kind}")(aria=False, **style)
 
     color, shape = _by_series(alt, figure, page)
-    colored = [row["shade"] for row in rows if "shade" in row and _has(row, "series", "own")]
+    colored = [row["shade"] for row in rows if "shade" in row and "own" in row]
     own = color if figure.shade is None else _by_shade(alt, figure.shade, colored)
     other = alt.Shape("shape:N", scale=None)
     guide, note = {"style": "guide", "strokeDash": [2, 3]}, {"style": "note", "align": "left", "baseline": "bottom"}
     layers = [
-        ("guide_x", "", mark("rule", **guide), {"x": x("guide_x")}),
-        ("guide_y", "", mark("rule", **guide), {"y": y("guide_y")}),
-        ("guide_y", "note", mark("text", **note, dx=3, dy=-2), {"x": alt.value(0), "y": y("guide_y"), "text": "note:N"}),
-        *(("line", name, mark("line", strokeWidth=1.8, strokeDash=dash), {"x": x(), "y": y(), "color": color})
+        ("guide_x", mark("rule", **guide), {"x": x("guide_x")}),
+        ("guide_y", mark("rule", **guide), {"y": y("guide_y")}),
+        ("note", mark("text", **note, dx=3, dy=-2), {"x": alt.value(0), "y": y("guide_y"), "text": "note:N"}),
+        *((name, mark("line", strokeWidth=1.8, strokeDash=dash), {"x": x(), "y": y(), "color": color})
           for name, dash in _DASHES.items()),
-        ("low", "", mark("rule", strokeWidth=1.3, clip=True), {"x": x(), "y": y("low"), "y2": "high:Q", "color": color}),
-        ("left", "", mark("rule", strokeWidth=1.8, clip=True),
-         {"x": x("left"), "x2": "right:Q", "y": y(), "color": color}),
-        ("series", "own", mark("point", filled=True, size=42, opacity=1), {"shape": shape, "color": own}),
-        ("hollow", "", mark("point", style="hollow", size=48, strokeWidth=1.6), {"shape": shape, "color": color}),
-        ("shape", "diverged", mark("point", shape=_CROSS, size=42, strokeWidth=1.6), {"color": color}),
-        ("shape", "other", mark("point", style="edged", filled=True, size=150, opacity=1),
-         {"shape": other, "color": color}),
-        ("said", "at", mark("point", style="ring", size=300, strokeWidth=2, fill="transparent"),
+        ("low", mark("rule", strokeWidth=1.3, clip=True), {"x": x(), "y": y("low"), "y2": "high:Q", "color": color}),
+        ("left", mark("rule", strokeWidth=1.8, clip=True), {"x": x("left"), "x2": "right:Q", "y": y(), "color": color}),
+        ("own", mark("point", filled=True, size=42, opacity=1), {"shape": shape, "color": own}),
+        ("hollow", mark("point", style="hollow", size=48, strokeWidth=1.6), {"shape": shape, "color": color}),
+        ("diverged", mark("point", shape=_CROSS, size=42, strokeWidth=1.6), {"color": color}),
+        ("shape", mark("point", style="edged", filled=True, size=150, opacity=1), {"shape": other, "color": color}),
+        ("said", mark("point", style="ring", size=300, strokeWidth=2, fill="transparent"),
          {"strokeOpacity": alt.condition("datum.id === at", alt.value(1), alt.value(0))}),
     ]  # fmt: skip
     made = []
-    for key, which, chart, channels in layers:
-        chosen = _CHOSEN.get(which) or (f"datum.line === '{which}'" if key == "line" else f"isValid(datum.{key})")
-        if (which == "at" and not page) or not any(_has(row, key, which) for row in rows):
+    for key, chart, channels in layers:
+        if (key == "said" and not page) or not any(key in row for row in rows):  # it would draw nothing
             continue
-        if page and key not in ("guide_x", "guide_y"):
+        chosen = f"isValid(datum.{key})"
+        if page and key not in ("guide_x", "guide_y", "note"):
             chosen += " && indexof(hidden, datum.series) < 0"
         place = {} if {"x", "y"} & channels.keys() else {"x": x(), "y": y()}
         made.append(chart.encode(**place, **channels).transform_filter(chosen))
     return made
-
-
-_CHOSEN = {
-    "note": "isValid(datum.guide_y) && isValid(datum.note)",
-    "own": "isValid(datum.series) && !isValid(datum.shape) && !isValid(datum.hollow)",
-    "diverged": "datum.shape === 'diverged'",
-    "other": "isValid(datum.shape) && datum.shape !== 'diverged' && datum.shape !== 'none'",
-}
-
-
-def _has(row: Mapping[str, Any], key: str, which: str) -> bool:
-    """Say whether a row belongs to a layer: one that draws nothing is left out."""
-    shape = row.get("shape")
-    return key in row and {
-        "note": "note" in row,
-        "own": shape is None and "hollow" not in row,
-        "diverged": shape == "diverged",
-        "other": shape not in (None, "diverged", "none"),
-        **{dash: row.get("line") == dash for dash in _DASHES},
-    }.get(which, True)
 
 
 def _by_series(alt: Any, figure: Figure, page: bool) -> tuple[Any, Any]:
