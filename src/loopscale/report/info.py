@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
@@ -113,14 +114,12 @@ class StudyInfo:
     def strength_curves(self) -> tuple[StrengthCurve, ...]:
         """Return the loss at each swept strength, where there are several: at its fitted optimum, else the best mean."""
         table = self._fitted_strengths() if self.result.by_strength else self._tried_strengths()
-        return tuple(
-            StrengthCurve(
-                rule, loops, tuple(sorted(table[rule, loops])), tuple(v for _, v in sorted(table[rule, loops].items()))
-            )
-            for rule in self.rules
-            for loops in self.loops
-            if len(table.get((rule, loops), {})) > 1
-        )
+        found = []
+        for rule, loops in product(self.rules, self.loops):
+            if len(row := sorted(table.get((rule, loops), {}).items())) > 1:
+                strengths, losses = zip(*row, strict=True)
+                found.append(StrengthCurve(rule, loops, strengths, losses))
+        return tuple(found)
 
     def _fitted_strengths(self) -> dict[tuple[str, int], dict[float, float]]:
         return {
