@@ -12,7 +12,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -29,9 +29,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Raises `UserError` when the disk is full or not writable; the old file, if any, is then untouched.
     """
-    aside: Path | None = None
-    handle: int | None = None
-    try:
+    with writing(path), ExitStack() as ends:
         path.parent.mkdir(parents=True, exist_ok=True)
         for left in path.parent.glob(f".{glob.escape(path.name)}.{'[a-z0-9_]' * 8}"):  # as mkstemp names them
             if _free(left):
@@ -39,6 +37,8 @@ def replacing(path: Path) -> Iterator[Path]:
                     left.unlink()
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         aside = Path(name)
+        ends.callback(aside.unlink, missing_ok=True)
+        ends.callback(os.close, handle)
         _locked(handle)
         aside.touch(0o644)  # between the two calls it looked like one of a dead process
         os.chmod(aside, 0o644)
@@ -46,13 +46,6 @@ def replacing(path: Path) -> Iterator[Path]:
         with aside.open("rb") as written:
             os.fsync(written.fileno())
         os.replace(aside, path)
-    except OSError as cause:
-        raise disk_error(path, cause) from cause
-    finally:
-        if handle is not None:
-            os.close(handle)
-        if aside is not None:
-            aside.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -200,21 +193,17 @@ def folder_aside(path: Path) -> Iterator[Path]:
         if left.is_dir() and _free(left):
             shutil.rmtree(left, ignore_errors=True)
     aside = path.parent / f".{path.name[:200]}.{secrets.token_hex(4)}"
-    handle: int | None = None
     try:
-        with new_folder(path.parent):
-            try:
-                aside.mkdir()
-                handle = os.open(aside, os.O_RDONLY)
-                _locked(handle)
-                yield aside
-                if path.exists():
-                    path.rmdir()
-                os.rename(aside, path)
-            finally:
-                shutil.rmtree(aside, ignore_errors=True)
-                if handle is not None:
-                    os.close(handle)
+        with new_folder(path.parent), ExitStack() as ends:
+            ends.callback(shutil.rmtree, aside, ignore_errors=True)
+            aside.mkdir()
+            handle = os.open(aside, os.O_RDONLY)
+            ends.callback(os.close, handle)
+            _locked(handle)
+            yield aside
+            if path.exists():
+                path.rmdir()
+            os.rename(aside, path)
     except Exception as cause:
         refused = cause if isinstance(cause, OSError) else system_error(cause)
         if refused is None:

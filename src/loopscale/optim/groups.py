@@ -95,8 +95,7 @@ def param_groups(
     for role, update in sorted(members, key=lambda key: (list(Role).index(key[0]), key[1])):
         values = chosen.for_role(role, depth, width, base, update)
         factor = outer_lr if role in OUTER or update != optimizer else 1.0
-        bare = role is Role.READOUT and not multiplied and width is not None
-        ratio = width.ratio if bare and width is not None else 1.0
+        ratio = width.ratio if width is not None and role is Role.READOUT and not multiplied else 1.0
         factor /= ratio**2 if update == "sgd" else ratio
         groups.append(
             {

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -134,9 +134,5 @@ def _sink(run: Path, name: str) -> Iterator[_Sink]:
         path.parent.mkdir(exist_ok=True)
         mark = open(path, "r+" if path.exists() else "w+", encoding="utf-8", opener=no_link)
     busy = f"another process sends {run} to {name} ({{process}}): wait until it ends"
-    with mark, alone(path.with_suffix(".lock"), busy):
-        sink = _Sink(run, name, mark)
-        try:
-            yield sink
-        finally:
-            sink.close()
+    with mark, alone(path.with_suffix(".lock"), busy), closing(_Sink(run, name, mark)) as sink:
+        yield sink

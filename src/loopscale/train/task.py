@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,17 +46,13 @@ class Visits:
         """Call `begin(inputs)` and `end(output)` at every visit inside."""
         if not self._sought:
             self._ends, self._sought = self._find(call), True
-        handles = []
-        if self._ends is not None:
-            handles = [
-                self._ends[0].register_forward_pre_hook(lambda _, *given: _silent(begin(given)), with_kwargs=True),
-                self._ends[1].register_forward_hook(lambda _, given, output: _silent(end(output))),
-            ]
-        try:
+        with ExitStack() as hooks:
+            if self._ends is not None:
+                first, last = self._ends
+                before = first.register_forward_pre_hook(lambda _, *given: _silent(begin(given)), with_kwargs=True)
+                hooks.enter_context(before)
+                hooks.enter_context(last.register_forward_hook(lambda _, given, output: _silent(end(output))))
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _find(self, call: Call) -> tuple[nn.Module, nn.Module] | None:
         hidden = {name for name, role in self._roles.items() if role is Role.HIDDEN}
@@ -71,13 +67,11 @@ class Visits:
         def leave(*_: Any) -> None:
             now.pop()
 
-        handles = [module.register_forward_pre_hook(enter) for _, module in modules]
-        handles += [module.register_forward_hook(leave) for _, module in modules]
-        try:
+        with ExitStack() as hooks:
+            for _, module in modules:
+                hooks.enter_context(module.register_forward_pre_hook(enter))
+                hooks.enter_context(module.register_forward_hook(leave))
             call()
-        finally:
-            for handle in handles:
-                handle.remove()
         outermost = [m for m in callers if counts[m] > 1 and all(counts[caller] == 1 for caller in callers[m])]
         most = max((counts[module] for module in outermost), default=0)
         looped = [module for module in outermost if counts[module] == most]
