@@ -12,7 +12,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from loopscale import LoopedTransformer, ModelConfig, Role, UserError, check_parameterization, param_groups
-from loopscale.nn.injection import Diagonal
+from loopscale.nn.injection import DiagonalInjection
 from loopscale.nn.sampler import GrowLoops, PoissonLoops, UniformLoops
 
 TOKENS = torch.randint(0, 50, (2, 12), generator=torch.Generator().manual_seed(0))
@@ -104,7 +104,7 @@ def test_additive_injection_adds_the_same_whatever_the_loops():
 
 @pytest.mark.parametrize("raw", [-200.0, -20.0, 0.0, 50.0])
 def test_the_diagonal_contracts_whatever_it_learns(raw):
-    injection = Diagonal(4, decay=0.5)
+    injection = DiagonalInjection(decay=0.5).build(4)
     with torch.no_grad():
         injection.raw_decay.fill_(raw)
     for loops in (1, 64, 10_000):
@@ -115,7 +115,7 @@ def test_the_diagonal_contracts_whatever_it_learns(raw):
 
 
 def test_the_diagonal_starts_at_its_decay():
-    torch.testing.assert_close(Diagonal(4, decay=2.0).decay(), torch.full((4,), 2.0))
+    torch.testing.assert_close(DiagonalInjection(decay=2.0).build(4).decay(), torch.full((4,), 2.0))
 
 
 def test_orders_differ_and_visit_in_their_order():

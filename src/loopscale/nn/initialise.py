@@ -22,7 +22,6 @@ from torch import nn
 
 from loopscale.errors import UserError
 from loopscale.nn.config import ModelConfig
-from loopscale.nn.injection import Linear
 from loopscale.parameterization import Role, get_rule
 
 
@@ -36,7 +35,7 @@ def initialise(model: Any, config: ModelConfig, seed: int) -> None:
     _normal(model.embedding.weight, embedding_std, generator)
     for block in (*model.prelude, *model.core, *model.coda):
         _block(block, gain, outputs, generator)
-    if isinstance(model.core.injection, Linear):
+    if config.injection.kind == "linear":
         # One matrix on the concatenation [x, e]: its fan-in is 2 D.
         for weight in model.core.injection.parameters():
             _normal(weight, (2 * config.width) ** -0.5, generator)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -52,7 +51,7 @@ class AdditiveInjection:
 
     def build(self, width: int) -> nn.Module | None:
         """Build the module, which has no parameters."""
-        return Additive(self.amount)
+        return _Additive(self.amount)
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class LinearInjection:
 
     def build(self, width: int) -> nn.Module | None:
         """Build the module for a stream of `width`."""
-        return Linear(width)
+        return _Linear(width)
 
 
 @dataclass(frozen=True)
@@ -81,66 +80,56 @@ class DiagonalInjection:
 
     def build(self, width: int) -> nn.Module | None:
         """Build the module for a stream of `width`."""
-        return Diagonal(width, self.decay)
+        return _Diagonal(width, self.decay)
 
 
 Injection = NoInjection | AdditiveInjection | LinearInjection | DiagonalInjection
 INJECTIONS: tuple[type[Injection], ...] = (NoInjection, AdditiveInjection, LinearInjection, DiagonalInjection)
 
 
-class Additive(nn.Module):
-    """See the table above."""
+FLOOR = 1e-2  # of A = FLOOR + softplus(raw): exp(-A/N) stays below 1 in fp32 up to N = 10^4
 
+# The modules: `source(entry)` is what does not change over visits, computed once; `forward(x, source, step)` injects once.
+
+
+class _Additive(nn.Module):
     def __init__(self, amount: float) -> None:
         super().__init__()
         self.amount = amount
 
     def source(self, entry: Tensor) -> Tensor:
-        """Compute what does not change over visits."""
         return entry if self.amount == 1 else self.amount * entry
 
     def forward(self, x: Tensor, source: Tensor, step: Scale) -> Tensor:
-        """Inject once; `source` comes from the method of that name."""
         return add_scaled(x, step, source)
 
 
-class Linear(nn.Module):
-    """See the table above. W e is computed once, not once per visit."""
-
+class _Linear(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.stream = nn.Linear(width, width, bias=False)
         self.entry = nn.Linear(width, width, bias=False)
 
     def source(self, entry: Tensor) -> Tensor:
-        """Compute what does not change over visits."""
         fixed: Tensor = self.entry(entry)
         return fixed
 
     def forward(self, x: Tensor, source: Tensor, step: Scale) -> Tensor:
-        """Inject once; `source` comes from the method of that name."""
         return add_scaled(x, step, self.stream(x) + source)
 
 
-class Diagonal(nn.Module):
-    """See the table above. A = FLOOR + softplus(raw) stays far enough from 0 for exp(-A/N) < 1 in fp32 up to N = 10^4."""
-
-    FLOOR: ClassVar[float] = 1e-2
-
+class _Diagonal(nn.Module):
     def __init__(self, width: int, decay: float) -> None:
         super().__init__()
-        inverse_softplus = math.log(math.expm1(decay - self.FLOOR))
+        inverse_softplus = math.log(math.expm1(decay - FLOOR))
         self.raw_decay = nn.Parameter(torch.full((width,), inverse_softplus))
         self.drive = nn.Parameter(torch.full((width,), float(decay)))
 
     def decay(self) -> Tensor:
-        """Give A, [D], positive."""
-        return self.FLOOR + F.softplus(self.raw_decay)
+        return FLOOR + F.softplus(self.raw_decay)
 
     def source(self, entry: Tensor) -> Tensor:
-        """Compute what does not change over visits."""
         return self.drive * entry
 
     def forward(self, x: Tensor, source: Tensor, step: Scale) -> Tensor:
-        """Inject once; `source` comes from the method of that name."""
         return add_scaled(torch.exp(-step * self.decay()) * x, step, source)

@@ -33,15 +33,12 @@ class Cache(Protocol):
     @property
     def length(self) -> int:
         """Tokens held."""
-        ...
 
     def begin(self, loops: int) -> None:
         """Say that a call follows; raises `UserError` when tokens are held that saw another number of loops."""
-        ...
 
     def extend(self, part: str, visit: int, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Keep keys and values [B, K, T, E] of this call; give those of all positions, [B, K, S, E]."""
-        ...
 
 
 class KeyValueCache:

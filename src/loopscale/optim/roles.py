@@ -120,15 +120,10 @@ def _told(model: nn.Module, inside: Collection[str]) -> dict[str, Role | None]:
         holder = holders[name.rpartition(".")[0]]
         # A vector in more axes (a gain of shape C x 1 x 1); a linear map onto one number is a matrix all the same.
         flat = parameter.ndim < 2 or (parameter.numel() == max(parameter.shape) and not name.endswith("weight"))
-        within = name in inside
-        if (
-            not within
-            and isinstance(holder, nn.Linear)
-            and not flat
-            and tuple(parameter.shape) in tables
-            and len({*parameter.shape}) > 1
-        ):
-            found[name] = Role.READOUT  # back onto the rows of an embedding
+        within, shape = name in inside, tuple(parameter.shape)
+        back = isinstance(holder, nn.Linear) and shape in tables and len({*shape}) > 1  # onto the rows of an embedding
+        if back and not within and not flat:
+            found[name] = Role.READOUT
         else:
             role = role_by_name(name, flat, within)
             table = isinstance(holder, (nn.Embedding, nn.EmbeddingBag)) and not (within and role is Role.GAIN)

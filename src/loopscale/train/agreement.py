@@ -42,9 +42,12 @@ def _of_loop(loop: Any, alone: bool, here: ModelSection, there: ModelSection) ->
     def planned(size: Depth) -> float:
         return float(get_rule(here.rule).residual_scale(size, here.strength, there.base_layers).value)
 
-    gaps = [_gap(near, _measured(loop) if simple else carried(near), planned(near))]
-    gaps.append(_gap(far, carried(far), planned(far)) if far != near else None)
-    gaps.append(_rate_gap(far, (loop.rule, base), (get_rule(here.rule), there.base_layers)))
+    def hidden_rate(rule: Rule, base: int | None) -> float:
+        return rule.for_role(Role.HIDDEN, far, None, base).lr.value
+
+    gaps = [_gap(near, EPS, _measured(loop) if simple else carried(near), planned(near))]
+    gaps.append(_gap(far, EPS, carried(far), planned(far)) if far != near else None)
+    gaps.append(_gap(far, RATE, hidden_rate(loop.rule, base), hidden_rate(get_rule(here.rule), there.base_layers)))
     found = next((gap for gap in gaps if gap), None)
     return [] if found is None else [f"the model's {name} {found}: {_advice(name, wrong)}"]
 
@@ -74,26 +77,21 @@ def _measured(loop: Any) -> float:
     return next(float(part.scale) for part in loop.modules() if isinstance(part, HoldsScale))
 
 
-def _gap(size: Depth, mine: float, plan: float) -> str | None:
+EPS, RATE = "applies eps = {:.4g}", "gives param_groups a hidden rate of {:.4g} of lr"
+
+
+def _gap(size: Depth, does: str, mine: float, plan: float) -> str | None:
     # A factor rounded for print is no other factor.
     if math.isclose(mine, plan, rel_tol=1e-3):
         return None
-    return f"applies eps = {mine:.4g} at N = {size.loops}, L = {size.layers} where the plan says {plan:.4g}"
-
-
-def _rate_gap(size: Depth, mine: tuple[Rule, int | None], plan: tuple[Rule, int | None]) -> str | None:
-    has, wanted = (rule.for_role(Role.HIDDEN, size, None, base).lr.value for rule, base in (mine, plan))
-    if math.isclose(has, wanted, rel_tol=1e-3):
-        return None
-    where = f"at N = {size.loops}, L = {size.layers}"
-    return f"gives param_groups a hidden rate of {has:.4g} of lr {where} where the plan says {wanted:.4g}"
+    return f"{does.format(mine)} at N = {size.loops}, L = {size.layers} where the plan says {plan:.4g}"
 
 
 def _of_parts(model: nn.Module, size: ModelSection) -> list[str]:
     """Scaled branches without a loop around them, of which not one carries the plan's eps (a prelude may have its own)."""
     parts = [part for part in model.modules() if isinstance(part, HoldsScale)]
     plan = get_rule(size.rule).residual_scale(size.depth, size.strength, size.base_layers).value
-    gaps = [_gap(size.depth, float(part.scale), plan) for part in parts]
+    gaps = [_gap(size.depth, EPS, float(part.scale), plan) for part in parts]
     if not parts or not all(gaps):
         return []
     name = type(parts[0]).__name__

@@ -174,15 +174,9 @@ def with_tuned(config: TrainConfig, tuned: Path) -> tuple[TrainConfig, list[str]
 
 def _beware(config: TrainConfig, source: TrainConfig) -> list[str]:
     """Return what the tuned rate was not carried to."""
-    said = []
-    pairs = (
-        ("train.steps", config.train.steps, source.train.steps),
-        ("data.batch_size", config.data.batch_size, source.data.batch_size),
-        ("data.path", config.data.path, source.data.path),
-    )
-    for name, mine, theirs in pairs:
-        if mine != theirs:
-            said.append(
-                f"{name} is {mine}, the values were carried to {theirs}: set that, or tune for yours to be sure"
-            )
-    return said
+    mine, theirs = config.flat(), source.flat()
+    return [
+        f"{name} is {mine[name]}, the values were carried to {theirs[name]}: set that, or tune for yours to be sure"
+        for name in ("train.steps", "data.batch_size", "data.path")
+        if mine[name] != theirs[name]
+    ]
