@@ -23,8 +23,8 @@ from loopscale.data.prepared import (
     MANIFEST,
     PROGRESS,
     SIDES,
-    check_shards,
     is_prepared,
+    open_shards,
     read_manifest,
     shard_file,
     text_sha256,
@@ -87,7 +87,7 @@ def prepare_data(
         try:
             write_record(out / PROGRESS, progress)  # before the tokenizer: with it the folder is known as begun
             words = _tokenizer(out, found, settings)
-            check_shards(out, progress.shards, text_sha256(words.to_json()))
+            open_shards(out, progress.shards, text_sha256(words.to_json()))
             documents = (document for document in found.documents(settings.text_field) if document)
             with Writer(out, words, settings.shard_tokens, progress, report) as writer:
                 writer.take(split_documents(documents, settings.validation_fraction), workers)
@@ -124,10 +124,9 @@ class Writer(ExitStack):
         self.progress = progress
         self.tokenizer = text_sha256(words.to_json())
         self.dtype: np.dtype[Any] = np.dtype("<u2" if words.vocab_size <= 2**16 else "<u4")
-        self.done = {side: getattr(progress.done, side) if progress else 0 for side in SIDES}
-        self.rows: dict[str, list[ShardRow]] = {
-            side: list(getattr(progress.shards, side)) if progress else [] for side in SIDES
-        }
+        begun = progress or Preparing(identity={})
+        self.done: dict[str, int] = begun.done.model_dump()
+        self.rows: dict[str, list[ShardRow]] = {side: list(getattr(begun.shards, side)) for side in SIDES}
         self.open: dict[str, tuple[ExitStack, Callable[[NDArray[Any]], None]]] = {}
         self.counts = dict.fromkeys(SIDES, 0)
         self.documents, self.digest = 0, hashlib.sha256()
@@ -223,7 +222,7 @@ def _whole(out: Path, asked: dict[str, Any]) -> Manifest | None:
         return None
     manifest = read_manifest(out)
     _same(manifest.asked, asked, f"{out} was prepared")
-    check_shards(out, manifest.shards, manifest.tokenizer_sha256)
+    open_shards(out, manifest.shards, manifest.tokenizer_sha256)
     return manifest
 
 

@@ -199,7 +199,8 @@ def open_folder(folder: Path) -> tuple[Manifest, Dataset]:
     words = tokenizer_from_json(_tokenizer_text(folder, manifest))
     if (words.name, words.vocab_size) != (manifest.tokenizer, manifest.vocab_size):
         raise UserError(f"{folder / MANIFEST} names another tokenizer than tokenizer.json is: restore it")
-    sides = {side: Shards(_shards(folder, getattr(manifest.shards, side), manifest.tokenizer_sha256)) for side in SIDES}
+    opened = open_shards(folder, manifest.shards, manifest.tokenizer_sha256)
+    sides = {side: Shards(shards) for side, shards in opened.items()}
     return manifest, Dataset(sides, words, _description(folder, manifest))
 
 
@@ -214,19 +215,24 @@ def open_prepared(folder: Path, asked: Reading) -> Dataset:
     return dataset
 
 
-def check_shards(folder: Path, shards: Sides, tokenizer: str) -> None:
-    """Raise `UserError` when a shard is absent, truncated or of another tokenizer: a look at each header, no more."""
-    for side in SIDES:
-        _shards(folder, getattr(shards, side), tokenizer)
+def open_shards(folder: Path, shards: Sides, tokenizer: str) -> dict[str, list[Shard]]:
+    """Open the shards of both sides; raises `UserError` when one is absent, truncated or of another tokenizer."""
+    return {side: [_shard(folder, row, tokenizer) for row in getattr(shards, side)] for side in SIDES}
+
+
+def _shard(folder: Path, row: ShardRow, tokenizer: str) -> Shard:
+    shard = Shard(folder / row.file, tokenizer)
+    if len(shard) != row.tokens:
+        raise UserError(f"{shard.path} has {len(shard)} tokens, the manifest says {row.tokens}: {AGAIN}")
+    return shard
 
 
 def verify(folder: Path) -> Manifest:
     """Read every byte against the manifest's sha256 and give the manifest; raises `UserError` naming what is damaged."""
     manifest = read_manifest(folder)
     _tokenizer_text(folder, manifest)
-    for side in SIDES:
-        rows = getattr(manifest.shards, side)
-        for shard, row in zip(_shards(folder, rows, manifest.tokenizer_sha256), rows, strict=True):
+    for side, opened in open_shards(folder, manifest.shards, manifest.tokenizer_sha256).items():
+        for shard, row in zip(opened, getattr(manifest.shards, side), strict=True):
             shard.check()
             if file_sha256(shard.path) != row.sha256:
                 raise UserError(f"{shard.path} does not match its sha256: {AGAIN}")
@@ -236,16 +242,6 @@ def verify(folder: Path) -> Manifest:
 def text_sha256(text: str) -> str:
     """Hash a text: what shards name their tokenizer by."""
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _shards(folder: Path, rows: Iterable[ShardRow], tokenizer: str) -> list[Shard]:
-    found = []
-    for row in rows:
-        shard = Shard(folder / row.file, tokenizer)
-        if len(shard) != row.tokens:
-            raise UserError(f"{shard.path} has {len(shard)} tokens, the manifest says {row.tokens}: {AGAIN}")
-        found.append(shard)
-    return found
 
 
 def _tokenizer_text(folder: Path, manifest: Manifest) -> str:
