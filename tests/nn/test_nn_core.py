@@ -81,7 +81,7 @@ def test_the_gradient_goes_through_the_last_visits_only():
     full.zero_grad()
     from loopscale.nn.layers import rotary
 
-    rotation, scale = rotary(12, 16, TOKENS.device), full.residual_scale(loops)
+    rotation, scale = rotary(torch.arange(12), 16), full.residual_scale(loops)
     entry = full.embedding(TOKENS)
     with torch.no_grad():
         reached = entry

@@ -112,7 +112,7 @@ def test_an_unlooped_reference_written_by_hand_agrees():
     model = make(loops=3)
     from loopscale.nn.layers import rotary
 
-    x, rotation, scale = model.embedding(TOKENS), rotary(12, 16, TOKENS.device), 1 / (3 * math.sqrt(2))
+    x, rotation, scale = model.embedding(TOKENS), rotary(torch.arange(12), 16), 1 / (3 * math.sqrt(2))
     for _ in range(3):
         for block in model.core:
             x = x + scale * block.attention(block.attention_norm(x), rotation)
@@ -124,7 +124,7 @@ def test_rotary_attention_depends_on_distance_alone():
     from loopscale.nn.layers import rotary, rotate
 
     q, k = torch.randn(2, 1, 1, 1, 16)
-    at = rotary(40, 16, q.device)
+    at = rotary(torch.arange(40), 16)
     dots = [(rotate(q, at[:, i : i + 1]) * rotate(k, at[:, i + 3 : i + 4])).sum() for i in (0, 7, 30)]
     torch.testing.assert_close(torch.stack(dots), dots[0].expand(3), atol=1e-5, rtol=1e-5)
 

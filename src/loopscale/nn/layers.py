@@ -102,13 +102,8 @@ class SwiGLU(nn.Module):
         return down_BTD
 
 
-def rotary(length: int, head_dim: int, device: torch.device) -> Tensor:
-    """Give angles as complex-free pairs: [2, T, E/2], cosine and sine of position * 10000^(-2i/E)."""
-    return rotary_at(torch.arange(length, device=device), head_dim)
-
-
-def rotary_at(positions: Tensor, head_dim: int) -> Tensor:
-    """Give the angles of `rotary` for positions of any shape: [2, ..., E/2]."""
+def rotary(positions: Tensor, head_dim: int) -> Tensor:
+    """Give angles of positions of any shape as complex-free pairs, [2, ..., E/2]: cos and sin of p * 10000^(-2i/E)."""
     pairs = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32)
     angle = positions.float()[..., None] * 10000.0 ** -(pairs / head_dim)
     return torch.stack((angle.cos(), angle.sin()))

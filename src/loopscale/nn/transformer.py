@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from loopscale.errors import UserError, expect, settings
 from loopscale.nn.config import ModelConfig
 from loopscale.nn.initialise import initialise, role_of
-from loopscale.nn.layers import Attention, RMSNorm, SwiGLU, checked_tokens, chunked_cross_entropy, rotary, rotary_at
+from loopscale.nn.layers import Attention, RMSNorm, SwiGLU, checked_tokens, chunked_cross_entropy, rotary
 from loopscale.nn.past import Past, Place, Slot
 from loopscale.nn.residual import Scale, add_scaled
 from loopscale.nn.visits import ORDERS, Recompute, check_options, visit_by_options
@@ -304,11 +304,11 @@ class LoopedTransformer(nn.Module):
     def _place(self, x_BTD: Tensor, loops: int, past: Past | None) -> Place:
         B, T, _ = x_BTD.shape
         if past is None:
-            return Place(rotary(T, self.config.head_dim, x_BTD.device))
+            return Place(rotary(torch.arange(T, device=x_BTD.device), self.config.head_dim))
         if past.cache is not None:
             past.cache.begin(loops)
         past.check(B, T)
-        rotation = rotary_at(past.positions(T, x_BTD.device), self.config.head_dim)
+        rotation = rotary(past.positions(T, x_BTD.device), self.config.head_dim)
         return Place(rotation, past.cache, past.mask(T, x_BTD.device))
 
     def paces(self, loops: int, scale: str | None = None) -> Paces:
