@@ -62,13 +62,9 @@ class Where:
         from loopscale.study import Batched, Fastest, LocalProcesses, RayTasks, SlurmArrays
 
         kind, size = _size(self.executor)
-        for option, owners in (
-            ("address", ("ray",)),
-            ("slurm", ("slurm",)),
-            ("gpus", ("local", "batched", "auto", "ray")),
-        ):
+        for option, (owners, instead) in _OWNERS.items():
             if getattr(self, option) is not None and kind not in owners:
-                raise UserError(f"--{option} is not for --executor {kind}: {_INSTEAD[option]}")
+                raise UserError(f"--{option} is not for --executor {kind}: {instead}")
         if kind == "slurm":
             beside = folder.with_name(f"{folder.name}-jobs")  # a study's folder holds the study alone
             return SlurmArrays(beside, 16 if self.workers is None else self.workers, **slurm_options(self.slurm))
@@ -81,10 +77,10 @@ class Where:
         return Fastest.of(config, self.workers, tell, gpus) if kind == "auto" else LocalProcesses(self.workers, gpus)
 
 
-_INSTEAD = {
-    "address": "it is of a Ray cluster, add --executor ray",
-    "slurm": "add --executor slurm",
-    "gpus": "write --slurm gres=gpu:1",
+_OWNERS = {
+    "address": (("ray",), "it is of a Ray cluster, add --executor ray"),
+    "slurm": (("slurm",), "add --executor slurm"),
+    "gpus": (("local", "batched", "auto", "ray"), "write --slurm gres=gpu:1"),
 }
 
 
