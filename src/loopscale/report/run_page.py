@@ -160,12 +160,8 @@ def _loss(run: RunInfo) -> Section:
 
 def _line(label: str, series: Series) -> list[Mark]:
     bare = "none" if len(series) > 40 else ""
-    return [
-        Mark(
-            step, value, label, {"what": label, "step": str(step), "value": number(value, 4)}, line="solid", shape=bare
-        )
-        for step, value in series
-    ]
+    said = [{"what": label, "step": str(step), "value": number(value, 4)} for step, value in series]
+    return [Mark(*point, label, words, line="solid", shape=bare) for point, words in zip(series, said, strict=True)]
 
 
 def _stream(run: RunInfo) -> Section:

@@ -199,15 +199,7 @@ def _verified(found: Verification) -> list[Section]:
     if found.pays is not None:
         parts.append(Section("Does looping pay?", found.pays.sentence))
     if found.exponents:
-        rows = [
-            (
-                str(row.layers),
-                "n/a" if row.difference is None else _fixed(row.difference),
-                _known(row.interval),
-                row.says,
-            )
-            for row in found.exponents
-        ]
+        rows = [(str(row.layers), _fixed(row.difference), _known(row.interval), row.says) for row in found.exponents]
         text = "The plan's loss under b = 1/2 (looped) minus that under b = 1 (looped-complete), paired over seeds."
         named = Table(("layers", "difference (nats)", "95 % interval", "the data say"), rows)
         parts.append(Section("Which b holds over layers", text, table=named))
@@ -223,9 +215,9 @@ def _known(pair: tuple[float, float] | None) -> str:
     return "none: no noise is known" if pair is None else f"[{_fixed(pair[0])}, {_fixed(pair[1])}]"
 
 
-def _fixed(value: float) -> str:
+def _fixed(value: float | None) -> str:
     """Return four decimals whatever the size: a regret of a millionth of a nat is none."""
-    return number(round(value, 4), 4) if round(value, 4) else "0.0000"
+    return "n/a" if value is None else number(round(value, 4), 4) if round(value, 4) else "0.0000"
 
 
 def _noise(row: Sweep) -> str:
