@@ -277,6 +277,14 @@ def test_an_unfinished_folder_is_not_trained_on(folder):
     refused(folder, "is not finished: run the same loopscale data prepare again")
 
 
+def test_a_preparation_is_a_reading_with_its_limits(source, tmp_path):
+    for wrong, said in (({"shard_tokens": 0}, "at least 1"), ({"validation_fraction": 2.0}, "between 0 and 1")):
+        with pytest.raises(UserError, match=said):
+            Preparation(**wrong)
+    shards = prepare_data(str(source), tmp_path / "few", Preparation(max_tokens=5000, validation_fraction=0.2)).shards
+    assert 4000 < sum(row.tokens for row in (*shards.train, *shards.validation)) <= 5000
+
+
 def test_the_command(source, tmp_path, capsys):
     out = tmp_path / "out"
     command = ["data", "prepare", str(source), "--out", str(out), "--shard-tokens", "20000", "--json"]

@@ -14,7 +14,7 @@ from loopscale.data.dataset import Dataset
 from loopscale.data.documents import Reading, Source, find_source
 from loopscale.data.prepare import WORDS, Writer
 from loopscale.data.prepared import MANIFEST, is_prepared, open_folder, open_prepared
-from loopscale.data.split import limited, split_documents
+from loopscale.data.split import split_source
 from loopscale.data.stream import open_stream
 from loopscale.errors import UserError, settings
 from loopscale.files import folder_aside, write_text
@@ -87,12 +87,10 @@ def _packed(folder: Path, source: Source, reading: Reading) -> tuple[Manifest, D
 
 def _pack(folder: Path, source: Source, reading: Reading) -> None:
     words = reading.make_tokenizer(source)
-    documents = (document for document in source.documents(reading.text_field) if document)
-    parts = split_documents(limited(documents, words, reading.max_tokens), reading.validation_fraction)
     with folder_aside(folder) as aside:
         write_text(aside / WORDS, words.to_json())
         with Writer(aside, words) as writer:
-            writer.take(parts)
+            writer.take(split_source(source, reading, words))
             manifest = writer.manifest(source.name, {"key": folder.name})
         write_record(aside / MANIFEST, manifest)
 

@@ -11,12 +11,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 
 from loopscale.data.documents import Reading, Source, files_in, find_source
 from loopscale.data.prepared import (
@@ -29,9 +29,9 @@ from loopscale.data.prepared import (
     shard_file,
     text_sha256,
 )
-from loopscale.data.split import split_documents
+from loopscale.data.split import split_source
 from loopscale.data.tokenizer import SEPARATOR, Tokenizer, tokenizer_from_json
-from loopscale.errors import UserError
+from loopscale.errors import UserError, number
 from loopscale.files import LOCK, alone, cores, file_sha256, new_folder, read_bounded, write_text
 from loopscale.records import Manifest, Preparing, ShardRow, read_record, write_record
 
@@ -41,17 +41,16 @@ WORDS = "tokenizer.json"
 Report = Callable[[int, int, int], object]  # documents, tokens and shards so far
 
 
-class Preparation(BaseModel):
-    """What decides the prepared folder, byte for byte."""
+@dataclass(frozen=True)
+class Preparation(Reading):
+    """What decides the prepared folder, byte for byte. Raises `UserError` for values out of range."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    tokenizer: str = "bytes"
-    vocab_size: int | None = None
     tokenizer_from: str | None = None
-    text_field: str = "text"
-    validation_fraction: float = Field(default=0.05, gt=0, lt=1)
-    shard_tokens: int = Field(default=SHARD, ge=1)
+    shard_tokens: int = SHARD
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        number("shard_tokens", self.shard_tokens, 1, whole=True)
 
 
 def prepare_data(
@@ -70,7 +69,7 @@ def prepare_data(
     a preparation that was begun with other settings. A folder without a finished shard is taken away again.
     """
     found = find_source(source, identity=_quick_identity)
-    asked = {"source": found.shown, "identity": found.identity, **settings.model_dump()}
+    asked = {"source": found.shown, "identity": found.identity, **asdict(settings)}
     if (done := _whole(out, asked)) is not None and not any(map(_left, out.iterdir())):
         return done
     if out.exists() and not is_prepared(out) and (not out.is_dir() or any(not _left(file) for file in out.iterdir())):
@@ -88,9 +87,8 @@ def prepare_data(
             write_record(out / PROGRESS, progress)  # before the tokenizer: with it the folder is known as begun
             words = _tokenizer(out, found, settings)
             open_shards(out, progress.shards, text_sha256(words.to_json()))
-            documents = (document for document in found.documents(settings.text_field) if document)
             with Writer(out, words, settings.shard_tokens, progress, report) as writer:
-                writer.take(split_documents(documents, settings.validation_fraction), workers)
+                writer.take(split_source(found, settings, words), workers)
                 manifest = writer.manifest(found.shown, asked)
             if not (manifest.shards.train and manifest.shards.validation):
                 raise UserError(f"{source} has too little text for both sides: give more text")
@@ -262,8 +260,7 @@ def _tokenizer(out: Path, source: Source, settings: Preparation) -> Tokenizer:
         except (OSError, UnicodeDecodeError, UserError):
             raise UserError(f"cannot read the tokenizer {given}: name a tokenizer.json of a run or folder") from None
     else:
-        reading = Reading(settings.tokenizer, settings.vocab_size, text_field=settings.text_field)
-        words = reading.make_tokenizer(source)
+        words = settings.make_tokenizer(source)
     write_text(file, words.to_json())
     return words
 

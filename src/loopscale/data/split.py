@@ -6,7 +6,14 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from itertools import chain
 
+from loopscale.data.documents import Reading, Source
 from loopscale.data.tokenizer import Tokenizer
+
+
+def split_source(source: Source, reading: Reading, words: Tokenizer) -> Iterator[tuple[str, str]]:
+    """Return ("train" | "validation", document) of a source, as much of it as the reading asks for."""
+    documents = (document for document in source.documents(reading.text_field) if document)
+    return split_documents(limited(documents, words, reading.max_tokens), reading.validation_fraction)
 
 
 def split_documents(documents: Iterable[str], validation_fraction: float) -> Iterator[tuple[str, str]]:
