@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import islice
 from numbers import Integral
 from typing import Any, Unpack, cast
 
@@ -28,8 +29,9 @@ class MuonAdamW(torch.optim.Optimizer):
         # Muon reads `eps` as the normaliser of its iteration, not as Adam's epsilon.
         self.muon = torch.optim.Muon([{**group, "eps": 1e-7} for group in matrices], momentum=momentum)
         self.adamw = torch.optim.AdamW(rest, betas=betas) if rest else None
+        self._parts: list[torch.optim.Optimizer] = [self.muon, *([self.adamw] if self.adamw else [])]
         super().__init__([{"params": group["params"]} for group in (*matrices, *rest)], {})
-        self.param_groups = [*self.muon.param_groups, *(self.adamw.param_groups if self.adamw else [])]
+        self.param_groups = [group for part in self._parts for group in part.param_groups]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -38,32 +40,26 @@ class MuonAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self.muon.step()  # type: ignore[no-untyped-call]
-        if self.adamw is not None:
-            self.adamw.step()
+        for part in self._parts:
+            part.step()
         return loss
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of both, in torch's layout: parameters numbered across Muon's groups, then AdamW's."""
         self.state.clear()
-        self.state.update({**self.muon.state, **(self.adamw.state if self.adamw else {})})
+        for part in self._parts:
+            self.state.update(part.state)
         return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take what `state_dict` gave."""
         super().load_state_dict(state_dict)
-        count = len(self.muon.param_groups)
-        self.muon.param_groups, muon_parameters = self.param_groups[:count], _members(self.param_groups[:count])
-        self.muon.state.clear()
-        self.muon.state.update({p: s for p, s in self.state.items() if id(p) in muon_parameters})
-        if self.adamw is not None:
-            self.adamw.param_groups = self.param_groups[count:]
-            self.adamw.state.clear()
-            self.adamw.state.update({p: s for p, s in self.state.items() if id(p) not in muon_parameters})
-
-
-def _members(groups: list[dict[str, Any]]) -> set[int]:
-    return {id(p) for group in groups for p in group["params"]}
+        left = iter(self.param_groups)
+        for part in self._parts:
+            part.param_groups = list(islice(left, len(part.param_groups)))
+            mine = {p for group in part.param_groups for p in group["params"]}
+            part.state.clear()
+            part.state.update({p: state for p, state in self.state.items() if p in mine})
 
 
 class Options(Stated, total=False):
