@@ -158,10 +158,10 @@ def run_on_a_full_disk(values: dict[str, Any], out: str, at: int, victim: int) -
 
     write = sharded.write_tensors
 
-    def full(folder: Path, name: str, tensors: Any, **ranks: Any) -> None:
+    def full(folder: Path, name: str, tensors: Any, **ranks: Any) -> Path:
         if world.rank == victim and folder.name.startswith(f".step-{at:06d}"):
             (folder / f"shard-{victim + 1:05d}-model-00001-of-00001.safetensors").symlink_to("/dev/full")
-        write(folder, name, tensors, **ranks)
+        return write(folder, name, tensors, **ranks)
 
     with joined() as world:
         sharded.write_tensors = full
