@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -47,7 +48,6 @@ class Training:
         self.multiplier = schedule(optim.schedule, steps, min(round(optim.warmup * steps), steps - 1))
         self.parameters: list[Tensor] = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.batches = self.task.batches
-        self._first: Any = None
 
     @property
     def config(self) -> TrainConfig:
@@ -69,12 +69,10 @@ class Training:
         """The tokens, unless the user's file makes its batches itself."""
         return self.task.dataset
 
-    @property
+    @cached_property
     def first(self) -> Any:
         """The batch of the first step: always the same."""
-        if self._first is None:
-            self._first = self.batches(0)
-        return self._first
+        return self.batches(0)
 
     def bookmark(self) -> dict[str, int] | None:
         """Return what finds the next batch of a stream again quickly; None: any step is reached at once."""
