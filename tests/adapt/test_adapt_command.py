@@ -53,7 +53,7 @@ def test_a_converted_folder_is_diagnosed_with_its_loops(saved):
     from transformers import LlamaForCausalLM
 
     assert run(saved / "in", "--start", 1, "--stop", 3, "--loops", 4, "--steps", "even", "--out", saved / "out") == 0
-    model, _ = load_target(str(saved / "out"))
+    model = load_target(str(saved / "out")).model
     found = diagnose(model, products=4)
     assert found.loops == 4 and found.loops_argument == "handle.set_loops" and attachment(model).loops == 4
     assert found.details["base_layers"] == 2 and "knob-without-effect" not in found.codes

@@ -677,3 +677,25 @@ class Teacher(Toy):
 @pytest.mark.parametrize(("frozen", "after"), [(True, False), (False, False), (True, True), (False, True)])
 def test_a_frozen_copy_or_one_on_a_stream_of_its_own_is_no_copy_by_mistake(frozen, after):
     assert ("untied" in told(Teacher(frozen, after)).codes) == (after and not frozen)
+
+
+class Drift(nn.Module):
+    """Towards nothing by a share `rate(N)` at every visit, spelt as an addition."""
+
+    def __init__(self, rate, loops=8):
+        super().__init__()
+        self.read, self.inner, self.out = nn.Linear(6, D), nn.Linear(D, D), nn.Linear(D, 3)
+        self.rate, self.loops = rate, loops
+
+    def forward(self, x):
+        h = self.read(x)
+        for _ in range(self.loops):
+            h = h + self.rate(self.loops) * (torch.tanh(self.inner(h)) - h)
+        return self.out(h)
+
+
+@pytest.mark.parametrize(
+    ("rate", "code"), [(lambda n: 1 / n, set()), (lambda n: 0.5 / n, set()), (lambda n: 0.2, {"norm-bounded"})]
+)
+def test_a_drift_of_one_time_in_all_bounds_no_stream(rate, code):
+    assert told(Drift(rate), torch.randn(5, 6)).codes == code

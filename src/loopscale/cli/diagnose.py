@@ -14,6 +14,8 @@ from loopscale.errors import UserError
 if TYPE_CHECKING:
     from torch import nn
 
+    from loopscale.cli.diagnose_target import Target
+
 _LEVELS = ("info", "warning", "error", "never")
 
 
@@ -86,23 +88,24 @@ def command(
         raise UserError("name one model: loopscale diagnose file.py:make_model")
     target, code = target or str(model), model if run else None
     given = {} if loops is None else {loops_arg or "loops": loops}
-    built, batch = _load(target, given, trust_remote_code, code)
+    built, batch, factory = _load(target, given, trust_remote_code, code)
     if weights is not None:
         _load_weights(built, weights)
+        factory = None  # it makes others
     from loopscale.diagnosis import diagnose
 
     batches = _batches(data, built) if data is not None else None
     options: dict[str, Any] = {"loops_arg": loops_arg if loops is None else None, "loops_range": span, "data": batches}
     options["training"] = training
-    found = diagnose(built, batch, **options)
+    found = diagnose(built, batch, factory=factory, **options)
     if fix:
         click.echo(found.text() + "\n", err=as_json)
         handle = _in_one_sentence(lambda: found.apply(built, batch), "the remedy cannot be attached")
         click.echo(f"{handle}\n", err=as_json)
         found = diagnose(built, batch, **options)
     if compare is not None:
-        other, other_batch = _load(compare, given, trust_remote_code, code)
-        second = diagnose(other, other_batch, **options)
+        other, other_batch, factory = _load(compare, given, trust_remote_code, code)
+        second = diagnose(other, other_batch, factory=factory, **options)
         changes = differences(found, second)
         click.echo(json.dumps(changes, indent=1) if as_json else _spelt(target, compare, changes))
         return 1 if fail_on != "never" and second.at_least(fail_on) else 0
@@ -156,7 +159,7 @@ def _span(text: str | None) -> tuple[int, int] | None:
     return int(low), int(high)
 
 
-def _load(target: str, given: dict[str, int], trusted: bool, code: str | None) -> tuple[nn.Module, Any]:
+def _load(target: str, given: dict[str, int], trusted: bool, code: str | None) -> Target:
     from loopscale.cli.diagnose_target import load_target
 
     return load_target(target, given, trusted, code)

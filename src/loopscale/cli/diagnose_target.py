@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from loopscale.errors import UserError, foreign, require
 from loopscale.factory import OFFERED
@@ -17,10 +18,18 @@ if TYPE_CHECKING:
 _FORMS = "give package.module:factory, file.py:factory, a run folder or a local Hugging Face folder"
 
 
+class Target(NamedTuple):
+    """A module, the batch that came with it, and the factory that made both; None where there is none."""
+
+    model: nn.Module
+    batch: Any = None
+    factory: Callable[..., Any] | None = None
+
+
 def load_target(
     target: str, given: Mapping[str, int] | None = None, trusted: bool = False, code: str | None = None
-) -> tuple[nn.Module, Any]:
-    """Build the module that `target` names, and its batch where the factory gives one, else None.
+) -> Target:
+    """Build the module that `target` names.
 
     `given`: arguments for the factory; `trusted`: a Hugging Face model may bring code. `code`: the
     factory of the user model that a run folder trained, which runs only when it is named.
@@ -33,7 +42,7 @@ def load_target(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         made = _made(target, given or {}, trusted, code)
-    return made if isinstance(made, tuple) else (made, None)
+    return Target(*made) if isinstance(made, tuple) else Target(made)
 
 
 def _made(target: str, given: Mapping[str, int], trusted: bool, code: str | None) -> Any:
@@ -167,11 +176,12 @@ def _built(target: str, given: Mapping[str, int]) -> Any:
         )
     with foreign(f"{target} raised"):
         made = factory(**given)
+    again = partial(factory, **given) if given else factory
     if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module):
-        return made
+        return *made, again
     if not isinstance(made, nn.Module):
         raise UserError(f"{target} returned a {type(made).__name__}: it must return a torch.nn.Module")
-    return made, _batch_beside(source, made, target)
+    return made, _batch_beside(source, made, target), again
 
 
 def _batch_beside(source: Any, model: nn.Module, target: str) -> Any:

@@ -9,11 +9,9 @@ from statistics import median
 
 from loopscale.diagnosis.branches import Branch
 from loopscale.diagnosis.diagnosis import Finding, finding
-from loopscale.diagnosis.growth import CONTRACTIVE, Far, Growth
+from loopscale.diagnosis.growth import CONTRACTIVE, RESET, Far, Growth
 from loopscale.diagnosis.stated import Stated
 
-# |F(c h)| / |c h| at large c: below, a norm inside the loop sets the size of the stream.
-RESET = 0.3
 # A branch scale this near a formula is taken to be that formula.
 MATCH = 0.04
 # Branches whose scales differ by more than this are not under one rule.
@@ -119,7 +117,7 @@ class Facts:
     @property
     def bounded_by(self) -> str | None:
         """Why the size of the stream cannot grow whatever eps is; None when it can."""
-        if self.far is None or not self.far.contracts:
+        if self.far is None or not self.far.contracts or self.far.drifts:
             return None
         if self.far.visit >= CONTRACTIVE:
             return "a norm or a contractive carry at some of the visits"

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from loopscale.diagnosis.branches import rms
-from loopscale.diagnosis.knob import Knob, find_knob
+from loopscale.diagnosis.knob import Built, Factory, Knob, find_knob
 from loopscale.diagnosis.laststate import FACTORY, at_two
 from loopscale.diagnosis.loops import find_loops
 from loopscale.diagnosis.onestep import MakeLoss, MakeOptimizer, adam, train_a_little, yours
@@ -23,8 +20,6 @@ from loopscale.parameterization import CheckRow, Depth, ParameterizationCheck, R
 from loopscale.parameterization.flat import counts_to_check
 from loopscale.probe.batch import prepare
 from loopscale.probe.untouched import untouched, unwrap
-
-Factory = Callable[..., nn.Module]
 
 
 def check_parameterization(
@@ -56,7 +51,7 @@ def check_parameterization(
     if isinstance(model_or_factory, nn.Module):
         built, model = None, copy.deepcopy(unwrap(model_or_factory))
     else:
-        built = Built("factory", "loops", model_or_factory)
+        built = _built(model_or_factory)
         model = built.build(2)
     rows = []
     with untouched(model, grads=True):
@@ -71,34 +66,19 @@ def check_parameterization(
     return ParameterizationCheck.of(chosen.name, steps, rows)
 
 
-class Built(Knob):
-    """A function of `loops` as the knob, its `owner`; it runs at torch's seed 0, so that every N begins alike."""
-
-    @contextmanager
-    def at(self, loops: int, setting: Setting) -> Iterator[Setting]:
-        """Give the setting with a model of so many loops."""
-        model = self.build(loops)
-        with untouched(model, grads=True):
-            yield replace(setting, model=model)
-
-    def build(self, loops: int) -> nn.Module:
-        """Call the function; raises `UserError` when it makes no module."""
-        try:
-            named = "loops" in inspect.signature(self.owner).parameters
-        except (TypeError, ValueError):
-            named = False
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            made = self.owner(loops=loops) if named else self.owner(loops)
-        if not isinstance(made, nn.Module):
-            raise UserError(f"the factory returned a {type(made).__name__}: it must build a torch.nn.Module from loops")
-        return unwrap(made)
+def _built(factory: Factory) -> Built:
+    """Give a function of the number of loops, by name or by place, as what sets them."""
+    try:
+        named = "loops" in inspect.signature(factory).parameters
+    except (TypeError, ValueError):
+        named = False
+    return Built("factory", "loops", (lambda loops: factory(loops=loops)) if named else factory)
 
 
 def _knob(setting: Setting) -> tuple[Knob, str]:
     """Give what sets the loops of a model, and what to do where it does not set them alone."""
     loops = find_loops(setting.model, setting.run()[0])
-    knob = find_knob(setting.model, setting.batch, next(iter(loops), None))
+    knob = find_knob(setting, next(iter(loops), None))
     if knob is None:
         raise UserError("the loops of this model cannot be set: pass a function of loops that builds it")
     if knob.each == 1:

@@ -11,8 +11,8 @@ import numpy as np
 
 # The stream may grow by this much over the visits, and by more where its law is bounded; over N by this power.
 GAIN, OVER = 2.0, 0.25
-# |F(c h)| / |c h| at large c: below, something inside the loop sets the size of the stream.
-CONTRACTIVE = 0.97
+# |F(c h)| / |c h| at large c: below, something inside the loop sets the size of the stream; below the second, a norm does.
+CONTRACTIVE, RESET = 0.97, 0.3
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,14 @@ class Far:
     """|h| after one visit and after all the `visits` that follow, against a large stream that was put in their place.
 
     One visit alone misleads where it hands on a part of the stream only: an intermediate of an integrator, a sum over all
-    states. `visit`: 1 pre-norm, 0 when a norm resets the stream, 2 nested skip, below 1 contractive.
+    states. `visit`: 1 pre-norm, 0 when a norm resets the stream, 2 nested skip, below 1 contractive. `drifts`: all visits
+    together take the same share away however many they are, as steps of 1/N along -h do: that bounds no stream.
     """
 
     visit: float
     last: float
     visits: int
+    drifts: bool = False
 
     @property
     def contracts(self) -> bool:

@@ -1,4 +1,4 @@
-"""What sets the number of loops: an argument of forward, an attribute or a config value; found by trying.
+"""What sets the number of loops: an argument of forward or of the factory, an attribute, a config value; found by trying.
 
 An attached model has a second one, its handle's `set_loops`, which is moved along: eps has to follow N.
 """
@@ -11,9 +11,11 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from torch import nn
 
 from loopscale.diagnosis.loops import FoundLoop, find_loops
@@ -21,10 +23,10 @@ from loopscale.diagnosis.setting import Setting
 from loopscale.diagnosis.stated import attachment_in, scaled_for
 from loopscale.errors import UserError, nearest
 from loopscale.probe.batch import LOOP_WORDS, first_float, small
-from loopscale.probe.passes import record
+from loopscale.probe.untouched import untouched, unwrap
 from loopscale.speaker import handle_of
 
-_SIZES = re.compile(
+SIZES = re.compile(
     r"dim|size|width|head|feature|channel|kernel|stride|vocab|embed|token|_id$|group|length|hidden$|seed"
 )
 # Each trial costs a forward pass at few loops; of a large model fewer are tried.
@@ -71,29 +73,29 @@ class Knob:
     @contextmanager
     def at(self, loops: int, setting: Setting) -> Iterator[Setting]:
         """Give the setting at the nearest number of loops; an attribute is put back afterwards."""
-        with self.set(max(1, round((loops - self.more) / self.each))) as extra:
-            yield replace(setting, extra={**setting.extra, **extra})
+        with self.set(max(1, round((loops - self.more) / self.each)), setting) as there:
+            yield there
 
     @contextmanager
-    def set(self, value: int) -> Iterator[dict[str, Any]]:
-        """Set it to a value, whatever number of visits comes of it."""
-        with scaled_for(self.handle, max(1, self.each * value + self.more)), self._written(value) as extra:
-            yield extra
+    def set(self, value: int, setting: Setting) -> Iterator[Setting]:
+        """Give the setting with it set to a value, whatever number of visits comes of it."""
+        with scaled_for(self.handle, max(1, self.each * value + self.more)), self._written(value, setting) as there:
+            yield there
 
     @contextmanager
-    def _written(self, value: int) -> Iterator[dict[str, Any]]:
+    def _written(self, value: int, setting: Setting) -> Iterator[Setting]:
         if self.kind == "handle":
             with scaled_for(self.owner, value):
-                yield {}
+                yield setting
             return
         store = self._store()
         if store is None:
-            yield {self.name: value}
+            yield replace(setting, extra={**setting.extra, self.name: value})
             return
         before = store[self.last]
         store[self.last] = value
         try:
-            yield {}
+            yield setting
         finally:
             store[self.last] = before
 
@@ -103,17 +105,82 @@ class Knob:
         return self.owner if isinstance(self.owner, dict) else vars(self.owner)
 
 
-def find_knob(model: nn.Module, batch: Any, loop: FoundLoop | None, named: str | None = None) -> Knob | None:
+@dataclass(frozen=True)
+class Built(Knob):
+    """An argument of the function that builds the model as the knob: `owner` builds one from a value of it.
+
+    `own`: the value that the model at hand was built with. Models are built at torch's seed 0, so that all begin alike.
+    """
+
+    own: int | None = None
+
+    @property
+    def value(self) -> int | None:
+        """What the model at hand was built with."""
+        return self.own
+
+    @contextmanager
+    def _written(self, value: int, setting: Setting) -> Iterator[Setting]:
+        if value == self.own:
+            yield setting
+            return
+        model = self.build(value)
+        with untouched(model, grads=True):
+            model.train(setting.model.training)
+            yield replace(setting, model=model)
+
+    def build(self, value: int) -> nn.Module:
+        """Call the function; raises `UserError` when it makes no module."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            made = self.owner(value)
+        made = made[0] if isinstance(made, tuple) and made else made
+        if not isinstance(made, nn.Module):
+            raise UserError(
+                f"the factory returned a {type(made).__name__}: it must build a torch.nn.Module from {self.name}"
+            )
+        return unwrap(made)
+
+
+Factory = Callable[..., Any]
+
+
+def of_factory(factory: Factory | None, model: nn.Module) -> list[Knob]:
+    """Return the whole numbers that a model's factory takes by default, those named like a number of loops first.
+
+    None of a large model, which would be built again and again, nor of one that was attached since.
+    """
+    if factory is None or handle_of(model) is not None or not small(model):
+        return []
+    try:
+        taken = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    named = [p for p in taken if type(p.default) is int and p.default > 0 and p.kind != p.POSITIONAL_ONLY]
+    named.sort(key=lambda p: (not LOOP_WORDS.search(p.name), bool(SIZES.search(p.name))))
+    found: list[Knob] = [Built("factory", p.name, partial(_by_name, factory, p.name), own=p.default) for p in named]
+    return found[:_MOST]
+
+
+def _by_name(factory: Factory, name: str, value: int) -> Any:
+    return factory(**{name: value})
+
+
+def find_knob(
+    setting: Setting, loop: FoundLoop | None, named: str | None = None, factory: Factory | None = None
+) -> Knob | None:
     """Return the first candidate that changes the number of visits to what it is set to; None when there is none.
 
     Raises `UserError` when a knob is named that the model does not have or that does not set the loops.
     """
+    model, batch = setting.model, setting.batch
     visits = loop.visits if loop else 1
     equal = _unnamed(model, lambda value: value == visits) if visits > 1 else []
     known = [*_of_handle(model), *candidates(model), *_given(model, batch), *equal][
         : _MOST if small(model) else _MOST_LARGE
     ]
     limits: list[Knob] = []
+    built = of_factory(factory, model)
     if loop is not None and small(model):
         # What exceeds the visits sets them only as a most, which a value above it shows; what divides them, in rounds.
         around = {name.rpartition(".")[0] for name in loop.modules} | {""}
@@ -122,16 +189,17 @@ def find_knob(model: nn.Module, batch: Any, loop: FoundLoop | None, named: str |
         rounds = _unnamed(model, lambda value: 1 < value < visits and visits % value == 0)
         limits = [*most[:_MOST_LARGE], *rounds[:_MOST_LARGE]]
     if named is not None:
-        limits, chosen = [], [knob for knob in [*known, *_all(model), *_given(model, batch)] if knob.name == named][:1]
-        if not chosen:
+        every = [*known, *_all(model), *_given(model, batch), *built]
+        limits, built, known = [], [], [knob for knob in every if knob.name == named][:1]
+        if not known:
             raise UserError(
                 f"the model has no argument, attribute or config value {named!r}: "
-                f"{nearest(named, [knob.name for knob in known])}"
+                f"{nearest(named, [knob.name for knob in every])}"
             )
-        known = chosen
-    for measure, tried in ((_direct, known), (_in_proportion, [*known, *limits])):
+    ways = ((_direct, known), (_in_proportion, [*known, *limits]), (_direct, built), (_in_proportion, built))
+    for measure, tried in ways:
         for knob in tried:
-            found = measure(model, batch, knob, visits)
+            found = measure(setting, knob, visits)
             if found is not None:
                 return replace(found, handle=attachment_in(model))
     if named is not None:
@@ -141,38 +209,37 @@ def find_knob(model: nn.Module, batch: Any, loop: FoundLoop | None, named: str |
     return None
 
 
-def _direct(model: nn.Module, batch: Any, knob: Knob, visits: int) -> Knob | None:
+def _direct(setting: Setting, knob: Knob, visits: int) -> Knob | None:
     """Try the knob as one that gives as many visits as it is set to: at few, which is cheap and which embeddings allow."""
     value = 2 if visits != 2 else 3
-    return knob if value in _visits(model, batch, knob, value) else None
+    return knob if value in _visits(setting, knob, value) else None
 
 
-def _in_proportion(model: nn.Module, batch: Any, knob: Knob, visits: int) -> Knob | None:
+def _in_proportion(setting: Setting, knob: Knob, visits: int) -> Knob | None:
     """Try the knob as one that gives several visits for one more: cycles within cycles."""
     value = knob.value
     if value is None or visits < 2:
         return None
-    above = [visits, _most(model, batch, knob, value + 1)]
+    above = [visits, _most(setting, knob, value + 1)]
     if above[1] == visits and value <= 4:
         return None
-    above.append(_most(model, batch, knob, value + 2))
+    above.append(_most(setting, knob, value + 2))
     if above[0] == above[1] == above[2]:  # a most that is not reached: tried at few
-        value, above = 2, [_most(model, batch, knob, few) for few in (2, 3, 4)]
+        value, above = 2, [_most(setting, knob, few) for few in (2, 3, 4)]
     each = above[1] - above[0]
     if each < 1 or above[2] - above[1] != each:
         return None
     return replace(knob, each=each, more=above[0] - each * value)
 
 
-def _most(model: nn.Module, batch: Any, knob: Knob, value: int) -> int:
-    return max(_visits(model, batch, knob, value), default=0)
+def _most(setting: Setting, knob: Knob, value: int) -> int:
+    return max(_visits(setting, knob, value), default=0)
 
 
-def _visits(model: nn.Module, batch: Any, knob: Knob, value: int) -> list[int]:
+def _visits(setting: Setting, knob: Knob, value: int) -> list[int]:
     try:
-        with knob.set(value) as extra:
-            tape, _ = record(model, batch, extra)
-            return [found.visits for found in find_loops(model, tape)[:2]]
+        with knob.set(value, setting) as there:
+            return [found.visits for found in find_loops(there.model, there.run()[0])[:2]]
     except Exception:  # a wrong guess may break the model in any way
         return []
 
@@ -188,16 +255,16 @@ def acts(setting: Setting, one: Knob, rebuilt: bool = False) -> bool:
         for training in (mode, not mode):
             passes = set()
             for value in (2, 3, 5):
-                with one.set(value) as extra:
-                    model = _rebuilt(setting.model, one) if rebuilt else setting.model
+                with one.set(value, setting) as there:
+                    model = _rebuilt(there.model, one) if rebuilt else there.model
                     model.train(training)
-                    tape, output = Setting(model, setting.batch, extra).run()
+                    tape, output = replace(there, model=model).run()
                     # What makes the pass longer, or the output another, does act, on something else.
                     size = first_float(output)
                     told = None if size is None else float(size.detach().double().abs().sum())
                     passes.add((len(tape.nodes), told, *(loop.visits for loop in find_loops(model, tape))))
-            if len(passes) > 1:
-                return True
+                if len(passes) > 1:
+                    return True
     except Exception:  # a wrong guess may break the model in any way
         return True
     finally:
@@ -226,7 +293,7 @@ def _unnamed(model: nn.Module, fits: Callable[[int], bool]) -> list[Knob]:
     return [
         knob
         for knob, value, name in named
-        if value is not None and fits(value) and not _SIZES.search(name) and not LOOP_WORDS.search(name)
+        if value is not None and fits(value) and not SIZES.search(name) and not LOOP_WORDS.search(name)
     ]
 
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from loopscale.diagnosis.branches import Branch
-from loopscale.diagnosis.growth import Growth, grows_with, law_over_loops, power_fit
+from loopscale.diagnosis.growth import RESET, Growth, grows_with, law_over_loops, power_fit
 from loopscale.diagnosis.knob import Knob
-from loopscale.diagnosis.measure import Pass, anew
+from loopscale.diagnosis.measure import Pass, anew, far_gain
 from loopscale.diagnosis.setting import Factors, Setting, at_each
 
 # A stream that grows by less than this at every N has no law of growth worth a name.
 STILL = 1.1
 # A scale that falls more slowly than N^-0.1 does not follow N.
 FROZEN = 0.1
+# The exponent over N of what shrinks a large stream: 1 for a carry of every visit, 0 for a drift by 1/N.
+DRIFT = 0.5
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,23 @@ def over_loops(setting: Setting, knob: Knob, own_pass: Pass) -> OverLoops | None
         followed = known[0] if known else None
     tried, gains = tuple(p[0] for p in points), tuple(p[1] for p in points)
     return OverLoops(tried, gains, law, exponent, powers["branch"], followed)
+
+
+def with_drift(setting: Setting, knob: Knob, seen: Pass) -> Pass:
+    """Return the same pass with whether what shrinks its stream is a drift, which takes as much away at any N."""
+    far = seen.far
+    if far is None or not far.contracts or not 0 < far.last or far.visit < RESET:
+        return seen
+    count = knob.nearest(max(counts_around(far.visits + 1)))
+    with knob.at(count, setting) as there:
+        try:
+            other = far_gain(there, anew(there, seen, count))
+        except Exception:  # some settings break some models
+            other = None
+    if other is None or other.visits == far.visits or not other.contracts or not 0 < other.last:
+        return seen
+    power = math.log(math.log(other.last) / math.log(far.last)) / math.log(other.visits / far.visits)
+    return replace(seen, far=replace(far, drifts=power < DRIFT))
 
 
 Point = tuple[int, float, dict[str, float]]

@@ -20,7 +20,7 @@ from loopscale.diagnosis.finite import first_nonfinite
 from loopscale.diagnosis.gradients import Gradients, gradients
 from loopscale.diagnosis.growth import GAIN
 from loopscale.diagnosis.initial import init_ratio
-from loopscale.diagnosis.knob import Knob, candidates, find_knob
+from loopscale.diagnosis.knob import Factory, Knob, candidates, find_knob, of_factory
 from loopscale.diagnosis.looprange import LossOf, loop_range, settling
 from loopscale.diagnosis.loops import FoundLoop, find_loops, in_turns
 from loopscale.diagnosis.measure import (
@@ -36,7 +36,7 @@ from loopscale.diagnosis.measure import (
 )
 from loopscale.diagnosis.modules import table
 from loopscale.diagnosis.onestep import A_FUNCTION, MakeOptimizer, OneStep, one_step_law, train_a_little
-from loopscale.diagnosis.overloops import FROZEN, OverLoops, over_loops
+from loopscale.diagnosis.overloops import FROZEN, OverLoops, over_loops, with_drift
 from loopscale.diagnosis.remedies import MENDED, attachable, edits, spelt, try_remedies, with_trial
 from loopscale.diagnosis.setting import MOST_CALLS, Setting, frozen_in
 from loopscale.diagnosis.stated import Stated, listening, stated_for
@@ -67,6 +67,7 @@ class DiagnoseSettings:
     data: Iterable[Any] | None = None
     loss: LossOf | None = None
     training: bool = False
+    factory: Factory | None = None
 
     def __post_init__(self) -> None:
         """Raise `UserError` for a value that would be read otherwise than it is meant, or by nothing."""
@@ -90,6 +91,8 @@ class DiagnoseSettings:
             raise UserError("data= measures the loss over a range of loops: add loops_range=(1, 32), say")
         if loss is not None and data is None:
             raise UserError("loss= is taken on batches of data: add data=[batch] and loops_range=(1, 32), say")
+        built = self.factory
+        expect(built, built is None or callable(built), "a function in factory", "factory=make, which made the model")
         expect(self.training, isinstance(self.training, bool), "True or False in training", "such as training=True")
 
 
@@ -140,8 +143,9 @@ def diagnose(model: nn.Module, batch: Any = None, **keywords: Any) -> Diagnosis:
     also the loss's, by `loss(output, batch)` or as the output tells it. `optimizer`: makes your optimiser from a model, for
     the one-step law; Adam otherwise, where the model is small. `products`: how many products with the Jacobian to take, by
     the size of the model when None; at 0 none, and no training steps are tried. `training=True`: run the model in training
-    mode, with dropout, sampled loops and statistics of the batch. Counts alone decide what is done, never a clock: the
-    same model and batch give the same diagnosis, bit for bit.
+    mode, with dropout, sampled loops and statistics of the batch. `factory`: the function that made the model, whose
+    arguments of whole numbers are tried as what sets N where nothing in the model does. Counts alone decide what is done,
+    never a clock: the same model and batch give the same diagnosis, bit for bit.
     The model is left bit-identical: weights, buffers, mode, hooks, gradients and random state.
 
     Raises `UserError`, one sentence, when the model cannot be run on the batch, is scripted, on the meta device or a
@@ -175,12 +179,12 @@ def diagnose(model: nn.Module, batch: Any = None, **keywords: Any) -> Diagnosis:
 
 def _shorter(setting: Setting, asked: DiagnoseSettings) -> Diagnosis:
     """Diagnose a model whose pass is too long at fewer loops, and say so; raises `UserError` where N cannot be set."""
-    for knob in candidates(setting.model):
+    for knob in [*candidates(setting.model), *of_factory(asked.factory, setting.model)]:
         if knob.value is None or knob.value <= FEWER:
             continue
-        with knob.set(FEWER) as extra:
+        with knob.set(FEWER, setting) as there:
             try:
-                found = _diagnose(replace(setting, extra={**setting.extra, **extra}), asked)
+                found = _diagnose(there, asked)
             except TooLong:
                 continue
         said = f"measured at {knob.name} = {FEWER} in the place of {knob.value}, whose pass is too long to be followed"
@@ -200,7 +204,7 @@ def _diagnose(setting: Setting, asked: DiagnoseSettings) -> Diagnosis:
     if broken and broken[0].evidence.startswith("parameter"):
         return _broken(loops, broken)  # nothing else follows from weights that are no numbers
     ties = list(untied(setting, tape, loops))
-    knob = find_knob(model, setting.batch, loops[0] if loops else None, asked.loops_arg)
+    knob = find_knob(setting, loops[0] if loops else None, asked.loops_arg, asked.factory)
     if asked.loops_range is not None and knob is None:
         raise UserError("the loops of this model cannot be varied: name what sets them with --loops-arg (loops_arg)")
     first = _First(setting, asked, tape, output, loops, heard, broken, ties, knob)
@@ -266,6 +270,8 @@ def _study(first: _First, main: FoundLoop, every: int = 1) -> _Study:
     """Measure a loop and those beside it, and test what makes them grow."""
     setting, knob = first.setting, first.knob
     seen, *also = carried(setting, main, first.tape, every)
+    if knob is not None:
+        seen = with_drift(setting, knob, seen)
     varied = over_loops(setting, knob, seen) if knob else None
     if varied is not None and varied.grows and seen.far is not None and seen.far.contracts:
         seen = unbounded(seen)
@@ -305,8 +311,8 @@ def _whole(study: _Study, measured: Measured) -> tuple[Modes | None, list[Findin
     first, seen = study.first, study.seen
     setting, main, knob = first.setting, seen.loop, first.knob
     both, differ = modes(setting, seen)
-    loop = [*_expanding(measured), *differ, *idle(setting, seen, first.output), *halts(main, knob)]
-    return both, [*loop, *unused_knobs(setting, main, knob), *_truncated(measured)]
+    loop = [*_expanding(measured), *differ, *idle(setting, seen, first.output), *halts(setting, seen, knob)]
+    return both, [*loop, *unused_knobs(setting, main, knob, first.asked.factory), *_truncated(measured)]
 
 
 def _run_on(study: _Study) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
@@ -527,7 +533,7 @@ def _alive(setting: Setting, knob: Knob | None, stated: Stated | None) -> Facts:
 def _not_looped(first: _First) -> Diagnosis:
     knob = first.knob
     visits, again = restarts(first.tape, first.loops)
-    findings = [*first.broken, *(first.ties or [*again, *unused_knobs(first.setting, None, knob)])]
+    findings = [*first.broken, *(first.ties or [*again, *unused_knobs(first.setting, None, knob, first.asked.factory)])]
     remedy = "point at the looped model, or name what sets its loops with --loops-arg"
     if knob is not None:
         remedy = (

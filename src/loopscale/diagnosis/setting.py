@@ -36,8 +36,14 @@ class Setting:
     free: bool = False
 
     def run(self, **more: Any) -> tuple[Tape, Any]:
-        """Record one pass; the arguments are those of `record`."""
-        return record(self.model, self.batch, self.extra, factors=self.factors, free=self.free, most=MOST_CALLS, **more)
+        """Record one pass; the arguments are those of `record`.
+
+        Under factors what the model's code decides goes as it went on `like`, unless `free`: a factor would change the
+        number of visits too.
+        """
+        if self.factors and not self.free and "like" in more:
+            more = {"decide": more["like"].decided.get, **more}
+        return record(self.model, self.batch, self.extra, factors=self.factors, most=MOST_CALLS, **more)
 
     def changed(self, factors: Factors) -> Setting:
         """Put further factors on additions; of one addition they multiply."""

@@ -13,24 +13,26 @@ from torch import nn
 
 from loopscale.diagnosis.branches import LOST, owner, rms
 from loopscale.diagnosis.diagnosis import Finding, finding
-from loopscale.diagnosis.knob import Knob, acts, candidates
+from loopscale.diagnosis.knob import SIZES, Factory, Knob, acts, candidates, of_factory
 from loopscale.diagnosis.loops import LOOKUPS, FoundLoop, find_loops
 from loopscale.diagnosis.measure import Pass, anew
 from loopscale.diagnosis.setting import Setting
 from loopscale.diagnosis.stream import ADDS, is_node, strip
 from loopscale.probe.batch import first_float
-from loopscale.probe.tape import Key, Tape, storage_key
+from loopscale.probe.tape import Key, Place, Tape, TooLong, storage_key
 from loopscale.probe.walks import ancestors, descendants
 
 # Leaving the loop out moves the output by less than this share: it is idle.
 IDLE = 1e-3
 # Gains of training and evaluation that differ by more than this factor are two different streams.
 DIFFER = 1.5
+# A loop that nothing halts and that goes on for so many times its own visits has no most.
+ENDLESS = 8
 # Names that can mean nothing but a number of loops.
 PLAIN = re.compile(
     r"^(n|num|max|total|mean)?_?(loops?|recurrences?|recurs|recur|visits|unrolls?|ut_steps|cycles|iterations|iters)$"
 )
-
+APART = re.compile(r"batch|rows|worker|thread|epoch|every|interval|patience|warmup|version|bits")
 STEPS = re.compile(r"^(n|num|max|total)?_?(steps|iterations|iters|hops|repeats)$")
 
 
@@ -54,7 +56,9 @@ def idle(setting: Setting, seen: Pass, output: Any) -> list[Finding]:
         return []
     first = seen.ends[0]
     try:
-        _, without = setting.run(replace={last: lambda _: first.clone()}, like=seen.tape)
+        # What halts the loop by its state would let it run on from the first one: it halts where it did.
+        halted = seen.tape.decided.get
+        _, without = setting.run(replace={last: lambda _: first.clone()}, like=seen.tape, decide=halted)
     except (RuntimeError, ValueError, IndexError):
         return []
     then = first_float(without)
@@ -198,38 +202,67 @@ def _batch_norms(model: nn.Module, loop: FoundLoop, tape: Tape) -> Iterator[str]
             yield name
 
 
-def halts(loop: FoundLoop, knob: Knob | None) -> list[Finding]:
-    """Find a loop that made fewer visits than the number that sets its most."""
-    if knob is None or knob.allows is None or knob.each != 1 or loop.visits >= knob.allows:
+def halts(setting: Setting, seen: Pass, knob: Knob | None) -> list[Finding]:
+    """Find a loop that made fewer visits than the number that sets its most, or than it makes where nothing halts it."""
+    loop, most = seen.loop, knob.allows if knob is not None and knob.each == 1 else None
+    if knob is not None and most is not None:
+        allows = f"{knob.name} = {knob.value} allows {most}"
+    else:
+        most = _unhalted(setting, seen)
+        allows = f"makes {most} where what its code decides stays as at the first"
+    if loop.visits >= most:
         return []
-    most = f"{knob.name} = {knob.value} allows {knob.allows}"
-    return [finding("halts-early", loop.where, f"the loop made {loop.visits} visits on this batch and {most}")]
+    return [finding("halts-early", loop.where, f"the loop made {loop.visits} visits on this batch and {allows}")]
 
 
-def unused_knobs(setting: Setting, loop: FoundLoop | None, knob: Knob | None) -> list[Finding]:
+def _unhalted(setting: Setting, seen: Pass) -> int:
+    """Return the visits that the loop makes where whatever its code decides by stays as it was at first."""
+    before, loop = seen.tape.decided, seen.loop
+    if all(value == before[site, 0] for (site, _), value in before.items()):
+        return loop.visits
+
+    def as_at_first(place: Place, value: Any) -> Any:
+        if place[1] > ENDLESS * len(before):
+            raise TooLong
+        return before.get((place[0], 0), value)
+
+    try:
+        now, _ = setting.run(decide=as_at_first)
+    except (RuntimeError, LookupError, ValueError, TypeError, TooLong):  # it may never end
+        return loop.visits
+    # What only skips a visit now and then is decided at as many of them as before.
+    if len(now.decided) <= len(before):
+        return loop.visits
+    return max(
+        found.visits for found in [loop, *find_loops(setting.model, now)] if found.uses.keys() & loop.uses.keys()
+    )
+
+
+def unused_knobs(setting: Setting, loop: FoundLoop | None, knob: Knob | None, factory: Factory | None) -> list[Finding]:
     """Find an argument or a value that asks for a number of loops and changes nothing, in either mode."""
     visits = loop.visits if loop else 1
-    for one in candidates(setting.model):
-        if not _means_loops(one) or (knob is not None and one.last == knob.last):
-            continue
-        if one.kind != "kwarg" and (one.value is None or one.value < 2):
+    for one in [*candidates(setting.model), *of_factory(factory, setting.model)]:
+        outside = one.kind == "factory"  # by the name of what is inside the model it may be another
+        known = knob is not None and one.last == knob.last and (knob.kind == one.kind or not outside)
+        if known or not _means_loops(one, visits) or (one.kind != "kwarg" and (one.value is None or one.value < 2)):
             continue
         # A value that equals the visits may have been read at construction: then the model is built with another.
-        if not acts(setting, one, rebuilt=one.kind != "kwarg" and one.value == visits):
+        if not acts(setting, one, rebuilt=one.kind != "kwarg" and not outside and one.value == visits):
             asked = "" if one.value is None else f" asks for {one.value} loops and"
-            said = (
-                f"{one.name}{asked} changes nothing: the model makes {visits} visit{'s' * (visits > 1)} at 2, 3 and 5"
-            )
+            whose, made = " of the factory" if outside else "", f"{visits} visit{'s' * (visits > 1)}"
+            said = f"{one.name}{whose}{asked} changes nothing: the model makes {made} at 2, 3 and 5"
             return [finding("knob-without-effect", one.name, said)]
     return []
 
 
-def _means_loops(knob: Knob) -> bool:
+def _means_loops(knob: Knob, visits: int) -> bool:
     """Say whether it is named like a number of loops and nothing else; iterations in a config are those of a training.
 
-    An argument of forward that asks for a number of steps is there to be read.
+    An argument of forward that asks for a number of steps is there to be read, and so is one of the factory, whatever it
+    is called, that asks for as many as the visits are.
     """
-    name = knob.last.lower()
-    return bool(PLAIN.match(name) or (knob.kind == "kwarg" and STEPS.match(name))) and not (
-        knob.kind == "config" and "iter" in name
-    )
+    name, outside = knob.last.lower(), knob.kind == "factory"
+    if outside and knob.value == visits:
+        return not SIZES.search(name) and not APART.search(name)
+    asks = knob.kind == "kwarg" and STEPS.match(name)
+    return bool(PLAIN.match(name) or asks) and not ("iter" in name and (outside or knob.kind == "config"))

@@ -61,6 +61,10 @@ class Site(NamedTuple):
         return f"{shown}:{self.line}"
 
 
+# A site, and how many calls were made there before.
+Place = tuple[Site, int]
+
+
 @dataclass(slots=True)
 class Node:
     """One tensor that a torch call made, the `call`-th. `params`: parameters it read, directly or through pure reshaping.
@@ -130,8 +134,8 @@ class Tape(TorchFunctionMode):
     (operand, factor): what the call there reads is multiplied first. Calls of `hollow`, whose results do not matter, are
     not made: zeros of the shape that `like` noted stand for them. With `plain` attention runs in the form that
     forward-mode differentiation follows, its result laid out as in `like`. With `wide` what a call makes in half precision
-    is float32. `note` is called with each value and its site. With `factors` what the model's own code decides by a value
-    (a halting rule, a step size) goes as it went on `like`, unless `free`: a factor would change the number of visits too.
+    is float32. `note` is called with each value and its site. `decide` gets the place and the value of what the model's
+    code decides by (a halting rule, a step size), and gives what the code is told.
     """
 
     model: nn.Module
@@ -149,7 +153,7 @@ class Tape(TorchFunctionMode):
     most: int = MOST_NODES
     hollow: frozenset[int] = frozenset()
     wide: bool = False
-    free: bool = False
+    decide: Callable[[Place, Any], Any] | None = None
     note: Callable[[Tensor, Site | None], None] | None = None
 
     def __post_init__(self) -> None:
@@ -157,8 +161,8 @@ class Tape(TorchFunctionMode):
         self.serial = next(_SERIALS)
         self.turns: Counter[Site] = Counter()
         self.sites: dict[Site, Site] = {}
-        self.places: dict[tuple[Site, int], int] = {}
-        self.decided: dict[tuple[Site, int], Any] = {}
+        self.places: dict[Place, int] = {}
+        self.decided: dict[Place, Any] = {}
         self.stack: list[str] = []
         self.module_names = {id(module): name for name, module in self.model.named_modules()}
         self.nodes: list[Node] = []
@@ -216,13 +220,11 @@ class Tape(TorchFunctionMode):
         return self._note(func, name, args, kwargs, out)
 
     def _decided(self, site: Site, value: Any) -> Any:
-        """Note a value that torch hands to the model's own code; give that of `like` where factors change it."""
+        """Note a value that torch hands to the model's own code; give that of `decide` instead, where there is one."""
         place = site, self.turns[site]
         self.turns[site] += 1
-        if self.factors and self.like is not None and not self.free:
-            value = self.like.decided.get(place, value)
-        self.decided[place] = value
-        return value
+        self.decided[place] = value if self.decide is None else self.decide(place, value)
+        return self.decided[place]
 
     def _empty(self, args: Any) -> Tensor | None:
         """Give zeros for a call that is not to be made; None where it is."""
