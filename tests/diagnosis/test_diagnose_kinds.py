@@ -507,7 +507,7 @@ def test_small_projections_are_a_second_scale_where_they_act(normed):
     found = told(Shrunk())
     assert found.codes == (set() if normed else {"double-depth-scale"}), found.text()
     if not normed:
-        assert found.findings[0].lines[0].startswith("model.get_submodule('f.2').weight.data.mul_(")
+        assert found.findings[0].lines[0].startswith("model.get_parameter('f.2.weight').data.mul_(")
         assert "then no finding" in found.findings[0].tried
 
 
@@ -677,6 +677,40 @@ class Teacher(Toy):
 @pytest.mark.parametrize(("frozen", "after"), [(True, False), (False, False), (True, True), (False, True)])
 def test_a_frozen_copy_or_one_on_a_stream_of_its_own_is_no_copy_by_mistake(frozen, after):
     assert ("untied" in told(Teacher(frozen, after)).codes) == (after and not frozen)
+
+
+class RawMatrices(nn.Module):
+    """Attention and an MLP as functions of raw parameters, `x @ w`, the writing ones smaller by `start`."""
+
+    def __init__(self, start, eps, stacked=False):
+        super().__init__()
+        shapes = {"q": (D, D), "k": (D, D), "v": (D, D), "o": (D, D), "up": (D, 4 * D), "down": (4 * D, D)}
+        made = {n: torch.randn(s) * s[0] ** -0.5 * (start if n in ("o", "down") else 1) for n, s in shapes.items()}
+        self.p = nn.ParameterDict({n: nn.Parameter(torch.stack([v, -v]) if stacked else v) for n, v in made.items()})
+        self.table, self.norm, self.head = nn.Embedding(20, D), nn.LayerNorm(D), nn.Linear(D, 20)
+        self.eps, self.loops, self.stacked = eps, 8, stacked
+
+    def forward(self, tokens):
+        x = self.table(tokens)
+        p = {n: w[0] if self.stacked else w for n, w in self.p.items()}
+        for _ in range(self.loops):
+            h = self.norm(x)
+            mix = torch.softmax((h @ p["q"]) @ (h @ p["k"]).mT / D**0.5, -1) @ (h @ p["v"])
+            x = x + self.eps * torch.einsum("btd,de->bte", mix, p["o"])
+            x = x + self.eps * (torch.relu(self.norm(x) @ p["up"]) @ p["down"])
+        return self.head(x)
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize(("start", "code"), [(1 / 4, {"double-depth-scale"}), (1.0, set())])
+def test_matrices_that_are_raw_parameters_hide_no_second_scale(start, code, stacked):
+    found = told(RawMatrices(start, 1 / 8, stacked))
+    assert found.codes == code, found.text()
+    assert found.details["init_ratio"] == pytest.approx(start, rel=0.2)
+    if code:
+        assert "then no finding" in found.findings[0].tried
+        told_where = [line.partition("'")[2].partition("'")[0] for line in found.findings[0].lines]
+        assert stacked or told_where == ["p.o", "p.down"], found.text()
 
 
 class Drift(nn.Module):

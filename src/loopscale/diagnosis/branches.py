@@ -22,6 +22,7 @@ OFTEN = 0.4
 # A larger share of a half-precision stream's elements that an addition leaves unchanged is a symptom.
 LOST = 0.2
 ADDED = ("branch", *ENTERS)
+ATTENTION = "multi_head_attention_forward"
 
 
 @dataclass(frozen=True)
@@ -344,6 +345,15 @@ _BELOW_ONE = frozenset("exp exp2 sigmoid logsigmoid softplus tanh clamp clamp_ma
 
 def owner(tape: Tape, index: int) -> str:
     """Name the module whose parameter last acted on the way to a node."""
+    acted = last_acting(tape, index)[1]
+    return acted[0].rpartition(".")[0] or acted[0] if acted else "model"
+
+
+def last_acting(tape: Tape, index: int) -> tuple[int, list[str]]:
+    """Return the call by which parameters last acted on the way to a node, and name them.
+
+    In the order of the model: sets have none of their own.
+    """
     seen, frontier = set(), [index]
     while frontier:
         current = max(frontier)
@@ -351,17 +361,23 @@ def owner(tape: Tape, index: int) -> str:
         node = tape.nodes[current]
         # What the call reads itself comes before what its inputs were made of.
         inherited = {key for p in node.parents if not tape.nodes[p].data for key in tape.nodes[p].params}
-        acted = [name for key in node.params - inherited or node.params for name in tape.names.get(key, [])[:1]]
+        acted = {name for key in node.params - inherited or node.params for name in tape.names.get(key, [])[:1]}
         if acted:
-            # Of several, as in a product of two parameters, the first in the model: sets have no order of their own.
-            order = list(name for names in tape.names.values() for name in names)
-            first = min(acted, key=order.index)
-            return first.rpartition(".")[0] or first
+            return current, [name for names in tape.names.values() for name in names if name in acted]
         for parent in node.parents:
             if parent not in seen:
                 seen.add(parent)
                 frontier.append(parent)
-    return "model"
+    return index, []
+
+
+def writers(tape: Tape, branch: Branch) -> list[Key]:
+    """Return the matrices that write what a branch adds; of torch's attention, which reads all of its own, the last."""
+    if branch.kind != "branch":
+        return []
+    call, acted = last_acting(tape, branch.base if branch.base >= 0 else branch.node)
+    found = [key for key, names in tape.names.items() if names[0] in acted and len(key[2]) == 2]
+    return found[-1:] if tape.nodes[call].op == ATTENTION else found
 
 
 def rms(tensor: Tensor) -> float:

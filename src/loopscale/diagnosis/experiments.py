@@ -12,14 +12,15 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from loopscale.diagnosis.branches import Branch
+from loopscale.diagnosis.branches import ATTENTION, Branch, writers
 from loopscale.diagnosis.causes import COHERENT, Facts, Shown, scale_kind
 from loopscale.diagnosis.growth import GAIN, OVER, Growth, power_fit
 from loopscale.diagnosis.knob import Knob
 from loopscale.diagnosis.measure import Pass, again, far_gain
 from loopscale.diagnosis.overloops import following, passes_at
 from loopscale.diagnosis.setting import Factors, Setting
-from loopscale.probe.tape import Site
+from loopscale.diagnosis.stream import is_node, operands
+from loopscale.probe.tape import Node, Site, Tape
 
 # Branches set right that grow by as much, within this factor, are no cause.
 SAME = 1.5
@@ -54,12 +55,20 @@ def tested(setting: Setting, seen: Pass, facts: Facts, knob: Knob | None = None)
 def _projections(seen: Pass, facts: Facts, ratio: float) -> Lever:
     """Divide the matrices that write to the stream by their `ratio` to what is right: what they read is multiplied."""
     tape, parts = seen.tape, []
-    for where in dict.fromkeys(b.where for b in facts.living):
-        keys = {key for key, names in tape.names.items() if f"{where}.weight" in names}
-        uses = [node.site for node in tape.nodes if node.site is not None and node.data and node.params & keys]
-        made = Branch("weights", -1, where=where, scale=ratio, sites=tuple(dict.fromkeys(uses)))
-        parts += [(made, 0, 1 / made.scale)] if uses else []
+    for key in dict.fromkeys(key for b in facts.living for key in writers(tape, b)):
+        sites: dict[int, list[Site]] = {}
+        for node in tape.nodes:
+            if node.site is not None and node.data and key in node.params and node.op != ATTENTION:
+                sites.setdefault(_reads_data(tape, node), []).append(node.site)
+        for place, found in sites.items():
+            made = Branch("weights", -1, where=tape.names[key][0], scale=ratio, sites=tuple(dict.fromkeys(found)))
+            parts.append((made, place, 1 / made.scale))
     return Lever("projections", tuple(parts))
+
+
+def _reads_data(tape: Tape, node: Node) -> int:
+    """Return the place of what a call multiplies its weight with; the first where it is not told."""
+    return next((n for n, word in enumerate(operands(node)) if is_node(word) and tape.nodes[word[1]].data), 0)
 
 
 def _act(setting: Setting, seen: Pass, facts: Facts, lever: Lever) -> bool:

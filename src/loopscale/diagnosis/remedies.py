@@ -93,7 +93,7 @@ def edits(trial: Trial) -> tuple[str, ...]:
     told: dict[str, list[str]] = {}
     for branch, place, factor in trial.kinds:
         if branch.kind == "weights":
-            told[f"model.get_submodule({branch.where!r}).weight.data.mul_({factor:.4g})"] = ["once, before training"]
+            told[f"model.get_parameter({branch.where!r}).data.mul_({factor:.4g})"] = ["once, before training"]
             continue
         site = next((s for s in branch.sites if s.file), None)
         if site is None:

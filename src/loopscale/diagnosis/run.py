@@ -498,7 +498,7 @@ def _facts(model: nn.Module, seen: Pass, varied: OverLoops | None, stated: State
         seen.growth,
         seen.far,
         varied.scale_power if varied else None,
-        init_ratio(model, seen.loop, seen.branches),
+        init_ratio(model, seen.tape, seen.loop, seen.branches),
         seen.dtype,
         stated,
         varied.exponent if varied else None,

@@ -284,7 +284,7 @@ def _segment(nodes: list[Node], start: int, end: int) -> list[Step]:
     carried = [p for p in dict.fromkeys(node.parents) if p in inside]
     beside = [p for p in dict.fromkeys(node.parents) if p not in inside and nodes[p].data]
     if node.op in JOINS and beside:
-        places = {word[1]: place for place, word in enumerate(_operands(node)) if is_node(word)}
+        places = {word[1]: place for place, word in enumerate(operands(node)) if is_node(word)}
         return [Step("join", end, start, p, operand=places.get(p, -1)) for p in beside]
     if _adds_to(node, inside) or node.op in MIXES or (node.op in SCALES and len(carried) > 1):
         linear = _linear(nodes, start, inside)
@@ -396,7 +396,7 @@ def _addition(
     """Return what an addition adds to the stream: a branch of it, an input or a constant; None for a number."""
     node = nodes[index]
     others = [p for p in node.parents if p != skip]
-    places = {word[1]: place for place, word in enumerate(_operands(node)) if is_node(word)}
+    places = {word[1]: place for place, word in enumerate(operands(node)) if is_node(word)}
     if not others:
         constant = next((p for p, word in enumerate(node.args) if _is_constant(word)), None)
         if constant is None or not prod(nodes[index].shape):
@@ -418,7 +418,7 @@ def _addition(
     return Step(kind, index, skip, update, base, factor, update in linear, attends, operand, other, scaled=scaled)
 
 
-def _operands(node: Node) -> tuple[object, ...]:
+def operands(node: Node) -> tuple[object, ...]:
     """Return what a call reads one by one: its arguments, or the tensors of the list that it takes."""
     first = node.args[0] if node.args else None
     return first if isinstance(first, tuple) and first and not isinstance(first[0], str) else node.args

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from loopscale.diagnosis.diagnosis import Finding, finding
+from loopscale.diagnosis.initial import weights
 from loopscale.diagnosis.knob import acts, candidates
 from loopscale.diagnosis.loops import FoundLoop
 from loopscale.diagnosis.setting import Setting
@@ -60,11 +61,8 @@ def _equal_copies(setting: Setting, tape: Tape) -> list[list[str]]:
         for key in node.params:
             used[key].append(index)
     sets: dict[tuple[object, ...], dict[Key, tuple[str, Tensor]]] = defaultdict(dict)
-    named = setting.model.named_parameters(remove_duplicate=False)
-    whole = [(n, p, storage_key(p)) for n, p in named if n not in setting.frozen]
-    slices = [(f"{n}[{i}]", part, storage_key(part)) for n, p, _ in whole if p.ndim > 2 for i, part in enumerate(p)]
-    for name, parameter, key in [*whole, *slices]:
-        if parameter.ndim < 2 or parameter.numel() < 4 or key not in used:
+    for key, name, parameter in weights(setting.model):
+        if parameter.ndim < 2 or parameter.numel() < 4 or key not in used or name.partition("[")[0] in setting.frozen:
             continue
         value = torch.view_as_real(parameter.detach()) if parameter.is_complex() else parameter.detach()
         print_ = (
