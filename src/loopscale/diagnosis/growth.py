@@ -20,8 +20,8 @@ class Far:
     """|h| after one visit and after all the `visits` that follow, against a large stream that was put in their place.
 
     One visit alone misleads where it hands on a part of the stream only: an intermediate of an integrator, a sum over all
-    states. `visit`: 1 pre-norm, 0 when a norm resets the stream, 2 nested skip, below 1 contractive. `drifts`: all visits
-    together take the same share away however many they are, as steps of 1/N along -h do: that bounds no stream.
+    states. `visit`: 1 pre-norm, 0 when a norm resets the stream, 2 nested skip, below 1 contractive. `drifts`: a visit
+    takes the less away the more there are, as steps of 1/N along -h do: that bounds no stream.
     """
 
     visit: float

@@ -17,8 +17,8 @@ from loopscale.diagnosis.setting import Factors, Setting, at_each
 STILL = 1.1
 # A scale that falls more slowly than N^-0.1 does not follow N.
 FROZEN = 0.1
-# The exponent over N of what shrinks a large stream: 1 for a carry of every visit, 0 for a drift by 1/N.
-DRIFT = 0.5
+# The exponent over N of what a visit takes from a large stream: 0 for a carry, -1 for a drift by 1/N.
+DRIFT = -0.5
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,9 @@ def over_loops(setting: Setting, knob: Knob, own_pass: Pass) -> OverLoops | None
 
 
 def with_drift(setting: Setting, knob: Knob, seen: Pass) -> Pass:
-    """Return the same pass with whether what shrinks its stream is a drift, which takes as much away at any N."""
+    """Return the same pass with whether a drift shrinks its stream: a visit takes less away the more there are."""
     far = seen.far
-    if far is None or not far.contracts or not 0 < far.last or far.visit < RESET:
+    if far is None or not far.contracts or not RESET < far.visit < 1:
         return seen
     count = knob.nearest(max(counts_around(far.visits + 1)))
     with knob.at(count, setting) as there:
@@ -104,9 +104,9 @@ def with_drift(setting: Setting, knob: Knob, seen: Pass) -> Pass:
             other = far_gain(there, anew(there, seen, count))
         except Exception:  # some settings break some models
             other = None
-    if other is None or other.visits == far.visits or not other.contracts or not 0 < other.last:
+    if other is None or other.visits == far.visits or not other.visit < 1:
         return seen
-    power = math.log(math.log(other.last) / math.log(far.last)) / math.log(other.visits / far.visits)
+    power = math.log((1 - other.visit) / (1 - far.visit)) / math.log(other.visits / far.visits)
     return replace(seen, far=replace(far, drifts=power < DRIFT))
 
 
