@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
+
 import pytest
 import torch
 from torch import nn
 
 import loopscale as ls
-from loopscale import UserError, attach
+from loopscale import UserError, attach, attachment
 from loopscale.adapt.branch_hook import hook_of
+from loopscale.adapt.present_rules import DepthRuleWarning
 
 TOKENS = torch.zeros(2, 4, dtype=torch.long)
 
@@ -74,6 +78,8 @@ def test_prelude_coda_and_spare_layers_do_not_count_and_each_branch_has_its_own_
     assert "coda.*.mlp  x 3: visited once, multiplied by 0.7071" in text
     handle.set_loops(4)
     assert "visited 4 times, multiplied by 0.1768" in str(handle) and handle.record()["loops"] == 4
+    with pytest.warns(DepthRuleWarning, match="visits the layers 8 times"):  # diagnose tried other N
+        model(TOKENS)
 
 
 def test_modules_with_the_same_weights_are_one_layer():
@@ -107,10 +113,49 @@ def test_a_batch_may_hold_the_models_own_number_of_loops():
     assert handle.loops == 3 and handle.layers == 2
 
 
+@pytest.mark.parametrize(
+    "depart",
+    [
+        lambda model: attachment(model).set_loops(4),
+        lambda model: setattr(model, "loops", 4),
+        lambda model: attachment(model).set_loops(4) and setattr(model, "loops", 2),
+    ],
+    ids=["the handle alone", "the model alone", "both, to different N"],
+)
+@pytest.mark.parametrize("prepare", [lambda model: model, copy.deepcopy, lambda model: fold_and_back(model)])
+def test_a_pass_with_another_n_than_that_of_eps_is_said_once(depart, prepare):
+    model = Model()
+    attach(model, loops=8, batch=TOKENS)
+    model = prepare(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(TOKENS)
+        attachment(model).set_loops(3)
+        model(TOKENS, loops=3)
+    attachment(model).set_loops(8)
+    depart(model)
+    with pytest.warns(UserWarning, match=r"set both, the model's own number of loops and handle\.set_loops") as said:
+        model(TOKENS)
+        model(TOKENS)
+    assert len(said) == 1 and f"visits the layers {model.loops} times" in str(said[0].message)
+    ls.detach(model)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def fold_and_back(model):
+    ls.fold(model, batch=TOKENS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(TOKENS)
+    return ls.unfold(model)
+
+
 def test_a_stack_that_its_caller_loops_is_warned_of():
     stack = nn.Sequential(Layer(), Layer())
-    with pytest.warns(UserWarning, match="visits every layer once and you say loops=8"):
+    with pytest.warns(UserWarning, match="visits every layer once and you say loops=8") as said:
         assert attach(stack, loops=8, batch=torch.randn(2, 16)).layers == 2
+        stack(torch.randn(2, 16))
+    assert len(said) == 1
 
 
 def test_blocks_side_by_side_are_one_layer_and_a_branch_may_have_an_n_of_its_own():

@@ -1,6 +1,7 @@
 """Trainer with our groups, LoRA on the looped core, recomputation: all of them train the same network."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
+import loopscale as ls  # noqa: E402
 from loopscale import Role, UserError  # noqa: E402
 from loopscale.integrations import LoopedConfig, LoopedForCausalLM, LoopSampler, trainer_optimizers  # noqa: E402
 
@@ -164,22 +166,67 @@ def test_the_mup_fields_of_a_config_state_the_width(tmp_path):
     assert rates(mup=False, mup_base_width=8) == plain
 
 
-def test_an_optimizer_without_the_rules_groups_is_warned_of_once(tmp_path):
-    import warnings
+def llama():
+    size = dict(vocab_size=31, hidden_size=32, intermediate_size=48, num_attention_heads=2, num_hidden_layers=4)
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**size))
 
+
+def converted(**given):
+    model = llama()
+    ls.convert(model, 1, 3, loops=3, steps="even", **given)
+    return model
+
+
+def attached():
+    model = llama()
+    ls.attach(model, loops=1)
+    return model
+
+
+def looped():
     from loopscale.diagnosis import trainer_callback
 
-    model = make(loops=2)
-    plain, grouped = torch.optim.AdamW(model.parameters()), trainer_optimizers(model, arguments(tmp_path))[0]
-    for callback in (LoopSampler(model), trainer_callback(every=2)):
-        with pytest.warns(UserWarning, match=r"optimizers=trainer_optimizers\(model, args\)") as seen:
-            callback.on_train_begin(None, None, None, model=model, optimizer=plain)
-        assert len(seen) == 1
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            callback.on_train_begin(None, None, None, model=model, optimizer=grouped)
-            callback.on_train_begin(None, None, None, model=torch.nn.Linear(2, 2), optimizer=None)
-    callback.on_train_end(None, None, None)
+    branch = ls.ScaledResidual(torch.nn.Linear(16, 16))
+    model = torch.nn.Sequential(torch.nn.Embedding(31, 16), ls.Loop(torch.nn.Sequential(branch, branch), loops=2))
+    trainer_callback().on_train_begin(None, None, None, model=model)
+    return model
+
+
+def one_step(model, optimizer):
+    out = model(ROWS)
+    getattr(out, "logits", out).sum().backward()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        optimizer.step()
+        optimizer.step()
+    return [str(warning.message) for warning in said if "every role one rate" in str(warning.message)]
+
+
+@pytest.mark.parametrize(
+    ("build", "factor"),
+    [(make, "0.5"), (attached, "0.5"), (lambda: converted(base_layers=1), "0.707"), (looped, "0.707")],
+    ids=["house", "attached", "converted", "loop with the callback"],
+)
+def test_an_optimizer_without_the_rules_groups_is_said_once_under_any_framework(build, factor):
+    model = build().train()
+    (said,) = one_step(model, torch.optim.AdamW(model.parameters()))
+    assert f"wants {factor} of it" in said and "optimizers=trainer_optimizers(model, args)" in said
+    model = build().train()
+    assert not one_step(model, ls.build_optimizer(model, "adamw", lr=0.01))
+    assert not one_step(model, torch.optim.AdamW(model.parameters()))  # its first optimizer was the right one
+
+
+def test_nothing_is_said_where_one_rate_is_what_the_rule_asks_or_another_model_is_trained():
+    model = converted()
+    assert not one_step(model.train(), torch.optim.AdamW(model.parameters()))
+    waiting, other = converted(base_layers=1).train(), torch.nn.Embedding(31, 16)
+    assert not one_step(other, torch.optim.AdamW(other.parameters()))
+    assert one_step(waiting, torch.optim.AdamW(waiting.parameters()))
+
+
+def test_a_trainer_without_groups_and_callback_is_warned(tmp_path):
+    with pytest.warns(UserWarning, match="every role one rate"):
+        train(converted(base_layers=1), arguments(tmp_path, max_steps=1))
 
 
 @pytest.mark.parametrize(("optim", "fix"), [("adafactor", "take one of adamw, muon, sgd"), ("sgd", r"args, 'sgd'\)")])

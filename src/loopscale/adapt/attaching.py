@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from loopscale.adapt.branch_hook import install
+from loopscale.adapt.branch_hook import BranchHook, hook_of, install, watch_passes
 from loopscale.adapt.branches import Branch, by_convention, by_glob, marked_once
 from loopscale.adapt.handle import Handle, Scaling, compare
 from loopscale.adapt.present_rules import DepthRuleWarning, factor_in_config, factor_in_modules, in_weights
@@ -20,7 +20,7 @@ from loopscale.errors import UserError, expect, settings
 from loopscale.parameterization import Depth, Rule, get_rule
 from loopscale.parameterization.roles import starred
 from loopscale.probe.batch import prepare
-from loopscale.probe.untouched import refuse_hidden
+from loopscale.probe.untouched import measuring, refuse_hidden
 from loopscale.speaker import handle_of
 
 
@@ -36,15 +36,22 @@ class Attachment(Handle):
         self.found_by = ""
         self.patterns: dict[str, Any] = {}
         self.post_norm = False
+        # The branches that a pass showed to be visited N times, and of how many weights: a call of them per visit.
+        self.acting: list[str] = []
+        self.weights = 0
+        self.hooks: list[BranchHook | None] = []
+        self.warned = False
 
     @property
     def depth(self) -> Depth:
         """N and L as the diagnosis counts them."""
         return self._depth
 
-    def recount(self, branches: list[Branch], depth: Depth) -> None:
+    def recount(self, branches: list[Branch], depth: Depth, calls: Mapping[str, int]) -> None:
         """Take over what a pass showed."""
         self.branches, self._depth = branches, depth
+        self.acting = [branch.name for branch in branches if branch.visits is None and calls.get(branch.name)]
+        self.weights = sum(calls[name] for name in self.acting) // depth.loops
 
     def install(self) -> None:
         """Put a hook on every branch."""
@@ -52,6 +59,32 @@ class Attachment(Handle):
             install(self.model.get_submodule(branch.name))
         self.enter()
         self.set_loops(self.loops)
+
+    def _write(self) -> None:
+        super()._write()
+        self.hooks = [hook_of(self.model.get_submodule(name)) for name in self.acting]
+        if self.weights and self.folded is None:
+            watch_passes(self.model)
+
+    def begin_pass(self) -> None:
+        """Count anew."""
+        for hook in self.hooks:
+            if hook is not None:
+                hook.calls = 0
+
+    def end_pass(self) -> None:
+        """Warn once when the pass that ended made another number of visits than N. Compiled code is not counted."""
+        calls = [0 if hook is None else hook.calls for hook in self.hooks]
+        visits, rest = divmod(sum(calls), self.weights)
+        if visits == self.loops or rest or not all(calls) or self.warned or measuring():
+            return
+        self.warned = True
+        warnings.warn(
+            f"the forward pass visits the layers {visits} times and eps is that of N = {self.loops}: set both, the model's "
+            "own number of loops and handle.set_loops",
+            DepthRuleWarning,
+            stacklevel=2,
+        )
 
     def _set(self, loops: int) -> None:
         self._depth = Depth(loops, self.layers)
@@ -251,7 +284,7 @@ def _check(handle: Attachment, batch: Any, layers: int | None) -> None:
         branches, handle.found_by = traced, TRACED
         verdict = verify(model, branches, made)
     branches, unique, warning = counted(model, branches, verdict, handle.loops)
-    handle.recount(branches, Depth(handle.loops, layers or unique))
+    handle.recount(branches, Depth(handle.loops, layers or unique), {} if warning else verdict.visits)
     if warning:
         handle.warnings.append(warning)
     if layers not in (None, unique):

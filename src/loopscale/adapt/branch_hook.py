@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from loopscale.errors import UserError
+from loopscale.speaker import handle_of
 
 
 class BranchHook:
-    """Multiply a module's output (the first of several) by `scale`, a 0-dim CPU tensor.
+    """Multiply a module's output (the first of several) by `scale`, a 0-dim CPU tensor; count the `calls` of eager code.
 
     A tensor, so that a compiled graph serves every value; no buffer, so that `to_empty`, `.to(bfloat16)` and the state
     dict leave it alone; replaced, never changed in place, so that a recorded graph keeps its own.
@@ -25,10 +26,32 @@ class BranchHook:
 
     def __init__(self) -> None:
         self.scale = torch.ones(())
+        self.calls = 0
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         """Scale what the module's forward returned."""
+        if not torch.compiler.is_compiling():
+            self.calls += 1
         return scaled(output, self.scale)
+
+
+class PassHook:
+    """Call `begin_pass` or `end_pass` of the handle on a model around each of its passes in eager code."""
+
+    def __init__(self, event: str) -> None:
+        self.event = event
+
+    def __call__(self, module: nn.Module, *given: Any) -> None:
+        """Tell the handle."""
+        if not torch.compiler.is_compiling():
+            getattr(handle_of(module), self.event)()
+
+
+def watch_passes(model: nn.Module) -> None:
+    """Let the handle hear of every pass, once however often it is asked."""
+    if not any(isinstance(hook, PassHook) for hook in model._forward_hooks.values()):
+        model.register_forward_pre_hook(PassHook("begin_pass"))
+        model.register_forward_hook(PassHook("end_pass"))
 
 
 def scaled(output: Any, scale: Tensor | float) -> Any:
@@ -58,15 +81,11 @@ def hook_of(module: nn.Module) -> BranchHook | None:
 
 
 def remove(model: nn.Module) -> None:
-    """Remove every `BranchHook` in the model."""
+    """Remove our hooks from the model."""
     for module in model.modules():
-        for key in [key for key, hook in module._forward_hooks.items() if isinstance(hook, BranchHook)]:
-            for hooks in (
-                module._forward_hooks,
-                module._forward_hooks_with_kwargs,
-                module._forward_hooks_always_called,
-            ):
-                hooks.pop(key, None)
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key in [key for key, hook in hooks.items() if isinstance(hook, (BranchHook, PassHook))]:
+                del hooks[key]
 
 
 def drop_compiled() -> None:

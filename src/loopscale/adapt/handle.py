@@ -15,6 +15,7 @@ from torch import nn
 from loopscale.adapt.branch_hook import drop_compiled, hook_of, remove
 from loopscale.adapt.branches import Branch
 from loopscale.errors import UserError
+from loopscale.optim.groups import watch_groups
 from loopscale.optim.roles import taken_as_hidden, tell_roles, tied_names
 from loopscale.parameterization import Depth, Role, Rule, Width
 from loopscale.parameterization.depth import check_strength, relative_layers
@@ -157,6 +158,7 @@ class Handle(ABC):
     def enter(self) -> None:
         """Leave the handle on the model and, where it has a config, the rule in it."""
         leave(self.model, self)
+        watch_groups(self.model)
         if hasattr(getattr(self.model, "config", None), "to_dict"):
             _write_rule(self.model, self.record())
         drop_compiled()

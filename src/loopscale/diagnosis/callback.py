@@ -6,7 +6,7 @@ from typing import Any
 
 from loopscale.diagnosis.monitor import Monitor, Sample
 from loopscale.errors import require
-from loopscale.optim import warn_of_plain_groups
+from loopscale.optim import watch_groups
 
 
 def trainer_callback(every: int = 50) -> Any:
@@ -26,9 +26,9 @@ def trainer_callback(every: int = 50) -> Any:
             self.samples: list[Sample] = []
             self.monitor: Monitor | None = None
 
-        def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **more: Any) -> None:
-            """Put the first hooks in place, and warn of an optimizer without the rule's groups."""
-            warn_of_plain_groups(model, more.get("optimizer"))
+        def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+            """Put the first hooks in place, and watch for an optimizer without the rule's groups."""
+            watch_groups(model)
             self.monitor = Monitor(model, every)
             self.samples = self.monitor.samples
 

@@ -14,6 +14,7 @@ from loopscale.errors import UserError, transformers
 from loopscale.integrations.hf_cache import LoopedCache, slots_of
 from loopscale.integrations.hf_config import LoopedConfig, check_same_rule
 from loopscale.nn import LoopedTransformer, Past, Recompute
+from loopscale.optim import watch_groups
 from loopscale.parameterization import Depth, Role, Rule, Width
 from loopscale.train.user import logits_of
 
@@ -47,6 +48,7 @@ class LoopedForCausalLM(_hf.PreTrainedModel, _hf.GenerationMixin):  # type: igno
         self.model = LoopedTransformer(config.network(), seed=seed)
         self.drawn_loops: int | None = None  # of a training step, by `LoopSampler`
         self.post_init()
+        watch_groups(self)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Do nothing: the house model has initialised itself, and a checkpoint with a hole is refused."""

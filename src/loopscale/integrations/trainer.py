@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from loopscale.errors import UserError, expect, transformers
-from loopscale.optim import build_optimizer, warn_of_plain_groups
+from loopscale.optim import build_optimizer
 from loopscale.parameterization import OPTIMIZERS, Width
 
 
@@ -19,10 +19,6 @@ class LoopSampler(transformers().TrainerCallback):  # type: ignore[misc, name-de
 
     def __init__(self, model: Any) -> None:
         self.model = model.get_base_model() if hasattr(model, "get_base_model") else model
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
-        """Warn of an optimizer without the rule's groups."""
-        warn_of_plain_groups(self.model, optimizer)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Draw N for the step."""

@@ -4,6 +4,6 @@ from loopscale.optim.build import build_optimizer as build_optimizer
 from loopscale.optim.build import schedule as schedule
 from loopscale.optim.groups import check_partition as check_partition
 from loopscale.optim.groups import param_groups as param_groups
-from loopscale.optim.groups import warn_of_plain_groups as warn_of_plain_groups
+from loopscale.optim.groups import watch_groups as watch_groups
 from loopscale.optim.roles import roles_of as roles_of
 from loopscale.optim.stacked import StackedOptimizer as StackedOptimizer

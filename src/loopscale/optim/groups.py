@@ -5,9 +5,13 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, TypedDict, Unpack
+from weakref import WeakSet
 
 from torch import Tensor, nn
+from torch.optim import SGD
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from loopscale.errors import UserError, expect, settings
 from loopscale.optim.roles import roles_of
@@ -110,15 +114,43 @@ def param_groups(
     return groups
 
 
-def warn_of_plain_groups(model: Any, optimizer: Any) -> None:
-    """Warn when an optimizer of a model that states a rule has not the rule's groups: one rate for every role."""
-    names = {group.get("name") for group in getattr(optimizer, "param_groups", ())}
-    if optimizer is not None and speakers(model) and not names <= {role.value for role in Role}:
-        warnings.warn(
-            "the optimizer does not have the rule's parameter groups, so every role has one rate: pass "
-            "optimizers=trainer_optimizers(model, args) to the Trainer, or make it with build_optimizer",
-            stacklevel=3,
-        )
+_unseen: WeakSet[Any] = WeakSet()
+
+
+def watch_groups(model: Any) -> None:
+    """Warn at the first training step of `model`, under any framework, when its optimizer lacks the rule's groups.
+
+    Raises `UserError` for a checkpoint that was not restored.
+    """
+    speaker(model)
+    _every_optimizer()
+    _unseen.add(model)
+
+
+@cache
+def _every_optimizer() -> None:
+    register_optimizer_step_pre_hook(_look)
+
+
+def _look(optimizer: Any, args: Any, kwargs: Any) -> None:
+    stepped = {id(p) for group in optimizer.param_groups for p in group["params"]} if _unseen else set()
+    for model in [one for one in _unseen if one.training and not stepped.isdisjoint(map(id, one.parameters()))]:
+        _unseen.discard(model)
+        if not {group.get("name") for group in optimizer.param_groups} <= {role.value for role in Role}:
+            _say_plain(model, "sgd" if isinstance(optimizer, SGD) else "adamw")
+
+
+def _say_plain(model: Any, update: Optimizer) -> None:
+    width = getattr(speaker(model), "width_ratio", None)
+    for one in speakers(model):
+        factor = one.rule.for_role(Role.HIDDEN, one.depth, width, stated_base(one), update).lr.value
+        if factor != 1:
+            warnings.warn(
+                f"the optimizer gives every role one rate, and rule {one.rule.name!r} wants {factor:.3g} of it in the "
+                "layers: pass optimizers=trainer_optimizers(model, args) to a Trainer, else use build_optimizer",
+                stacklevel=4,
+            )
+            return
 
 
 def update_of(role: Role, name: str, parameter: Tensor, optimizer: Optimizer) -> Optimizer:

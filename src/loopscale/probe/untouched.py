@@ -46,6 +46,14 @@ def refuse_hidden(model: nn.Module) -> None:
         raise UserError(f"parameter {lazy!r} is lazy and has no shape yet: run the model once on a batch first")
 
 
+_measured = 0
+
+
+def measuring() -> bool:
+    """Say whether a model is being measured, where another N than its own is no mistake."""
+    return _measured > 0
+
+
 @contextmanager
 def untouched(model: nn.Module, grads: bool = False) -> Iterator[None]:
     """Measure inside: evaluation mode, one random seed, eager code; all is put back afterwards, whatever happens.
@@ -64,10 +72,12 @@ def untouched(model: nn.Module, grads: bool = False) -> Iterator[None]:
         for module in model.modules()
         for name, buffer in module._buffers.items()
     ]
+    global _measured
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     python_state, numpy_state = random.getstate(), numpy.random.get_state()
     with torch.random.fork_rng(devices=devices), eager():
         torch.manual_seed(0)
+        _measured += 1
         try:
             model.eval()
             if grads:
@@ -76,6 +86,7 @@ def untouched(model: nn.Module, grads: bool = False) -> Iterator[None]:
                         parameter.requires_grad_(True)
             yield
         finally:
+            _measured -= 1
             random.setstate(python_state)
             numpy.random.set_state(numpy_state)
             for module, mode in modes:
