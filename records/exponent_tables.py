@@ -146,4 +146,4 @@ def _told(measured: dict[str, Any] | None, digits: str = ".2f") -> str:
     return "" if measured is None else f"{measured['value']:{digits}}{_ends(measured, digits)}"
 
 
-BLOCKS = {"exponent": exponent, "outer": outer}
+BLOCKS = {"exponent": exponent, "elsewhere": elsewhere, "outer": outer}

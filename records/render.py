@@ -97,7 +97,9 @@ def documents() -> dict[str, dict[str, Callable[[], str]]]:
         "docs/reference/scoreboard.md": score_tables.BLOCKS,
         "docs/reference/unbreakable.md": unbreakable_tables.BLOCKS,
         "docs/tuning.md": tune_tables.BLOCKS,
-        "papers/residual_scaling/EXPONENT.md": {"exponent": exponent_tables.exponent},
+        "papers/residual_scaling/EXPONENT.md": {
+            name: exponent_tables.BLOCKS[name] for name in ("exponent", "elsewhere")
+        },
     }
 
 
