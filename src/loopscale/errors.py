@@ -127,7 +127,7 @@ def expect(value: object, fits: bool, noun: str, fix: str) -> None:
 
 
 def between(noun: str, value: int, least: int, most: int) -> None:
-    """Raise `UserError` for a count outside of its bounds: what is asked for comes to an end.
+    """Raise `UserError` for a count outside of its bounds.
 
     >>> between("seeds", 3, 1, 1000)
     """

@@ -58,7 +58,7 @@ def peek(place: str, rule: bool = True) -> None:
 
 
 def own_sizes(place: str | None) -> tuple[str, ...]:
-    """Give the factory's own defaults for layers and width, as --set takes them, where its source shows them as numbers.
+    """Give the factory's own defaults for layers and width, as `section.key=value`, where its source shows them as numbers.
 
     They are the size of the model as its author wrote it, where neither a config nor the command line says one.
     """

@@ -140,7 +140,7 @@ def cores() -> int:
 
 
 def check_folder(folder: Path, fix: str) -> None:
-    """Raise `UserError`, with the fix, where there is no folder of this name; a file is said to be one."""
+    """Raise `UserError`, with the fix, where `folder` is not one."""
     if not folder.is_dir():
         found = f"{folder} is a file, no folder" if folder.exists() else f"there is no folder {folder}"
         raise UserError(f"{found}: {fix}")

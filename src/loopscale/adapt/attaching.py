@@ -73,7 +73,7 @@ class Attachment(Handle):
                 hook.calls = 0
 
     def end_pass(self) -> None:
-        """Warn once when the pass that ended made another number of visits than N. Compiled code is not counted."""
+        """Warn once when the pass that ended made more or fewer visits than N. Compiled code is not counted."""
         calls = [0 if hook is None else hook.calls for hook in self.hooks]
         visits, rest = divmod(sum(calls), self.weights)
         if visits == self.loops or rest or not all(calls) or self.warned or measuring():
@@ -155,14 +155,14 @@ def attach(
     (prelude, coda) get the scale of N = 1; they, layers never called and further modules with the same weights do not
     count as L. `check=False` leaves pass and check out.
 
-    Keywords, those of `AttachSettings`: `rule` ("looped"), `strength` lambda (1.0), `base_layers`; `branches`, globs of
+    Keywords: `rule` ("looped"), `strength` lambda (1.0), `base_layers`; `branches`, globs of
     modules whose output is added to the stream (left out: found by the names of known families, else by tracing the
     additions); `once`, globs of layers or branches visited once; `layers`, L in the place of the counted one;
     `stacked="allow"` for a model with a residual factor of its own.
 
     Parameter names, state dict and modules stay as they are; forward hooks do the work.
 
-    Raises `UserError`, the model untouched: another N than the pass shows, a pattern without a match, a norm or another
+    Raises `UserError`, the model untouched: an N that the pass contradicts, a pattern without a match, a norm or another
     module that is not a branch, a model that is attached already, one with a residual factor of its own (a `Loop`,
     `ScaledResidual` or `ScaledUpdate` in it, a factor in its config), no `loops`, a check that fails.
 

@@ -48,7 +48,7 @@ class PassHook:
 
 
 def watch_passes(model: nn.Module) -> None:
-    """Let the handle hear of every pass, once however often it is asked."""
+    """Register the hooks by which the handle hears of every pass; a second call adds none."""
     if not any(isinstance(hook, PassHook) for hook in model._forward_hooks.values()):
         model.register_forward_pre_hook(PassHook("begin_pass"))
         model.register_forward_hook(PassHook("end_pass"))

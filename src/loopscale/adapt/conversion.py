@@ -118,13 +118,13 @@ def convert(
     x <- x + s (stack(x) - x) with s = strength / (N - 1) under rule "looped", strength 0.1 if not given; at strength 0
     (or N = 1) the model is bit by bit the original, and its loss moves away continuously. steps="even" (to train from
     the start): every visit scales each branch by the rule, eps = strength / (N sqrt(m_L)), strength 1 if not given;
-    layers outside the core by that of N = 1.
+    layers outside the core by the eps of N = 1.
 
-    Keywords, those of `ConvertSettings`: `layers`, a pair (2, 5) for layers 2..5 in the place of start=2, stop=6, or L
+    Keywords: `layers`, a pair (2, 5) for layers 2..5 in the place of start=2, stop=6, or L
     unique layers of the core, a divisor of stop - start (default: all of them); layer i then stands for start + i,
     start + i + L, ... and `tie` says whether with the "first" one's weights or their "average". `base_layers` is L if
-    not given. `stack` names the list of layers where there are several (encoder and decoder). `batch` and `check` are
-    those of `attach`. A KV cache gets a slot for each visit.
+    not given. `stack` names the list of layers where there are several (encoder and decoder). `batch` and `check`: as
+    in `attach`. A KV cache gets a slot for each visit.
 
     Raises `UserError`, the model untouched: a range out of bounds, layers of different shapes to be tied, a model
     attached or converted already, steps="even" on one that scales its branches itself, transformers older than 4.57, a
@@ -269,7 +269,7 @@ def _check(handle: Conversion, made: Any) -> None:
 
 
 def _stack(model: nn.Module, name: str | None) -> tuple[str, nn.ModuleList]:
-    """Return the list of layers: the one named, or the only longest one that is not inside a layer of another."""
+    """Return the list of layers: the one named, or the only longest one that is not inside a layer of another list."""
     lists = {key: module for key, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module)}
     outer = {key: m for key, m in lists.items() if not any(key.startswith(f"{other}.") for other in lists)}
     if name is not None:
@@ -299,7 +299,7 @@ def _range(start: int, stop: int, total: int, name: str) -> int:
 def restore(model: nn.Module, **given: Any) -> Attachment | Conversion:
     """Attach or convert as `model.config.loopscale` says, which `save_pretrained` stored and `from_pretrained` read.
 
-    Keywords go to `attach` or `convert` (`loops=` may differ from the stored; another rule is an error).
+    Keywords go to `attach` or `convert` (`loops=` may differ from the stored N; a different rule is an error).
 
     Raises `UserError` when the config holds nothing of the kind.
     """

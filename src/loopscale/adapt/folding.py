@@ -73,10 +73,10 @@ def fold(model: nn.Module, loops: int | None = None, *, batch: Any = None) -> Fo
 
     For a model after `attach` or `convert(steps="even")`, and for `LoopedTransformer`. The logits are the same up to
     rounding (bit by bit when eps is a power of two), checked on `batch` (made up when left out). N is fixed then:
-    another N raises; call `fold` with the new N, or `unfold` first.
+    a call at a different N raises; call `fold` with the new N, or `unfold` first.
 
     Raises `UserError`, the model untouched: a model without a scale, a damped conversion (its first visit has another
-    scale than the others), a branch whose last step is no weight of its own.
+    scale than the others), a branch that does not end in a weight of its own.
 
     >>> from loopscale.nn import LoopedTransformer, ModelConfig
     >>> model = LoopedTransformer(ModelConfig(layers=4, loops=8))
@@ -185,7 +185,7 @@ def _house_outputs(model: LoopedTransformer) -> Iterator[tuple[str, nn.Parameter
 
 
 class OneN:
-    """Refuses another N than the folded one."""
+    """Refuse a call at a different N than the folded one."""
 
     def __init__(self, loops: int) -> None:
         self.loops = loops

@@ -124,7 +124,7 @@ class Handle(ABC):
 
     @abstractmethod
     def _set(self, loops: int) -> None:
-        """Take over another N."""
+        """Store the new N."""
 
     def visits(self, branch: Branch) -> int:
         """Return how often a branch is visited; a Post-LN rule counts all executed layers for every branch."""
@@ -140,7 +140,7 @@ class Handle(ABC):
                 hook.scale = tensors.setdefault(branch.visits, scale)
 
     def _in_place(self) -> None:
-        """Raise `UserError` when a branch was replaced by another module after attach, which then has no scale."""
+        """Raise `UserError` when a branch was replaced after attach: the new module has no scale."""
         mine = self.folded is None and handle_of(self.model) is self
         for branch in self.branches if mine else ():
             module = self.model.get_submodule(branch.name)
@@ -181,7 +181,7 @@ class Handle(ABC):
         self.detach()
 
     def named_parameters(self, **more: Any) -> Iterator[tuple[str, nn.Parameter]]:
-        """Return those of the model."""
+        """Return the named parameters of the model."""
         return self.model.named_parameters(**more)
 
     def roles(self) -> dict[str, Role]:
@@ -243,7 +243,7 @@ def _write_rule(model: nn.Module, rule: dict[str, Any] | None) -> None:
 
 
 def compare(model: nn.Module, wanted: Mapping[str, Any]) -> None:
-    """Raise `UserError` when a checkpoint was trained under another rule than the one asked for. N may differ."""
+    """Raise `UserError` when a checkpoint was trained under a different rule than `wanted`. N may differ."""
     stored = _rule_in(model)
     if stored is None:
         return

@@ -79,7 +79,7 @@ def view(cache: Any, visit: int, first: int, layers: int, total: int) -> Any:
 
 
 def refuse_states(layer: Any, kwargs: dict[str, Any]) -> None:
-    """Raise `UserError` when a layer is handed a state that is no cache of transformers: visits would overwrite it."""
+    """Raise `UserError` when a layer gets a state that is not a cache of transformers: visits would overwrite it."""
     for name, value in kwargs.items():
         if isinstance(value, (list, dict)) and value and _STATE.search(name):
             raise UserError(
@@ -181,7 +181,7 @@ def _floating(value: Any) -> bool:
 def with_stream(
     args: tuple[Any, ...], kwargs: dict[str, Any], stream: Tensor
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return a layer's arguments with another stream, the first positional, `hidden_states` or the first tensor."""
+    """Put `stream` into a layer's arguments: the first positional, `hidden_states` or the first tensor."""
     if args and _floating(args[0]):
         return (stream, *args[1:]), kwargs
     name = "hidden_states" if "hidden_states" in kwargs else next((k for k, v in kwargs.items() if _floating(v)), None)
@@ -199,7 +199,7 @@ def first_of(out: Any) -> Tensor:
 
 
 def with_first(out: Any, stream: Tensor) -> Any:
-    """Return a layer's results with another stream."""
+    """Put `stream` into a layer's results."""
     return type(out)((stream, *out[1:])) if isinstance(out, (tuple, list)) else stream
 
 

@@ -136,7 +136,7 @@ TIES = ("first", "average")
 def tie(model: nn.Module, stack: tuple[str, nn.ModuleList], span: tuple[int, int, int], how: str, undo: Undo) -> None:
     """Leave L of the layers start..stop-1 in the stack (`span`: start, stop, L), and say so in the model's config.
 
-    Raises `UserError` when K is no multiple of L, for an unknown tie, when layers that shall be one differ in shape, or
+    Raises `UserError` when L does not divide K, for an unknown tie, when layers that shall be one differ in shape, or
     when no field of the config holds the number of layers of this stack.
     """
     name, holder = stack

@@ -322,6 +322,6 @@ def layers_of(model: nn.Module, branches: list[Branch]) -> int:
 
 
 def _weights(module: nn.Module, name: str) -> object:
-    """Return what tells a branch's weights from those of others: its largest matrix, whatever module holds it."""
+    """Return a key of a branch's weights: the memory of its largest matrix, whatever module holds it."""
     matrices = [parameter for parameter in module.parameters() if parameter.ndim >= 2]
     return storage_key(max(matrices, key=lambda matrix: matrix.numel())) if matrices else name

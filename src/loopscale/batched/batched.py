@@ -207,7 +207,7 @@ def stacked(trees: Sequence[Any], device: torch.device) -> Any:
 
 
 def _dims(tree: Any) -> Any:
-    """Return what `torch.vmap` is told: tensors are mapped over their first axis, other values are shared."""
+    """Return `in_dims` for `torch.vmap`: tensors are mapped over their first axis, other values are shared."""
     if isinstance(tree, Mapping):
         return {key: _dims(part) for key, part in tree.items()}
     if isinstance(tree, tuple):

@@ -45,7 +45,7 @@ def local_documents(place: Path, text_field: str) -> Iterator[str]:
     """Yield the documents of a file, or of all files of a folder that hold text.
 
     A folder may hold pictures, empty files and other encodings: they are passed over.
-    Raises `UserError` for a file that is no text, a folder without text, a row without the text field.
+    Raises `UserError` for a file that is not text, a folder without text, a row without the text field.
     """
     found = False
     for file in files_in(place):

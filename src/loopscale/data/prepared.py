@@ -35,9 +35,9 @@ AGAIN = "restore it, or prepare the data again"
 
 
 class Shard:
-    """The tokens of one file, memory-mapped. `len` is their number; `take` gives those at given places.
+    """The tokens of one file, memory-mapped. `len` is their number; `take` returns the tokens at given places.
 
-    Raises `UserError` when the file is absent, truncated, no shard, or made with another tokenizer than `tokenizer`.
+    Raises `UserError` when the file is absent, truncated, not a shard, or made with a different tokenizer than `tokenizer`.
     """
 
     def __init__(self, path: Path, tokenizer: str | None = None) -> None:
@@ -194,7 +194,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def open_folder(folder: Path) -> tuple[Manifest, Dataset]:
-    """Open a whole folder; raises `UserError` when it is not, or a shard is damaged or of another tokenizer."""
+    """Open a whole folder; raises `UserError` when it is not, or a shard is damaged or of a different tokenizer."""
     manifest = read_manifest(folder)
     words = tokenizer_from_json(_tokenizer_text(folder, manifest))
     if (words.name, words.vocab_size) != (manifest.tokenizer, manifest.vocab_size):
@@ -216,7 +216,7 @@ def open_prepared(folder: Path, asked: Reading) -> Dataset:
 
 
 def open_shards(folder: Path, shards: Sides, tokenizer: str) -> dict[str, list[Shard]]:
-    """Open the shards of both sides; raises `UserError` when one is absent, truncated or of another tokenizer."""
+    """Open the shards of both sides; raises `UserError` when one is absent, truncated or of a different tokenizer."""
     return {side: [_shard(folder, row, tokenizer) for row in getattr(shards, side)] for side in SIDES}
 
 

@@ -22,7 +22,7 @@ _OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
 class Evaluation:
     """How tasks are run; `evaluate_tasks` takes each as a keyword.
 
-    loops: N of the evaluation; by default that of the training. include: a folder of task files. limit: documents of each
+    loops: N of the evaluation (default: the training's). include: a folder of task files. limit: documents of each
     task. Nothing is downloaded unless `online`. model: the place of the user's factory, which a run of a user model needs.
 
     Raises `UserError` for values out of range.
@@ -52,7 +52,7 @@ def evaluate_tasks(
 ) -> dict[str, Any]:
     """Give the results of each task: {"tasks": {name: {metric: value, ...}}, "loops", "limit", ...}.
 
-    place: a run folder or an exported one. tasks: names, or YAML files of tasks. Keywords are those of `Evaluation`.
+    place: a run folder or an exported one. tasks: names, or YAML files of tasks. Keywords: the fields of `Evaluation`.
 
     Raises `UserError` for an unknown task, a task whose data are not here, values out of range, and a place that is neither
     kind of folder.
@@ -92,7 +92,7 @@ def evaluate_tasks(
 
 
 def _manager(folders: list[Path], names: list[str]) -> Any:
-    """Index the tasks: those of the folders, and the harness's thousands where a name is none of these."""
+    """Index the tasks of the folders, and the harness's own thousands only where a name is not among them."""
     kind, places = import_module("lm_eval.tasks").TaskManager, [str(folder) for folder in folders] or None
     manager = kind(include_path=places, include_defaults=False) if places else None
     if manager is None or not set(names) <= set(manager.all_tasks):

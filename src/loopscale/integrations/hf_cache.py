@@ -24,7 +24,7 @@ class LoopedCache(transformers().DynamicCache):  # type: ignore[misc, name-defin
     "per_visit" (the default, also of any `DynamicCache`): exact, loops x layers slots. "last_visit": one slot a layer; the
     prompt is exact, tokens after it look back at the last visit's keys and values: an approximation at 1/loops the memory.
 
-    Raises `UserError` for another name.
+    Raises `UserError` for an unknown name.
     """
 
     def __init__(self, sharing: str = "per_visit") -> None:

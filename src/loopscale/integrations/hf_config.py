@@ -101,7 +101,7 @@ def parameterization(config: Any) -> dict[str, Any]:
 
 
 def check_same_rule(stored: dict[str, Any], config: Any, place: object) -> None:
-    """Raise `UserError` when weights stored under one parameterization are asked for under another."""
+    """Raise `UserError` when weights are loaded under a different parameterization than they were stored with."""
     then, now = stored.get("parameterization") or {}, parameterization(config)
     for key, value in now.items():
         if key in then and then[key] != value:

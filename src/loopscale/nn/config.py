@@ -102,7 +102,7 @@ class ModelConfig:
     def paced_loops(self, loops: int, scale: str | None = None) -> int:
         """Give the N whose eps is used: the call's under "rescale", the configured one under "freeze" (default: `scale`).
 
-        Raises `UserError` when loops < 1 or the scale is another word.
+        Raises `UserError` when loops < 1 or `scale` is unknown.
         """
         frozen = check_scale(self.scale if scale is None else scale) == "freeze"
         return self.loops if frozen else Depth(loops, 1).loops

@@ -252,7 +252,7 @@ class LoopedTransformer(nn.Module):
         return Width(self.config.width, self.config.base_width)
 
     def residual_scale(self, loops: int) -> float:
-        """Give eps of the core at this many loops; `loops=1` gives that of prelude and coda."""
+        """Give eps of the core at this many loops; `loops=1` gives eps of prelude and coda."""
         depth = Depth(loops, self.config.layers)
         return self.rule.residual_scale(depth, self.config.strength, self.config.base_layers).value
 

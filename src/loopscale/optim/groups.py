@@ -51,7 +51,7 @@ def param_groups(
     """Make a group per role (`name`), with lr, weight decay and Adam's eps spelled out, for any torch optimiser.
 
     A model that states `roles()`, `depth`, `width_ratio`, `rule` and `config.base_layers`, as the house model does, needs
-    no more; nor does a model with a `Loop` inside, whose roles are those of `roles_of`, nor one after `attach` or `convert`
+    no more; nor does a model with a `Loop` inside, whose roles `roles_of` infers, nor one after `attach` or `convert`
     (or its handle). `roles=` corrects some by name. For another model pass `roles=`, `depth=` and, as wanted, `rule=`,
     `width=`, `base_layers=`. `lr` is the base rate, before the rule's multiplier. Tied parameters are listed once. Frozen
     parameters are left out.
