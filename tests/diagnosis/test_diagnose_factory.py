@@ -106,7 +106,7 @@ def test_an_argument_of_the_factory_may_set_several_visits():
         (lambda times=8: Inner(), True),  # as many as the visits, whatever it is called
         (lambda n_loops=8: Inner(n_loops), False),
         (lambda times=8: Inner(times), False),
-        (lambda batch_size=8, seed=8, workers=8, iterations=1000, steps=500, times=7: Inner(), False),
+        (lambda batch_size=8, seed=8, max_len=8, n_layer=8, iterations=1000, times=7: Inner(), False),
         (Inner, False),
     ],
 )

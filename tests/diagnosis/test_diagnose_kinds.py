@@ -729,7 +729,13 @@ class Drift(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("rate", "code"), [(lambda n: 1 / n, set()), (lambda n: 0.5 / n, set()), (lambda n: 0.2, {"norm-bounded"})]
+    ("rate", "loops", "code"),
+    [
+        (lambda n: 1 / n, 8, set()),
+        (lambda n: 0.5 / n, 8, set()),
+        (lambda n: 1 / n, 40, set()),
+        (lambda n: 0.2, 8, {"norm-bounded"}),
+    ],
 )
-def test_a_drift_of_one_time_in_all_bounds_no_stream(rate, code):
-    assert told(Drift(rate), torch.randn(5, 6)).codes == code
+def test_a_drift_of_one_time_in_all_bounds_no_stream(rate, loops, code):
+    assert told(Drift(rate, loops), torch.randn(5, 6)).codes == code

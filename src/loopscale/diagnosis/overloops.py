@@ -17,8 +17,9 @@ from loopscale.diagnosis.setting import Factors, Setting, at_each
 STILL = 1.1
 # A scale that falls more slowly than N^-0.1 does not follow N.
 FROZEN = 0.1
-# The exponent over N of what a visit takes from a large stream: 0 for a carry, -1 for a drift by 1/N.
-DRIFT = -0.5
+# The exponent over N of what a visit takes from a large stream: 0 for a carry, -1 for a drift by 1/N; one by 1/sqrt(N)
+# forgets all of it at many visits, as a carry does.
+DRIFT = -0.6
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,8 @@ def with_drift(setting: Setting, knob: Knob, seen: Pass) -> Pass:
     far = seen.far
     if far is None or not far.contracts or not RESET < far.visit < 1:
         return seen
-    count = knob.nearest(max(counts_around(far.visits + 1)))
+    own = seen.loop.visits
+    count = knob.nearest(next(n for n in reversed(counts_around(own)) if n != own))
     with knob.at(count, setting) as there:
         try:
             other = far_gain(there, anew(there, seen, count))

@@ -32,7 +32,10 @@ ENDLESS = 8
 PLAIN = re.compile(
     r"^(n|num|max|total|mean)?_?(loops?|recurrences?|recurs|recur|visits|unrolls?|ut_steps|cycles|iterations|iters)$"
 )
-APART = re.compile(r"batch|rows|worker|thread|epoch|every|interval|patience|warmup|version|bits")
+# Arguments of a factory that may be as many as the visits, change nothing, and ask for no loops.
+APART = re.compile(
+    r"len|seq|ctx|context|layer|batch|rows|worker|thread|epoch|every|interval|patience|warmup|version|bits"
+)
 STEPS = re.compile(r"^(n|num|max|total)?_?(steps|iterations|iters|hops|repeats)$")
 
 
