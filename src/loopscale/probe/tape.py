@@ -12,15 +12,28 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from itertools import count, islice
 from math import prod
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch._C import _functorch as functorch
 from torch.overrides import TorchFunctionMode
+
+from loopscale.probe.calls import (
+    CASTS,
+    DECIDES,
+    EXITS,
+    PICKS,
+    SILENT,
+    SPELT,
+    VIEWS,
+    in_place,
+    into_vmap,
+    out_of_vmap,
+    passes_on,
+    told_by_value,
+)
 
 _TAG = "_loopscale_node"
 # Not id(): a tensor that outlives a tape (a buffer changed in place) must not be taken for one of the next tape.
@@ -188,13 +201,13 @@ class Tape(TorchFunctionMode):
         """Run one torch call and note it."""
         kwargs = kwargs or {}
         name = getattr(func, "__name__", None) or str(func)
-        if name in _EXITS:
+        if name in EXITS:
             self.site = self._site(name)
             args = self._come_back(args)
             self.gone += [t for t in args[:1] if isinstance(t, Tensor) and t.ndim and self.node_of(t) is not None]
-        if name in _DECIDES:
+        if name in DECIDES:
             return self._decided(self._site(name), func(*args, **kwargs))
-        if name in _SILENT and not (self.alias or self.factors or self.hollow):
+        if name in SILENT and not (self.alias or self.factors or self.hollow):
             return func(*args, **kwargs)
         self.site = self._site(name)
         if self.gone or self.back:
@@ -208,14 +221,14 @@ class Tape(TorchFunctionMode):
         given = self._stand_in((args, kwargs)) if self.alias else (args, kwargs)
         out = func(*given[0], **given[1])
         if self.wide and isinstance(out, Tensor) and out.dtype in HALVES:
-            out = (args[0] if name in _CASTS and args[0].is_floating_point() else out).to(torch.float32, copy=True)
+            out = (args[0] if name in CASTS and args[0].is_floating_point() else out).to(torch.float32, copy=True)
         if self.plain and name == "scaled_dot_product_attention" and isinstance(out, Tensor):
             out = self._laid_out(out)
         if name == "__setitem__" and isinstance(args[0], Tensor):
             self._note(func, name, args, kwargs, args[0])
             self._write(*args)
             return out
-        if name in _SILENT or name == "__set__" or not isinstance(out, (Tensor, tuple, list)):
+        if name in SILENT or name == "__set__" or not isinstance(out, (Tensor, tuple, list)):
             return out
         return self._note(func, name, args, kwargs, out)
 
@@ -243,7 +256,7 @@ class Tape(TorchFunctionMode):
         sources = tensors_in(args)
         if kwargs:
             sources += tensors_in(kwargs)
-        inplace = _in_place(name) or "out" in kwargs
+        inplace = in_place(name) or "out" in kwargs
         parents, params, data = self._sources(sources)
         if inplace and name != "__setitem__" and made:
             self.written.pop(id(made[0]), None)
@@ -254,8 +267,8 @@ class Tape(TorchFunctionMode):
         passed_on = set() if inplace else {id(source) for source in sources}
         spelt = self._spell(args, kwargs)
         if getattr(func, "namespace", "aten") not in ("aten", "prims", "prim"):
-            name = _told_by_value(made[0], sources)
-        picked = not data and len(params) == 1 and name in _PICKS
+            name = told_by_value(made[0], sources)
+        picked = not data and len(params) == 1 and name in PICKS
         for tensor in made:
             if id(tensor) in passed_on or (type(tensor) is not Tensor and isinstance(tensor, nn.Parameter)):
                 continue
@@ -268,9 +281,9 @@ class Tape(TorchFunctionMode):
             setattr(replaced, _TAG, (self.serial, index))
             if known in self.keep_inputs and sources:
                 given = next((t for t in sources if self.node_of(t) is not None), sources[0])
-                given = _whole(given)
+                given = out_of_vmap(given)
                 self.inputs[known] = given.detach().clone() if self.guard else given if self.graph else given.detach()
-            if name in _VIEWS and sources:
+            if name in VIEWS and sources:
                 self.views[index] = weakref.ref(sources[0])
             if inplace and name != "__setitem__":
                 self._write_through(index)
@@ -338,20 +351,20 @@ class Tape(TorchFunctionMode):
 
         The value itself, its replacement, or a copy of a kept value that needs guarding.
         """
-        replaced = _wrapped(self.replace[index](tensor), tensor) if index in self.replace else tensor
+        replaced = into_vmap(self.replace[index](tensor), tensor) if index in self.replace else tensor
         if replaced is not tensor and inplace:
             # The model holds this very tensor and may never look at what the call returned.
             replaced = tensor.copy_(replaced)
         if index not in self.keep:
             return replaced
-        value = _whole(replaced)
+        value = out_of_vmap(replaced)
         if self.plain:  # a dual number: detaching would take its tangent away
             self.values[index] = value.clone()
         elif not self.graph:
             self.values[index] = value.detach().clone()
         elif self.guard:
             self.values[index] = value.clone()
-            safe = _wrapped(self.values[index], tensor)
+            safe = into_vmap(self.values[index], tensor)
             return tensor.copy_(safe) if inplace else safe.clone()
         else:
             self.values[index] = value
@@ -409,7 +422,7 @@ class Tape(TorchFunctionMode):
         parents, params, data = self._sources(sources)
         self.site = self._kept(site)
         _, twin = self._twin()
-        op = _told_by_value(tensor, sources) if twin is None else twin.op
+        op = told_by_value(tensor, sources) if twin is None else twin.op
         index = self._add(op, parents, tensor, data, params, self._spell(sources, {}))
         known = self.known(index)
         handed = self._handed_on(known, tensor, False)
@@ -428,7 +441,7 @@ class Tape(TorchFunctionMode):
 
     def _site(self, op: str) -> Site:
         frame: Any = sys._getframe(2)
-        while frame is not None and _hidden(frame.f_code.co_filename):
+        while frame is not None and passes_on(frame.f_code.co_filename):
             frame = frame.f_back
         module = self.stack[-1] if self.stack else ""
         code, at = (frame.f_code, frame.f_lasti) if frame is not None else (None, 0)
@@ -529,7 +542,7 @@ class Tape(TorchFunctionMode):
 
     def _word(self, item: Any) -> Any:
         """Say how an argument is noted: a node as ("node", i), a parameter by its key, a constant by size and name."""
-        if type(item) in _SPELT:
+        if type(item) in SPELT:
             return item
         if isinstance(item, Tensor):
             index = self.node_of(item)
@@ -557,73 +570,3 @@ class Tape(TorchFunctionMode):
             self.places[site, turn] = index
             self.turns[site] = turn + 1
         return index
-
-
-_TORCH = os.path.dirname(torch.__file__) + os.sep
-_SHOWN = os.path.join(_TORCH, "nn", "modules") + os.sep
-_HERE = os.path.dirname(__file__) + os.sep
-_HIDDEN: dict[str, bool] = {}
-
-
-def _hidden(file: str) -> bool:
-    """Say whether a frame of this file only passes a call on: torch itself but its layers, and this package."""
-    known = _HIDDEN.get(file)
-    if known is None:
-        layer = file.startswith(_SHOWN) and not file.endswith(("module.py", "container.py"))
-        known = _HIDDEN[file] = file.startswith((_TORCH, _HERE, "<")) and not layer
-    return known
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    """Return what a tensor within a `vmap` is a part of, the mapped axis first; any other as it is."""
-    while functorch.is_batchedtensor(tensor):
-        axis = functorch.maybe_get_bdim(tensor)
-        tensor = functorch.get_unwrapped(tensor)
-        tensor = tensor.movedim(axis, 0) if axis else tensor
-    return tensor
-
-
-def _wrapped(value: Tensor, like: Tensor) -> Tensor:
-    """Return a value, as `_whole` gives it, as a tensor within the `vmap` of another."""
-    if not functorch.is_batchedtensor(like):
-        return value
-    inner = _wrapped(value, functorch.get_unwrapped(like))
-    made: Tensor = functorch._add_batch_dim(inner, 0, functorch.maybe_get_level(like))
-    return made
-
-
-def _told_by_value(made: Tensor, sources: list[Tensor]) -> str:
-    """Say what made a value of others: "add" where it is their sum to rounding, else "opaque"."""
-    alike = [t for t in sources if t.shape == made.shape and t.is_floating_point()]
-    if len(alike) == 2 and made.numel() and bool(alike[1].any()):
-        total = alike[0].detach().double() + alike[1].detach().double()
-        error = float((made.detach().double() - total).abs().max())
-        if error <= 4 * torch.finfo(made.dtype).eps * float(total.abs().max()):
-            return "add"
-    return "opaque"
-
-
-@cache
-def _in_place(name: str) -> bool:
-    """Say whether a call changes its first argument: `add_`, `__iadd__`, `__setitem__`; `__invert__` is none of them."""
-    dunder = name.startswith("__") and name.endswith("__")
-    return name in _IN_PLACE if dunder else name.endswith("_")
-
-
-_PICKS = frozenset("__getitem__ select narrow unbind split chunk tensor_split index_select".split())
-_IN_PLACE = frozenset(
-    "__setitem__ __iadd__ __isub__ __imul__ __itruediv__ __idiv__ __ifloordiv__ __ipow__ __imod__ __iand__ __ior__ "
-    "__ixor__".split()
-)
-_VIEWS = frozenset(
-    "__getitem__ view narrow select __get__ transpose permute unsqueeze squeeze flatten chunk split unbind unflatten "
-    "movedim swapaxes detach".split()
-)
-_CASTS = frozenset("to type type_as bfloat16 half".split())
-_EXITS = frozenset("numpy __array__ tolist __dlpack__".split())
-_DECIDES = frozenset("__bool__ item __float__ __int__ __index__".split())
-_SPELT = frozenset({bool, int, float, str})
-_SILENT = frozenset(
-    "size dim numel stride is_floating_point is_complex element_size tolist data_ptr __len__ __repr__ "
-    "register_hook requires_grad_ backward storage_offset untyped_storage is_contiguous __hash__".split()
-)
