@@ -12,16 +12,13 @@ from torch._C import _functorch as functorch
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _SHOWN = os.path.join(_TORCH, "nn", "modules") + os.sep
 _HERE = os.path.dirname(__file__) + os.sep
-_HIDDEN: dict[str, bool] = {}
 
 
+@cache
 def passes_on(file: str) -> bool:
     """Say whether a frame of this file only passes a call on: torch itself but its layers, and this package."""
-    known = _HIDDEN.get(file)
-    if known is None:
-        layer = file.startswith(_SHOWN) and not file.endswith(("module.py", "container.py"))
-        known = _HIDDEN[file] = file.startswith((_TORCH, _HERE, "<")) and not layer
-    return known
+    layer = file.startswith(_SHOWN) and not file.endswith(("module.py", "container.py"))
+    return file.startswith((_TORCH, _HERE, "<")) and not layer
 
 
 def out_of_vmap(tensor: Tensor) -> Tensor:
