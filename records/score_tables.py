@@ -190,6 +190,8 @@ SIGHTS = {
     "d, first sight": ("d", "first"),
     "d, the wrong ones again after mends": ("d", "now"),
     "e, first sight": ("e", "first"),
+    "e, the wrong ones again after mends": ("e", "now"),
+    "f, first sight": ("f", "first"),
 }
 BATCHES = tuple(dict.fromkeys(batch for batch, _ in SIGHTS.values()))
 
