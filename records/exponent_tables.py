@@ -55,11 +55,17 @@ def exponent() -> str:
 
 
 def headline() -> str:
-    """The power, where it changes, what carrying from there costs, and the rate."""
+    """The power, where it changes, what carrying from there costs, the rate, and the powers elsewhere."""
     result = load()
     bent = [said for said in result["says"] if said.startswith("The power is not one number")]
     rate = next(said for said in result["says"] if said.startswith("The best hidden rate"))
-    return "\n".join(f"- {said}" for said in [result["sentence"], *bent, carried_again(), rate])
+    again = [
+        f"{name}, at half the size: N^-{_told(other['a'])}; N^-{_told(early)} from N = 2 to 8 and N^-{_told(late)} from "
+        "N = 8 to 32."
+        for name, other in _elsewhere()
+        for early, late, _ in [powers(other)]
+    ]
+    return "\n".join(f"- {said}" for said in [result["sentence"], *bent, carried_again(), rate, *again])
 
 
 def carried_again() -> str:
@@ -86,12 +92,7 @@ ELSEWHERE = {
 
 def elsewhere() -> str:
     """The same experiment with one thing changed, at half the size: a row each, and the two questions asked of them."""
-    rows = [("Python, AdamW, one layer (full size)", load())]
-    rows += [
-        (name, json.loads(place.read_text()))
-        for stem, name in ELSEWHERE.items()
-        if (place := RECORD.parent / f"{stem}.json").exists()
-    ]
+    rows = [("Python, AdamW, one layer (full size)", load()), *_elsewhere()]
     lines = [
         "| setting | a, N = 2 to 32 | 2 to 8 | 8 to 32 | change of the power | g | 1/N - 1/sqrt(N), nats | regret of 1/N "
         "| so |",
@@ -106,6 +107,11 @@ def elsewhere() -> str:
             f"{_told(regret, '+.3f')} | {result['verdict']}; rate {result['rate_verdict']} |"
         )
     return "\n".join(lines + [f"\nThe law of layers: {said}" for said in over_layers(dict(rows))])
+
+
+def _elsewhere() -> list[tuple[str, dict[str, Any]]]:
+    places = [(name, RECORD.parent / f"{stem}.json") for stem, name in ELSEWHERE.items()]
+    return [(name, json.loads(place.read_text())) for name, place in places if place.exists()]
 
 
 def powers(result: dict[str, Any]) -> tuple[dict[str, Any], ...]:
