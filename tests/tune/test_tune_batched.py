@@ -43,7 +43,8 @@ def test_at_most_a_quarter_of_the_points_is_asked_for_at_once(settings, tmp_path
     wide = Wide()
     plan = tune(settings, tmp_path / "t", executor=wide)
     explored = [asked for asked in wide.asked if asked[0]]
-    assert [len(asked) for asked in explored] == [3, 3, 3, 3], "there is room for 16, a quarter of the trials is 3"
+    counts = [len(asked) for asked in explored]
+    assert max(counts) == 3 and sum(counts) == 12, "there is room for 16, a quarter of the trials is 3"
     assert abs(plan["proxy"]["values"]["lr"] / 2**-6.4 - 1) < 0.3
 
 

@@ -1,4 +1,4 @@
-"""Find the optimum on the proxy: explore with one seed, then race the best candidates over the seeds."""
+"""Find the optimum on the proxy: walk to the valley, explore it with one seed, race the best candidates over the seeds."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from loopscale.errors import require
 from loopscale.records import Trial
 from loopscale.study import Executor, Job, thresholds
 from loopscale.transfer.estimate import student95
-from loopscale.tune.settings import TuneSettings, bounds, start, to_point, to_values
+from loopscale.tune.settings import TuneSettings, bounds, to_point, to_values
 from loopscale.tune.surface import Vertex, fit_surface
+from loopscale.tune.walk import box, walk, within
 
 Table = dict[int, float]  # seed -> loss, inf when diverged
 
@@ -184,19 +185,20 @@ def wanted_repeats(
 AHEAD = 4  # batched executors have much room: at most a quarter of the points is asked for before any of them is known
 
 
-def ask(settings: TuneSettings, explored: Sequence[Trial], running: list[Values]) -> Values:
-    """Ask Optuna's Gaussian-process sampler for the next point.
+def ask(settings: TuneSettings, explored: Sequence[Trial], running: list[Values]) -> Values | None:
+    """Give the next point: of the walk while it lasts, then of Optuna's Gaussian-process sampler; None to wait.
 
     It follows from what is known alone, the trials that ended and the points that run, so a tuning that was stopped asks
     for what it would have asked for. With several workers the order in which trials end decides too.
     """
     optuna = require("optuna", "sweep")
-    if not explored and not running:
-        return start(settings)
+    at, needed = walk(settings, explored)
+    if needed:
+        return next((values for values in map(to_values, needed) if values not in running), None)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     # Said among the trials, and nothing to act on: the search is as good, a suggestion takes a little longer.
     logging.getLogger("optuna._gp.batched_lbfgsb").addFilter(_not_greenlet)
-    ranges = {name: optuna.distributions.FloatDistribution(*ends) for name, ends in bounds(settings).items()}
+    ranges = {name: optuna.distributions.FloatDistribution(*ends) for name, ends in box(settings, at).items()}
     seed = len(explored) + len(running)
     sampler = optuna.samplers.GPSampler(seed=seed, n_startup_trials=5, warn_independent_sampling=False)
     study = optuna.create_study(sampler=sampler)
@@ -207,7 +209,8 @@ def ask(settings: TuneSettings, explored: Sequence[Trial], running: list[Values]
         study.add_trial(optuna.trial.create_trial(params=inside, distributions=ranges, **more))
 
     for trial, height in zip(explored, _heights(explored), strict=True):
-        add(trial.cell.values, value=height)
+        if within(to_point(trial.cell.values), box(settings, at)):
+            add(trial.cell.values, value=height)
     for values in running:
         add(values, state=optuna.trial.TrialState.RUNNING)
     return to_values(dict(study.ask(ranges).params))
@@ -249,6 +252,8 @@ class Search:
             if len(self.explored) + len(asked) >= wanted:
                 break
             values = ask(self.settings, self.explored, asked)
+            if values is None:
+                break
             job = self._job(values, 0, True)
             if job[0] in self.trials:
                 self.explored.append(self.trials[job[0]])  # it counts as explored, and is not run again

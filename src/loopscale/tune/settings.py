@@ -157,7 +157,7 @@ def bounds(settings: TuneSettings) -> dict[str, tuple[float, float]]:
     ranges = {
         "lr": (math.log2(optim.lr) - 4, math.log2(optim.lr) + 4),
         "strength": (math.log2(model.strength) - 3, math.log2(model.strength) + 3),
-        "outer_lr": (math.log2(optim.lr * optim.outer_lr) - 3, math.log2(optim.lr * optim.outer_lr) + 5),
+        "outer_lr": (math.log2(optim.lr * optim.outer_lr) - 3, math.log2(optim.lr * optim.outer_lr) + 7),
         "weight_decay": (decay - 3, decay + 3),
         "warmup": (0.0, 0.5),
         "batch": (-2.0, 2.0),
