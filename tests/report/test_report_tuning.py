@@ -15,7 +15,7 @@ from loopscale.report import write_tune_report
 OBJECTIVE = """
 import math
 def objective(values):
-    if values["lr"] > 0.1:
+    if values["lr"] > 0.03:
         raise RuntimeError("<b>too fast</b>")
     rate, strength = math.log2(values["lr"]) + 6.4, math.log2(values["residual_scale"] * values["loops"])
     wiggle = 0.002 * math.sin(977 * values["seed"] + 13 * rate)

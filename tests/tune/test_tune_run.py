@@ -190,9 +190,14 @@ def test_the_share_that_is_advised_holds_the_checks_it_is_advised_for(tuned, tmp
         found = verified(tmp_path / name, loops=(4, 8), share=given)
         left = [said for said in found["not_verified"] if "did not fit the budget" in said]
         assert (left == []) == (name == "all"), left
-    assert _between(plan) == f"--loops 4,8 --share {share:g}"
-    dear = {**plan, "cost": {**plan["cost"], "direct_flops": 1000 * plan["cost"]["direct_flops"]}}
-    assert _between(dear) == "--loops 4,8", "the default holds them"
+    three = share_of(plan, Checks((4, 8), seeds=3))
+    assert share < three <= 0.5 and _between(plan) == f"--loops 4,8 --seeds 3 --share {three:g}"
+
+    def costing(factor):
+        return {**plan, "cost": {**plan["cost"], "direct_flops": factor * plan["cost"]["direct_flops"]}}
+
+    assert _between(costing(1000)) == "--loops 4,8 --seeds 3", "the default share holds them"
+    assert "--seeds" not in _between(costing(0.5)), "two seeds would cost half of a sweep"
 
 
 def test_a_budget_that_holds_no_check_advises_one_that_does(tuned, tmp_path):

@@ -15,7 +15,7 @@ from loopscale.records import Cell, Trial
 from loopscale.study import UserCode
 from loopscale.train import parse_values
 from loopscale.tune import TuneSettings, extrapolate, fit_surface, nats, read_local, spoken
-from loopscale.tune.advice import about_looping, after_tuning, after_verifying, in_seed_noise
+from loopscale.tune.advice import about_looping, after_tuning, after_verifying, if_bounded, in_seed_noise
 from loopscale.tune.findings import (
     Checks,
     Probe,
@@ -29,7 +29,7 @@ from loopscale.tune.findings import (
     known_noise,
     probes,
 )
-from loopscale.tune.plan import at_lower_end, caveats, decide
+from loopscale.tune.plan import _begun, at_lower_end, caveats, decide
 from loopscale.tune.regret import as_json, verdict
 from loopscale.tune.search import PairedNoise, beaten, leader, paired_noise
 from loopscale.tune.settings import Size, bounds, to_point, to_values
@@ -172,6 +172,31 @@ def test_a_plan_that_holds_ends_with_the_command_that_trains_it(code, model, par
     ((name, given),) = parsed(after_verifying(Path("runs/t"), chosen, found))
     assert name == "train" and given["model"] == model
     assert Path("runs/t/tuned.toml") in (given["config"], given["tuned"])
+
+
+@pytest.mark.parametrize(
+    ("verdict", "bound", "told"), [("undecided", 0.0221, 1), ("undecided", None, 0), ("fails", 0.1, 0)]
+)
+def test_what_is_not_decided_but_bounded_can_be_trained_all_the_same(verdict, bound, told, parsed):
+    chosen = replace(tuning([], [])[0], user_code=UserCode("model", "a.py:f", "0"))
+    said = if_bounded(Path("runs/t"), chosen, {"verdict": verdict, "bound": bound})
+    assert len(said) == told
+    for line in said:
+        assert line.startswith("Train it if 0.022 nats are nothing to you") and parsed(line)[0][0] == "train"
+
+
+@pytest.mark.parametrize(("share", "dear"), [("0.3", False), ("1.75", True)])
+def test_a_verification_that_costs_more_than_a_sweep_says_so(share, dear):
+    found = {"local": [], "target": [], "verdict": "undecided"}
+    told = after_verifying(Path("runs/t"), tuning([], [])[0], found, "--seeds", "3", "--share", share)
+    assert ("more than a sweep at the target" in told) is dear
+
+
+@pytest.mark.parametrize(
+    ("edges", "begin"), [([], "Tuned at"), (["strength"], "Tuned at"), (["lr"], "Not tuned yet, lr near")]
+)
+def test_a_rate_at_the_end_of_its_range_is_said_first(edges, begin):
+    assert _begun(tuning([], [])[0], {"edges": edges}).startswith(begin)
 
 
 @pytest.mark.parametrize(

@@ -187,5 +187,10 @@ def _between(plan: dict[str, Any]) -> str:
     said = [f"--{axis} {','.join(map(str, steps))}" for axis, steps in sizes.items() if steps]
     if not said:
         return ""
-    share = share_of(plan, Checks(sizes["loops"], sizes["layers"], sizes["width"]))
-    return " ".join([*said, *([f"--share {share:g}"] if share > SHARE else [])])
+    priced = {
+        seeds: share_of(plan, Checks(sizes["loops"], sizes["layers"], sizes["width"], seeds=seeds))
+        for seeds in range(1, plan["settings"]["seeds"] + 1)
+    }
+    seeds = max((count for count, share in priced.items() if share <= 0.5), default=1)
+    said += [f"--seeds {seeds}"] if seeds > 1 else []
+    return " ".join([*said, *([f"--share {priced[seeds]:g}"] if priced[seeds] > SHARE else [])])

@@ -101,14 +101,28 @@ def after_verifying(folder: Path, settings: TuneSettings, found: dict[str, Any],
             why = f"no minimum lies inside the octave on either side at {flat[0]}"
         nearer = _nearer(settings, {row["axis"] for row in lost})
         return f"Tune nearer to the target, {why}: {_anew(folder, settings, nearer, 'nearer')}"
-    if found["verdict"] == "undecided":
-        most = found.get("bound")
-        first = "Repeat it" if most is None else f"Train it if {most:.2g} nats are nothing to you, else repeat it"
-        return f"{first} with more seeds, the trials that ran are kept: {_verify(folder, settings, *more)}"
+    if found["verdict"] != "undecided":
+        train = _train(folder, settings)
+        return train and f"Train it: {train}"
+    dear = "--share" in more and float(more[more.index("--share") + 1]) >= 1
+    price = ", at more than a sweep at the target costs" if dear else ""
+    return f"Repeat it with more seeds{price}, the trials that ran are kept: {_verify(folder, settings, *more)}"
+
+
+def if_bounded(folder: Path, settings: TuneSettings, found: dict[str, Any]) -> list[str]:
+    """Give the command that trains a plan that is not decided, where what it loses at most is known."""
+    most, train = found["bound"], _train(folder, settings)
+    if found["verdict"] != "undecided" or most is None or not train:
+        return []
+    return [f"Train it if {most:.2g} nats are nothing to you: {train}"]
+
+
+def _train(folder: Path, settings: TuneSettings) -> str:
+    """Give the command that trains the plan; "" for an objective, whose training is the user's own."""
     code = settings.user_code
     if code is not None and code.kind == "objective":
-        return ""  # whose training is the user's own
-    return f"Train it: {train_command(None if code is None else code.place, folder / 'tuned.toml')}"
+        return ""
+    return train_command(None if code is None else code.place, folder / "tuned.toml")
 
 
 def _nearer(settings: TuneSettings, axes: set[str]) -> Size:

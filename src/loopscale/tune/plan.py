@@ -166,7 +166,7 @@ def transfer_plan(settings: TuneSettings, trials: Sequence[Trial]) -> dict[str, 
         "target": {**asdict(settings.target), "values": values, "config": config.model_dump(mode="json")},
         "moved": moved,
         "rows": applied(settings, values, _carried(decision["intervals"], decision["values"], values), moved),
-        "sentence": f"Tuned at {settings.proxy.apart(settings.target)} for {settings.target}: {_shown(decision)}.",
+        "sentence": f"{_begun(settings, decision)} for {settings.target}: {_shown(decision)}.",
         "says": caveats(settings, decision),
     }
 
@@ -204,6 +204,15 @@ def _tuned_row(
         value = max(1, round(settings.target.batch * value))
         interval = None if interval is None else [settings.target.batch * end for end in interval]
     return {"name": name, "value": value, "interval": interval, "why": why, "source": "this tuning"}
+
+
+def _begun(settings: TuneSettings, decision: dict[str, Any]) -> str:
+    """Begin the sentence: what lies at the end of its range is no optimum, and comes first."""
+    at = settings.proxy.apart(settings.target)
+    open_ends = [name for name in decision["edges"] if name in ("lr", "outer_lr")]
+    if not open_ends:
+        return f"Tuned at {at}"
+    return f"Not tuned yet, {' and '.join(open_ends)} near the end of the range: the best so far at {at}"
 
 
 def _shown(decision: dict[str, Any]) -> str:

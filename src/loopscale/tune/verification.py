@@ -10,7 +10,7 @@ from typing import Any
 from loopscale.errors import UserError
 from loopscale.records import Plan, write_record
 from loopscale.study import Executor, LocalProcesses, Observer, Silent, UserCode, check_named, driven
-from loopscale.tune.advice import after_verifying
+from loopscale.tune.advice import after_verifying, if_bounded
 from loopscale.tune.beside import SHARE, run_listed
 from loopscale.tune.findings import Checks, Probe, findings, flops_of, jobs_of, probes
 from loopscale.tune.regret import TOLERANCE
@@ -57,6 +57,7 @@ def verify(
             "share_of_direct": (spent + plan["cost"]["tune_flops"]) / plan["cost"]["direct_flops"],
         }
         report |= findings(plan, checks, taken, left, trials, report["share_of_direct"])
+        report["says"] += if_bounded(folder, settings, report)
         report["next"] = after_verifying(folder, settings, report, *_more_seeds(plan, checks))
         plan["verification"] = report
         write_record(folder / "plan.json", Plan.model_validate(plan))
