@@ -441,6 +441,50 @@ def test_a_scan_is_a_loop_though_its_matrices_read_the_input_alone():
     assert (found.loops, found.codes) == (7, {"norm-bounded"}), found.text()
 
 
+def parts(x, how):
+    """Four parts of the last axis, by one way or another."""
+    if how == "slices":
+        return [x[..., D * k : D * (k + 1)] for k in range(4)]
+    if how == "narrow":
+        return [x.narrow(-1, D * k, D) for k in range(4)]
+    if how == "lists":
+        return [x[..., list(range(D * k, D * (k + 1)))] for k in range(4)]
+    return {
+        "chunk": lambda: x.chunk(4, -1),
+        "split": lambda: x.split(D, -1),
+        "unbind": lambda: x.unflatten(-1, (4, D)).unbind(-2),
+        "tensor_split": lambda: torch.tensor_split(x, 4, dim=-1),
+    }[how]()
+
+
+class Shared(nn.Module):
+    """One layer over four parts of a value; with `again`, over the first of them four times: a loop that restarts."""
+
+    def __init__(self, how, again=False):
+        super().__init__()
+        self.how, self.again = how, again
+        self.layer, self.head = nn.Linear(D, D), nn.Linear(4 * D, D)
+
+    def forward(self, x):
+        taken = [parts(x, self.how)[0 if self.again else k] for k in range(4)]
+        if self.again:
+            halves = [(part[..., : D // 2], part[..., D // 2 :]) for part in taken]
+            taken = [torch.stack([torch.cat(half, -1), part])[0] for half, part in zip(halves, taken, strict=True)]
+        return self.head(torch.cat([torch.relu(self.layer(part)) for part in taken], -1))
+
+
+@pytest.mark.parametrize("how", ["slices", "narrow", "lists", "chunk", "split", "unbind", "tensor_split"])
+def test_a_layer_over_the_parts_of_a_value_restarts_nothing(how):
+    found = told(Shared(how), torch.randn(3, 4 * D))
+    assert (found.looped, found.codes) == (False, {"not-looped"}), found.text()
+
+
+@pytest.mark.parametrize("how", ["slices", "narrow", "chunk", "split", "unbind", "tensor_split"])
+def test_a_layer_over_one_part_again_and_again_restarts_also_where_lists_of_values_are_read(how):
+    found = told(Shared(how, again=True), torch.randn(3, 4 * D))
+    assert (found.looped, found.loops, found.codes) == (False, 4, {"restarts"}), found.text()
+
+
 def test_a_cell_that_hands_on_two_states_restarts_nothing():
     class Cell(nn.Module):
         def __init__(self):

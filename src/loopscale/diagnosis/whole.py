@@ -127,15 +127,24 @@ def _same_values(tape: Tape) -> list[int]:
     """Give for each node the first that computed the same from the same; what is drawn or unknown is like nothing else."""
     first: dict[tuple[Any, ...], int] = {}
     same: list[int] = []
+    begun: dict[int, int] = {}  # the first node of each call: its results are told apart by their place
     for index, node in enumerate(tape.nodes):
-        told = index
+        told, place = index, index - begun.setdefault(node.call, index)
         known = node.parents and not any(word[:1] == ("constant",) and not word[-1] for word in _tuples(node.args))
         if known and node.op != "opaque" and not _RANDOM.search(node.op):
-            args = tuple(("node", same[w[1]]) if is_node(w) else w for w in node.args)
-            spelt = (node.op, tuple(same[p] for p in node.parents), node.params, args, node.shape)
+            read = tuple(same[p] for p in node.parents)
+            spelt = (node.op, place, read, node.params, _firsts(node.args, same), node.shape)
             told = first.setdefault(spelt, index)
         same.append(told)
     return same
+
+
+def _firsts(args: tuple[Any, ...], same: list[int]) -> tuple[Any, ...]:
+    """Name in the arguments, lists of tensors too, the first node that computed each."""
+    return tuple(
+        ("node", same[word[1]]) if is_node(word) else _firsts(word, same) if isinstance(word, tuple) else word
+        for word in args
+    )
 
 
 def _tuples(args: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:

@@ -541,7 +541,10 @@ class Tape(TorchFunctionMode):
         return tuple(said + [self._word(item) for item in kwargs.values()] if kwargs else said)
 
     def _word(self, item: Any) -> Any:
-        """Say how an argument is noted: a node as ("node", i), a parameter by its key, a constant by size and name."""
+        """Say how an argument is noted: a node as ("node", i), a parameter by its key, a constant by size and name.
+
+        A slice by its ends, for two parts of a value are two values; what has no short word is a constant without a name.
+        """
         if type(item) in SPELT:
             return item
         if isinstance(item, Tensor):
@@ -551,8 +554,10 @@ class Tape(TorchFunctionMode):
             if id(item) in self.keys:
                 return ("param", self.keys[id(item)])
             return ("constant", tuple(item.shape), self.buffers.get(id(item), ""))
-        if isinstance(item, (list, tuple)) and len(item) < 9:
-            return tuple([self._word(part) for part in item])
+        if isinstance(item, (list, tuple)):
+            return tuple([self._word(part) for part in item]) if len(item) < 9 else ("constant", (len(item),), "")
+        if isinstance(item, slice):
+            return ("slice", *(self._word(end) for end in (item.start, item.stop, item.step)))
         return item if isinstance(item, (bool, int, float, str)) else type(item).__name__
 
     def _add(
