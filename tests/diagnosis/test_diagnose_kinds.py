@@ -441,6 +441,20 @@ def test_a_scan_is_a_loop_though_its_matrices_read_the_input_alone():
     assert (found.loops, found.codes) == (7, {"norm-bounded"}), found.text()
 
 
+@pytest.mark.parametrize("constant", [1.0, 3.0, 0.5])
+def test_a_constant_between_branch_and_addition_goes_into_the_strength_of_the_remedy(constant):
+    class Multiplied(Toy):
+        def visit(self, x, n):
+            return x + self.f(self.norm(x)) * constant
+
+    model = Multiplied(6)
+    found = told(model)
+    assert found.codes == {"unscaled-residual"}, found.text()
+    assert found.details["attach"].get("strength", 1.0) == pytest.approx(1 / constant, rel=1e-3)
+    found.apply(model)
+    assert told(model).codes == set() and told(model).effective_scale == pytest.approx(1 / 6, rel=1e-3)
+
+
 def parts(x, how):
     """Four parts of the last axis, by one way or another."""
     if how == "slices":

@@ -148,8 +148,6 @@ def attachable(
 
     `beside`: branches of layers that are looped one after the other, with the same N.
     """
-    from loopscale.adapt import attach
-
     scaled = [
         b for b, p, factor in trial.kinds if b.kind == "branch" and p != b.other and 0 < factor < 1 and not b.nested
     ]
@@ -158,19 +156,34 @@ def attachable(
     names = list(dict.fromkeys([*(b.where for b in scaled), *beside]))
     plain = {"loops": facts.loops, "layers": facts.layers}
     for given in ({**plain, "branches": names}, plain):
-        try:
-            copied = copy.deepcopy(model)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                # The measure below is the check of a large model, whose passes cost more.
-                attach(copied, batch=batch, check=small(model), **given)
-            seen = measured_pass(Setting(copied, batch))
-        except Exception:  # a model may refuse in any way
+        scales = _attached_scales(model, batch, given)
+        if not scales or max(scales) > 1.05 * min(scales):
             continue
-        living = [b.scale for b in seen.branches if b.kind == "branch" and not b.dead]
-        if living and all(abs(eps / facts.prescribed - 1) < 0.05 for eps in living):
+        off = scales[0] / facts.prescribed
+        if abs(off - 1) < 0.05:
+            return given
+        # A constant of the model's own between branch and addition: the strength takes it in.
+        given = {**given, "strength": float(f"{1 / off:.4g}")}
+        scales = _attached_scales(model, batch, given)
+        if scales and all(abs(eps / facts.prescribed - 1) < 0.05 for eps in scales):
             return given
     return None
+
+
+def _attached_scales(model: nn.Module, batch: Any, given: Mapping[str, Any]) -> list[float]:
+    """Attach to a copy and measure the factor of each branch that acts; empty where `attach` refuses."""
+    from loopscale.adapt import attach
+
+    try:
+        copied = copy.deepcopy(model)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # The measure below is the check of a large model, whose passes cost more.
+            attach(copied, batch=batch, check=small(model), **given)
+        seen = measured_pass(Setting(copied, batch))
+    except Exception:  # a model may refuse in any way
+        return []
+    return [b.scale for b in seen.branches if b.kind == "branch" and not b.dead]
 
 
 def spelt(given: Mapping[str, Any], model: nn.Module) -> str:
