@@ -455,6 +455,31 @@ def test_a_constant_between_branch_and_addition_goes_into_the_strength_of_the_re
     assert told(model).codes == set() and told(model).effective_scale == pytest.approx(1 / 6, rel=1e-3)
 
 
+@pytest.mark.parametrize("shrunk", [True, False])
+@pytest.mark.parametrize("start", [nn.init.xavier_uniform_, nn.init.xavier_normal_, nn.init.kaiming_uniform_])
+def test_a_depth_rule_in_the_weights_is_seen_whatever_they_start_from(start, shrunk):
+    """By fan-in a wide-to-narrow matrix of Xavier's starts larger than its neighbours, which hides that it was shrunk."""
+
+    class Two(Toy):
+        def __init__(self, loops=8):
+            super().__init__(loops)
+            self.qkv, self.proj = nn.Linear(D, 3 * D), nn.Linear(D, D)
+            self.up, self.down = nn.Linear(D, 4 * D), nn.Linear(4 * D, D)
+            for layer in (self.qkv, self.proj, self.up, self.down):
+                start(layer.weight)
+            if shrunk:
+                for layer in (self.proj, self.down):
+                    nn.init.zeros_(layer.bias)
+                    layer.weight.data /= (2 * loops) ** 0.5
+
+        def visit(self, x, n):
+            q, k, v = self.qkv(self.norm(x)).chunk(3, -1)
+            x = x + self.proj(torch.softmax(q @ k.mT / D**0.5, -1) @ v) / n
+            return x + self.down(torch.relu(self.up(self.norm(x)))) / n
+
+    assert ("double-depth-scale" in told(Two()).codes) is shrunk
+
+
 def parts(x, how):
     """Four parts of the last axis, by one way or another."""
     if how == "slices":
