@@ -419,7 +419,7 @@ def test_the_line_to_edit_and_the_remedy_come_to_one_number(written):
     visit, code, before, after = REMEDIES[written]
     (finding,) = told(visits_of(visit)).findings
     assert finding.code == code
-    assert f"multiply `{written}` by {after / before:.4g}: {before:.4g} becomes {after:.4g}" in finding.lines[0]
+    assert f"multiply `{written}` by {after / before:.4g}: {before:.4g} becomes {after:.4g}" in finding.lines[-1]
     assert f"{after:.4g}" in finding.remedy and "then no finding" in finding.tried
     assert 0.9 < float(finding.tried.partition(" -> ")[2].partition(",")[0]) < 2.1, finding.tried
 
