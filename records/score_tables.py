@@ -192,6 +192,7 @@ SIGHTS = {
     "e, first sight": ("e", "first"),
     "e, the wrong ones again after mends": ("e", "now"),
     "f, first sight": ("f", "first"),
+    "f, the wrong ones again after mends": ("f", "now"),
 }
 BATCHES = tuple(dict.fromkeys(batch for batch, _ in SIGHTS.values()))
 
