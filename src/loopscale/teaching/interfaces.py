@@ -34,10 +34,10 @@ class Interface:
 @cache
 def commands() -> tuple[Interface, ...]:
     """Read every command of `loopscale.cli` in the order of its table."""
-    names = re.findall(r'^    "(\w+)": "loopscale\.cli\.\w+:command"', _text("cli", "__init__.py"), flags=re.M)
+    places = re.findall(r'^    "(\w+)": "loopscale\.cli\.(\w+):(\w+)"', _text("cli", "__init__.py"), flags=re.M)
     found = []
-    for name in names:
-        node = _definition(_text("cli", f"{name}.py"), "command")
+    for name, file, function in places:
+        node = _definition(_text("cli", f"{file}.py"), function)
         if node is not None:
             first, rest = _parts(node)
             found.append(Interface(name, first, rest, f"loopscale {name} --help", _page_of(name)))
