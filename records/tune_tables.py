@@ -8,8 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from loopscale.tune.findings import SAID
-
 RECORD = Path(__file__).resolve().parent / "tune_cost.json"
 Row = dict[str, Any]
 ALLOWED = 0.01  # nats
@@ -38,20 +36,26 @@ def count() -> str:
             f"paired noise, in {sum(map(held, mine))} of {len(mine)} settings"
             + (f" (not in {', '.join(lost)})." if lost else ".")
         )
+    checked = [row for row in rows() if row["verification"]]
     said = {
-        word: sum(row["verification"]["sentence"].startswith(text) for row in rows()) for word, text in SAID.items()
+        word: sum(row["verification"]["verdict"] == word for row in checked) for word in ("holds", "fails", "undecided")
     }
     told.append(
-        f"Of these {len(rows())} plans `verify` itself, within a tenth of the cost, said *holds* of {said['holds']}, "
-        f"*fails* of {said['fails']} and *undecided* of {said['undecided']}."
+        f"Of the {len(checked)} plans from {_listed(checked)} `verify` itself, within a tenth of the cost, said *holds* of "
+        f"{said['holds']}, *fails* of {said['fails']} and *undecided* of {said['undecided']}."
     )
-    shares = [row["share_of_direct"] for row in rows()]
-    swept = [row["share_of_the_sweep_as_run"] for row in rows()]
-    told.append(
-        f"Tuning and verification took {_percent(shares)} of the FLOPs of as many trials at N = 32, and {_percent(swept)} "
-        "of those of the sweep that was run there."
-    )
+    for kind, mine in (("and verification", checked), ("alone", [row for row in rows() if not row["verification"]])):
+        if mine:
+            shares, swept = ([row[name] for row in mine] for name in ("share_of_direct", "share_of_the_sweep_as_run"))
+            told.append(
+                f"Tuning {kind} at {_listed(mine)} took {_percent(shares)} of the FLOPs of as many trials at N = 32, and "
+                f"{_percent(swept)} of those of the sweep that was run there."
+            )
     return " ".join(told)
+
+
+def _listed(mine: list[Row]) -> str:
+    return f"N = {' and '.join(map(str, sorted({row['tuned_at'] for row in mine})))}"
 
 
 def _percent(shares: list[float]) -> str:
