@@ -58,12 +58,14 @@ def trained(chosen, center, cells):
     return found
 
 
-@pytest.mark.slow
-@pytest.mark.xfail(
-    reason="measured with torch 2.13 on a CPU: from one loop and from four the regret on four seeds is above the 0.01 "
-    "allowed; with one rate for all parameters it was 0.0141 nats [0.0034, 0.0248]. Run it with --runxfail to see the cells"
+MISSED = pytest.mark.xfail(
+    reason="measured with torch 2.13 on a CPU: from one loop the regret on four seeds is 0.0121 nats [0, 0.0286], above the "
+    "0.01 allowed; before the search walked to the valley it was 0.0556 [0.0332, 0.0779], and 0.0115 [0, 0.0284] from four"
 )
-@pytest.mark.parametrize("loops", [1, 4])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loops", [pytest.param(1, marks=MISSED), 4])
 def test_rate_and_strength_carried_over_three_axes_lose_nothing_at_the_target(loops, tmp_path):
     chosen = TuneSettings(BASE, PROXY.replace(loops=loops), TARGET, ("lr", "strength", "outer_lr"), trials=24)
     plan = tune(chosen, tmp_path / "t", executor=LocalProcesses(1))
