@@ -19,17 +19,26 @@ class Sizes(NamedTuple):
     reps: int
 
 
-class Looped(nn.Module):
+class Right(nn.Module):
+    """A right loop over tokens; `_count` says how often, at each pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.norm = nn.Embedding(20, D), nn.LayerNorm(D)
+        self.f, self.head = nn.Linear(D, D), nn.Linear(D, 20)
+
+    def forward(self, tokens):
+        x, count = self.table(tokens), self._count()
+        for _ in range(count):
+            x = x + self.f(self.norm(x)) / count
+        return self.head(x)
+
+
+class Looped(Right):
     """Visits by the rows of a table, by a tuple that nothing can change, by a closure: nothing in the model sets them."""
 
     def __init__(self, how, loops, each=1):
         super().__init__()
-        self.table, self.norm, self.f, self.head = (
-            nn.Embedding(20, D),
-            nn.LayerNorm(D),
-            nn.Linear(D, D),
-            nn.Linear(D, 20),
-        )
         self.register_buffer("levels", torch.logspace(0, -1, loops * each))
         ways = {
             "buffer": lambda: len(self.levels),
@@ -37,12 +46,6 @@ class Looped(nn.Module):
             "closure": lambda: loops * each,
         }
         self._count = ways[how]
-
-    def forward(self, tokens):
-        x, count = self.table(tokens), self._count()
-        for _ in range(count):
-            x = x + self.f(self.norm(x)) / count
-        return self.head(x)
 
 
 def _reps(sizes):
@@ -54,24 +57,15 @@ class Config:
         self.n_loop = n_loop
 
 
-class Inner(nn.Module):
+class Inner(Right):
     """N is `config.n_loop`, whatever else is given."""
 
     def __init__(self, n_loop=8):
         super().__init__()
-        self.table, self.norm, self.f, self.head = (
-            nn.Embedding(20, D),
-            nn.LayerNorm(D),
-            nn.Linear(D, D),
-            nn.Linear(D, 20),
-        )
         self.config = Config(n_loop)
 
-    def forward(self, tokens):
-        x = self.table(tokens)
-        for _ in range(self.config.n_loop):
-            x = x + self.f(self.norm(x)) / self.config.n_loop
-        return self.head(x)
+    def _count(self):
+        return self.config.n_loop
 
 
 def told(factory):

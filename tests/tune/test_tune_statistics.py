@@ -151,7 +151,7 @@ def test_verify_fails_on_no_better_ground_than_its_sizes_and_gives_the_command(
     found = {"local": rows, "target": [{**row, "verdict": word} for word in target]}
     found["verdict"] = _overall(chosen, found)
     assert found["verdict"] == verdict
-    told = after_verifying(Path("runs/t"), chosen, found, "--loops", "2,4", "--seeds", "3", "--share", "0.3")
+    told = after_verifying(Path("runs/t"), chosen, found, "--loops", "2,4", "--seeds", "3", share=0.3)
     assert "\n" not in told and bool(told) == bool(command)
     if command:
         ((name, given),) = parsed(told)
@@ -185,10 +185,10 @@ def test_what_is_not_decided_but_bounded_can_be_trained_all_the_same(verdict, bo
         assert line.startswith("Train it if 0.022 nats are nothing to you") and parsed(line)[0][0] == "train"
 
 
-@pytest.mark.parametrize(("share", "dear"), [("0.3", False), ("1.75", True)])
+@pytest.mark.parametrize(("share", "dear"), [(0.3, False), (1.75, True)])
 def test_a_verification_that_costs_more_than_a_sweep_says_so(share, dear):
     found = {"local": [], "target": [], "verdict": "undecided"}
-    told = after_verifying(Path("runs/t"), tuning([], [])[0], found, "--seeds", "3", "--share", share)
+    told = after_verifying(Path("runs/t"), tuning([], [])[0], found, "--seeds", "3", share=share)
     assert ("more than a sweep at the target" in told) is dear
 
 

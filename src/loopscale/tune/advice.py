@@ -89,8 +89,11 @@ def about_looping(folder: Path, plan: dict[str, Any]) -> str:
     return f"whether looping pays was not measured ({price}): {command}"
 
 
-def after_verifying(folder: Path, settings: TuneSettings, found: dict[str, Any], *more: str) -> str:
-    """Say what to do about a plan that holds, fails or is not decided; `more` are the options for more seeds."""
+def after_verifying(folder: Path, settings: TuneSettings, found: dict[str, Any], *more: str, share: float = 0.0) -> str:
+    """Say what to do about a plan that holds, fails or is not decided.
+
+    `more` are the options for more seeds, `share` what these cost of a sweep at the target.
+    """
     mine = [row for row in (*found["local"], *found["target"]) if row["rule"] == settings.rule]
     flat = [row["label"] for row in found["local"] if row["rule"] == settings.rule and row.get("inside") is False]
     if found["verdict"] == "fails" or (found["verdict"] == "undecided" and flat):
@@ -104,9 +107,9 @@ def after_verifying(folder: Path, settings: TuneSettings, found: dict[str, Any],
     if found["verdict"] != "undecided":
         train = _train(folder, settings)
         return train and f"Train it: {train}"
-    dear = "--share" in more and float(more[more.index("--share") + 1]) >= 1
-    price = ", at more than a sweep at the target costs" if dear else ""
-    return f"Repeat it with more seeds{price}, the trials that ran are kept: {_verify(folder, settings, *more)}"
+    price = ", at more than a sweep at the target costs" if share >= 1 else ""
+    again = _verify(folder, settings, *more, "--share", f"{share:g}")
+    return f"Repeat it with more seeds{price}, the trials that ran are kept: {again}"
 
 
 def if_bounded(folder: Path, settings: TuneSettings, found: dict[str, Any]) -> list[str]:

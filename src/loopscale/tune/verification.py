@@ -58,20 +58,22 @@ def verify(
         }
         report |= findings(plan, checks, taken, left, trials, report["share_of_direct"])
         report["says"] += if_bounded(folder, settings, report)
-        report["next"] = after_verifying(folder, settings, report, *_more_seeds(plan, checks))
+        report["next"] = _next(folder, plan, report, checks)
         plan["verification"] = report
         write_record(folder / "plan.json", Plan.model_validate(plan))
     return report
 
 
-def _more_seeds(plan: dict[str, Any], checks: Checks) -> tuple[str, ...]:
-    """Return the options that repeat these checks with more seeds, in a share that holds them."""
+def _next(folder: Path, plan: dict[str, Any], report: dict[str, Any], checks: Checks) -> str:
+    """Say what to do now; these checks with more seeds go in a share that holds them."""
     more = replace(checks, seeds=max(3, 2 * checks.seeds))
     sizes = (("--loops", more.loops), ("--layers", more.layers), ("--width", more.widths))
     said = [word for name, counts in sizes if counts for word in (name, ",".join(map(str, counts)))]
     said += ["--joint"] if more.joint else []
     said += ["--tolerance", f"{more.tolerance:g}"] if more.tolerance != TOLERANCE else []
-    return (*said, "--seeds", str(more.seeds), "--share", f"{max(SHARE, share_of(plan, more)):g}")
+    share = max(SHARE, share_of(plan, more))
+    settings = TuneSettings.from_json(plan["settings"])
+    return after_verifying(folder, settings, report, *said, "--seeds", str(more.seeds), share=share)
 
 
 def share_of(plan: dict[str, Any], checks: Checks) -> float:
