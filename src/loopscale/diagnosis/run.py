@@ -433,9 +433,10 @@ def _tried(study: _Study, findings: list[Finding]) -> tuple[list[Finding], dict[
     helps = not trial.left and (trial.gain <= max(2.0, gain) or not math.isfinite(gain))
     names = [b.where for other in study.others if _sibling(other, facts.loops) for b in other.facts.living]
     attach = attachable(setting.model, setting.batch, facts, trial, names) if helps else None
-    lines = (spelt(attach, setting.model),) if attach else ()
-    if not attach or "strength" in attach:  # beside a constant that can be changed where it stands
-        lines += edits(trial)
+    # Beside an attach that takes a constant into its strength: where the constant itself can be changed.
+    lines = edits(trial) if not attach or "strength" in attach else ()
+    if attach:
+        lines = (spelt(attach, setting.model), *lines)
     return with_trial(findings, trial.said(facts, facts.over), lines, helps), attach
 
 
